@@ -1,0 +1,180 @@
+"""The edge: command line and YAML files in, validated settings out, exit statuses.
+
+`argparse` parses, `pydantic` validates; this module only derives the flags from the settings class and
+turns every complaint into one line that names the flag. Values stay strings until pydantic sees them, so a
+flag and a YAML key are judged by the same rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from raygan.config import Settings, allowed_range, load_preset, load_yaml
+from raygan.errors import ConfigurationError, RayganError
+
+S = TypeVar("S", bound=Settings)
+
+
+def run_job(
+    settings_class: type[S], main: Callable[[S], None], *, doc: str | None, argv: Sequence[str] | None = None
+) -> NoReturn:
+    """Parse the command line, run `main` and exit with 0, or 2 for a wrong command line, or 1.
+
+    doc: shown by `--help`; the first line is the summary. `--dry-run` prints the resolved settings as YAML.
+    """
+    try:
+        settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc)
+        if dry_run:
+            print(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), end="")
+        else:
+            main(settings)
+    except RayganError as error:
+        # A message may hold a path with undecodable bytes; it must not become a traceback.
+        text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
+        print(text, file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)
+
+
+def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> tuple[S, bool]:
+    """Settings from defaults, preset, files and flags, and whether `--dry-run` was given.
+
+    Raises ConfigurationError with one line for each thing that is wrong.
+    """
+    presets: tuple[str, ...] = getattr(settings_class, "presets", ())
+    flags = vars(_parser(settings_class, presets, doc).parse_args(argv))
+    dry_run = flags.pop("dry_run")
+    files = flags.pop("config", None) or []
+    preset = flags.pop("preset", None)
+    values: dict[str, Any] = {}
+    loaded = [load_yaml(path) for path in files]
+    for file_values in loaded:
+        preset = preset or file_values.pop("preset", None)
+        file_values.pop("preset", None)
+    if preset:
+        values |= load_preset(preset, presets)
+    for file_values in loaded:
+        values |= file_values
+    values |= flags
+    return validate(settings_class, values), dry_run
+
+
+def validate(settings_class: type[S], values: dict[str, Any]) -> S:
+    """The settings object. Raises ConfigurationError that names each wrong flag."""
+    try:
+        return settings_class.model_validate(values)
+    except ValidationError as error:
+        lines = [_complaint(settings_class, problem) for problem in error.errors(include_url=False)]
+        raise ConfigurationError("\nerror: ".join(dict.fromkeys(lines))) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            given = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            message = f"{given} is not a known flag{_guess(given, list(self._option_string_actions))}"
+        raise ConfigurationError(f"{message} (see --help)")
+
+
+def _parser(settings_class: type[Settings], presets: tuple[str, ...], doc: str | None) -> _Parser:
+    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
+    parser.add_argument(
+        "--config", action="append", metavar="FILE", help="YAML file of settings; may be repeated, later wins"
+    )
+    if presets:
+        parser.add_argument("--preset", metavar="NAME", help=f"settings by name: {', '.join(presets)}")
+    groups: dict[str, Any] = {}
+    for name, field in settings_class.model_fields.items():
+        heading = _home(settings_class, name).group
+        group = groups.setdefault(heading, parser.add_argument_group(heading))
+        _add_flag(group, name, field)
+    parser._action_groups.sort(key=lambda group: group.title != settings_class.group)
+    return parser
+
+
+def _home(settings_class: type[Settings], name: str) -> type[Settings]:
+    """The class that declares the field, whose heading it is shown under."""
+    homes = [c for c in settings_class.__mro__ if name in inspect.get_annotations(c)]
+    return typing.cast("type[Settings]", homes[-1])
+
+
+def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+    flag = "--" + name.replace("_", "-")
+    help_text = _help(field).replace("%", "%%")
+    kind = _without_none(field.annotation)
+    if kind is bool:
+        group.add_argument(
+            flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text
+        )
+        return
+    several = get_origin(kind) is list
+    item = get_args(kind)[0] if several else kind
+    if get_origin(item) is Literal:
+        metavar = "{" + ",".join(map(str, get_args(item))) + "}"
+    else:
+        metavar = {int: "N", float: "X"}.get(item, name.rsplit("_", 1)[-1].upper())
+    group.add_argument(
+        flag,
+        dest=name,
+        nargs=("+" if field.is_required() else "*") if several else None,
+        default=argparse.SUPPRESS,
+        metavar=metavar,
+        help=help_text,
+    )
+
+
+def _help(field: FieldInfo) -> str:
+    notes = [allowed_range(field.metadata)]
+    if field.is_required():
+        notes.append("required")
+    else:
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if default not in (None, [], ""):
+            notes.append(f"default {default}")
+    shown = "; ".join(note for note in notes if note)
+    return f"{field.description} [{shown}]" if shown else str(field.description)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (types.UnionType, typing.Union):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return kinds[0]
+    return annotation
+
+
+def _complaint(settings_class: type[Settings], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not location:
+        return message
+    flag = "--" + location[0].replace("_", "-")
+    if problem["type"] == "missing":
+        return f"{flag} is required: {settings_class.model_fields[location[0]].description}"
+    if problem["type"] == "extra_forbidden":
+        return f"{location[0]} is not a known setting{_guess(location[0], list(settings_class.model_fields))}"
+    return f"{flag}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+
+
+def _guess(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

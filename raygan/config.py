@@ -1,0 +1,212 @@
+"""Typed configuration: every setting's meaning, unit, default and range, in one place.
+
+The mental model:
+
+1. Each job has one flat settings class; its fields are the keys of YAML files and the flags of the command
+   line (`z_dim` is `--z-dim`), so that a setting has the same name everywhere.
+2. A class is composed of small ones by concern; `--help` shows them as groups, and a function that needs
+   one concern takes that class.
+3. Values come from the class defaults, then the preset, then `--config` files, then flags; later wins.
+   `raygan.cli` merges them and pydantic validates the result once. After that settings are frozen objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from raygan.errors import ConfigurationError
+
+
+def option(default: Any, meaning: str, *, unit: str = "", **constraints: Any) -> Any:
+    """A pydantic field whose description carries its unit, for `--help`.
+
+    default: ``...`` makes the field required. constraints: pydantic's `ge`, `gt`, `le`, `lt`, or
+    `default_factory`.
+    """
+    text = f"{meaning} ({unit})" if unit else meaning
+    if "default_factory" in constraints:
+        return Field(description=text, **constraints)
+    return Field(default, description=text, **constraints)
+
+
+def allowed_range(metadata: list[Any]) -> str:
+    """A field's bounds in words, such as "1 to 64" or "above 0"; empty where there are none."""
+    low = next((f"{m.ge}" for m in metadata if isinstance(m, Ge)), None)
+    above = next((f"{m.gt}" for m in metadata if isinstance(m, Gt)), None)
+    high = next((f"{m.le}" for m in metadata if isinstance(m, Le)), None)
+    below = next((f"{m.lt}" for m in metadata if isinstance(m, Lt)), None)
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    parts = [
+        f"at least {low}" if low is not None else "",
+        f"above {above}" if above is not None else "",
+        f"at most {high}" if high is not None else "",
+        f"below {below}" if below is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _image_size(size: int) -> int:
+    if size not in (32, 64, 128, 256):
+        raise ValueError(f"must be a power of two from 32 to 256, not {size}")
+    return size
+
+
+ImageSize = Annotated[int, AfterValidator(_image_size)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, objects are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: Heading of the class's fields in `--help`.
+    group: ClassVar[str] = "options"
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON-ready values, as YAML files and MLflow have them."""
+        return self.model_dump(mode="json")
+
+
+class StorageSettings(Settings):
+    """Where things live: one place for files, one address for MLflow."""
+
+    group: ClassVar[str] = "storage and tracking"
+
+    storage: str = option(
+        None,
+        "folder for runs, checkpoints and, by default, MLflow's records; RAYGAN_STORAGE sets the default",
+        default_factory=lambda: os.environ.get("RAYGAN_STORAGE") or os.path.expanduser("~/raygan"),
+    )
+    tracking_uri: str | None = option(
+        None,
+        "MLflow tracking address; by default MLFLOW_TRACKING_URI, or a SQLite file under the storage folder",
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None,
+    )
+    experiment: str = option("raygan", "MLflow experiment that the run belongs to")
+
+
+class NetworkOptions(Settings):
+    """The generator's and the critic's shape."""
+
+    group: ClassVar[str] = "networks"
+
+    image_size: ImageSize = option(
+        64, "side of the square images; must equal the shards'", unit="px: 32, 64, 128 or 256"
+    )
+    z_dim: int = option(200, "length of the latent vector", ge=1, le=4096)
+    width: int = option(
+        64, "channels of the block next to the image; deeper blocks have up to 16 times as many", ge=1, le=512
+    )
+    critic_norm: Literal["instance", "batch"] = option(
+        "instance", "normalisation in the critic: instance (WGAN-GP) or batch (DCGAN)"
+    )
+
+
+class ObjectiveOptions(Settings):
+    """What is minimised, and how."""
+
+    group: ClassVar[str] = "objective and optimisers"
+
+    objective: Literal["wgan-gp", "dcgan"] = option("wgan-gp", "adversarial objective")
+    epochs: int = option(80, "passes over the photos", unit="epochs", ge=1)
+    batch_size: int = option(64, "images in the global batch, all workers together", unit="images", ge=2)
+    n_critic: int = option(5, "critic steps to each generator step", ge=1, le=100)
+    generator_lr: float = option(1e-4, "Adam's learning rate of the generator", gt=0, le=1)
+    critic_lr: float = option(1e-4, "Adam's learning rate of the critic", gt=0, le=1)
+    beta1: float = option(0.0, "Adam's beta 1", ge=0, lt=1)
+    beta2: float = option(0.9, "Adam's beta 2", ge=0, lt=1)
+    penalty_weight: float = option(10.0, "weight of the gradient penalty (lambda)", ge=0)
+    penalty_every: int = option(
+        1, "take the penalty every so many critic steps, with its weight multiplied by as many", unit="steps", ge=1
+    )
+    augment: list[Literal["color", "translation", "cutout"]] = option(
+        None, "DiffAugment changes shown to the critic, of reals and fakes alike", default_factory=list
+    )
+    mirror: bool = option(False, "flip reals left to right at random")
+    ema_kimg: float = option(
+        10.0,
+        "half-life of the generator's moving average, which is the model users get",
+        unit="thousands of images",
+        gt=0,
+    )
+    ema_ramp: float = option(
+        0.05, "the half-life is at most this share of the images seen so far; 0 leaves it fixed", ge=0, le=1
+    )
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "arithmetic of the convolutions; auto takes bf16 where the hardware computes it natively"
+    )
+    seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
+
+
+class WorkerOptions(Settings):
+    """What the training takes from the cluster."""
+
+    group: ClassVar[str] = "cluster"
+
+    num_workers: int = option(1, "data-parallel training workers (DDP)", unit="workers", ge=1)
+    cpus_per_worker: float = option(1.0, "CPU cores reserved for each worker, also its threads", unit="cores", gt=0)
+    gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has enough of them")
+    max_failures: int = option(3, "times a failed worker group is started again from the last checkpoint", ge=0)
+
+
+class TrainSettings(WorkerOptions, ObjectiveOptions, NetworkOptions, StorageSettings):
+    """Everything `jobs/train.py` can be told."""
+
+    group: ClassVar[str] = "run"
+    presets: ClassVar[tuple[str, ...]] = ("quick", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
+
+    data: str = option(..., "folder of shards that jobs/prepare.py wrote")
+    label: str | None = option(None, "train on this label only; by default on all labels together")
+    name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
+    snapshot_every: int = option(5, "epochs between sample grids", unit="epochs", ge=1)
+    checkpoint_every: int = option(1, "epochs between checkpoints", unit="epochs", ge=1)
+    keep_checkpoints: int = option(2, "newest checkpoints kept", ge=1)
+    promote: bool = option(True, "point the registered model's serving alias at this run's generator")
+    allow_changes: bool = option(False, "resume a run although settings or shards differ from those it began with")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSettings:
+        if self.batch_size < self.num_workers:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is smaller than num_workers ({self.num_workers}): "
+                f"every worker needs at least one image of each batch"
+            )
+        if self.objective == "wgan-gp" and self.critic_norm == "batch":
+            raise ValueError(
+                "critic_norm must be instance with objective wgan-gp: the gradient penalty is defined per image"
+            )
+        return self
+
+
+def load_preset(name: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """Values of a preset that ships with the package. Raises ConfigurationError on an unknown name."""
+    if name not in known:
+        raise ConfigurationError(f"preset: {name!r} is unknown; choose one of {', '.join(known)}")
+    text = resources.files("raygan").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    """Values of a YAML file. Raises ConfigurationError if it can't be read or isn't a mapping."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigurationError(f"config: cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" at line {where.line + 1}" if where else ""
+        raise ConfigurationError(f"config: {path} is not valid YAML{at}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"config: {path} must hold `key: value` lines, not a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}

@@ -1,0 +1,138 @@
+"""Generators and critics: convolutional stacks that double or halve the image at every block.
+
+A network for images of S pixels has log2(S) - 2 blocks and an exit layer on each side: five blocks at
+128 px, four at 64 px. Block k of the critic (from the image inwards) has ``width * 2**k`` channels, at
+most ``16 * width``; the generator mirrors it.
+
+Sources: Radford et al. 2015 (DCGAN, arXiv 1511.06434) for the generator and the batch-normalised
+discriminator; Gulrajani et al. 2017 (WGAN-GP, arXiv 1704.00028) for a critic without batch statistics,
+since the gradient penalty is defined per image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+CriticNorm = Literal["instance", "batch"]
+
+IMAGE_SIZES = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a generator and its critic are built from; stored beside their weights.
+
+    image_size: side of the square image in pixels, one of 32, 64, 128, 256.
+    z_dim: length of the latent vector, at least 1.
+    width: channels of the block next to the image, at least 1.
+    critic_norm: "instance" normalises every critic block per image (WGAN-GP); "batch" normalises all
+        but the first over the batch (DCGAN's discriminator).
+    """
+
+    image_size: int = 64
+    z_dim: int = 200
+    width: int = 64
+    critic_norm: CriticNorm = "instance"
+
+    def __post_init__(self) -> None:
+        if self.image_size not in IMAGE_SIZES:
+            raise ValueError(f"image_size must be one of {IMAGE_SIZES}, not {self.image_size}")
+        if self.z_dim < 1 or self.width < 1:
+            raise ValueError("z_dim and width must be at least 1")
+        if self.critic_norm not in ("instance", "batch"):
+            raise ValueError(f"critic_norm must be instance or batch, not {self.critic_norm!r}")
+
+    def channels(self) -> list[int]:
+        """Channels of each block, from the image inwards."""
+        blocks = int(math.log2(self.image_size)) - 2
+        return [self.width * min(2**k, 16) for k in range(blocks)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Generator(nn.Module):
+    """Latents (N, z_dim) to images (N, 3, S, S) in (-1, 1).
+
+    Blocks of ConvTranspose2d, BatchNorm2d and ReLU; the first projects the latent to 4x4, each further
+    one doubles the side; the exit is ConvTranspose2d and Tanh.
+    """
+
+    def __init__(self, settings: NetworkSettings):
+        super().__init__()
+        self.settings = settings
+        channels = settings.channels()[::-1]
+        blocks: list[nn.Module] = [_generator_block(settings.z_dim, channels[0], stride=1, padding=0)]
+        for wide, narrow in itertools.pairwise(channels):
+            blocks.append(_generator_block(wide, narrow, stride=2, padding=1))
+        self.blocks = nn.Sequential(*blocks)
+        self.exit = nn.Sequential(nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
+        self.apply(_init_dcgan)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.exit(self.blocks(latents[:, :, None, None]))
+        return images
+
+
+class Critic(nn.Module):
+    """Images (N, 3, S, S) in [-1, 1] to unbounded scores (N,); higher means more real.
+
+    Blocks of Conv2d, a norm and LeakyReLU(0.2), each halving the side down to 4x4; the exit is a Conv2d
+    to one number. There is no sigmoid: DCGAN's belongs to its loss, for numerical stability.
+    """
+
+    def __init__(self, settings: NetworkSettings):
+        super().__init__()
+        self.settings = settings
+        channels = settings.channels()
+        batch_norm = settings.critic_norm == "batch"
+        blocks: list[nn.Module] = [_critic_block(3, channels[0], None if batch_norm else nn.InstanceNorm2d)]
+        for narrow, wide in itertools.pairwise(channels):
+            blocks.append(_critic_block(narrow, wide, nn.BatchNorm2d if batch_norm else nn.InstanceNorm2d))
+        self.blocks = nn.Sequential(*blocks)
+        self.exit = nn.Conv2d(channels[-1], 1, 4, 1, 0)
+        self.apply(_init_dcgan)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.exit(self.blocks(images))
+        return scores.flatten()
+
+
+def _generator_block(channels_in: int, channels_out: int, stride: int, padding: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels_in, channels_out, 4, stride, padding, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _critic_block(
+    channels_in: int, channels_out: int, norm: type[nn.BatchNorm2d] | type[nn.InstanceNorm2d] | None
+) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=norm is None)]
+    if norm is not None:
+        layers.append(norm(channels_out, affine=True))
+    layers.append(nn.LeakyReLU(0.2))
+    return nn.Sequential(*layers)
+
+
+def _init_dcgan(module: nn.Module) -> None:
+    """DCGAN's initialisation (section 4): weights from N(0, 0.02), norm scales from N(1, 0.02)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def draw_latents(count: int, z_dim: int, generator: torch.Generator) -> Tensor:
+    """`count` standard normal latents (count, z_dim), drawn on the CPU whatever the target device."""
+    return torch.randn(count, z_dim, generator=generator)

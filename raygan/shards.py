@@ -1,0 +1,163 @@
+"""Shards: the Parquet files between `prepare` and everything that trains or measures.
+
+A data set is a folder:
+
+    manifest.json                 written last, in one rename: a folder without it is no data set
+    train-00000.parquet ...       photos to train on
+    validation-00000.parquet ...  photos that training never sees
+
+Columns of every shard, one row per photo:
+
+    image   fixed-size binary, S*S*3 bytes: uint8 RGB, row by row, or (`encoding` "png") binary, a PNG file
+    label   string: the class, such as "cat"
+    path    string: the photo's path relative to the input it came from
+    hash    string: SHA-256 of the decoded, oriented source pixels, in hex
+    split   string: "train" or "validation"
+
+`Manifest` is the typed content of manifest.json; `read_shard` gives one file's pixels and labels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raygan.errors import ConfigurationError, RayganError
+
+MANIFEST = "manifest.json"
+
+Split = Literal["train", "validation"]
+Encoding = Literal["raw", "png"]
+
+
+class ShardFile(BaseModel):
+    """One Parquet file: its name within the data set, its split, and its rows of each label."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    split: Split
+    rows: dict[str, int]
+
+
+class Manifest(BaseModel):
+    """What a data set holds.
+
+    fingerprint: SHA-256 over the shards' content, so that two data sets with the same fingerprint train
+        alike. configuration: the settings of the `prepare` run that wrote it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    image_size: int
+    encoding: Encoding = "raw"
+    classes: list[str]
+    shards: list[ShardFile]
+    fingerprint: str
+    configuration: dict[str, Any]
+
+    def count(self, split: Split, label: str | None = None) -> int:
+        """Photos of a split, of one label or of all."""
+        shards = [shard for shard in self.shards if shard.split == split]
+        if label is None:
+            return sum(sum(shard.rows.values()) for shard in shards)
+        return sum(shard.rows.get(label, 0) for shard in shards)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set at an address: a local path or any URI that pyarrow opens (``s3://``, ``gs://``)."""
+
+    address: str
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, address: str) -> DataSet:
+        """Read the manifest. Raises RayganError naming what is missing or wrong."""
+        filesystem, root = resolve(address)
+        path = posixpath.join(root, MANIFEST)
+        if filesystem.get_file_info(path).type != pafs.FileType.File:
+            raise RayganError(
+                f"{address} holds no finished shards ({MANIFEST} is missing): write them with "
+                f"`python jobs/prepare.py --input PHOTOS --output {address}`"
+            )
+        try:
+            with filesystem.open_input_file(path) as file:
+                manifest = Manifest.model_validate(json.loads(file.read()))
+        except (ValueError, ValidationError):
+            raise RayganError(f"{path} is not a manifest that this version reads: prepare the shards again") from None
+        return cls(address, manifest)
+
+    def check(self, *, image_size: int, label: str | None) -> None:
+        """Raise ConfigurationError if the shards can't serve the settings asked for."""
+        if image_size != self.manifest.image_size:
+            raise ConfigurationError(
+                f"--image-size: {self.address} holds {self.manifest.image_size} px images, not {image_size} px: "
+                f"give --image-size {self.manifest.image_size}, or prepare shards with --image-size {image_size}"
+            )
+        if label is not None and label not in self.manifest.classes:
+            raise ConfigurationError(
+                f"--label: {self.address} has no label {label!r}; it has {', '.join(self.manifest.classes)}"
+            )
+
+    def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
+        """The split's files that hold at least one photo of the label, in order."""
+        return [
+            shard
+            for shard in self.manifest.shards
+            if shard.split == split and (shard.rows.get(label, 0) if label else sum(shard.rows.values())) > 0
+        ]
+
+
+def resolve(address: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem and path of a local path or URI. Raises RayganError if it can't be opened."""
+    try:
+        if "://" in address:
+            filesystem, path = pafs.FileSystem.from_uri(address)
+            return filesystem, str(path)
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(address))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RayganError(f"cannot open {address}: {str(error).splitlines()[0]}") from None
+
+
+def read_shard(
+    address: str, manifest: Manifest, shard: ShardFile, label: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 3, S, S) uint8 and class indices (n,) int64 of one shard, in file order.
+
+    label: keep this label's photos only. Raises RayganError if the file is damaged or gone.
+    """
+    filesystem, root = resolve(address)
+    path = posixpath.join(root, shard.file)
+    filters = [("label", "=", label)] if label is not None else None
+    try:
+        table = pq.read_table(path, columns=["image", "label"], filters=filters, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise RayganError(f"cannot read shard {path}: {str(error).splitlines()[0]}; prepare the shards again") from None
+    index = {name: number for number, name in enumerate(manifest.classes)}
+    labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
+    pixels = _pixels(table["image"].combine_chunks(), manifest)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
+
+
+def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:
+    """Images (n, S, S, 3) uint8 from a shard's image column."""
+    size = manifest.image_size
+    if manifest.encoding == "png":
+        decoded = [np.asarray(Image.open(io.BytesIO(image.as_py()), formats=["PNG"])) for image in images]
+        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+    data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
+    row = size * size * 3
+    return data[images.offset * row : (images.offset + len(images)) * row].reshape(-1, size, size, 3)
