@@ -142,4 +142,6 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise ConfigurationError(f"--port: {port} is in use; stop what listens there, or give another --port") from None
+            raise ConfigurationError(
+                f"--port: {port} is in use; stop what listens there, or give another --port"
+            ) from None

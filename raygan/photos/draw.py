@@ -61,10 +61,25 @@ DOG_COATS = {
 }
 CAT_EYES = ("#b6c240", "#d9a62e", "#6fa85a", "#c97f2a", "#5f9fc9", "#8fb7a0")
 DOG_EYES = ("#5a3318", "#6e4320", "#3b2415", "#8a5a26", "#5a3318", "#3b2415", "#7fb0d0")
-BACKDROPS = ("#8fb59a", "#b3c8dd", "#dcc09a", "#7fa0bd", "#cfa29a", "#6c8a5c", "#e8e0d0", "#8a78a0", "#5b6674", "#c8b050")
+BACKDROPS = (
+    "#8fb59a",
+    "#b3c8dd",
+    "#dcc09a",
+    "#7fa0bd",
+    "#cfa29a",
+    "#6c8a5c",
+    "#e8e0d0",
+    "#8a78a0",
+    "#5b6674",
+    "#c8b050",
+)
 INK = "#1d1512"
 PINK = "#e39a96"
 WHITE = "#ffffff"
+MILK = "#f4eee5"
+
+# Patterns whose pale part is white whatever the coat.
+WHITE_MARKED = ("patches", "tuxedo", "blaze")
 
 
 def draw_face(label: str, seed: int, size: int = 96) -> Image.Image:
@@ -97,7 +112,9 @@ def draw_folder(folder: Path, per_label: int, seed: int = 0, size: int = 96) -> 
         room.mkdir(parents=True, exist_ok=True)
         for index in range(per_label):
             part = room / f".{label}-{index:05d}.part"
-            draw_face(label, seed * FACES_PER_SEED + index, size).save(part, format="PNG")
+            face = draw_face(label, seed * FACES_PER_SEED + index, size)
+            # Fur and grain compress no better with more effort.
+            face.save(part, format="PNG", compress_level=1)
             os.replace(part, room / f"{label}-{index:05d}.png")
 
 
@@ -140,17 +157,14 @@ class Canvas:
     def window(self, left: float, top: float, right: float, bottom: float) -> Canvas:
         """The part of the canvas around a box in head coordinates. Work in it costs its own pixels only."""
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)]) @ self.turn + self.origin
-        height, width = self.x.shape
-        # Even a box outside the picture gets a pixel: an empty window would be a case of its own for everyone.
-        first_x, first_y = (min(max(math.floor(edge), 0), side - 1) for edge, side in zip(corners.min(0), (width, height)))
-        past_x, past_y = (min(max(math.ceil(edge), first + 1), side) for edge, first, side in zip(corners.max(0), (first_x, first_y), (width, height)))
-        rows, columns = slice(first_y, past_y), slice(first_x, past_x)
+        low, high = np.floor(corners.min(0)).tolist(), np.ceil(corners.max(0)).tolist()
+        rows, columns = (span(low[axis], high[axis], self.x.shape[1 - axis]) for axis in (1, 0))
         return replace(
             self,
             pixels=self.pixels[:, rows, columns],
             x=self.x[rows, columns],
             y=self.y[rows, columns],
-            origin=self.origin - (first_x, first_y),
+            origin=self.origin - (columns.start, rows.start),
         )
 
     def mask(self, *outlines: Outline) -> Field:
@@ -208,7 +222,13 @@ class Canvas:
         finished = self.pixels * (tint * 255) * (1 + right * self.x + down * self.y)
         finished += 3 * rng.standard_normal(self.x.shape, np.float32) + 0.5
         levels = np.clip(finished, 0, 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+        return Image.merge("RGB", [Image.fromarray(channel) for channel in levels])
+
+
+def span(low: float, high: float, side: int) -> slice:
+    """The pixels from `low` to `high` along a side; at least one of them, even where none is in the picture."""
+    first = min(max(int(low), 0), side - 1)
+    return slice(first, min(max(int(high), first + 1), side))
 
 
 def as_field(picture: Image.Image) -> Field:
@@ -231,21 +251,17 @@ def curve(*points: Point) -> Outline:
     knots = np.array(points[-1:] + points + points[:2])
     before, here, after, beyond = (knots[start : start + count] for start in range(4))
     t = (np.arange(6) / 6)[:, None, None]
-    slope, bend, twist = after - before, 2 * before - 5 * here + 4 * after - beyond, 3 * (here - after) + beyond - before
+    slope, bend, twist = (
+        after - before,
+        2 * before - 5 * here + 4 * after - beyond,
+        3 * (here - after) + beyond - before,
+    )
     return (here + 0.5 * t * (slope + t * (bend + t * twist))).transpose(1, 0, 2).reshape(-1, 2)
 
 
 def symmetric(*points: Point) -> Outline:
     """The smooth closed shape whose right half passes through the points, from top to bottom."""
     return curve(*points, *[(-x, y) for x, y in reversed(points) if x > 0])
-
-
-def almond(x: float, y: float, width: float, height: float, tilt: float, point: float) -> Outline:
-    """A right eye about (x, y). tilt: how far its outer corner is raised, radians. point: 0 round, 1 almond."""
-    angle = np.arange(24) * (2 * np.pi / 24)
-    across, down = width * np.cos(angle), height * np.sin(angle) * np.abs(np.sin(angle)) ** point
-    cos, sin = np.cos(tilt), np.sin(tilt)
-    return np.stack([x + across * cos + down * sin, y + down * cos - across * sin], 1)
 
 
 def stroke(start: npt.ArrayLike, through: npt.ArrayLike, end: npt.ArrayLike, width: float) -> Outline:
@@ -312,6 +328,8 @@ class Coat:
         base, dark, pale = (colour(name) for name in coats[pick(rng, list(coats))])
         cast = (1 + rng.normal(0, 0.015, (3, 1, 1)) + rng.normal(0, 0.06)).astype(np.float32)
         pattern, shag = pick(rng, patterns), rng.uniform(0.02, 0.08)
+        if pattern in WHITE_MARKED:
+            pale = colour(MILK)
         return Coat(pattern, base * cast, dark * cast, np.minimum(pale * cast, 1), shag)
 
 
@@ -320,7 +338,7 @@ def strands(canvas: Canvas, rng: np.random.Generator) -> Field:
     noise = Image.fromarray(rng.normal(0, 1, (110, 14)).astype(np.float32))
     table = np.asarray(noise.resize((32, 256), Image.Resampling.BICUBIC))
     where, depth = strand_map(len(canvas.x))
-    return 1 + depth * table.ravel().take(where) + 0.03 * canvas.cloud(rng, 14)
+    return 1 + depth * table.ravel().take(where)
 
 
 @lru_cache(maxsize=4)
@@ -355,9 +373,9 @@ def cat_fur(canvas: Canvas, coat: Coat, rng: np.random.Generator) -> Colour:
         reach = ramp(0.4, 0.6, np.hypot(x * 0.9, y - 0.1) + 0.08 * canvas.cloud(rng, 9))
         fur = mix(fur, coat.dark, rng.uniform(0.6, 0.9) * ramp(-0.1, 0.7, np.cos(fan)) * reach)
     elif coat.pattern == "patches":
-        upper = canvas.cloud(rng, 4) + rng.uniform(-0.1, 0.25) - 0.5 * ramp(0, 0.6, y)
-        fur = mix(coat.pale, coat.base, ramp(0, 0.12, upper))
-        fur = mix(fur, coat.dark, ramp(0.25, 0.35, canvas.cloud(rng, 4)))
+        lower = 0.6 * ramp(0, 0.6, y)
+        fur = mix(coat.pale, coat.base, ramp(0, 0.12, canvas.cloud(rng, 5) + rng.uniform(-0.1, 0.25) - lower))
+        fur = mix(fur, coat.dark, ramp(0.25, 0.35, canvas.cloud(rng, 5) - lower))
     elif coat.pattern == "tuxedo":
         fur = mix(fur, coat.pale, blaze(canvas, rng))
     lips, brows = canvas.twin_blobs(0.15, 0.42, 0.2, 0.16), canvas.twin_blobs(0.36, -0.14, 0.2, 0.12)
@@ -402,23 +420,47 @@ def paint_part(canvas: Canvas, outline: Outline, fur: Colour, shadow: float = 0.
     canvas.paint(inside, fur * (0.72 + 0.31 * ramp(0.3, 1, around)))
 
 
-def paint_eyes(
-    face: Canvas, shape: tuple[float, float, float, float, float, float], iris: Colour, pupil: tuple[float, float]
-) -> None:
-    """Both eyes, looking at the viewer. shape: `almond`'s arguments. pupil: its half axes."""
-    x, y, width, height, tilt, point = shape
+@dataclass(frozen=True)
+class Eyes:
+    """A pair of eyes, told by the right one.
+
+    x, y: its middle. width, height: its half axes. tilt: how far its outer corner is raised, in radians.
+    point: 0 round, 1 almond. iris: its colour. pupil: the pupil's half axes.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    tilt: float
+    point: float
+    iris: Colour
+    pupil: Point
+
+    def opening(self, grow: float = 1.0) -> Outline:
+        """Both eyes between their lids, (2, n, 2), or as many times larger."""
+        angle = np.arange(24) * (2 * np.pi / 24)
+        across = grow * self.width * np.cos(angle)
+        down = grow * self.height * np.sin(angle) * np.abs(np.sin(angle)) ** self.point
+        cos, sin = math.cos(self.tilt), math.sin(self.tilt)
+        return both(np.stack([self.x + across * cos + down * sin, self.y + down * cos - across * sin], 1))
+
+
+def paint_eyes(face: Canvas, eyes: Eyes) -> None:
+    """Eyes that look at the viewer: dark lids, a lit iris, a pupil, and the window that lights the face."""
+    x, y, width, height = eyes.x, eyes.y, eyes.width, eyes.height
     canvas = face.window(-x - 2 * width, y - 2 * height, x + 2 * width, y + 2 * height)
     canvas.paint(0.45 * canvas.twin_blobs(x, y, width * 1.35, height * 1.5), colour(INK))
-    canvas.paint(canvas.mask(both(almond(x, y, width * 1.17, height * 1.22, tilt, point))), colour(INK))
-    inside = canvas.mask(both(almond(x, y, width, height, tilt, point)))
+    canvas.paint(canvas.mask(eyes.opening(1.2)), colour(INK))
+    inside = canvas.mask(eyes.opening())
     away = np.hypot(np.abs(canvas.x) - x, canvas.y - y) / width
-    glow = mix(iris * 0.8, mix(iris, colour(WHITE), 0.2), ramp(y - height, y + height, canvas.y))
+    glow = mix(eyes.iris * 0.8, mix(eyes.iris, colour(WHITE), 0.2), ramp(y - height, y + height, canvas.y))
     canvas.paint(inside, glow * (1 - 0.6 * ramp(0.55, 1.05, away)))
-    canvas.paint(inside * canvas.mask(both(ellipse(x, y, *pupil))), colour("#0b0a0a"))
+    canvas.paint(inside * canvas.mask(both(ellipse(x, y, *eyes.pupil))), colour("#0b0a0a"))
     canvas.paint(inside * (0.55 * ramp(y - 0.1 * height, y - height, canvas.y)), colour(INK))
     canvas.paint(0.2 * inside * canvas.twin_blobs(x, y + 0.6 * height, 0.5 * width, 0.3 * height), colour(WHITE))
-    # The window that lights the face is seen on the same side of both eyes.
-    spark = ellipse(0.35 * width * float(np.sign(face.light[0])), y - 0.38 * height, 0.22 * width, 0.2 * width, 16)
+    # A reflection isn't mirrored: the window is seen on the same side of both eyes.
+    spark = ellipse(math.copysign(0.35 * width, face.light[0]), y - 0.38 * height, 0.22 * width, 0.2 * width)
     canvas.paint(0.95 * canvas.mask(spark + (x, 0), spark - (x, 0)), colour(WHITE))
 
 
@@ -432,7 +474,7 @@ def paint_nose(face: Canvas, outline: Outline, skin: Colour) -> None:
     canvas.paint(inside, skin * (1.1 - 0.45 * ramp(top, bottom, canvas.y)))
     nostrils = canvas.twin_blobs(0.54 * half, top + 0.62 * height, 0.22 * half, 0.17 * height)
     canvas.paint(0.75 * inside * nostrils, colour(INK))
-    side = 0.24 * half * float(np.sign(face.light[0]))
+    side = math.copysign(0.24 * half, face.light[0])
     canvas.paint(0.55 * inside * canvas.blob(side, top + 0.22 * height, 0.44 * half, 0.13 * height), colour(WHITE))
 
 
@@ -445,7 +487,7 @@ def paint_cat(canvas: Canvas, rng: np.random.Generator) -> None:
     fur = cat_fur(canvas, coat, rng) * strands(canvas, rng)
     wide, cheek, chin = rng.uniform(0.72, 0.84), rng.uniform(0.1, 0.3), rng.uniform(0.66, 0.76)
     shoulders = symmetric((0, 0.3), (0.6, 0.6), (0.95, 1.0), (1.2, 1.8), (0, 2))
-    paint_part(canvas, tufted(shoulders, coat.shag, rng), fur * 0.8)
+    canvas.paint(canvas.mask(tufted(shoulders, coat.shag, rng)), fur * 0.8)
     paint_cat_ears(canvas, rng, fur, coat, wide)
     skull = ((0, -0.56), (0.3, -0.55), (0.62, -0.36), (wide, cheek - 0.1))
     jaws = ((wide * 0.88, cheek + 0.22), (0.44, chin - 0.1), (0.14, chin), (0, chin))
@@ -458,8 +500,9 @@ def paint_cat(canvas: Canvas, rng: np.random.Generator) -> None:
     paint_cat_muzzle(canvas, rng, coat)
     size, openness = rng.uniform(0.15, 0.195), rng.uniform(0.7, 0.98)
     pupil = size * openness * 0.98
-    shape = (eye_x, eye_y, size, size * openness, rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5))
-    paint_eyes(canvas, shape, colour(pick(rng, CAT_EYES)), (pupil * rng.uniform(0.22, 0.8), pupil))
+    tilt, point, iris = rng.uniform(0.1, 0.4), rng.uniform(0.2, 0.5), colour(pick(rng, CAT_EYES))
+    slit = (pupil * rng.uniform(0.22, 0.8), pupil)
+    paint_eyes(canvas, Eyes(eye_x, eye_y, size, size * openness, tilt, point, iris, slit))
     paint_whiskers(canvas, rng)
 
 
@@ -511,10 +554,10 @@ def paint_dog(canvas: Canvas, rng: np.random.Generator) -> None:
     """A dog: hanging or pricked ears, round dark eyes, a long broad muzzle with a big nose."""
     coat = Coat.choose(rng, DOG_COATS, ("solid", "patches", "mask", "blaze"))
     fur = dog_fur(canvas, coat, rng) * strands(canvas, rng)
-    pricked = rng.random() < 0.35
+    pricked = rng.random() < 0.4
     wide, jaw, chin = rng.uniform(0.56, 0.68), rng.uniform(0.4, 0.5), rng.uniform(0.72, 0.8)
     shoulders = symmetric((0, 0.3), (0.55, 0.5), (0.9, 0.95), (1.2, 1.8), (0, 2))
-    paint_part(canvas, tufted(shoulders, coat.shag, rng), fur * 0.78)
+    canvas.paint(canvas.mask(tufted(shoulders, coat.shag, rng)), fur * 0.8)
     if pricked:
         paint_pricked_ears(canvas, rng, fur, coat)
     skull = ((0, -0.8), (0.3, -0.75), (wide * 0.92, -0.45), (wide, -0.08))
@@ -530,8 +573,9 @@ def paint_dog(canvas: Canvas, rng: np.random.Generator) -> None:
     paint_dog_muzzle(canvas, rng, coat, jaw)
     size = rng.uniform(0.115, 0.145)
     pupil = size * rng.uniform(0.58, 0.72)
-    shape = (eye_x, eye_y, size, size * rng.uniform(0.74, 0.94), rng.uniform(-0.25, 0.1), rng.uniform(0, 0.25))
-    paint_eyes(canvas, shape, colour(pick(rng, DOG_EYES)), (pupil, pupil))
+    tilt, point, iris = rng.uniform(-0.25, 0.1), rng.uniform(0, 0.25), colour(pick(rng, DOG_EYES))
+    openness = rng.uniform(0.74, 0.94)
+    paint_eyes(canvas, Eyes(eye_x, eye_y, size, size * openness, tilt, point, iris, (pupil, pupil)))
 
 
 def paint_pricked_ears(face: Canvas, rng: np.random.Generator, fur: Colour, coat: Coat) -> None:
@@ -545,9 +589,7 @@ def paint_pricked_ears(face: Canvas, rng: np.random.Generator, fur: Colour, coat
     canvas.paint(0.8 * canvas.mask(both(hollow)), mix(coat.dark, colour("#8a5f52"), 0.5))
 
 
-def paint_hanging_ears(
-    canvas: Canvas, rng: np.random.Generator, fur: Colour, coat: Coat, wide: float
-) -> None:
+def paint_hanging_ears(canvas: Canvas, rng: np.random.Generator, fur: Colour, coat: Coat, wide: float) -> None:
     """Ears that fold at the top of the head and hang beside it: a terrier's, a retriever's or a hound's."""
     tip_y, out, lap = rng.uniform(-0.1, 0.62), wide + rng.uniform(0.14, 0.3), rng.uniform(0, 0.12)
     root = ((wide * 0.55, -0.72), (wide + 0.08, -0.66))
