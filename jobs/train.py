@@ -13,7 +13,7 @@ from raygan.config import TrainSettings
 def main(settings: TrainSettings) -> None:
     from raygan.train import train
 
-    train(settings)
+    print(train(settings).to_json())
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ class NetworkOptions(Settings):
     width: int = option(
         64, "channels of the block next to the image; deeper blocks have up to 16 times as many", ge=1, le=512
     )
-    critic_norm: Literal["instance", "batch"] = option(
-        "instance", "normalisation in the critic: instance (WGAN-GP) or batch (DCGAN)"
+    critic_norm: Literal["instance", "batch", "none"] = option(
+        "instance", "normalisation in the critic: per image, over the batch (DCGAN), or none"
     )
 
 
@@ -184,6 +184,25 @@ class TrainSettings(WorkerOptions, ObjectiveOptions, NetworkOptions, StorageSett
                 "critic_norm must be instance with objective wgan-gp: the gradient penalty is defined per image"
             )
         return self
+
+
+class ServeSettings(StorageSettings):
+    """What the service is told by `serve_config.yaml`."""
+
+    group: ClassVar[str] = "service"
+
+
+class QuickstartSettings(StorageSettings):
+    """Everything `jobs/quickstart.py` can be told."""
+
+    group: ClassVar[str] = "quickstart"
+
+    input: list[str] | None = option(None, "folders of your own photos; by default faces that raygan draws itself")
+    label: str | None = option(None, "train this label only; by default every label, one generator each")
+    epochs: int | None = option(None, "passes over the photos; by default as many as suit their number", ge=1)
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    port: int = option(8000, "port that the samples are served on", ge=1, le=65535)
+    serve: bool = option(True, "serve samples after training, until Ctrl-C")
 
 
 def load_preset(name: str, known: tuple[str, ...]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import posixpath
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +33,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygan.errors import ConfigurationError, RayganError
+from raygan.storage import resolve
 
 MANIFEST = "manifest.json"
 
@@ -119,17 +119,6 @@ class DataSet:
             for shard in self.manifest.shards
             if shard.split == split and (shard.rows.get(label, 0) if label else sum(shard.rows.values())) > 0
         ]
-
-
-def resolve(address: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem and path of a local path or URI. Raises RayganError if it can't be opened."""
-    try:
-        if "://" in address:
-            filesystem, path = pafs.FileSystem.from_uri(address)
-            return filesystem, str(path)
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(address))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise RayganError(f"cannot open {address}: {str(error).splitlines()[0]}") from None
 
 
 def read_shard(

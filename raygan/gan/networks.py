@@ -19,7 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-CriticNorm = Literal["instance", "batch"]
+CriticNorm = Literal["instance", "batch", "none"]
+
+Norm = type[nn.BatchNorm2d] | type[nn.InstanceNorm2d]
 
 IMAGE_SIZES = (32, 64, 128, 256)
 
@@ -31,8 +33,9 @@ class NetworkSettings:
     image_size: side of the square image in pixels, one of 32, 64, 128, 256.
     z_dim: length of the latent vector, at least 1.
     width: channels of the block next to the image, at least 1.
-    critic_norm: "instance" normalises every critic block per image (WGAN-GP); "batch" normalises all
-        but the first over the batch (DCGAN's discriminator).
+    critic_norm: "instance" normalises every critic block per image; "batch" normalises all but the first
+        over the batch (DCGAN's discriminator); "none" normalises nothing, and the critic sees brightness
+        and contrast as they are.
     """
 
     image_size: int = 64
@@ -45,8 +48,8 @@ class NetworkSettings:
             raise ValueError(f"image_size must be one of {IMAGE_SIZES}, not {self.image_size}")
         if self.z_dim < 1 or self.width < 1:
             raise ValueError("z_dim and width must be at least 1")
-        if self.critic_norm not in ("instance", "batch"):
-            raise ValueError(f"critic_norm must be instance or batch, not {self.critic_norm!r}")
+        if self.critic_norm not in ("instance", "batch", "none"):
+            raise ValueError(f"critic_norm must be instance, batch or none, not {self.critic_norm!r}")
 
     def channels(self) -> list[int]:
         """Channels of each block, from the image inwards."""
@@ -91,13 +94,15 @@ class Critic(nn.Module):
         super().__init__()
         self.settings = settings
         channels = settings.channels()
-        batch_norm = settings.critic_norm == "batch"
-        blocks: list[nn.Module] = [_critic_block(3, channels[0], None if batch_norm else nn.InstanceNorm2d)]
+        norms: dict[str, Norm | None] = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": None}
+        norm = norms[settings.critic_norm]
+        first_norm = None if norm is nn.BatchNorm2d else norm
+        blocks: list[nn.Module] = [_critic_block(3, channels[0], first_norm)]
         for narrow, wide in itertools.pairwise(channels):
-            blocks.append(_critic_block(narrow, wide, nn.BatchNorm2d if batch_norm else nn.InstanceNorm2d))
+            blocks.append(_critic_block(narrow, wide, norm))
         self.blocks = nn.Sequential(*blocks)
         self.exit = nn.Conv2d(channels[-1], 1, 4, 1, 0)
-        self.apply(_init_dcgan)
+        self.apply(_init_he if norm is None else _init_dcgan)
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.exit(self.blocks(images))
@@ -112,9 +117,7 @@ def _generator_block(channels_in: int, channels_out: int, stride: int, padding: 
     )
 
 
-def _critic_block(
-    channels_in: int, channels_out: int, norm: type[nn.BatchNorm2d] | type[nn.InstanceNorm2d] | None
-) -> nn.Sequential:
+def _critic_block(channels_in: int, channels_out: int, norm: Norm | None) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=norm is None)]
     if norm is not None:
         layers.append(norm(channels_out, affine=True))
@@ -131,6 +134,14 @@ def _init_dcgan(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def _init_he(module: nn.Module) -> None:
+    """He et al. 2015 for LeakyReLU(0.2): without a norm, DCGAN's small weights would fade out every score."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, a=0.2)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def draw_latents(count: int, z_dim: int, generator: torch.Generator) -> Tensor:

@@ -54,12 +54,12 @@ class WassersteinGP:
     ) -> tuple[Tensor, Terms]:
         count = len(reals)
         if penalty_weight == 0:
-            on_real, on_fake = critic(torch.cat([reals, fakes])).float().split(count)
+            on_real, on_fake = _wide(critic(torch.cat([reals, fakes]))).split(count)
             loss = on_fake - on_real
             terms = {"wasserstein": -loss.detach()}
         else:
             between = torch.lerp(reals, fakes, mix).requires_grad_()
-            scores = critic(torch.cat([reals, fakes, between])).float()
+            scores = _wide(critic(torch.cat([reals, fakes, between])))
             on_real, on_fake, on_between = scores.split(count)
             norms = _gradient_norms(on_between, between)
             penalty = (norms - 1.0).square()
@@ -75,7 +75,7 @@ class WassersteinGP:
         return loss, terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
-        return -critic(fakes).float(), {}
+        return -_wide(critic(fakes)), {}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class SigmoidBCE:
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
-        on_real, on_fake = critic(reals).float(), critic(fakes).float()
+        on_real, on_fake = _wide(critic(reals)), _wide(critic(fakes))
         terms = {
             "probability_real": on_real.detach().sigmoid(),
             "probability_fake": on_fake.detach().sigmoid(),
@@ -97,7 +97,7 @@ class SigmoidBCE:
         return F.softplus(-on_real) + F.softplus(on_fake), terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
-        return F.softplus(-critic(fakes).float()), {}
+        return F.softplus(-_wide(critic(fakes))), {}
 
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"wgan-gp": WassersteinGP, "dcgan": SigmoidBCE}
@@ -106,5 +106,10 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {"wgan-gp": WassersteinGP, "dcg
 def _gradient_norms(scores: Tensor, images: Tensor) -> Tensor:
     """Euclidean norm (N,) of each score's gradient with respect to its image, differentiable."""
     (gradients,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    norms: Tensor = gradients.float().flatten(1).norm(dim=1)
+    norms: Tensor = _wide(gradients).flatten(1).norm(dim=1)
     return norms
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Half precision is for convolutions only: losses and norms are float32 at least."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -1,0 +1,118 @@
+"""Batches: shards as a stream of global batches, the same for any number of workers.
+
+The mental model:
+
+1. Each shard is read once, by a Ray task anywhere on the cluster, into Ray's object store. All workers of
+   all runs on a node then map the same memory.
+2. `epoch_order` shuffles the photos of an epoch from the run's seed and the epoch's number alone.
+3. Global batch k is a slice of that order, and each rank takes its rows of the slice.
+
+So the reals of batch k depend on nothing but the seed and k. That is why a run resumed at batch k, on any
+number of workers, sees what it would have seen, which a stream split between workers as they ask for data
+can't promise. A last batch that would be short is left out; another order leaves out other photos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+from tqdm import tqdm
+
+from raygan.gan.step import Share
+from raygan.shards import DataSet, Split, read_shard
+
+#: Shards that are shuffled together. Enough to mix small sets wholly, few enough to stay in memory.
+SHARDS_MIXED = 64
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos in the object store, in shards.
+
+    rows: photos of each shard. blocks: object references to pairs of uint8 pixels (n, 3, S, S) and int64
+    class indices (n,), one for each shard.
+    """
+
+    rows: tuple[int, ...]
+    blocks: tuple[ray.ObjectRef, ...]
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    def block(self, number: int) -> np.ndarray:
+        """Pixels (n, 3, S, S) of one shard, mapped, not copied."""
+        pixels: np.ndarray = ray.get(self.blocks[number])[0]
+        return pixels
+
+
+def load_photos(data: DataSet, split: Split, label: str | None) -> Photos:
+    """Read a split's shards into the object store, with a progress bar. Raises RayganError on a bad shard."""
+    shards = data.shards(split, label)
+    read = ray.remote(read_shard)
+    blocks = [read.remote(data.address, data.manifest, shard, label) for shard in shards]
+    waiting = list(blocks)
+    with tqdm(total=len(blocks), desc=f"reading {split} shards", unit="shard", leave=False) as bar:
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            bar.update(len(done))
+    rows = tuple(shard.rows[label] if label else sum(shard.rows.values()) for shard in shards)
+    return Photos(rows, tuple(blocks))
+
+
+def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:
+    """Shard number and row of every photo in one epoch's order: int64 (sum(rows), 2), a permutation.
+
+    Shards are shuffled, then photos within each group of `SHARDS_MIXED` consecutive shards.
+    """
+    random = np.random.default_rng([seed, epoch])
+    groups = []
+    shards = random.permutation(len(rows))
+    for start in range(0, len(shards), SHARDS_MIXED):
+        group = np.concatenate(
+            [
+                np.stack([np.full(rows[shard], shard), np.arange(rows[shard])], 1)
+                for shard in shards[start : start + SHARDS_MIXED]
+            ]
+        )
+        groups.append(random.permutation(group))
+    return np.concatenate(groups)
+
+
+class BatchStream:
+    """Endless global batches over `photos`, this rank's rows of each.
+
+    read: pixels of a shard by number, such as `Photos.block`.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], read: Callable[[int], np.ndarray], batch_size: int, seed: int, share: Share
+    ):
+        self.rows, self.read, self.batch_size, self.seed, self.share = rows, read, batch_size, seed, share
+        self.batches_per_epoch = sum(rows) // batch_size
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def starting_at(self, batch: int) -> Iterator[torch.Tensor]:
+        """uint8 tensors (n, 3, S, S) of batches `batch`, `batch` + 1, ... The next is fetched meanwhile."""
+        with ThreadPoolExecutor(1) as fetcher:
+            following = fetcher.submit(self.fetch, batch)
+            while True:
+                current = following.result()
+                batch += 1
+                following = fetcher.submit(self.fetch, batch)
+                yield current
+
+    def fetch(self, batch: int) -> torch.Tensor:
+        """This rank's rows of global batch `batch` as uint8 (n, 3, S, S)."""
+        epoch, position = divmod(batch, self.batches_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(self.rows, self.seed, epoch)
+        start = position * self.batch_size
+        photos = self._order[1][start : start + self.batch_size][self.share.rows(self.batch_size)]
+        blocks = {int(shard): self.read(int(shard)) for shard in np.unique(photos[:, 0])}
+        # numpy arrays from the object store are read-only; stacking copies just the rows of this batch.
+        return torch.from_numpy(np.stack([blocks[int(shard)][row] for shard, row in photos]))

@@ -1,0 +1,65 @@
+"""The Ray cluster: connecting to it, and asking whether it can give what a job needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+
+from raygan.errors import ConfigurationError, RayganError
+
+
+def connect() -> None:
+    """Connect to the cluster of RAY_ADDRESS, else one running on this machine, else start a local one.
+
+    Does nothing when connected already. Raises RayganError if an address is given and doesn't answer.
+    """
+    if ray.is_initialized():
+        return
+    # Importing torch anew in every worker is slow enough; its usage statistics prompt isn't needed either.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS", "of this machine")
+        reason = str(error).strip().splitlines()[0]
+        raise RayganError(
+            f"the Ray cluster {address} does not answer ({reason}): check RAY_ADDRESS, or unset it to run locally"
+        ) from None
+
+
+def nodes() -> list[dict[str, Any]]:
+    """Resources of each living node, such as ``{"CPU": 2.0, "GPU": 1.0}``."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def use_gpus(wanted: bool | None, workers: int) -> bool:
+    """Whether each worker gets a GPU: as wanted, or if the cluster has one for each."""
+    if wanted is None:
+        return sum(int(node.get("GPU", 0)) for node in nodes()) >= workers
+    return wanted
+
+
+def require(workers: int, resources: dict[str, float]) -> None:
+    """Raise ConfigurationError unless `workers` workers of these resources fit the cluster's nodes.
+
+    Without this check Ray would wait for ever for nodes that never come.
+    """
+    room = sum(_fitting(node, resources) for node in nodes())
+    if room >= workers:
+        return
+    each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    total = ", ".join(f"{sum(node.get(name, 0) for node in nodes()):g} {name}" for name in resources)
+    smaller = " and less with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
+    raise ConfigurationError(
+        f"--num-workers: {workers} workers of {each} each do not fit this cluster ({total} in all, room for {room}): "
+        f"ask for {max(room, 1)} or fewer{smaller}, or add nodes"
+    )
+
+
+def _fitting(node: dict[str, Any], resources: dict[str, float]) -> int:
+    needed = {name: amount for name, amount in resources.items() if amount > 0}
+    return int(min((node.get(name, 0) + 1e-6) // amount for name, amount in needed.items()))

@@ -1,0 +1,1 @@
+"""What is known about photos without Ray: finding, decoding, judging and drawing them."""

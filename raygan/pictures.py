@@ -1,0 +1,56 @@
+"""Pictures for people: grids of images, and reals beside fakes.
+
+Images come as uint8 tensors (n, 3, S, S), as shards and `to_uint8` give them; pictures leave as Pillow
+images or PNG bytes.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 2
+_CAPTION = 22
+_PAPER, _INK = (255, 255, 255), (40, 40, 40)
+
+
+def grid(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images (n, 3, S, S) uint8 in rows of `columns`, on white with a narrow gap."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
+    canvas = Image.new("RGB", size, _PAPER)
+    for number, pixels in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        row, column = divmod(number, columns)
+        canvas.paste(Image.fromarray(pixels), (column * (width + _GAP), row * (height + _GAP)))
+    return canvas
+
+
+def side_by_side(panels: list[tuple[str, torch.Tensor]], columns: int) -> Image.Image:
+    """Grids beside each other, each under its caption."""
+    grids = [(caption, grid(images, columns)) for caption, images in panels]
+    gap = 4 * _GAP
+    size = (sum(g.width + gap for _, g in grids) - gap, max(g.height for _, g in grids) + _CAPTION)
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left = 0
+    for caption, picture in grids:
+        draw.text((left + 2, 2), caption, fill=_INK, font=ImageFont.load_default(14))
+        canvas.paste(picture, (left, _CAPTION))
+        left += picture.width + gap
+    return canvas
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def spread(count: int, of: int) -> np.ndarray:
+    """`count` indices spread evenly over `of` items (fewer if there aren't as many)."""
+    return np.unique(np.linspace(0, of - 1, min(count, of)).astype(int))

@@ -1,0 +1,147 @@
+"""Quickstart: photos in, samples on HTTP, with one command and sensible choices.
+
+Prepares shards, trains the `quick` preset and serves what it learnt, through the same functions as the
+jobs. With no photos given it draws its own (`raygan.photos.draw`), so that it needs no download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from raygan import cluster, storage, tracking
+from raygan.cli import validate
+from raygan.config import PrepareSettings, QuickstartSettings, ServeSettings, TrainSettings, load_preset
+from raygan.errors import ConfigurationError
+from raygan.photos import draw
+from raygan.prepare import prepare
+from raygan.serve import build
+from raygan.shards import DataSet
+from raygan.train import train
+
+#: Drawn faces of each label, and how long they are trained: enough to see faces appear in a few minutes.
+DRAWN_FACES, DRAWN_KIMG = 1024, 25
+
+#: How long photos are trained: enough for recognisable faces.
+PHOTOS_KIMG = 110
+
+HOST = "127.0.0.1"
+
+
+def quickstart(settings: QuickstartSettings) -> None:
+    """Prepare, train and, unless told otherwise, serve until Ctrl-C.
+
+    Running it again with the same photos and settings goes on where it stopped, or straight to serving.
+    Raises ConfigurationError and RayganError as the stages do.
+    """
+    if settings.serve:
+        _check_port(settings.port)
+    if "://" in settings.storage:
+        raise ConfigurationError("--storage: the quickstart works in a local folder; jobs/train.py takes URIs")
+    tracking.connect(settings)
+    cluster.connect()
+    inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
+    label = settings.label if settings.input else settings.label or "cat"
+    name = _name(settings, inputs, label)
+    data = _shards(settings, inputs, name)
+    trained = _trained(settings, data, label, name)
+    address = f"http://{HOST}:{settings.port}/v1/sample?label={label or 'all'}&n=16&seed=7"
+    serving_here = _serve(settings) if settings.serve else None
+    print(f"\npictures  {trained}")
+    print(f"MLflow    {tracking.ui_command(settings)}")
+    if serving_here:
+        print(f"samples   {address}\n\nServing until Ctrl-C.", flush=True)
+        serving_here.wait()
+        serve.shutdown()
+    else:
+        environment = f"RAYGAN_STORAGE={settings.storage} " if not os.environ.get("MLFLOW_TRACKING_URI") else ""
+        print(f"serve     {environment}serve run serve_config.yaml, then open {address}")
+
+
+def _drawn_faces(root: Path) -> Path:
+    """The folder of drawn faces, made on the first call."""
+    folder = root / "drawn-faces"
+    if not (folder / "complete").exists():
+        print(f"drawing {DRAWN_FACES} faces of each of {', '.join(draw.LABELS)}")
+        draw.draw_folder(folder, DRAWN_FACES)
+        (folder / "complete").touch()
+    return folder
+
+
+def _name(settings: QuickstartSettings, inputs: list[str], label: str | None) -> str:
+    """A name that is the same for the same photos and settings, so that a second call resumes the first."""
+    choices = [*(os.path.abspath(path) for path in inputs), str(settings.image_size), str(settings.epochs)]
+    digest = hashlib.sha256("\n".join(choices).encode()).hexdigest()[:8]
+    return f"quickstart-{label or 'all'}-{digest}"
+
+
+def _shards(settings: QuickstartSettings, inputs: list[str], name: str) -> DataSet:
+    output = storage.join(settings.storage, "shards", name)
+    common = _storage_values(settings)
+    prepare(validate(PrepareSettings, {**common, "input": inputs, "output": output, "image_size": settings.image_size}))
+    return DataSet.open(output)
+
+
+def _trained(settings: QuickstartSettings, data: DataSet, label: str | None, name: str) -> str:
+    """Train, unless this very run is finished already; the folder of its pictures."""
+    folder = storage.join(settings.storage, "runs", name)
+    record = storage.read_json(storage.join(folder, "run.json"))
+    if record is not None and record.get("state") == "finished":
+        print(f"run {name} is trained already")
+    else:
+        values = {
+            **load_preset("quick", TrainSettings.presets),
+            **_storage_values(settings),
+            **_scale(settings, data, label),
+            "data": data.address,
+            "label": label,
+            "name": name,
+            "image_size": settings.image_size,
+        }
+        train(validate(TrainSettings, values))
+    return storage.join(folder, "pictures")
+
+
+def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> dict[str, Any]:
+    """Workers for the cores there are, and epochs for the photos there are."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    photos = max(data.manifest.count("train", label), 1)
+    kimg = PHOTOS_KIMG if settings.input else DRAWN_KIMG
+    epochs = settings.epochs or max(1, round(kimg * 1000 / photos))
+    return {"num_workers": min(2, cores), "epochs": epochs, "snapshot_every": max(1, epochs // 10)}
+
+
+def _serve(settings: QuickstartSettings) -> threading.Event:
+    """Deploy the service; an event that is set when the user asks to stop."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    _check_port(settings.port)
+    serve.start(http_options={"host": HOST, "port": settings.port})
+    serve.run(build(validate(ServeSettings, _storage_values(settings)).plain()), name="raygan")
+    sys.stdout.flush()
+    return stop
+
+
+def _storage_values(settings: QuickstartSettings) -> dict[str, Any]:
+    return {"storage": settings.storage, "tracking_uri": settings.tracking_uri, "experiment": settings.experiment}
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise ConfigurationError(
+                f"--port: {port} is in use; stop what listens there, or give another --port"
+            ) from None

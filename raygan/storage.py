@@ -1,0 +1,72 @@
+"""Files by local path or by any URI that pyarrow's filesystems open (``s3://``, ``gs://``).
+
+Small records are written whole or not at all: to a neighbouring name first, then moved into place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raygan.errors import RayganError
+
+
+def resolve(address: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem and path of a local path or URI. Raises RayganError if it can't be opened."""
+    try:
+        if "://" in address:
+            filesystem, path = pafs.FileSystem.from_uri(address)
+            return filesystem, str(path)
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(address))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RayganError(f"cannot open {address}: {str(error).splitlines()[0]}") from None
+
+
+def join(address: str, *parts: str) -> str:
+    """The address of something under `address`."""
+    return posixpath.join(address, *parts)
+
+
+def read_json(address: str) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file. Raises RayganError if it is damaged."""
+    filesystem, path = resolve(address)
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        return None
+    with filesystem.open_input_file(path) as file:
+        try:
+            values = json.loads(file.read())
+        except ValueError:
+            raise RayganError(f"{address} is damaged: it is not JSON") from None
+    if not isinstance(values, dict):
+        raise RayganError(f"{address} is damaged: it is not a JSON object")
+    return values
+
+
+def write_json(address: str, values: dict[str, Any]) -> None:
+    """Write a JSON object. Raises RayganError if the place can't be written."""
+    write_bytes(address, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_bytes(address: str, content: bytes) -> None:
+    """Write a file, making its folder. Raises RayganError if the place can't be written."""
+    filesystem, path = resolve(address)
+    try:
+        filesystem.create_dir(posixpath.dirname(path), recursive=True)
+        with filesystem.open_output_stream(path + ".part") as file:
+            file.write(content)
+        filesystem.move(path + ".part", path)
+    except OSError as error:
+        raise RayganError(f"cannot write {address}: {error.strerror or error}") from None
+
+
+def read_bytes(address: str) -> bytes:
+    """A file's content. Raises FileNotFoundError."""
+    filesystem, path = resolve(address)
+    with filesystem.open_input_file(path) as file:
+        content: bytes = file.read()
+    return content

@@ -1,0 +1,66 @@
+"""The two source systems' layer lists, shapes at every resolution, parameter counts by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from raygan.gan.networks import Critic, Generator, NetworkSettings
+
+SIZES = [32, 64, 128, 256]
+
+
+def layers(network):
+    return [type(m).__name__ for m in network.modules() if not list(m.children())]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_shapes_at_every_resolution(size):
+    settings = NetworkSettings(image_size=size, z_dim=7, width=2)
+    images = Generator(settings)(torch.randn(3, 7))
+    assert images.shape == (3, 3, size, size)
+    assert images.abs().max() <= 1
+    assert Critic(settings)(images).shape == (3,)
+
+
+def test_wgan_gp_128_is_the_source_projects_layer_list():
+    settings = NetworkSettings(image_size=128, z_dim=200, width=2)
+    block = ["ConvTranspose2d", "BatchNorm2d", "ReLU"]
+    assert layers(Generator(settings)) == block * 5 + ["ConvTranspose2d", "Tanh"]
+    assert layers(Critic(settings)) == ["Conv2d", "InstanceNorm2d", "LeakyReLU"] * 5 + ["Conv2d"]
+
+
+def test_dcgan_64_is_the_source_projects_channel_list():
+    settings = NetworkSettings(image_size=64, z_dim=100, width=64, critic_norm="batch")
+    generator, critic = Generator(settings), Critic(settings)
+    up = [m for m in generator.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert [up[0].in_channels] + [m.out_channels for m in up] == [100, 512, 256, 128, 64, 3]
+    down = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in down] == [64, 128, 256, 512, 1]
+    # The first block of a batch-normalised discriminator has no norm (Radford et al. 2015, section 3).
+    assert layers(critic) == ["Conv2d", "LeakyReLU"] + ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3 + ["Conv2d"]
+
+
+def test_parameter_counts_by_hand():
+    settings = NetworkSettings(image_size=64, z_dim=100, width=64, critic_norm="batch")
+    kernels = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3)
+    norms = 2 * (512 + 256 + 128 + 64)
+    assert sum(p.numel() for p in Generator(settings).parameters()) == kernels + norms + 3
+    kernels = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512)
+    biases, norms = 64 + 1, 2 * (128 + 256 + 512)
+    assert sum(p.numel() for p in Critic(settings).parameters()) == kernels + biases + norms
+
+
+def test_critic_without_batch_norm_judges_each_image_alone():
+    images = torch.randn(6, 3, 32, 32)
+    for norm in ("instance", "none"):
+        critic = Critic(NetworkSettings(image_size=32, width=4, critic_norm=norm))
+        alone = torch.cat([critic(image[None]) for image in images])
+        torch.testing.assert_close(critic(images), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 48}, {"image_size": 512}, {"z_dim": 0}, {"width": 0}, {"critic_norm": "spectral"}]
+)
+def test_settings_refuse_what_cannot_be_built(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        NetworkSettings(**wrong)
