@@ -252,7 +252,11 @@ class FilterOptions(Settings):
         0.1, "blurry: least fine detail in a 64 px view; photos in focus have 0.3 or more", ge=0, le=3
     )
     hash_distance: int = option(
-        6, "near_duplicate: most bits of 64 in which the perceptual hashes of two pictures differ", unit="bits", ge=0, le=15
+        6,
+        "near_duplicate: most bits of 64 in which the perceptual hashes of two pictures differ",
+        unit="bits",
+        ge=0,
+        le=15,
     )
 
 
@@ -271,11 +275,13 @@ class PrepareSettings(FilterOptions, StorageSettings):
     image_column: str | None = option(None, "Parquet column of encoded photos; by default found out")
     label_column: str | None = option(None, "Parquet column of labels; by default found out")
     fit: Literal["crop", "pad"] = option("crop", "cut the centre square out, or keep all and pad with black")
-    validation: float = option(
-        0.05, "share of photos that training never sees, chosen by content hash", ge=0, le=0.5
+    validation: float = option(0.05, "share of photos that training never sees, chosen by content hash", ge=0, le=0.5)
+    encoding: Literal["raw", "png"] = option(
+        "raw", "shards hold plain pixels (fast) or PNG files (about half the size)"
     )
-    encoding: Literal["raw", "png"] = option("raw", "shards hold plain pixels (fast) or PNG files (about half the size)")
-    shard_images: int = option(1024, "most images in a shard", unit="images", ge=1)
+    shard_images: int | None = option(
+        None, "most images in a shard; by default 1024, or fewer if those are over 32 MB", unit="images", ge=1
+    )
     chunk_images: int = option(
         256, "images that one task reads, and that a killed job reads again at most, per task", unit="images", ge=1
     )

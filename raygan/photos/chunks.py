@@ -60,7 +60,7 @@ class PixelSettings:
     size: int
     fit: Fit
     limits: Limits
-    max_bytes: int
+    max_bytes: float
 
 
 def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
@@ -110,7 +110,8 @@ def read_pixels(address: str, rows: np.ndarray) -> np.ndarray:
     width = images.type.byte_width
     size = round((width / 3) ** 0.5)
     data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
-    return data[images.offset * width :].reshape(-1, size, size, 3)[rows]
+    pixels: np.ndarray = data[images.offset * width :].reshape(-1, size, size, 3)[rows]
+    return pixels
 
 
 def _read(address: str, names: Sequence[str]) -> pa.Table:
@@ -129,7 +130,7 @@ def _read(address: str, names: Sequence[str]) -> pa.Table:
 _Content = bytes | Photo | None
 
 
-def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], max_bytes: int) -> Iterator[_Content]:
+def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], max_bytes: float) -> Iterator[_Content]:
     for (number, path, is_row), group in groupby(rows, lambda row: (row["source"], row["path"], row["row"] >= 0)):
         if is_row:
             numbers = [row["row"] for row in group]
@@ -138,7 +139,7 @@ def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], max_byt
             yield from (_file_content(sources[number], row, max_bytes) for row in group)
 
 
-def _file_content(source: Source, row: dict[str, Any], max_bytes: int) -> _Content:
+def _file_content(source: Source, row: dict[str, Any], max_bytes: float) -> _Content:
     path = row["path"]
     try:
         if not is_image_name(shown(path)) and not looks_like_image(source.read(path, 16)):
@@ -173,7 +174,8 @@ def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterat
 
 def _row_groups(metadata: pq.FileMetaData, first: int, count: int) -> tuple[list[int], int]:
     """The row groups that hold the rows from `first`, and the rows to skip at the start of them."""
-    groups, skip, start = [], 0, 0
+    groups: list[int] = []
+    skip, start = 0, 0
     for number in range(metadata.num_row_groups):
         size = metadata.row_group(number).num_rows
         if start < first + count and start + size > first:

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Fit = Literal["crop", "pad"]
 
-#: Formats that are decoded. EPS, for one, is not among them: Pillow would start Ghostscript for it.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+#: Formats that are decoded, where Pillow was built with them. EPS, for one, is not among them: Pillow would
+#: start Ghostscript for it.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 
 #: First bytes of those formats that have a signature (WebP and AVIF have theirs further in).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -57,12 +58,13 @@ def read_header(data: bytes) -> Header:
     """Open an image without decoding it. Raises Unreadable."""
     # Pillow's own size limit is set aside because the caller compares the header with a limit of its own.
     Image.MAX_IMAGE_PIXELS = None
+    Image.init()  # all formats, not just the common ones; does nothing from the second call on
     if not data:
         raise Unreadable("empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which doesn't matter for the pixels
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         raise Unreadable(_not_an_image(data)) from None
     except Exception as error:  # Pillow's readers raise whatever damaged bytes make them raise

@@ -1,12 +1,12 @@
 """The filters that look at one photo alone, and the measures they judge by.
 
-`examine` takes a file's bytes through them in the order of `PIXEL_FILTERS`, cheapest first; the first that
-objects gives the reason. Filters that compare photos with each other are in `raygan.photos.compare`.
+`examine` takes a file's bytes through them, cheapest first; the first that objects gives the reason. Filters
+that compare photos with each other are in `raygan.photos.compare`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import imagehash
@@ -26,9 +26,7 @@ Reason = Literal[
     "near_duplicate",
     "outlier",
 ]
-Skippable = Literal[
-    "too_small", "too_large", "bad_aspect", "flat", "blurry", "duplicate", "near_duplicate", "outlier"
-]
+Skippable = Literal["too_small", "too_large", "bad_aspect", "flat", "blurry", "duplicate", "near_duplicate", "outlier"]
 
 #: Side in pixels of the view that brightness, contrast, sharpness and the perceptual hash are taken from. One
 #: size for all, so that thresholds mean the same for thumbnails and for 50-megapixel photos.
@@ -76,14 +74,14 @@ def examine(data: bytes, size: int, fit: Fit, limits: Limits) -> Photo:
     """Decode one file to a square of `size` pixels and judge it. Never raises for what the bytes are."""
     try:
         header = read_header(data)
-        known = {"width": header.width, "height": header.height}
+        known = Photo(width=header.width, height=header.height)
         side = min(header.width, header.height)
         if limits.max_megapixels is not None and header.megapixels > limits.max_megapixels:
-            return Photo("too_large", header.megapixels, "megapixels", **known)
+            return replace(known, reason="too_large", score=header.megapixels, detail="megapixels")
         if limits.min_side is not None and side < limits.min_side:
-            return Photo("too_small", side, "pixels on the short side", **known)
+            return replace(known, reason="too_small", score=side, detail="pixels on the short side")
         if limits.max_aspect is not None and header.aspect > limits.max_aspect:
-            return Photo("bad_aspect", header.aspect, "long side over short side", **known)
+            return replace(known, reason="bad_aspect", score=header.aspect, detail="long side over short side")
         photo = decode(header)
     except Unreadable as error:
         return Photo("unreadable", detail=str(error))

@@ -37,21 +37,27 @@ Layout = Literal["auto", "folders", "names", "columns"]
 
 #: Endings that say "photo". Files with other endings are photos only if their first bytes say so.
 IMAGE_ENDINGS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .avif "
-    ".heic .heif .tga .ico".split()
+    """
+    .jpg .jpeg .jpe .jfif .png .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .avif .heic .heif
+    .tga .ico
+    """.split()  # noqa: SIM905 - a list of quoted words would take a screen
 )
 
 #: Folder names that sort files by purpose, never by class.
 _CONTAINERS = frozenset(
-    "train training train_set training_set test testing test_set val valid validation val_set validation_set "
-    "data dataset datasets images image imgs img photos photo pictures pics input raw original originals "
-    "all jpeg jpg png".split()
+    """
+    train training train_set training_set test testing test_set val valid validation val_set validation_set
+    data dataset datasets image images img imgs photo photos picture pictures pic pics input raw original
+    originals all jpeg jpg png
+    """.split()  # noqa: SIM905 - a list of quoted words would take a screen
 )
 
 #: Name prefixes that cameras and programs give, which name no class.
 _GENERIC = frozenset(
-    "img image images photo photos pic pics picture dsc dscn dscf dcim pxl p pict mvi screenshot scan frame "
-    "file untitled download thumb crop face sample x n im".split()
+    """
+    img image images photo photos pic pics picture pictures dsc dscn dscf dcim pxl p pict mvi screenshot scan
+    frame file untitled download thumb crop face sample x n im
+    """.split()  # noqa: SIM905 - a list of quoted words would take a screen
 )
 
 _NAME_WITH_NUMBER = re.compile(r"^(?P<label>.*?[^\W\d_].*?)[ ._\-]*\(?\d[\d ._\-()]*$", re.DOTALL)
@@ -351,9 +357,9 @@ class _Sorter:
     def _rule(self, paths: Sequence[str]) -> Callable[[str], str | None]:
         """How the label of a path is found, decided from the paths of the photos."""
         if self.label is not None:
-            label = self.label
+            given = self.label
             self.layout = "one label for all"
-            return lambda path: label
+            return lambda path: given
         level = _class_level(paths) if self.wanted in ("auto", "folders") else None
         by_name = _names_tell(paths) if self.wanted in ("auto", "names") else False
         if level is not None:
@@ -382,8 +388,7 @@ class _Sorter:
                 count = parquet.metadata.num_rows
         except (OSError, pa.ArrowException):
             # The whole file is one unreadable thing; reading it again as a photo will say so.
-            labels, count, image = [self.label or "unknown"], 1, None
-            return self._table(path, [-1], file, labels)
+            return self._table(path, [-1], file, [normalise(self.label or "unknown")])
         if image is None:
             self.ignored["Parquet without photos"] += 1
             return SCHEMA.empty_table()
