@@ -229,6 +229,7 @@ def _fit(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    cluster.poll_training_often()
     training = _InBackground(trainer.fit)
     follower = _Follower(settings, len(photos) // settings.batch_size, log, run.folder)
     with follower:
