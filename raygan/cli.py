@@ -32,7 +32,8 @@ def run_job(
 ) -> NoReturn:
     """Parse the command line, run `main` and exit with 0, or 2 for a wrong command line, or 1.
 
-    doc: shown by `--help`; the first line is the summary. `--dry-run` prints the resolved settings as YAML.
+    doc: shown by `--help`; the first line is the summary. `--dry-run` prints the resolved settings as YAML,
+    unless the settings have a `dry_run` of their own, which the job then honours.
     """
     try:
         settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc)
@@ -62,7 +63,7 @@ def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> t
     """
     presets: tuple[str, ...] = getattr(settings_class, "presets", ())
     flags = vars(_parser(settings_class, presets, doc).parse_args(argv))
-    dry_run = flags.pop("dry_run")
+    dry_run = flags.pop("dry_run") if "dry_run" not in settings_class.model_fields else False
     files = flags.pop("config", None) or []
     preset = flags.pop("preset", None)
     values: dict[str, Any] = {}
@@ -97,7 +98,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(settings_class: type[Settings], presets: tuple[str, ...], doc: str | None) -> _Parser:
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
+    if "dry_run" not in settings_class.model_fields:
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="YAML file of settings; may be repeated, later wins"
     )

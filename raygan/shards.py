@@ -14,11 +14,13 @@ Columns of every shard, one row per photo:
     hash    string: SHA-256 of the decoded, oriented source pixels, in hex
     split   string: "train" or "validation"
 
-`Manifest` is the typed content of manifest.json; `read_shard` gives one file's pixels and labels.
+`Manifest` is the typed content of manifest.json; `read_shard` gives one file's pixels and labels, and
+`write_shard` is what writes them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import posixpath
@@ -33,7 +35,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygan.errors import ConfigurationError, RayganError
-from raygan.storage import resolve
+from raygan.storage import resolve, write_bytes
 
 MANIFEST = "manifest.json"
 
@@ -55,7 +57,8 @@ class Manifest(BaseModel):
     """What a data set holds.
 
     fingerprint: SHA-256 over the shards' content, so that two data sets with the same fingerprint train
-        alike. configuration: the settings of the `prepare` run that wrote it.
+        alike. configuration: the settings of the `prepare` run that wrote it. inputs: SHA-256 over the names,
+        sizes and times of the files it was made from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +70,7 @@ class Manifest(BaseModel):
     shards: list[ShardFile]
     fingerprint: str
     configuration: dict[str, Any]
+    inputs: str = ""
 
     def count(self, split: Split, label: str | None = None) -> int:
         """Photos of a split, of one label or of all."""
@@ -139,6 +143,35 @@ def read_shard(
     labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
     pixels = _pixels(table["image"].combine_chunks(), manifest)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
+
+
+def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:
+    """Write one shard, whole or not at all, and return the SHA-256 of the file in hex.
+
+    pixels: uint8 (n, S, S, 3). about: the columns `label`, `path` and `hash`. The same photos give the same
+    bytes. Raises RayganError if the place can't be written.
+    """
+    if encoding == "raw":
+        flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+        kind = pa.binary(flat.shape[1])
+        images = pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
+    else:
+        images = pa.array([_png(image) for image in pixels], pa.binary())
+    columns = {"image": images, **{column: about[column] for column in ("label", "path", "hash")}}
+    table = pa.table({**columns, "split": pa.array([split] * len(pixels))})
+    sink = pa.BufferOutputStream()
+    # Pixels hardly compress and must load fast; the texts do.
+    compression = {column: "none" if column == "image" else "zstd" for column in table.column_names}
+    pq.write_table(table, sink, compression=compression, use_dictionary=["label", "split"])
+    content = sink.getvalue().to_pybytes()
+    write_bytes(posixpath.join(address, name), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
 
 
 def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:

@@ -1,0 +1,362 @@
+"""Prepare: messy folders of photos to clean shards, streamed through Ray Data.
+
+The mental model:
+
+1. List. The driver lists the inputs and guesses labels from names (`raygan.photos.sources`).
+2. Examine. Ray Data tasks read, decode, judge and shrink a chunk of photos each and write it to the work folder,
+   ``OUTPUT/.prepare``. Only counts come back.
+3. Compare. The driver reads the chunks' records, a few hundred bytes for each photo and no pixels, and
+   finds what can only be found by comparing photos: duplicates and outliers. It chooses the split.
+4. Write. Ray Data tasks copy the kept photos' pixels from chunks to shards, without decoding again. Then come
+   report, rejects and pictures, and last, in one rename, the manifest that makes the folder a data set.
+
+Every step is a pure function of the photos and the settings, so a run that was killed ends with the same
+bytes as one that wasn't, and chunks that are in the work folder already are taken up as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from tqdm import tqdm
+
+from raygan import cluster, storage
+from raygan.config import PrepareSettings
+from raygan.errors import ConfigurationError, RayganError
+from raygan.photos import chunks, compare, report
+from raygan.photos.chunks import PixelSettings
+from raygan.photos.filters import Limits
+from raygan.photos.sources import Listing, find_photos
+from raygan.shards import MANIFEST, Manifest, ShardFile, Split, write_shard
+
+#: Bytes of pixels that a shard has by default at most.
+_SHARD_BYTES = 32e6
+
+#: Shards that even small data sets are cut into, so that there is one for each of a few workers.
+_SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
+
+#: Settings that don't change what the shards hold.
+_CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
+
+
+def prepare(settings: PrepareSettings) -> dict[str, Any]:
+    """Clean the photos, write the shards, and return the report (see `raygan.photos.report`).
+
+    Does nothing if the output holds this very data set already. Raises ConfigurationError if there are no
+    photos or no labels, or if the output holds another data set; RayganError if files can't be read or written.
+    """
+    listing = _list(settings)
+    inputs = _fingerprint(listing)
+    if not settings.dry_run:
+        known = _known_report(settings, inputs)
+        if known is not None:
+            print(f"{settings.output} holds these photos with these settings already: nothing to do")
+            return known
+    with _work_folder(settings) as folder, _ray_data():
+        work = _Work(settings, listing, folder)
+        work.examine()
+        records = work.judge()
+        summary = report.summarise(records, listing)
+        print(report.in_words(summary))
+        if not summary["kept"]:
+            raise RayganError(f"--input: no photo is left to train on: {report.reasons_in_words(summary)}")
+        if not settings.dry_run:
+            work.write(records, summary, inputs)
+    if not settings.dry_run:
+        _remove(settings.output, ".prepare")
+        print(f"{summary['kept']:,} photos written to {settings.output}")
+    return summary
+
+
+@dataclass
+class _Work:
+    """One preparation under way. folder: the address of the work folder."""
+
+    settings: PrepareSettings
+    listing: Listing
+    folder: str
+
+    def __post_init__(self) -> None:
+        size, photos = self.settings.chunk_images, self.listing.photos
+        self.pixel_settings = _pixel_settings(self.settings)
+        self.parts = [photos.slice(start, size) for start in range(0, photos.num_rows, size)]
+        self.names = [
+            chunks.name_of(number, part, self.listing.sources, self.pixel_settings)
+            for number, part in enumerate(self.parts)
+        ]
+
+    def examine(self) -> None:
+        """Pass 1: make the chunks that aren't there."""
+        there = _files_in(self.folder)
+        missing = [number for number, name in enumerate(self.names) if name not in there]
+        taken_up = len(self.names) - len(missing)
+        if taken_up:
+            print(f"going on: {taken_up} of {len(self.names)} chunks are there, {len(missing)} are done (again)")
+        tables = [self._task(number) for number in missing]
+        sources, pixels, folder = self.listing.sources, self.pixel_settings, self.folder
+
+        def examine_chunk(task: pa.Table) -> pa.Table:
+            photos = task.drop_columns(["chunk"])
+            return _answer(lambda: _examined(photos, task["chunk"][0].as_py(), folder, sources, pixels))
+
+        total = sum(table.num_rows for table in tables)
+        with tqdm(total=total, desc="examining photos", unit=" images", smoothing=0.1) as bar:
+            megabytes, start = 0.0, time.monotonic()
+            for done in _stream(tables, examine_chunk):
+                megabytes += done["bytes"] / 1e6
+                bar.set_postfix_str(f"{megabytes / (time.monotonic() - start):.1f} MB/s", refresh=False)
+                bar.update(done["images"])
+
+    def judge(self) -> pa.Table:
+        """Compare the photos with each other: their records with final verdicts and splits."""
+        records = chunks.read_records([storage.join(self.folder, name) for name in self.names])
+        return compare.judge(
+            records,
+            duplicates="duplicate" not in self.settings.skip,
+            near_duplicates="near_duplicate" not in self.settings.skip,
+            distance=self.settings.hash_distance,
+            validation=self.settings.validation,
+        )
+
+    def write(self, records: pa.Table, summary: dict[str, Any], inputs: str) -> None:
+        """Pass 2: shards, report, rejects, and the manifest as the last."""
+        output = self.settings.output
+        stale = _shards_in(output)
+        _remove(output, MANIFEST)
+        shards, fingerprint = self._write_shards(records)
+        report.write(output, records, self.listing, summary)
+        for name in sorted(stale - {shard.file for shard in shards}):
+            _remove(output, name)
+        manifest = Manifest(
+            image_size=self.settings.image_size,
+            encoding=self.settings.encoding,
+            classes=sorted({label for shard in shards for label in shard.rows}),
+            shards=shards,
+            fingerprint=fingerprint,
+            configuration=_configuration(self.settings),
+            inputs=inputs,
+        )
+        storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
+
+    def _task(self, number: int) -> pa.Table:
+        """A block for Ray Data: a part of the listing and the name of the chunk to make of it."""
+        part = self.parts[number]
+        return part.append_column("chunk", pa.array([self.names[number]] * part.num_rows))
+
+    def _write_shards(self, records: pa.Table) -> tuple[list[ShardFile], str]:
+        plans = _shard_plans(records["split"].to_pylist(), self.settings)
+        addresses = [storage.join(self.folder, name) for name in self.names]
+        per_chunk, output, encoding = self.settings.chunk_images, self.settings.output, self.settings.encoding
+
+        def write_one(task: pa.Table) -> pa.Table:
+            plan = task.to_pylist()[0]
+            return _answer(lambda: _written(plan, addresses, per_chunk, output, encoding))
+
+        with tqdm(total=sum(len(plan["rows"]) for plan in plans), desc="writing shards", unit=" images") as bar:
+            done = {}
+            for answer in _stream([pa.Table.from_pylist([plan]) for plan in plans], write_one):
+                done[answer["file"]] = answer
+                bar.update(sum(json.loads(answer["rows"]).values()))
+        shards = [
+            ShardFile(file=plan["file"], split=plan["split"], rows=json.loads(done[plan["file"]]["rows"]))
+            for plan in plans
+        ]
+        digests = "".join(done[shard.file]["digest"] for shard in shards)
+        return shards, hashlib.sha256(digests.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- what tasks do
+
+
+def _examined(
+    photos: pa.Table, name: str, folder: str, sources: Sequence[Any], settings: PixelSettings
+) -> dict[str, Any]:
+    table = chunks.build_chunk(photos, sources, settings)
+    chunks.write_chunk(storage.join(folder, name), table)
+    return {"images": table.num_rows, "bytes": int(pa.compute.sum(table["bytes"]).as_py())}
+
+
+def _written(
+    plan: dict[str, Any], addresses: Sequence[str], per_chunk: int, output: str, encoding: Any
+) -> dict[str, Any]:
+    """Gather a shard's photos from the chunks, one chunk in memory at a time, and write it."""
+    rows = np.array(plan["rows"])
+    pixels, records = [], []
+    for number in np.unique(rows // per_chunk):
+        within = rows[rows // per_chunk == number] % per_chunk
+        pixels.append(chunks.read_pixels(addresses[number], within))
+        records.append(chunks.read_records([addresses[number]]).take(within))
+    about = pa.concat_tables(records).select(["label", "path", "hash"])
+    digest = write_shard(output, plan["file"], np.concatenate(pixels), about, plan["split"], encoding)
+    labels, counts = np.unique(about["label"].to_numpy(zero_copy_only=False), return_counts=True)
+    return {
+        "file": plan["file"],
+        "rows": json.dumps(dict(zip(labels.tolist(), counts.tolist(), strict=True))),
+        "digest": digest,
+    }
+
+
+def _answer(work: Callable[[], dict[str, Any]]) -> pa.Table:
+    """The task's one-row answer. An expected failure is an answer too: Ray would wrap it in tracebacks."""
+    try:
+        return pa.Table.from_pylist([{**work(), "error": ""}])
+    except RayganError as error:
+        return pa.table({"error": [str(error)]})
+
+
+# ---------------------------------------------------------------- Ray Data
+
+
+def _stream(tables: Sequence[pa.Table], task: Callable[[pa.Table], pa.Table]) -> Iterator[dict[str, Any]]:
+    """Run a task on each table and yield the answers as they come. Raises RayganError if a task says so."""
+    if not tables:
+        return
+    import ray
+
+    data = ray.data.from_arrow(list(tables))
+    answers = data.map_batches(task, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    try:
+        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for answer in batch.to_pylist():
+                if answer["error"]:
+                    raise RayganError(answer["error"])
+                yield answer
+    except ray.exceptions.RayError as error:
+        raise RayganError(f"Ray gave up on a task: {str(error).strip().splitlines()[-1]}") from error
+
+
+@contextmanager
+def _ray_data() -> Iterator[None]:
+    """Ray connected, and Ray Data's own progress reports off: the jobs have theirs."""
+    import ray
+
+    cluster.connect()
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        logger.setLevel(level)
+
+
+# ---------------------------------------------------------------- inputs, settings, output
+
+
+def _list(settings: PrepareSettings) -> Listing:
+    listing = find_photos(
+        settings.input,
+        label=settings.label,
+        layout=settings.layout,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        exclude=settings.output,
+    )
+    print(listing.describe())
+    return listing
+
+
+def _fingerprint(listing: Listing) -> str:
+    digest = hashlib.sha256(repr([source.root for source in listing.sources]).encode())
+    digest.update(chunks.digest_of(listing.photos))
+    return digest.hexdigest()
+
+
+def _pixel_settings(settings: PrepareSettings) -> PixelSettings:
+    def unless_skipped(name: str, value: Any) -> Any:
+        return None if name in settings.skip else value
+
+    limits = Limits(
+        min_side=unless_skipped("too_small", settings.min_side),
+        max_megapixels=unless_skipped("too_large", settings.max_megapixels),
+        max_aspect=unless_skipped("bad_aspect", settings.max_aspect),
+        min_contrast=unless_skipped("flat", settings.min_contrast),
+        min_sharpness=unless_skipped("blurry", settings.min_sharpness),
+    )
+    most_bytes = settings.max_megabytes * 1e6 if "too_large" not in settings.skip else float("inf")
+    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes)
+
+
+def _configuration(settings: PrepareSettings) -> dict[str, Any]:
+    return {name: value for name, value in settings.plain().items() if name not in _CIRCUMSTANCES}
+
+
+def _known_report(settings: PrepareSettings, inputs: str) -> dict[str, Any] | None:
+    """The report of the data set in the output if it is the one asked for, or None if there is none.
+
+    Raises ConfigurationError if there is another, unless it may be overwritten.
+    """
+    manifest = storage.read_json(storage.join(settings.output, MANIFEST))
+    if manifest is None:
+        return None
+    if manifest.get("inputs") == inputs and manifest.get("configuration") == _configuration(settings):
+        return storage.read_json(storage.join(settings.output, report.REPORT))
+    if settings.overwrite:
+        return None
+    raise ConfigurationError(
+        f"--output: {settings.output} already holds a data set of other photos or settings: "
+        f"choose another folder, or give --overwrite to replace it"
+    )
+
+
+@contextmanager
+def _work_folder(settings: PrepareSettings) -> Iterator[str]:
+    """Where chunks live: within the output, or for a dry run in a temporary folder."""
+    if settings.dry_run:
+        with tempfile.TemporaryDirectory(prefix="raygan-") as folder:
+            yield folder
+        return
+    folder = storage.join(settings.output, ".prepare")
+    # Fail before the work, not after it, if the output can't be written.
+    storage.write_json(storage.join(folder, "settings.json"), settings.plain())
+    yield folder
+
+
+def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> list[dict[str, Any]]:
+    """Which photos go to which shard: consecutive kept photos of a split, in shards of nearly equal size."""
+    most = settings.shard_images or max(1, min(1024, int(_SHARD_BYTES / (3 * settings.image_size**2))))
+    plans = []
+    of_photo = np.array([split or "" for split in splits])
+    for split in ("train", "validation"):
+        rows = np.flatnonzero(of_photo == split)
+        count = max(-(-len(rows) // most), min(_SHARDS_AT_LEAST, len(rows) // _IMAGES_AT_LEAST), 1)
+        for number, part in enumerate(np.array_split(rows, count)):
+            if len(part):
+                plans.append({"file": f"{split}-{number:05d}.parquet", "split": split, "rows": part.tolist()})
+    return plans
+
+
+def _files_in(address: str) -> set[str]:
+    filesystem, path = storage.resolve(address)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    return {info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File}
+
+
+def _shards_in(output: str) -> set[str]:
+    """Names of shards that an earlier run left, finished or not."""
+    return {n for n in _files_in(output) if n.startswith(("train-", "validation-")) and n.endswith(".parquet")}
+
+
+def _remove(output: str, name: str) -> None:
+    """Remove a file or folder of ours from the output; nothing if it isn't there."""
+    filesystem, path = storage.resolve(storage.join(output, name))
+    kind = filesystem.get_file_info(path).type
+    if kind == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind == pafs.FileType.File:
+        filesystem.delete_file(path)
