@@ -121,6 +121,7 @@ def train(settings: TrainSettings) -> TrainResult:
         run_id=run.mlflow_run_id,
     ) as log:
         run.save(mlflow_run_id=log.id, state="running")
+        print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
         checkpoint, metrics = _fit(settings, run, photos, resources, log)
         with tempfile.TemporaryDirectory() as scratch, checkpoint.as_directory() as folder:
             generator = Path(scratch, "generator")

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import ray
 import ray.train
 import torch
 from PIL import Image
@@ -108,12 +109,12 @@ def test_a_killed_driver_started_again_goes_on_to_the_undisturbed_weights(train_
     data = str(write_shards(folder="resumed"))
     whole = train(train_settings(data=data, name="undisturbed", epochs=12, snapshot_every=12))
     settings = train_settings(data=data, name="killed", epochs=12, snapshot_every=12)
-    command = [sys.executable, str(REPOSITORY / "jobs/train.py"), "--config", "-"]
     config = os.path.join(settings.storage, "settings.yaml")
     with open(config, "w") as file:
-        json.dump(settings.plain(), file)
-    command[-1] = config
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        json.dump(settings.plain(), file)  # JSON is YAML
+    command = [sys.executable, str(REPOSITORY / "jobs/train.py"), "--config", config]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     folder = os.path.join(settings.storage, "runs/killed")
     deadline = time.monotonic() + 120
     while not checkpoints(folder):
