@@ -54,7 +54,7 @@ def test_every_preset_is_valid_and_changes_only_known_fields(preset):
         (("--data", "x", "--image-size", "512"), "power of two from 32 to 256"),
         (("--data", "x", "--batch-size", "4", "--num-workers", "8"), "batch_size (4) is smaller than num_workers (8)"),
         (("--data", "x", "--preset", "best"), "preset: 'best' is unknown; choose one of quick"),
-        (("--data", "x", "--critic-norm", "batch"), "gradient penalty is defined per image"),
+        (("--data", "x", "--critic-norm", "batch"), "penalty is defined per image"),
         (("--data", "x", "--config", "missing.yaml"), "missing.yaml"),
         (("--data", "x", "--beta1", "1.5"), "--beta1"),
         (("--data", "x", "--augment", "colour"), "--augment"),

@@ -94,6 +94,14 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, t
     assert os.path.exists(os.path.join(line["checkpoint"], "training.safetensors"))
 
 
+@pytest.mark.parametrize("objective", ["dcgan", "r3gan"])
+def test_every_objective_trains_on_two_workers(train_settings, objective):
+    norm = {"dcgan": "batch", "r3gan": "none"}[objective]
+    result = train(train_settings(objective=objective, critic_norm=norm, epochs=1))
+    assert 0 < result.metrics["critic_loss"] < 100
+    assert 0 < result.metrics["generator_loss"] < 100
+
+
 def weights(result):
     tensors = load_generator_folder(result.checkpoint)
     return torch.cat([value.flatten().float() for value in tensors.values()])
