@@ -115,7 +115,9 @@ class ObjectiveOptions(Settings):
 
     group: ClassVar[str] = "objective and optimisers"
 
-    objective: Literal["wgan-gp", "dcgan"] = option("wgan-gp", "adversarial objective")
+    objective: Literal["wgan-gp", "dcgan", "r3gan"] = option(
+        "wgan-gp", "adversarial objective: Wasserstein with gradient penalty, BCE, or relativistic with R1 and R2"
+    )
     epochs: int = option(80, "passes over the photos", unit="epochs", ge=1)
     batch_size: int = option(64, "images in the global batch, all workers together", unit="images", ge=2)
     n_critic: int = option(5, "critic steps to each generator step", ge=1, le=100)
@@ -123,7 +125,7 @@ class ObjectiveOptions(Settings):
     critic_lr: float = option(1e-4, "Adam's learning rate of the critic", gt=0, le=1)
     beta1: float = option(0.0, "Adam's beta 1", ge=0, lt=1)
     beta2: float = option(0.9, "Adam's beta 2", ge=0, lt=1)
-    penalty_weight: float = option(10.0, "weight of the gradient penalty (lambda)", ge=0)
+    penalty_weight: float = option(10.0, "weight of the gradient penalty (lambda; gamma of r3gan)", ge=0)
     penalty_every: int = option(
         1, "take the penalty every so many critic steps, with its weight multiplied by as many", unit="steps", ge=1
     )
@@ -179,9 +181,9 @@ class TrainSettings(WorkerOptions, ObjectiveOptions, NetworkOptions, StorageSett
                 f"batch_size ({self.batch_size}) is smaller than num_workers ({self.num_workers}): "
                 f"every worker needs at least one image of each batch"
             )
-        if self.objective == "wgan-gp" and self.critic_norm == "batch":
+        if self.objective != "dcgan" and self.critic_norm == "batch":
             raise ValueError(
-                "critic_norm must be instance with objective wgan-gp: the gradient penalty is defined per image"
+                f"critic_norm can't be batch with objective {self.objective}: its penalty is defined per image"
             )
         return self
 

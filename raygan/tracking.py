@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import posixpath
+import sys
 import tempfile
 import time
 import urllib.error
@@ -81,11 +82,19 @@ class Run:
 
     def __init__(self, client: MlflowClient, run_id: str):
         self.client, self.id = client, run_id
+        self._last_step = self._logged_up_to()
         self._undelivered: list[Metric] = []
         self._complained = False
 
     def log_metrics(self, values: dict[str, float], step: int) -> None:
-        """Send metrics at a step (images seen, say). NaN and infinity are left out, and said by a tag."""
+        """Send metrics at a step (images seen, say); steps that were logged already are not logged twice.
+
+        Such steps come again when workers or the driver went back to a checkpoint. NaN and infinity are left
+        out, and said by a tag.
+        """
+        if step <= self._last_step:
+            return
+        self._last_step = step
         now = int(time.time() * 1000)
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._undelivered += [Metric(name, value, now, step) for name, value in finite.items()]
@@ -125,6 +134,11 @@ class Run:
         self.deliver()
         self._attempt(lambda: self.client.set_terminated(self.id, status))
 
+    def _logged_up_to(self) -> int:
+        latest = self.client.get_run(self.id).data.metrics
+        steps = [self.client.get_metric_history(self.id, name)[-1].step for name in list(latest)[:1]]
+        return max(steps, default=-1)
+
     def _attempt(self, call: Any) -> bool:
         try:
             call()
@@ -132,7 +146,7 @@ class Run:
             # Tracking must never end a training: whatever the store raises is said once and tried again later.
             if not self._complained:
                 reason = str(error).strip().splitlines()[0]
-                print(f"warning: MLflow does not take records ({reason}); going on, and trying again")
+                print(f"warning: MLflow does not take records ({reason}); trying again later", file=sys.stderr)
             self._complained = True
             return False
         self._complained = False

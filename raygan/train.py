@@ -121,6 +121,7 @@ def train(settings: TrainSettings) -> TrainResult:
         run_id=run.mlflow_run_id,
     ) as log:
         run.save(mlflow_run_id=log.id, state="running")
+        print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
         checkpoint, metrics = _fit(settings, run, photos, resources, log)
         with tempfile.TemporaryDirectory() as scratch, checkpoint.as_directory() as folder:
             generator = Path(scratch, "generator")
@@ -229,6 +230,7 @@ def _fit(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    cluster.poll_training_often()
     training = _InBackground(trainer.fit)
     follower = _Follower(settings, len(photos) // settings.batch_size, log, run.folder)
     with follower:

@@ -100,7 +100,40 @@ class SigmoidBCE:
         return F.softplus(-_wide(critic(fakes))), {}
 
 
-OBJECTIVES: dict[str, Callable[[], Objective]] = {"wgan-gp": WassersteinGP, "dcgan": SigmoidBCE}
+@dataclass(frozen=True)
+class RelativisticR1R2:
+    """R3GAN (Huang et al. 2024, arXiv 2501.05441): relativistic pairing with zero-centred penalties.
+
+    Critic: ``softplus(D(fake) - D(real)) + weight / 2 * (|grad D(real)|**2 + |grad D(fake)|**2)``; generator:
+    ``softplus(D(real) - D(fake))``. Each fake is compared with one real, so that no mode can be dropped
+    unpunished; both penalties are needed for local convergence. `penalty_weight` is the paper's gamma.
+    """
+
+    def critic_loss(
+        self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
+    ) -> tuple[Tensor, Terms]:
+        images = torch.cat([reals, fakes]).requires_grad_(penalty_weight > 0)
+        scores = _wide(critic(images))
+        on_real, on_fake = scores.split(len(reals))
+        loss = F.softplus(on_fake - on_real)
+        terms = {"real_over_fake": (on_real - on_fake).detach()}
+        if penalty_weight:
+            r1, r2 = _gradient_norms(scores, images).square().split(len(reals))
+            terms |= {"r1": r1.detach(), "r2": r2.detach()}
+            loss = loss + penalty_weight / 2 * (r1 + r2)
+        return loss, terms
+
+    def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
+        with torch.no_grad():
+            on_real = _wide(critic(reals))
+        return F.softplus(on_real - _wide(critic(fakes))), {}
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "wgan-gp": WassersteinGP,
+    "dcgan": SigmoidBCE,
+    "r3gan": RelativisticR1R2,
+}
 
 
 def _gradient_norms(scores: Tensor, images: Tensor) -> Tensor:

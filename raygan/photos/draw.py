@@ -4,8 +4,9 @@ The mental model:
 
 1. A label and a seed start one random generator, and everything that varies comes from it: pose, light, coat,
    shape of the head, eyes. The size is no part of it, so an animal looks the same at every size.
-2. A `Canvas` speaks the head's own coordinates: x to the right, y down, the head about two units across and
-   centred on the origin. It alone knows how the head is tilted, scaled and placed among the pixels.
+2. A `Canvas` speaks the head's own coordinates: x to the right, y down, the origin between the eyes or just
+   below, ears' tips near y = -1 and chins near 0.75. It alone knows how the head is tilted, scaled and placed
+   among the pixels; the numbers in the anatomy below are all in these head units, of an upright head.
 3. Fur is a field: a colour for every pixel, made of a pattern, strands and the light on a relief. Parts of the
    body are outlines that let the field through, painted back to front: backdrop, shoulders, ears, head, muzzle,
    eyes. Pillow draws every outline `OVERSAMPLING` times too large and averages it down.
@@ -61,18 +62,7 @@ DOG_COATS = {
 }
 CAT_EYES = ("#b6c240", "#d9a62e", "#6fa85a", "#c97f2a", "#5f9fc9", "#8fb7a0")
 DOG_EYES = ("#5a3318", "#6e4320", "#3b2415", "#8a5a26", "#5a3318", "#3b2415", "#7fb0d0")
-BACKDROPS = (
-    "#8fb59a",
-    "#b3c8dd",
-    "#dcc09a",
-    "#7fa0bd",
-    "#cfa29a",
-    "#6c8a5c",
-    "#e8e0d0",
-    "#8a78a0",
-    "#5b6674",
-    "#c8b050",
-)
+BACKDROPS = ("#8fb59a", "#b3c8dd", "#dcc09a", "#7fa0bd", "#cfa29a", "#6c8a5c", "#e8e0d0", "#8a78a0", "#5b6674")
 INK = "#1d1512"
 PINK = "#e39a96"
 WHITE = "#ffffff"
@@ -86,7 +76,7 @@ def draw_face(label: str, seed: int, size: int = 96) -> Image.Image:
     """A front-facing animal face that fills its frame, as aligned face crops do.
 
     label: one of `LABELS`. seed: 0 or more; the same label, seed and size give the same pixels, and the same
-    label and seed the same animal at another size. size: side in pixels. Returns an RGB image, size x size.
+    label and seed the same animal at another size. size: side in pixels, 2 or more. Returns an RGB image.
     Raises ValueError on an unknown label.
     """
     if label not in LABELS:
@@ -145,7 +135,7 @@ class Canvas:
         tilt, scale = rng.normal(0, 0.06), size / 2 * rng.uniform(0.98, 1.1)
         cos, sin = scale * np.cos(tilt), scale * np.sin(tilt)
         turn = np.array([[cos, sin], [-sin, cos]])
-        origin = size / 2 * (rng.normal(0, 0.03, 2) + (1, 1.1))
+        origin = size / 2 * rng.normal((1, 1.1), 0.03)
         across, down = np.arange(size) + 0.5 - origin[:, None]
         x = (across * cos + down[:, None] * sin) / scale**2
         y = (down[:, None] * cos - across * sin) / scale**2
@@ -158,7 +148,7 @@ class Canvas:
         """The part of the canvas around a box in head coordinates. Work in it costs its own pixels only."""
         corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)]) @ self.turn + self.origin
         low, high = np.floor(corners.min(0)).tolist(), np.ceil(corners.max(0)).tolist()
-        rows, columns = (span(low[axis], high[axis], self.x.shape[1 - axis]) for axis in (1, 0))
+        rows, columns = span(low[1], high[1], self.x.shape[0]), span(low[0], high[0], self.x.shape[1])
         return replace(
             self,
             pixels=self.pixels[:, rows, columns],
@@ -213,7 +203,8 @@ class Canvas:
         to_x, to_y, to_z = self.light
         down, right = np.gradient(relief * np.float32(self.scale))
         facing = (to_z - to_x * right - to_y * down) / np.sqrt(1 + right**2 + down**2)
-        return 0.55 + 0.48 * np.maximum(facing, 0)
+        brightness: Field = 0.55 + 0.48 * np.maximum(facing, 0)
+        return brightness
 
     def photo(self, rng: np.random.Generator) -> Image.Image:
         """The finished picture, in uneven light and with a camera's grain."""
@@ -233,7 +224,8 @@ def span(low: float, high: float, side: int) -> slice:
 
 def as_field(picture: Image.Image) -> Field:
     """A grey picture's levels as 0 to 1."""
-    return np.asarray(picture) * np.float32(1 / 255)
+    levels: Field = np.asarray(picture) * np.float32(1 / 255)
+    return levels
 
 
 # Outlines
@@ -251,12 +243,11 @@ def curve(*points: Point) -> Outline:
     knots = np.array(points[-1:] + points + points[:2])
     before, here, after, beyond = (knots[start : start + count] for start in range(4))
     t = (np.arange(6) / 6)[:, None, None]
-    slope, bend, twist = (
-        after - before,
-        2 * before - 5 * here + 4 * after - beyond,
-        3 * (here - after) + beyond - before,
-    )
-    return (here + 0.5 * t * (slope + t * (bend + t * twist))).transpose(1, 0, 2).reshape(-1, 2)
+    slope, bend = after - before, 2 * before - 5 * here + 4 * after - beyond
+    twist = 3 * (here - after) + beyond - before
+    between = here + 0.5 * t * (slope + t * (bend + t * twist))  # (steps, points, 2)
+    rounded: Outline = between.transpose(1, 0, 2).reshape(-1, 2)
+    return rounded
 
 
 def symmetric(*points: Point) -> Outline:
@@ -277,7 +268,8 @@ def stroke(start: npt.ArrayLike, through: npt.ArrayLike, end: npt.ArrayLike, wid
 
 def both(outline: Outline) -> Outline:
     """The shape and its mirror image on the other side of the face."""
-    return outline * np.array([[[1, 1]], [[-1, 1]]])
+    pair: Outline = outline * np.array([[[1, 1]], [[-1, 1]]])
+    return pair
 
 
 def tufted(outline: Outline, depth: float, rng: np.random.Generator) -> Outline:
@@ -293,7 +285,7 @@ def tufted(outline: Outline, depth: float, rng: np.random.Generator) -> Outline:
 @lru_cache
 def colour(name: str) -> Colour:
     """The colour of a hexadecimal name."""
-    return np.array(ImageColor.getrgb(name), np.float32).reshape(3, 1, 1) / 255
+    return (np.array(ImageColor.getrgb(name)) / 255).astype(np.float32).reshape(3, 1, 1)
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
@@ -303,7 +295,7 @@ def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
 
 def ramp(start: float, end: float, field: Field) -> Field:
     """0 where the field is below `start`, 1 where it is above `end`, smooth between them."""
-    t = np.minimum(np.maximum((field - start) * (1 / (end - start)), 0), 1)
+    t: Field = np.minimum(np.maximum((field - start) * (1 / (end - start)), 0), 1)
     return t * t * (3 - 2 * t)
 
 
@@ -338,7 +330,8 @@ def strands(canvas: Canvas, rng: np.random.Generator) -> Field:
     noise = Image.fromarray(rng.normal(0, 1, (110, 14)).astype(np.float32))
     table = np.asarray(noise.resize((32, 256), Image.Resampling.BICUBIC))
     where, depth = strand_map(len(canvas.x))
-    return 1 + depth * table.ravel().take(where)
+    texture: Field = table.ravel().take(where)
+    return 1 + depth * texture
 
 
 @lru_cache(maxsize=4)
@@ -387,13 +380,14 @@ def dog_fur(canvas: Canvas, coat: Coat, rng: np.random.Generator) -> Colour:
     x, y = np.abs(canvas.x), canvas.y
     fur = mix(coat.base, coat.pale, 0.35 * canvas.blob(0, 0.45, 0.4, 0.35))
     if coat.pattern == "patches":
-        # Round an eye and over its ear; on the other side too in every other dog.
+        # Round one eye and over its ear, or round both.
         side = canvas.x * pick(rng, (-1, 1)) if rng.random() < 0.5 else x
         near = np.hypot((side - 0.5) / 0.42, (y + 0.3) / 0.55) + 0.15 * canvas.cloud(rng, 6)
         fur = mix(coat.pale, coat.base, ramp(1.05, 0.95, near))
     elif coat.pattern == "mask":
         near = np.hypot(x / 0.45, (y - 0.4) / 0.45) + 0.12 * canvas.cloud(rng, 6)
-        fur = mix(fur, coat.dark, 0.85 * np.maximum(ramp(1.15, 0.75, near), ramp(0.62, 0.75, x - 0.2 * y)))
+        dusk: Field = np.maximum(ramp(1.15, 0.75, near), ramp(0.62, 0.75, x - 0.2 * y))
+        fur = mix(fur, coat.dark, 0.85 * dusk)
     elif coat.pattern == "blaze":
         streak = blaze(canvas, rng)
         fur = mix(fur, coat.pale, np.maximum(streak, 0.7 * canvas.twin_blobs(0.27, -0.44, 0.1, 0.07)))
@@ -418,6 +412,12 @@ def paint_part(canvas: Canvas, outline: Outline, fur: Colour, shadow: float = 0.
     inside, around = canvas.mask_and_halo(outline, 0.16)
     canvas.paint(shadow * around, colour(INK))
     canvas.paint(inside, fur * (0.72 + 0.31 * ramp(0.3, 1, around)))
+
+
+def paint_shoulders(canvas: Canvas, rng: np.random.Generator, fur: Colour, coat: Coat) -> None:
+    """What is seen of the body below the head, a little in its shade."""
+    outline = symmetric((0, 0.3), (0.6, 0.55), (0.93, 1.0), (1.2, 1.8), (0, 2))
+    canvas.paint(canvas.mask(tufted(outline, coat.shag, rng)), fur * 0.8)
 
 
 @dataclass(frozen=True)
@@ -461,7 +461,7 @@ def paint_eyes(face: Canvas, eyes: Eyes) -> None:
     canvas.paint(0.2 * inside * canvas.twin_blobs(x, y + 0.6 * height, 0.5 * width, 0.3 * height), colour(WHITE))
     # A reflection isn't mirrored: the window is seen on the same side of both eyes.
     spark = ellipse(math.copysign(0.35 * width, face.light[0]), y - 0.38 * height, 0.22 * width, 0.2 * width)
-    canvas.paint(0.95 * canvas.mask(spark + (x, 0), spark - (x, 0)), colour(WHITE))
+    canvas.paint(0.95 * canvas.mask(spark + np.array((x, 0)), spark - np.array((x, 0))), colour(WHITE))
 
 
 def paint_nose(face: Canvas, outline: Outline, skin: Colour) -> None:
@@ -486,12 +486,12 @@ def paint_cat(canvas: Canvas, rng: np.random.Generator) -> None:
     coat = Coat.choose(rng, CAT_COATS, ("solid", "tabby", "tabby", "patches", "tuxedo"))
     fur = cat_fur(canvas, coat, rng) * strands(canvas, rng)
     wide, cheek, chin = rng.uniform(0.72, 0.84), rng.uniform(0.1, 0.3), rng.uniform(0.66, 0.76)
-    shoulders = symmetric((0, 0.3), (0.6, 0.6), (0.95, 1.0), (1.2, 1.8), (0, 2))
-    canvas.paint(canvas.mask(tufted(shoulders, coat.shag, rng)), fur * 0.8)
+    paint_shoulders(canvas, rng, fur, coat)
     paint_cat_ears(canvas, rng, fur, coat, wide)
     skull = ((0, -0.56), (0.3, -0.55), (0.62, -0.36), (wide, cheek - 0.1))
     jaws = ((wide * 0.88, cheek + 0.22), (0.44, chin - 0.1), (0.14, chin), (0, chin))
     eye_x, eye_y = rng.uniform(0.33, 0.39), rng.uniform(-0.1, 0.0)
+    # A domed skull, the ridge of the nose, cushions for lips and chin, hollows for the eyes.
     dome = 1 - (canvas.x / (wide + 0.1)) ** 2 - ((canvas.y - 0.08) / 0.8) ** 2
     relief = 0.7 * np.sqrt(np.maximum(0.03, dome)) + 0.12 * canvas.blob(0, 0.1, 0.12, 0.35)
     relief += 0.12 * canvas.twin_blobs(0.13, 0.4, 0.17, 0.15) + 0.1 * canvas.blob(0, 0.6, 0.14, 0.1)
@@ -556,13 +556,13 @@ def paint_dog(canvas: Canvas, rng: np.random.Generator) -> None:
     fur = dog_fur(canvas, coat, rng) * strands(canvas, rng)
     pricked = rng.random() < 0.4
     wide, jaw, chin = rng.uniform(0.56, 0.68), rng.uniform(0.4, 0.5), rng.uniform(0.72, 0.8)
-    shoulders = symmetric((0, 0.3), (0.55, 0.5), (0.9, 0.95), (1.2, 1.8), (0, 2))
-    canvas.paint(canvas.mask(tufted(shoulders, coat.shag, rng)), fur * 0.8)
+    paint_shoulders(canvas, rng, fur, coat)
     if pricked:
         paint_pricked_ears(canvas, rng, fur, coat)
     skull = ((0, -0.8), (0.3, -0.75), (wide * 0.92, -0.45), (wide, -0.08))
     jaws = ((wide * 0.9, 0.25), (jaw, 0.52), (jaw * 0.6, chin - 0.04), (0, chin))
     eye_x, eye_y = rng.uniform(0.27, 0.33), rng.uniform(-0.24, -0.14)
+    # A domed skull, the ridge of the nose, the muzzle's bulk, brows over hollows for the eyes.
     dome = 1 - (canvas.x / (wide + 0.1)) ** 2 - (canvas.y / 0.9) ** 2
     relief = 0.65 * np.sqrt(np.maximum(0.03, dome)) + 0.12 * canvas.blob(0, 0, 0.16, 0.35)
     relief += 0.42 * canvas.blob(0, 0.36, jaw * 0.8, 0.34) + 0.06 * canvas.twin_blobs(eye_x, eye_y - 0.18, 0.14, 0.08)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raygan.gan.objectives import SigmoidBCE, WassersteinGP
+from raygan.gan.objectives import RelativisticR1R2, SigmoidBCE, WassersteinGP
 
 
 @pytest.fixture
@@ -74,3 +74,38 @@ def test_bce_survives_scores_that_overflow_a_sigmoid():
     score = torch.tensor([1000.0])
     losses, _ = SigmoidBCE().critic_loss(lambda x: x, -score, score, torch.zeros(1), 0.0)
     assert losses.item() == 2000.0
+
+
+def test_r3gan_of_a_quadratic_critic(images):
+    """D(x) = |x|^2 / 2 has gradient x: R1 is |real|^2 and R2 is |fake|^2."""
+    reals, fakes = images
+
+    def critic(x):
+        return x.square().flatten(1).sum(1) / 20
+
+    losses, terms = RelativisticR1R2().critic_loss(critic, reals, fakes, torch.zeros(5, 1, 1, 1), 3.0)
+    r1, r2 = ((x / 10).square().flatten(1).sum(1) for x in (reals, fakes))
+    torch.testing.assert_close(terms["r1"], r1)
+    torch.testing.assert_close(terms["r2"], r2)
+    gap = critic(fakes) - critic(reals)
+    torch.testing.assert_close(losses, torch.log1p(gap.exp()) + 1.5 * (r1 + r2))
+    losses, _ = RelativisticR1R2().generator_loss(critic, reals, fakes)
+    torch.testing.assert_close(losses, torch.log1p((-gap).exp()))
+
+
+@pytest.mark.parametrize("objective", [WassersteinGP(), RelativisticR1R2()])
+def test_penalised_losses_agree_with_finite_differences(images, objective):
+    """The second derivative that a penalty needs, through a critic with a norm and a kink-free activation."""
+    reals, fakes = images
+    torch.manual_seed(2)
+    first, last = torch.randn(4, 3, 3, 3).double() / 5, torch.randn(4, 64).double() / 5
+
+    def loss(first, last):
+        def critic(x):
+            x = torch.nn.functional.conv2d(x, first, stride=1, padding=1)
+            x = torch.nn.functional.instance_norm(x).tanh()
+            return (x.flatten(2) * last).sum((1, 2))
+
+        return objective.critic_loss(critic, reals, fakes, torch.full((5, 1, 1, 1), 0.3).double(), 2.0)[0].sum()
+
+    assert torch.autograd.gradcheck(loss, (first.requires_grad_(), last.requires_grad_()), atol=1e-6)

@@ -1,0 +1,81 @@
+"""What the tests share: one Ray cluster for the whole session, and small data sets with known content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raygan.config import TrainSettings, load_preset
+from raygan.shards import Manifest, ShardFile
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local cluster with more CPU slots than cores, so that placement never decides a test."""
+    import ray
+
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def write_shards(tmp_path):
+    """A function that writes a data set of random photos: two labels, two training shards, one validation."""
+
+    def write(per_label: int = 20, size: int = 32, folder: str = "shards", seed: int = 0) -> Path:
+        root = tmp_path / folder
+        root.mkdir()
+        random = np.random.default_rng(seed)
+        shards = []
+        for name, split, count in (("a", "train", per_label), ("b", "train", per_label // 2), ("c", "validation", 2)):
+            labels = ["cat", "dog"] * count
+            pixels = random.integers(0, 256, (len(labels), size * size * 3), dtype=np.uint8)
+            table = pa.table(
+                {
+                    "image": pa.array([row.tobytes() for row in pixels], pa.binary(size * size * 3)),
+                    "label": labels,
+                    "path": [f"{name}/{i}.png" for i in range(len(labels))],
+                    "hash": [f"{name}{i}" for i in range(len(labels))],
+                    "split": [split] * len(labels),
+                }
+            )
+            pq.write_table(table, root / f"{name}.parquet")
+            shards.append(ShardFile(file=f"{name}.parquet", split=split, rows={"cat": count, "dog": count}))
+        manifest = Manifest(
+            image_size=size, classes=["cat", "dog"], shards=shards, fingerprint=f"{seed}-{per_label}", configuration={}
+        )
+        (root / "manifest.json").write_text(manifest.model_dump_json())
+        return root
+
+    return write
+
+
+@pytest.fixture
+def train_settings(tmp_path, write_shards):
+    """A function that gives settings of a training of seconds; keyword arguments change them."""
+
+    def make(**changes: object) -> TrainSettings:
+        values = {
+            **load_preset("quick", TrainSettings.presets),
+            "storage": str(tmp_path / "storage"),
+            "image_size": 32,
+            "z_dim": 8,
+            "width": 4,
+            "batch_size": 8,
+            "epochs": 2,
+            "snapshot_every": 1,
+            "num_workers": 2,
+            **changes,
+        }
+        if "data" not in values:
+            values["data"] = str(write_shards())
+        return TrainSettings.model_validate(values)
+
+    return make

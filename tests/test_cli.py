@@ -1,0 +1,109 @@
+"""The edge: what may be said on the command line, and how a mistake is answered."""
+
+import subprocess
+import sys
+
+import pytest
+
+from raygan.cli import parse
+from raygan.config import QuickstartSettings, TrainSettings
+from raygan.errors import ConfigurationError
+from tests.conftest import REPOSITORY
+
+
+def train(*argv):
+    return parse(TrainSettings, argv, doc="")[0]
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: wgan-gp-64\ndata: from-file\nz_dim: 17\nwidth: 9\n")
+    settings = train("--config", str(file), "--width", "8")
+    assert (settings.width, settings.z_dim, settings.data) == (8, 17, "from-file")
+    assert settings.generator_lr == 0.00035  # the preset's
+    assert settings.ema_kimg == 10  # the class's
+
+
+def test_the_first_source_projects_settings_are_exact():
+    settings = train("--data", "x", "--preset", "wgan-gp-128")
+    assert settings.model_dump(
+        include={"epochs", "batch_size", "generator_lr", "critic_lr", "z_dim", "image_size"}
+    ) == {
+        "epochs": 80,
+        "batch_size": 128,
+        "generator_lr": 0.00035,
+        "critic_lr": 1e-4,
+        "z_dim": 200,
+        "image_size": 128,
+    }
+
+
+@pytest.mark.parametrize("preset", TrainSettings.presets)
+def test_every_preset_is_valid_and_changes_only_known_fields(preset):
+    assert train("--data", "x", "--preset", preset).data == "x"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ((), "--data is required"),
+        (("--data", "x", "--epoch", "3"), "did you mean --epochs"),
+        (("--data", "x", "--epochs", "many"), "--epochs"),
+        (("--data", "x", "--epochs", "0"), "--epochs"),
+        (("--data", "x", "--image-size", "48"), "power of two from 32 to 256"),
+        (("--data", "x", "--image-size", "512"), "power of two from 32 to 256"),
+        (("--data", "x", "--batch-size", "4", "--num-workers", "8"), "batch_size (4) is smaller than num_workers (8)"),
+        (("--data", "x", "--preset", "best"), "preset: 'best' is unknown; choose one of quick"),
+        (("--data", "x", "--critic-norm", "batch"), "penalty is defined per image"),
+        (("--data", "x", "--config", "missing.yaml"), "missing.yaml"),
+        (("--data", "x", "--beta1", "1.5"), "--beta1"),
+        (("--data", "x", "--augment", "colour"), "--augment"),
+    ],
+)
+def test_a_mistake_names_the_flag_and_what_would_be_right(argv, says):
+    with pytest.raises(ConfigurationError) as raised:
+        train(*argv)
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("widht: 3", "did you mean width?"), ("a: [", "not valid YAML"), ("- 1", "must hold"), ("width: wide", "--width")],
+)
+def test_a_mistake_in_a_file_is_named_too(tmp_path, text, says):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError) as raised:
+        train("--data", "x", "--config", str(file))
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [TrainSettings, QuickstartSettings])
+def test_help_gives_every_fields_meaning_and_range(kind, capsys):
+    with pytest.raises(SystemExit):
+        parse(kind, ["--help"], doc="what it does")
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in kind.model_fields.items():
+        assert "--" + name.replace("_", "-") in shown
+        assert " ".join(field.description.split()) in shown.replace("- ", "-")
+
+
+def job(name, *argv):
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *argv], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_job_exits_with_2_and_one_line_for_a_wrong_command_line():
+    done = job("train", "--data", "x", "--z-dim", "-1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --z-dim")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_prints_settings_that_are_a_configuration_file(tmp_path):
+    done = job("train", "--data", "x", "--preset", "quick", "--width", "5", "--dry-run")
+    assert done.returncode == 0
+    file = tmp_path / "resolved.yaml"
+    file.write_text(done.stdout)
+    assert train("--config", str(file)) == train("--data", "x", "--preset", "quick", "--width", "5")

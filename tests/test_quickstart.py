@@ -1,0 +1,35 @@
+"""The quickstart, shortened: the drawn faces go through every stage."""
+
+import socket
+
+import pytest
+
+from raygan import quickstart as module
+from raygan import tracking
+from raygan.config import QuickstartSettings
+from raygan.errors import ConfigurationError
+from raygan.quickstart import quickstart
+
+
+def test_drawn_faces_become_a_registered_generator(ray_cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "DRAWN_FACES", 48)
+    settings = QuickstartSettings(storage=str(tmp_path), tracking_uri=None, epochs=1, image_size=32, serve=False)
+    quickstart(settings)
+    shown = capsys.readouterr().out
+    assert "mlflow ui --backend-store-uri" in shown
+    assert f"RAYGAN_STORAGE={tmp_path} serve run serve_config.yaml" in shown
+    assert "/v1/sample?label=cat&n=16&seed=7" in shown
+    assert list((tmp_path / "runs").glob("*/pictures/*.png"))
+    assert set(tracking.serving_generators(tracking.connect(settings))) == {"cat"}
+    quickstart(settings)  # again: nothing is trained twice
+    assert "trained already" in capsys.readouterr().out
+
+
+def test_a_port_in_use_is_said_before_work_starts(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"--port: {port} is in use"):
+            quickstart(QuickstartSettings(storage=str(tmp_path), port=port))
+    assert not list(tmp_path.iterdir())

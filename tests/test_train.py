@@ -1,0 +1,179 @@
+"""Training through the real Ray Train path: its gradients, its records, its resumption, its refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import ray
+import ray.train
+import torch
+from PIL import Image
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raygan import tracking
+from raygan.errors import ConfigurationError, RayganError
+from raygan.gan.checkpoint import load_generator
+from raygan.gan.networks import NetworkSettings
+from raygan.gan.step import GanStep, Share, StepSettings, seeded
+from raygan.train import train
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
+STEP = StepSettings(batch_size=7, n_critic=2)  # 7 over two workers: 3 and 4
+
+
+def one_critic_step(config):
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size())
+    step = GanStep(NETWORKS, STEP, "cpu", share)
+    # Batch statistics are each rank's own by design; without them the batch must not matter.
+    step.generator.eval()
+    step.step(torch.from_numpy(config["reals"][share.rows(7)]))
+    if share.rank == 0:
+        np.savez(config["out"], *[p.grad.numpy() for p in step.critic.parameters()])
+
+
+def test_gradients_of_two_workers_equal_a_single_process(tmp_path):
+    """The oracle is the textbook: three forwards, means over the whole batch, no DDP."""
+    reals = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    TorchTrainer(
+        one_critic_step,
+        train_loop_config={"reals": reals, "out": str(tmp_path / "gradients.npz")},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path), name="gradients"),
+    ).fit()
+    step = GanStep(NETWORKS, STEP)
+    critic, generator = step.critic, step.generator.eval()
+    random = seeded(0, 0, "critic")
+    latents, mix = torch.randn(7, 8, generator=random), torch.rand(7, 1, 1, 1, generator=random)
+    x = torch.from_numpy(reals).float() / 127.5 - 1
+    fakes = generator(latents).detach()
+    between = (x + mix * (fakes - x)).requires_grad_()
+    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+    (critic(fakes).mean() - critic(x).mean() + 10 * penalty).backward()
+    expected = {name: parameter.grad.numpy() for name, parameter in critic.named_parameters()}
+    # The exit's bias cancels between reals and fakes; its gradient is rounding and has no relative error.
+    del expected["exit.bias"]
+    with np.load(tmp_path / "gradients.npz") as found:
+        for file, (name, gradient) in zip(found.files[:-1], expected.items(), strict=False):
+            error = np.linalg.norm(found[file] - gradient) / np.linalg.norm(gradient)
+            assert error < 1e-5, f"{name}: {error}"
+
+
+def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, tmp_path):
+    settings = train_settings(label="cat", name="whole", epochs=3)
+    result = train(settings)
+    client = tracking.connect(settings)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["z_dim"] == "8"
+    assert run.data.params["fingerprint"] == "0-20"
+    # 30 cats make 3 batches of 8 an epoch: 24 images a step.
+    for name in ("critic_loss", "generator_loss", "wasserstein", "gradient_penalty", "critic_gradient"):
+        assert [m.step for m in client.get_metric_history(result.run_id, name)] == [24, 48, 72]
+    artifacts = [a.path for a in client.list_artifacts(result.run_id, "pictures")]
+    assert artifacts == [f"pictures/samples-epoch-{epoch:04d}.png" for epoch in range(4)]
+    with Image.open(os.path.join(result.pictures, "samples-epoch-0003.png")) as picture:
+        assert np.asarray(picture).std() > 10
+    served = tracking.serving_generators(client)["cat"]
+    assert (served.name, served.version) == (result.model.name, result.model.version)
+    generator, about = load_generator(tracking.download_model(client, served, tmp_path / "fetched"))
+    assert about["label"] == "cat"
+    assert generator(torch.randn(2, 8)).shape == (2, 3, 32, 32)
+    line = json.loads(result.to_json())
+    assert set(line) == {"run_id", "model", "checkpoint", "metrics"}
+    assert os.path.exists(os.path.join(line["checkpoint"], "training.safetensors"))
+
+
+@pytest.mark.parametrize("objective", ["dcgan", "r3gan"])
+def test_every_objective_trains_on_two_workers(train_settings, objective):
+    norm = {"dcgan": "batch", "r3gan": "none"}[objective]
+    result = train(train_settings(objective=objective, critic_norm=norm, epochs=1))
+    assert 0 < result.metrics["critic_loss"] < 100
+    assert 0 < result.metrics["generator_loss"] < 100
+
+
+def weights(result):
+    tensors = load_generator_folder(result.checkpoint)
+    return torch.cat([value.flatten().float() for value in tensors.values()])
+
+
+def load_generator_folder(folder):
+    from safetensors.torch import load_file
+
+    return load_file(os.path.join(folder, "training.safetensors"))
+
+
+def test_a_killed_driver_started_again_goes_on_to_the_undisturbed_weights(train_settings, write_shards):
+    data = str(write_shards(folder="resumed"))
+    whole = train(train_settings(data=data, name="undisturbed", epochs=12, snapshot_every=12))
+    settings = train_settings(data=data, name="killed", epochs=12, snapshot_every=12)
+    config = os.path.join(settings.storage, "settings.yaml")
+    with open(config, "w") as file:
+        json.dump(settings.plain(), file)  # JSON is YAML
+    command = [sys.executable, str(REPOSITORY / "jobs/train.py"), "--config", config]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    folder = os.path.join(settings.storage, "runs/killed")
+    deadline = time.monotonic() + 120
+    while not checkpoints(folder):
+        assert driver.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    resumed = train(settings)
+    assert torch.equal(weights(whole), weights(resumed))
+    client = tracking.connect(settings)
+    assert client.get_run(resumed.run_id).info.status == "FINISHED"
+    runs = client.search_runs([client.get_experiment_by_name("raygan").experiment_id])
+    assert [run.info.run_name for run in runs].count("killed") == 1
+    assert client.get_run(resumed.run_id).data.tags["raygan.resumed"]
+
+
+def checkpoints(folder):
+    if not os.path.isdir(folder):
+        return []
+    return [name for name in os.listdir(folder) if name.startswith("checkpoint_2")]
+
+
+def test_a_run_name_is_not_reused_for_other_settings(train_settings, write_shards):
+    data = str(write_shards(folder="reused"))
+    train(train_settings(data=data, name="mine", epochs=1))
+    with pytest.raises(ConfigurationError, match="finished its 1 epochs"):
+        train(train_settings(data=data, name="mine", epochs=1))
+    with pytest.raises(ConfigurationError, match="z_dim was 8, now 9"):
+        train(train_settings(data=data, name="mine", epochs=2, z_dim=9))
+    other = str(write_shards(folder="other", seed=1))
+    with pytest.raises(ConfigurationError, match="shards have changed"):
+        train(train_settings(data=other, name="mine", epochs=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data": "/nowhere/shards"}, "prepare.py"),
+        ({"image_size": 64}, "--image-size"),
+        ({"label": "bird"}, "it has cat, dog"),
+        ({"batch_size": 500}, "lower --batch-size to at most 60"),
+        ({"num_workers": 8, "cpus_per_worker": 3.0}, "do not fit this cluster"),
+        ({"tracking_uri": "http://127.0.0.1:9"}, "does not answer"),
+        ({"name": "a/b"}, "letters, digits"),
+        ({"gpu": True}, "GPU"),
+    ],
+)
+def test_what_cannot_work_is_said_before_work_starts(train_settings, changes, says):
+    started = time.monotonic()
+    with pytest.raises(RayganError, match=says) as raised:
+        train(train_settings(**changes))
+    assert "\n" not in str(raised.value)
+    assert time.monotonic() - started < 30
