@@ -296,3 +296,19 @@ class PrepareSettings(FilterOptions, StorageSettings):
     )
     overwrite: bool = option(False, "replace another data set that the output holds")
     dry_run: bool = option(False, "judge the photos and report, writing nothing")
+
+
+class PrepareBenchmarkSettings(Settings):
+    """Everything `jobs/benchmark.py prepare` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    input: list[str] = option(..., "folders of photos to measure with")
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    rounds: int = option(1, "times everything is measured; the best of each counts", ge=1, le=100)
+    outlier: bool = option(True, "measure with the outlier filter too; of memory: with it instead of without")
+    memory: list[int] = option(
+        None, "measure memory, not speed, with so many photos each", unit="photos", default_factory=list
+    )
+    scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
+    json_file: str | None = option(None, "file to write the numbers to")

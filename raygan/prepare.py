@@ -96,7 +96,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         size, photos = self.settings.chunk_images, self.listing.photos
-        self.pixel_settings = _pixel_settings(self.settings)
+        self.pixel_settings = pixel_settings(self.settings)
         self.parts = [photos.slice(start, size) for start in range(0, photos.num_rows, size)]
         self.names = [
             chunks.name_of(number, part, self.listing.sources, self.pixel_settings)
@@ -356,7 +356,9 @@ def _fingerprint(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def _pixel_settings(settings: PrepareSettings) -> PixelSettings:
+def pixel_settings(settings: PrepareSettings) -> PixelSettings:
+    """The part of the settings that chunks depend on."""
+
     def unless_skipped(name: str, value: Any) -> Any:
         return None if name in settings.skip else value
 

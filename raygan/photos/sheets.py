@@ -106,10 +106,10 @@ def _distributions(records: pa.Table, kept: np.ndarray) -> bytes:
     for axis, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-        edges = np.linspace(low, max(high, low + 1e-3), 41)
+        edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 1, high + 1, 41)
         axis.hist(known, edges, color="#c9c9c9", label="before")
         axis.hist(values[kept], edges, color="#3b6fb5", label="after")
-        axis.set(title=title, ylabel="photos", yscale="log")
+        axis.set(title=title, ylabel="photos", yscale="log", ylim=(0.5, None))
     figure.axes[0].legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
