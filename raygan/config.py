@@ -266,6 +266,13 @@ class FilterOptions(Settings):
         ge=0,
         le=15,
     )
+    outlier_deviations: float = option(
+        3.0, "outlier: robust standard deviations above the median of its label's scores", gt=0, le=20
+    )
+    outlier_network: str = option(
+        "efficientnet_lite0",
+        "outlier: feature network: efficientnet_lite0, or a file of GoogLeNet weights (.pth or .safetensors)",
+    )
 
 
 class PrepareSettings(FilterOptions, StorageSettings):

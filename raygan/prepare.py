@@ -31,20 +31,23 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from tqdm import tqdm
 
-from raygan import cluster, storage
+from raygan import cluster, storage, tracking
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
-from raygan.photos import chunks, compare, report
+from raygan.photos import chunks, compare, outliers, report, sheets, variation
 from raygan.photos.chunks import PixelSettings
 from raygan.photos.filters import Limits
 from raygan.photos.sources import Listing, find_photos
-from raygan.shards import MANIFEST, Manifest, ShardFile, Split, write_shard
+from raygan.shards import MANIFEST, Encoding, Manifest, ShardFile, Split, write_shard
 
 #: Bytes of pixels that a shard has by default at most.
 _SHARD_BYTES = 32e6
 
 #: Shards that even small data sets are cut into, so that there is one for each of a few workers.
 _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
+
+#: Photos of each label from which variation is measured at most: enough for two digits.
+_SURVEYED = 2000
 
 #: Settings that don't change what the shards hold.
 _CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
@@ -63,19 +66,23 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         if known is not None:
             print(f"{settings.output} holds these photos with these settings already: nothing to do")
             return known
+        tracking.connect(settings)  # better to hear now than after the work that the address is wrong
     with _work_folder(settings) as folder, _ray_data():
         work = _Work(settings, listing, folder)
         work.examine()
-        records = work.judge()
-        summary = report.summarise(records, listing)
-        print(report.in_words(summary))
+        records, outlier_notes = work.judge()
+        summary = report.summarise(records, listing) | {"outliers": outlier_notes}
         if not summary["kept"]:
             raise RayganError(f"--input: no photo is left to train on: {report.reasons_in_words(summary)}")
-        if not settings.dry_run:
-            work.write(records, summary, inputs)
-    if not settings.dry_run:
-        _remove(settings.output, ".prepare")
-        print(f"{summary['kept']:,} photos written to {settings.output}")
+        summary["variation"] = work.survey(records)
+        print(report.in_words(summary))
+        if settings.dry_run:
+            return summary
+        pictures = sheets.pictures(records, work.pixels)
+        work.write(records, summary, pictures, inputs)
+    _remove(settings.output, ".prepare")
+    _log(settings, summary, pictures)
+    print(f"{summary['kept']:,} photos written to {settings.output}")
     return summary
 
 
@@ -118,24 +125,75 @@ class _Work:
                 bar.set_postfix_str(f"{megabytes / (time.monotonic() - start):.1f} MB/s", refresh=False)
                 bar.update(done["images"])
 
-    def judge(self) -> pa.Table:
-        """Compare the photos with each other: their records with final verdicts and splits."""
-        records = chunks.read_records([storage.join(self.folder, name) for name in self.names])
-        return compare.judge(
-            records,
-            duplicates="duplicate" not in self.settings.skip,
-            near_duplicates="near_duplicate" not in self.settings.skip,
-            distance=self.settings.hash_distance,
-            validation=self.settings.validation,
-        )
+    def judge(self) -> tuple[pa.Table, dict[str, Any]]:
+        """Compare the photos with each other: records with final verdicts and splits, and notes on outliers."""
+        skip = self.settings.skip
+        verdicts = compare.Verdicts(chunks.read_records([storage.join(self.folder, name) for name in self.names]))
+        if "duplicate" not in skip:
+            verdicts.reject_duplicates()
+        pairs = verdicts.close_pairs(self.settings.hash_distance)
+        if "near_duplicate" not in skip:
+            pairs = verdicts.reject_near_duplicates(pairs)
+        notes = self._reject_outliers(verdicts) if "outlier" not in skip else {}
+        return verdicts.table(pairs, self.settings.validation), notes
 
-    def write(self, records: pa.Table, summary: dict[str, Any], inputs: str) -> None:
+    def _reject_outliers(self, verdicts: compare.Verdicts) -> dict[str, Any]:
+        """Each label's outliers, in a task of its own; for each label its threshold and number of outliers."""
+        import ray
+
+        score = ray.remote(_outlier_scores)
+        photos = verdicts.alive_by_label()
+        tasks = {
+            label: score.remote([place[:2] for place in self.places(rows)])
+            for label, rows in photos.items()
+            if len(rows) >= outliers.MIN_PHOTOS
+        }
+        notes: dict[str, Any] = {}
+        for label, rows in photos.items():
+            if label not in tasks:
+                notes[label] = {"skipped": f"{len(rows)} photos are too few for statistics"}
+                continue
+            scores = ray.get(tasks[label])
+            threshold = outliers.threshold(scores, self.settings.outlier_deviations)
+            found = verdicts.reject_outliers(rows, scores, threshold)
+            notes[label] = {"found": found, "threshold": threshold, "median": float(np.median(scores))}
+        return notes
+
+    def survey(self, records: pa.Table) -> dict[str, Any]:
+        """The variation of each label's kept photos (of a sample of them where there are many)."""
+        picked = _sample(records, _SURVEYED)
+        labels = records["label"].to_pylist()
+
+        def survey_chunk(task: pa.Table) -> pa.Table:
+            return _answer(lambda: _surveyed(task.to_pylist()[0]))
+
+        tasks = [
+            pa.table({"address": [address], "rows": [rows.tolist()], "labels": [[labels[i] for i in indices]]})
+            for address, rows, indices in self.places(picked)
+        ]
+        totals: dict[str, Any] = {}
+        for answer in _stream(tasks, survey_chunk):
+            for label, (total, count) in json.loads(answer["totals"]).items():
+                before = totals.get(label, (0, 0))
+                totals[label] = np.add(before[0], total), before[1] + count
+        return {label: variation.variation(*totals[label]) for label in sorted(totals)}
+
+    def pixels(self, indices: np.ndarray) -> dict[int, np.ndarray]:
+        """Pixels (S, S, 3) of those photos that were decoded, one chunk in memory at a time."""
+        found: dict[int, np.ndarray] = {}
+        for address, rows, numbers in self.places(indices):
+            decoded = np.array([value != "" for value in chunks.read_records([address])["hash"].to_pylist()])[rows]
+            found.update(zip(numbers[decoded].tolist(), chunks.read_pixels(address, rows[decoded]), strict=True))
+        return found
+
+    def write(self, records: pa.Table, summary: dict[str, Any], pictures: dict[str, bytes], inputs: str) -> None:
         """Pass 2: shards, report, rejects, and the manifest as the last."""
         output = self.settings.output
         stale = _shards_in(output)
         _remove(output, MANIFEST)
         shards, fingerprint = self._write_shards(records)
-        report.write(output, records, self.listing, summary)
+        _remove(output, report.PICTURES)
+        report.write(output, records, self.listing, summary, pictures)
         for name in sorted(stale - {shard.file for shard in shards}):
             _remove(output, name)
         manifest = Manifest(
@@ -149,6 +207,15 @@ class _Work:
         )
         storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
 
+    def places(self, indices: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Where photos are: for each chunk that has some its address, their rows there, and their indices."""
+        size = self.settings.chunk_images
+        return [
+            (storage.join(self.folder, self.names[number]), indices[chosen] % size, indices[chosen])
+            for number in np.unique(indices // size)
+            if (chosen := indices // size == number).any()
+        ]
+
     def _task(self, number: int) -> pa.Table:
         """A block for Ray Data: a part of the listing and the name of the chunk to make of it."""
         part = self.parts[number]
@@ -156,16 +223,20 @@ class _Work:
 
     def _write_shards(self, records: pa.Table) -> tuple[list[ShardFile], str]:
         plans = _shard_plans(records["split"].to_pylist(), self.settings)
-        addresses = [storage.join(self.folder, name) for name in self.names]
-        per_chunk, output, encoding = self.settings.chunk_images, self.settings.output, self.settings.encoding
+        output, encoding = self.settings.output, self.settings.encoding
 
         def write_one(task: pa.Table) -> pa.Table:
-            plan = task.to_pylist()[0]
-            return _answer(lambda: _written(plan, addresses, per_chunk, output, encoding))
+            return _answer(lambda: _written(task.to_pylist()[0], output, encoding))
 
-        with tqdm(total=sum(len(plan["rows"]) for plan in plans), desc="writing shards", unit=" images") as bar:
+        tasks = []
+        for plan in plans:
+            places = self.places(plan["photos"])
+            addresses, rows = [place[0] for place in places], [place[1].tolist() for place in places]
+            named = {"file": plan["file"], "split": plan["split"]}
+            tasks.append(pa.Table.from_pylist([named | {"addresses": addresses, "rows": rows}]))
+        with tqdm(total=sum(len(plan["photos"]) for plan in plans), desc="writing shards", unit=" images") as bar:
             done = {}
-            for answer in _stream([pa.Table.from_pylist([plan]) for plan in plans], write_one):
+            for answer in _stream(tasks, write_one):
                 done[answer["file"]] = answer
                 bar.update(sum(json.loads(answer["rows"]).values()))
         shards = [
@@ -187,24 +258,32 @@ def _examined(
     return {"images": table.num_rows, "bytes": int(pa.compute.sum(table["bytes"]).as_py())}
 
 
-def _written(
-    plan: dict[str, Any], addresses: Sequence[str], per_chunk: int, output: str, encoding: Any
-) -> dict[str, Any]:
+def _written(task: dict[str, Any], output: str, encoding: Encoding) -> dict[str, Any]:
     """Gather a shard's photos from the chunks, one chunk in memory at a time, and write it."""
-    rows = np.array(plan["rows"])
     pixels, records = [], []
-    for number in np.unique(rows // per_chunk):
-        within = rows[rows // per_chunk == number] % per_chunk
-        pixels.append(chunks.read_pixels(addresses[number], within))
-        records.append(chunks.read_records([addresses[number]]).take(within))
+    for address, rows in zip(task["addresses"], task["rows"], strict=True):
+        pixels.append(chunks.read_pixels(address, np.array(rows)))
+        records.append(chunks.read_records([address]).take(rows))
     about = pa.concat_tables(records).select(["label", "path", "hash"])
-    digest = write_shard(output, plan["file"], np.concatenate(pixels), about, plan["split"], encoding)
+    digest = write_shard(output, task["file"], np.concatenate(pixels), about, task["split"], encoding)
     labels, counts = np.unique(about["label"].to_numpy(zero_copy_only=False), return_counts=True)
     return {
-        "file": plan["file"],
+        "file": task["file"],
         "rows": json.dumps(dict(zip(labels.tolist(), counts.tolist(), strict=True))),
         "digest": digest,
     }
+
+
+def _surveyed(task: dict[str, Any]) -> dict[str, Any]:
+    """Sums of the layout maps of some photos of a chunk, by label."""
+    maps = variation.layouts(chunks.read_pixels(task["address"], np.array(task["rows"])))
+    labels = np.array(task["labels"], dtype=object)
+    chosen = {label: maps[labels == label] for label in set(task["labels"])}
+    return {"totals": json.dumps({label: (part.sum(axis=0).tolist(), len(part)) for label, part in chosen.items()})}
+
+
+def _outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    return outliers.scores(np.concatenate([chunks.read_features(address, rows) for address, rows in places]))
 
 
 def _answer(work: Callable[[], dict[str, Any]]) -> pa.Table:
@@ -289,7 +368,8 @@ def _pixel_settings(settings: PrepareSettings) -> PixelSettings:
         min_sharpness=unless_skipped("blurry", settings.min_sharpness),
     )
     most_bytes = settings.max_megabytes * 1e6 if "too_large" not in settings.skip else float("inf")
-    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes)
+    network = unless_skipped("outlier", settings.outlier_network)
+    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes, network)
 
 
 def _configuration(settings: PrepareSettings) -> dict[str, Any]:
@@ -327,6 +407,20 @@ def _work_folder(settings: PrepareSettings) -> Iterator[str]:
     yield folder
 
 
+def _log(settings: PrepareSettings, summary: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    """Log the report and the pictures to MLflow."""
+    name = f"prepare-{settings.output.rstrip('/').rpartition('/')[2]}"
+    counts = {name: float(summary[name]) for name in ("seen", "kept", "rejected", "ignored")}
+    reasons = {f"rejected.{reason}": float(count) for reason, count in summary["reasons"].items()}
+    varied = {f"variation.{label}": value for label, value in summary["variation"].items() if value is not None}
+    with tracking.start_run(settings, name, job="prepare", params=_configuration(settings)) as run:
+        run.log_metrics(counts | reasons | varied, step=0)
+        for file in (report.REPORT, report.REJECTED):
+            run.log_bytes(storage.read_bytes(storage.join(settings.output, file)), file)
+        for picture, content in pictures.items():
+            run.log_bytes(content, f"{report.PICTURES}/{picture}")
+
+
 def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> list[dict[str, Any]]:
     """Which photos go to which shard: consecutive kept photos of a split, in shards of nearly equal size."""
     most = settings.shard_images or max(1, min(1024, int(_SHARD_BYTES / (3 * settings.image_size**2))))
@@ -337,8 +431,20 @@ def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> l
         count = max(-(-len(rows) // most), min(_SHARDS_AT_LEAST, len(rows) // _IMAGES_AT_LEAST), 1)
         for number, part in enumerate(np.array_split(rows, count)):
             if len(part):
-                plans.append({"file": f"{split}-{number:05d}.parquet", "split": split, "rows": part.tolist()})
+                plans.append({"file": f"{split}-{number:05d}.parquet", "split": split, "photos": part})
     return plans
+
+
+def _sample(records: pa.Table, most: int) -> np.ndarray:
+    """Indices of up to `most` kept photos of each label, those with the smallest hashes: as good as random."""
+    splits, labels = records["split"].to_pylist(), records["label"].to_pylist()
+    hashes = records["hash"].to_pylist()
+    kept: dict[str, list[int]] = {}
+    for index, where in enumerate(splits):
+        if where:
+            kept.setdefault(labels[index], []).append(index)
+    chosen = [sorted(indices, key=lambda index: hashes[index])[:most] for indices in kept.values()]
+    return np.sort(np.concatenate([np.array(part, np.int64) for part in chosen]) if chosen else np.empty(0, np.int64))
 
 
 def _files_in(address: str) -> set[str]:

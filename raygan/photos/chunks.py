@@ -1,7 +1,8 @@
 """Chunks: what `prepare` knows of a few hundred photos, on disk between its passes.
 
 A chunk is one Parquet file in the work folder: a row of `RECORD` for each photo of a slice of the listing,
-in the listing's order, plus its square of pixels if it was decoded. Records are read without the pixels, so
+in the listing's order, plus its square of pixels if it was decoded, and its feature vector if outliers are
+looked for. Records are read without the pixels, so
 decisions over millions of photos need a few hundred bytes of memory for each.
 
 A chunk's name holds a digest of all that its content depends on: the photos' names, sizes and times, and the
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygan.errors import RayganError
+from raygan.photos import outliers
 from raygan.photos.decode import Fit, looks_like_image
 from raygan.photos.filters import Limits, Photo, examine
 from raygan.photos.sources import Source, columns, image_bytes, is_image_name, shown
@@ -31,6 +33,10 @@ from raygan.storage import resolve, write_bytes
 
 #: Raise when the content of chunks changes for the same settings, so that older ones aren't taken up.
 VERSION = 1
+
+#: Side in pixels of the square that the feature network looks at, whatever the size of the shards' images:
+#: at 64 px it would take many more faces for outliers.
+LARGE = 128
 
 RECORD = pa.schema(
     [
@@ -55,12 +61,16 @@ RECORD = pa.schema(
 
 @dataclass(frozen=True)
 class PixelSettings:
-    """The settings that a chunk's content depends on. size: px. max_bytes: of an encoded photo."""
+    """The settings that a chunk's content depends on.
+
+    size: px. max_bytes: of an encoded photo. network: feature network, or None for no feature vectors.
+    """
 
     size: int
     fit: Fit
     limits: Limits
     max_bytes: float
+    network: str | None
 
 
 def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
@@ -87,8 +97,9 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
     rows = photos.to_pylist()
     contents = _contents(rows, sources, settings.max_bytes)
     records = [_record(row, content, settings) for row, content in zip(rows, contents, strict=True)]
-    image = pa.field("image", pa.binary(settings.size**2 * 3))
-    return pa.Table.from_pylist(records, schema=RECORD.append(image))
+    table = pa.Table.from_pylist(records, schema=RECORD.append(pa.field("image", pa.binary(settings.size**2 * 3))))
+    vectors = _vectors([record["large"] for record in records], settings.network)
+    return table.append_column("features", pa.array(vectors, pa.binary(2 * outliers.DIM)))
 
 
 def write_chunk(address: str, table: pa.Table) -> None:
@@ -112,6 +123,12 @@ def read_pixels(address: str, rows: np.ndarray) -> np.ndarray:
     data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
     pixels: np.ndarray = data[images.offset * width :].reshape(-1, size, size, 3)[rows]
     return pixels
+
+
+def read_features(address: str, rows: np.ndarray) -> np.ndarray:
+    """Feature vectors (n, DIM) float16 of some rows of a chunk, which all have them, in the order of `rows`."""
+    vectors = _read(address, ["features"])["features"].take(pa.array(rows))
+    return np.frombuffer(b"".join(vectors.to_pylist()), np.float16).reshape(-1, outliers.DIM)
 
 
 def _read(address: str, names: Sequence[str]) -> pa.Table:
@@ -202,7 +219,8 @@ def _still_there(source: Source) -> None:
 
 def _record(row: dict[str, Any], content: _Content, settings: PixelSettings) -> dict[str, Any]:
     if isinstance(content, bytes):
-        photo = examine(content, settings.size, settings.fit, settings.limits)
+        large = LARGE if settings.network else None
+        photo = examine(content, settings.size, settings.fit, settings.limits, large=large)
     else:
         photo = content or Photo()
     record = {
@@ -215,4 +233,15 @@ def _record(row: dict[str, Any], content: _Content, settings: PixelSettings) -> 
     }
     taken = ("reason", "detail", "width", "height", "brightness", "contrast", "sharpness", "hash", "phash")
     score = None if math.isnan(photo.score) else float(photo.score)
-    return record | {name: getattr(photo, name) for name in taken} | {"score": score}
+    return record | {name: getattr(photo, name) for name in taken} | {"score": score, "large": photo.large}
+
+
+def _vectors(pictures: Sequence[np.ndarray | None], network: str | None) -> list[bytes | None]:
+    """The stored feature vector of each picture that is there."""
+    there = {number: picture for number, picture in enumerate(pictures) if picture is not None}
+    vectors: list[bytes | None] = [None] * len(pictures)
+    if network and there:
+        embed = outliers.embedder(network)
+        for number, vector in zip(there, embed(np.stack(list(there.values()))), strict=True):
+            vectors[number] = vector.tobytes()
+    return vectors

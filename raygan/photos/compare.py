@@ -1,7 +1,8 @@
 """The filters that compare photos with each other: duplicates, near-duplicates; and the split.
 
 They decide from a few bytes for each photo (hashes, sizes), never from pixels, so a data set of millions is
-judged in one process (`judge`). Everything here is a pure function of content and paths, whatever the order of tasks.
+judged in one process (`Verdicts`). Everything here is a pure function of content and paths, whatever the order
+of tasks.
 """
 
 from __future__ import annotations
@@ -20,22 +21,11 @@ from raygan.shards import Split
 _QUERIES = 20_000
 
 
-def judge(records: pa.Table, *, duplicates: bool, near_duplicates: bool, distance: int, validation: float) -> pa.Table:
-    """Records (see `raygan.photos.chunks`) with the verdicts of these filters, and a column `split`.
+class Verdicts:
+    """The verdicts on all photos while they are found, by the photos' indices in the records.
 
-    split: null for photos that aren't kept. distance: bits. validation: share, 0 to 1.
+    records: see `raygan.photos.chunks`. alive: which photos no filter has objected to.
     """
-    verdicts = _Verdicts(records)
-    if duplicates:
-        verdicts.reject_duplicates()
-    pairs = verdicts.close_pairs(distance)
-    if near_duplicates:
-        pairs = verdicts.reject_near_duplicates(pairs)
-    return verdicts.table(pairs, validation)
-
-
-class _Verdicts:
-    """The verdicts on all photos while they are found, by the photos' indices in the records."""
 
     def __init__(self, records: pa.Table):
         self.records = records
@@ -45,6 +35,7 @@ class _Verdicts:
         self.reasons: list[str | None] = records["reason"].to_pylist()
         self.scores = records["score"].to_pylist()
         self.details = records["detail"].to_pylist()
+        self.partners: list[int | None] = [None] * records.num_rows
         areas = records["width"].to_numpy().astype(np.int64) * records["height"].to_numpy()
         self.ranks = preference(self.paths, areas)
         self.alive = np.array([h != "" for h in self.hashes]) & np.array([r is None for r in self.reasons])
@@ -53,18 +44,21 @@ class _Verdicts:
         """Reject a photo, because of another one where there is one."""
         self.reasons[index], self.scores[index], self.alive[index] = reason, score, False
         if same_as is not None:
+            self.partners[index] = same_as
             differs = self.labels[index] != self.labels[same_as]
             self.details[index] = f"like {self.paths[same_as]}" + (
                 f", which is labelled {self.labels[same_as]}" if differs else ""
             )
 
     def reject_duplicates(self) -> None:
+        """Reject photos whose pixels are another's."""
         chosen = np.flatnonzero(self.alive)
         same = duplicates([self.hashes[i] for i in chosen], self.ranks[chosen])
         for index, other in zip(chosen[same >= 0], chosen[same[same >= 0]], strict=True):
             self.reject(int(index), "duplicate", 0.0, int(other))
 
     def close_pairs(self, distance: int) -> np.ndarray:
+        """Pairs that are alive and nearly the same, as `close_pairs` of this module has them."""
         chosen = np.flatnonzero(self.alive)
         phashes = [self.records["phash"][int(i)].as_py() for i in chosen]
         pairs = close_pairs(np.frombuffer(b"".join(phashes), np.uint8).reshape(-1, 8), distance)
@@ -78,8 +72,25 @@ class _Verdicts:
             self.reject(int(index), "near_duplicate", float(bits[index]), int(repeats[index]))
         return pairs[:0]
 
+    def alive_by_label(self) -> dict[str, np.ndarray]:
+        """Indices of the photos of each label that are alive."""
+        labels = np.array(self.labels, dtype=object)
+        return {label: np.flatnonzero(self.alive & (labels == label)) for label in sorted(set(self.labels))}
+
+    def reject_outliers(self, indices: np.ndarray, scores: np.ndarray, threshold: float) -> int:
+        """Reject the photos whose score is above the threshold; how many they are."""
+        far = np.flatnonzero(scores > threshold)
+        for place in far:
+            self.reject(int(indices[place]), "outlier", float(scores[place]))
+            self.details[int(indices[place])] = f"threshold {threshold:.4f}"
+        return len(far)
+
     def table(self, pairs: np.ndarray, validation: float) -> pa.Table:
-        """The records with the verdicts in them."""
+        """The records with the verdicts in them, a column `split` that is null for photos not kept, and a column
+        `partner`: the index of the kept photo that a duplicate or near-duplicate repeats.
+
+        pairs: near-duplicates (columns 0 and 1) that mustn't be parted. validation: share, 0 to 1.
+        """
         chosen = np.flatnonzero(self.alive)
         place = np.full(len(self.alive), -1)
         place[chosen] = np.arange(len(chosen))
@@ -95,7 +106,9 @@ class _Verdicts:
                 table.schema.field(name),
                 pa.array(values, table.schema.field(name).type),
             )
-        return table.append_column("split", pa.array(splits, pa.string()))
+        return table.append_column("split", pa.array(splits, pa.string())).append_column(
+            "partner", pa.array(self.partners, pa.int64())
+        )
 
 
 def preference(paths: Sequence[str], areas: np.ndarray) -> np.ndarray:

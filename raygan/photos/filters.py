@@ -28,6 +28,9 @@ Reason = Literal[
 ]
 Skippable = Literal["too_small", "too_large", "bad_aspect", "flat", "blurry", "duplicate", "near_duplicate", "outlier"]
 
+#: Reasons that are about another photo, which is kept.
+PAIRED = ("duplicate", "near_duplicate")
+
 #: Side in pixels of the view that brightness, contrast, sharpness and the perceptual hash are taken from. One
 #: size for all, so that thresholds mean the same for thumbnails and for 50-megapixel photos.
 VIEW = 64
@@ -54,7 +57,8 @@ class Photo:
 
     reason: why it is rejected, or None. score: the measure that the reason is about. Sizes are in pixels, as
     stored; 0 where the file is no image. Measures are NaN and `pixels` None where nothing was decoded.
-    phash: 64 bits. pixels: uint8 (S, S, 3).
+    phash: 64 bits. pixels: uint8 (S, S, 3). large: uint8 (L, L, 3), the same square for a network to look at, if
+    it was asked for and the photo isn't rejected.
     """
 
     reason: Reason | None = None
@@ -68,10 +72,14 @@ class Photo:
     hash: str = ""
     phash: bytes = b""
     pixels: np.ndarray | None = None
+    large: np.ndarray | None = None
 
 
-def examine(data: bytes, size: int, fit: Fit, limits: Limits) -> Photo:
-    """Decode one file to a square of `size` pixels and judge it. Never raises for what the bytes are."""
+def examine(data: bytes, size: int, fit: Fit, limits: Limits, *, large: int | None = None) -> Photo:
+    """Decode one file to a square of `size` pixels and judge it. Never raises for what the bytes are.
+
+    large: side in pixels of `Photo.large`.
+    """
     try:
         header = read_header(data)
         known = Photo(width=header.width, height=header.height)
@@ -85,7 +93,10 @@ def examine(data: bytes, size: int, fit: Fit, limits: Limits) -> Photo:
         photo = decode(header)
     except Unreadable as error:
         return Photo("unreadable", detail=str(error))
-    return _measure(photo, size, fit, limits)
+    measured = _measure(photo, size, fit, limits)
+    if large is None or measured.reason is not None:
+        return measured
+    return replace(measured, large=np.asarray(to_square(photo, large, fit)))
 
 
 def sharpness(grey: np.ndarray) -> float:
