@@ -125,7 +125,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigurationError(
-                f"port {port} of {host} can't be had ({error.strerror}): stop what listens there, or choose another port"
+                f"port {port} of {host} can't be had ({error.strerror}): stop its user, or choose another"
             ) from None
 
 
