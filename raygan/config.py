@@ -194,6 +194,12 @@ class ServeSettings(StorageSettings):
     group: ClassVar[str] = "service"
 
 
+class ServeJobSettings(ServeSettings):
+    """Everything `jobs/serve.py` can be told."""
+
+    service: str = option("serve_config.yaml", "Ray Serve's configuration file: host, port, replicas, arguments")
+
+
 class QuickstartSettings(StorageSettings):
     """Everything `jobs/quickstart.py` can be told."""
 

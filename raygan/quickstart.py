@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -24,7 +23,7 @@ from raygan.config import PrepareSettings, QuickstartSettings, ServeSettings, Tr
 from raygan.errors import ConfigurationError
 from raygan.photos import draw
 from raygan.prepare import prepare
-from raygan.serve import build
+from raygan.serve import build, check_port
 from raygan.shards import DataSet
 from raygan.train import train
 
@@ -44,7 +43,7 @@ def quickstart(settings: QuickstartSettings) -> None:
     Raises ConfigurationError and RayganError as the stages do.
     """
     if settings.serve:
-        _check_port(settings.port)
+        check_port(HOST, settings.port)
     if "://" in settings.storage:
         raise ConfigurationError("--storage: the quickstart works in a local folder; jobs/train.py takes URIs")
     tracking.connect(settings)
@@ -125,7 +124,7 @@ def _serve(settings: QuickstartSettings) -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    _check_port(settings.port)
+    check_port(HOST, settings.port)
     serve.start(http_options={"host": HOST, "port": settings.port})
     serve.run(build(validate(ServeSettings, _storage_values(settings)).plain()), name="raygan")
     sys.stdout.flush()
@@ -134,14 +133,3 @@ def _serve(settings: QuickstartSettings) -> threading.Event:
 
 def _storage_values(settings: QuickstartSettings) -> dict[str, Any]:
     return {"storage": settings.storage, "tracking_uri": settings.tracking_uri, "experiment": settings.experiment}
-
-
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise ConfigurationError(
-                f"--port: {port} is in use; stop what listens there, or give another --port"
-            ) from None

@@ -11,8 +11,9 @@ The mental model:
 ``serve run serve_config.yaml`` deploys it; the arguments there are the fields of `ServeSettings`.
 """
 
-from __future__ import annotations
-
+import os
+import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,8 @@ from ray.serve.handle import DeploymentHandle
 
 from raygan import pictures, tracking
 from raygan.cli import validate
-from raygan.config import ServeSettings
+from raygan.config import ServeJobSettings, ServeSettings, load_yaml
+from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.networks import draw_latents
 from raygan.gan.step import seeded, to_uint8
@@ -92,6 +94,39 @@ class Gateway:
     async def models(self) -> dict[str, dict[str, str]]:
         """Name and version of each label's generator."""
         return {label: {"name": model.name, "version": model.version} for label, model in self._models.items()}
+
+
+def run(settings: ServeJobSettings) -> None:
+    """Check what ``serve run`` would stumble over, then become ``serve run``; does not return.
+
+    Raises ConfigurationError if the port is in use or the file is wrong, RayganError if there is no
+    generator to serve.
+    """
+    service = load_yaml(settings.service)
+    http = service.get("http_options") or {}
+    check_port(str(http.get("host", "127.0.0.1")), int(http.get("port", 8000)))
+    if not tracking.serving_generators(tracking.connect(settings)):
+        raise RayganError(
+            f"MLflow at {tracking.tracking_uri(settings)} has no generator with alias {tracking.SERVING_ALIAS}: "
+            f"train one with jobs/train.py, or name another place with --storage or --tracking-uri"
+        )
+    environment = {**os.environ, "RAYGAN_STORAGE": settings.storage}
+    if settings.tracking_uri:
+        environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
+    program = str(Path(sys.executable).with_name("serve"))
+    os.execve(program, [program, "run", settings.service], environment)  # noqa: S606 (Ray's own command)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigurationError if something listens on the port: Ray Serve would share it or try for ever."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"port {port} of {host} can't be had ({error.strerror}): stop its user, or choose another"
+            ) from None
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

@@ -229,6 +229,7 @@ def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -
     """Bring a registered version's files into `folder`; the path that holds them. Raises RayganError."""
     from mlflow.artifacts import download_artifacts
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two small files
     try:
         source = client.get_model_version_download_uri(model.name, model.version)
         return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=client.tracking_uri))

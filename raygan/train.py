@@ -4,8 +4,7 @@ The mental model:
 
 1. `train` runs in the driver. It checks everything that can be checked before work starts, reads the
    shards into the object store, opens the MLflow run and starts a `TorchTrainer`.
-2. `train_worker` runs in every worker: a `GanStep` over its rows of each global batch, and at the end of an
-   epoch metrics, pictures and a checkpoint.
+2. `raygan.worker.train_worker` runs in every worker and does the training.
 3. Workers and Ray's controller send what happens (`Tick`, `Picture`, `Report`) through one queue to the
    driver, which shows progress and writes to MLflow. So MLflow is spoken to from one process only, and a
    worker never waits for it.
@@ -21,31 +20,23 @@ import re
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
-import torch
-from pydantic import BaseModel
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-from raygan import cluster, pictures, storage, tracking
-from raygan.batches import BatchStream, Photos, load_photos
+from raygan import cluster, storage, tracking
+from raygan.batches import Photos, load_photos
 from raygan.config import StorageSettings, TrainSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.gan.checkpoint import load_training, save_training
-from raygan.gan.networks import NetworkSettings, draw_latents
-from raygan.gan.objectives import Terms
-from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
 from raygan.shards import DataSet
-
-#: Images in each half of a sample grid, and in a row of it.
-GRID_IMAGES, GRID_COLUMNS = 64, 8
+from raygan.worker import ForwardReports, Picture, Report, Tick, WorkerTask, numbers, train_worker
 
 #: Settings that may change between a run and its resumption without making it another run.
 MAY_CHANGE = {
@@ -53,29 +44,6 @@ MAY_CHANGE = {
     *StorageSettings.model_fields,
     *("epochs", "data", "name", "snapshot_every", "checkpoint_every", "keep_checkpoints", "promote", "allow_changes"),
 }
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Progress within an epoch."""
-
-    batches: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that rank 0 wrote under the run's folder."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """Metrics of an epoch, the checkpoint being safe in storage."""
-
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -205,9 +173,6 @@ def _worker_resources(settings: TrainSettings) -> dict[str, float]:
     return resources
 
 
-# ---------------------------------------------------------------------------------------------- driver
-
-
 def _fit(
     settings: TrainSettings, run: RunRecord, photos: Photos, resources: dict[str, float], log: tracking.Run
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
@@ -240,7 +205,7 @@ def _fit(
     result = training.result()
     if result.checkpoint is None:
         raise RayganError(f"run {run.name} ended without a checkpoint")
-    return result.checkpoint, follower.metrics or _numbers(result.metrics)
+    return result.checkpoint, follower.metrics or numbers(result.metrics)
 
 
 class _InBackground:
@@ -319,165 +284,8 @@ class _Follower:
         self._bar.update(images - self._bar.n)
 
 
-class ForwardReports(ray.train.UserCallback):
-    """Passes every report, once its checkpoint is safe, from Ray Train's controller to a queue."""
-
-    def __init__(self, events: Queue):
-        self._events = events
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self._events.actor.put_nowait.remote(Report(_numbers(metrics[0])))
-
-
-def _numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
-    return {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, int | float)}
-
-
 def _export(checkpoint: Path, folder: Path) -> None:
     """Copy the generator's files, which are all that the service needs, out of a training checkpoint."""
     folder.mkdir()
     for name in ("generator.json", "generator.safetensors"):
         (folder / name).write_bytes((checkpoint / name).read_bytes())
-
-
-# ---------------------------------------------------------------------------------------------- worker
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """What every worker is given."""
-
-    settings: TrainSettings
-    photos: Photos
-    events: Queue
-    folder: str
-
-
-def train_worker(config: dict[str, Any]) -> None:
-    """One rank's training loop; runs under Ray Train, which has set up the process group."""
-    task: WorkerTask = config["task"]
-    settings = task.settings
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-    step = GanStep(pick(NetworkSettings, settings), step_settings(settings, device), device, share)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            load_training(Path(folder), step)
-    stream = BatchStream(task.photos.rows, task.photos.block, settings.batch_size, settings.seed, share)
-    EpochLoop(task, step, stream).run()
-
-
-class EpochLoop:
-    """Steps through batches and reports at the end of every epoch."""
-
-    def __init__(self, task: WorkerTask, step: GanStep, stream: BatchStream):
-        self.task, self.step, self.stream = task, step, stream
-        self.settings, self.first_rank = task.settings, step.share.rank == 0
-        self.means = Means(step.settings.batch_size)
-        self.epoch_began = self.ticked = time.monotonic()
-
-    def run(self) -> None:
-        per_epoch = self.stream.batches_per_epoch
-        if self.first_rank:
-            self.task.events.actor.put_nowait.remote(Tick(self.step.batches))
-        if self.first_rank and self.step.batches == 0:
-            self._snapshot(0)
-        for reals in self.stream.starting_at(self.step.batches):
-            if self.step.batches >= per_epoch * self.settings.epochs:
-                break
-            self.means.add(self.step.step(reals))
-            self._tick()
-            if self.step.batches % per_epoch == 0:
-                self._end_epoch(self.step.batches // per_epoch)
-
-    def _tick(self) -> None:
-        """Tell the driver how far we are, every other second, without waiting for an answer."""
-        if self.first_rank and time.monotonic() - self.ticked > 2:
-            self.task.events.actor.put_nowait.remote(Tick(self.step.batches))
-            self.ticked = time.monotonic()
-
-    def _end_epoch(self, epoch: int) -> None:
-        seconds = time.monotonic() - self.epoch_began
-        metrics = {
-            **self.means.take(self.step.share.world_size),
-            "epoch": epoch,
-            "kimg": self.step.images_seen / 1000,
-            "images_per_second": self.stream.batches_per_epoch * self.settings.batch_size / seconds,
-        }
-        last = epoch == self.settings.epochs
-        if self.first_rank and (last or epoch % self.settings.snapshot_every == 0):
-            self._snapshot(epoch)
-        if self.first_rank:
-            self.task.events.actor.put_nowait.remote(Tick(self.step.batches))
-        self._report(metrics, last or epoch % self.settings.checkpoint_every == 0)
-        self.epoch_began = time.monotonic()
-
-    def _report(self, metrics: dict[str, float], with_checkpoint: bool) -> None:
-        if not (with_checkpoint and self.first_rank):
-            ray.train.report(metrics)
-            return
-        about = {"label": self.settings.label or "all", "kimg": metrics["kimg"], "objective": self.settings.objective}
-        with tempfile.TemporaryDirectory() as folder:
-            save_training(Path(folder), self.step, about)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def _snapshot(self, epoch: int) -> None:
-        """Samples from latents that stay the same through the run, beside reals that do too."""
-        latents = draw_latents(GRID_IMAGES, self.step.networks.z_dim, seeded(self.settings.seed, 0, "snapshot"))
-        fakes = to_uint8(self.step.sample(latents))
-        first = torch.from_numpy(self.task.photos.block(0).copy())
-        reals = first[pictures.spread(GRID_IMAGES, len(first))]
-        picture = pictures.side_by_side([("real", reals), (f"generated, epoch {epoch}", fakes)], GRID_COLUMNS)
-        path = f"pictures/samples-epoch-{epoch:04d}.png"
-        storage.write_bytes(storage.join(self.task.folder, path), pictures.png(picture))
-        self.task.events.actor.put_nowait.remote(Picture(path))
-
-
-class Means:
-    """Means of per-image terms over an epoch and over all ranks, summed on the device meanwhile."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._sums: dict[str, torch.Tensor] = {}
-        self._times: dict[str, int] = {}
-
-    def add(self, terms: Terms) -> None:
-        """Add one step's sums over this rank's images."""
-        for name, value in terms.items():
-            known = self._sums.get(name)
-            self._sums[name] = value if known is None else known + value
-            self._times[name] = self._times.get(name, 0) + 1
-
-    def take(self, world_size: int) -> dict[str, float]:
-        """The means so far; starts anew. A collective call when there are several ranks."""
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].double() for name in names])
-        if world_size > 1:
-            torch.distributed.all_reduce(sums)
-        means = {n: s / (self._times[n] * self._batch_size) for n, s in zip(names, sums.tolist(), strict=True)}
-        self._sums, self._times = {}, {}
-        return means
-
-
-def step_settings(settings: TrainSettings, device: torch.device) -> StepSettings:
-    """The step's settings, with precision "auto" decided for this device."""
-    values = {field.name: getattr(settings, field.name) for field in fields(StepSettings)}
-    values["augment"] = tuple(settings.augment)
-    if settings.precision == "auto":
-        values["precision"] = "bf16" if computes_bf16(device) else "fp32"
-    return StepSettings(**values)
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions run natively; emulated ones are tens of times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def pick(kind: type[T], settings: BaseModel) -> T:
-    """A dataclass filled from the settings fields of the same names."""
-    return kind(**{field.name: getattr(settings, field.name) for field in fields(kind)})  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygan.config import TrainSettings, load_preset
+from raygan.config import StorageSettings, TrainSettings, load_preset
 from raygan.shards import Manifest, ShardFile
 
 REPOSITORY = Path(__file__).parent.parent
@@ -23,6 +24,25 @@ def ray_cluster():
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def empty_records(tmp_path_factory):
+    """MLflow's SQLite file without runs: making its tables takes seconds, copying them nothing."""
+    from raygan import tracking
+
+    folder = tmp_path_factory.mktemp("records")
+    tracking.connect(StorageSettings(storage=str(folder), tracking_uri=None))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def new_storage(tmp_path, empty_records):
+    """A storage folder with empty records."""
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    shutil.copy(empty_records, folder)
+    return folder
 
 
 @pytest.fixture
@@ -58,13 +78,14 @@ def write_shards(tmp_path):
 
 
 @pytest.fixture
-def train_settings(tmp_path, write_shards):
+def train_settings(new_storage, write_shards):
     """A function that gives settings of a training of seconds; keyword arguments change them."""
 
     def make(**changes: object) -> TrainSettings:
         values = {
             **load_preset("quick", TrainSettings.presets),
-            "storage": str(tmp_path / "storage"),
+            "storage": str(new_storage),
+            "tracking_uri": None,
             "image_size": 32,
             "z_dim": 8,
             "width": 4,

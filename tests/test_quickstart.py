@@ -11,15 +11,15 @@ from raygan.errors import ConfigurationError
 from raygan.quickstart import quickstart
 
 
-def test_drawn_faces_become_a_registered_generator(ray_cluster, tmp_path, monkeypatch, capsys):
+def test_drawn_faces_become_a_registered_generator(ray_cluster, new_storage, monkeypatch, capsys):
     monkeypatch.setattr(module, "DRAWN_FACES", 48)
-    settings = QuickstartSettings(storage=str(tmp_path), tracking_uri=None, epochs=1, image_size=32, serve=False)
+    settings = QuickstartSettings(storage=str(new_storage), tracking_uri=None, epochs=1, image_size=32, serve=False)
     quickstart(settings)
     shown = capsys.readouterr().out
     assert "mlflow ui --backend-store-uri" in shown
-    assert f"RAYGAN_STORAGE={tmp_path} serve run serve_config.yaml" in shown
+    assert f"RAYGAN_STORAGE={new_storage} serve run serve_config.yaml" in shown
     assert "/v1/sample?label=cat&n=16&seed=7" in shown
-    assert list((tmp_path / "runs").glob("*/pictures/*.png"))
+    assert list((new_storage / "runs").glob("*/pictures/*.png"))
     assert set(tracking.serving_generators(tracking.connect(settings))) == {"cat"}
     quickstart(settings)  # again: nothing is trained twice
     assert "trained already" in capsys.readouterr().out
@@ -30,6 +30,6 @@ def test_a_port_in_use_is_said_before_work_starts(tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"--port: {port} is in use"):
+        with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1 can't be had"):
             quickstart(QuickstartSettings(storage=str(tmp_path), port=port))
     assert not list(tmp_path.iterdir())

@@ -13,12 +13,13 @@ from PIL import Image
 from ray import serve
 
 from raygan import tracking
-from raygan.config import ServeSettings
+from raygan.config import ServeJobSettings, ServeSettings, load_yaml
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import save_generator
 from raygan.gan.networks import Generator, NetworkSettings
 from raygan.gan.step import seeded, to_uint8
-from raygan.serve import build
+from raygan.serve import build, run
+from tests.conftest import REPOSITORY
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
 
@@ -112,3 +113,26 @@ def test_arguments_of_the_service_are_checked(tmp_path):
         build({"tracking_url": "x"})
     with pytest.raises(RayganError, match="does not answer"):
         build({"storage": str(tmp_path), "tracking_uri": "http://127.0.0.1:9"})
+
+
+def test_the_serve_job_says_what_serve_run_would_stumble_over(tmp_path):
+    service = tmp_path / "service.yaml"
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
+        with pytest.raises(ConfigurationError, match=f"port {port}"):
+            run(ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(service)))
+    with pytest.raises(RayganError, match="no generator with alias champion"):
+        run(ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(service)))
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        run(ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(tmp_path / "none.yaml")))
+
+
+def test_the_shipped_configuration_is_one_that_ray_serve_takes():
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(load_yaml(str(REPOSITORY / "serve_config.yaml")))
+    assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
+    assert [application.import_path for application in config.applications] == ["raygan.serve:build"]

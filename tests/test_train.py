@@ -69,7 +69,7 @@ def test_gradients_of_two_workers_equal_a_single_process(tmp_path):
             assert error < 1e-5, f"{name}: {error}"
 
 
-def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, tmp_path):
+def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, write_shards, tmp_path):
     settings = train_settings(label="cat", name="whole", epochs=3)
     result = train(settings)
     client = tracking.connect(settings)
@@ -92,12 +92,19 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, t
     line = json.loads(result.to_json())
     assert set(line) == {"run_id", "model", "checkpoint", "metrics"}
     assert os.path.exists(os.path.join(line["checkpoint"], "training.safetensors"))
+    # The name is this run's from now on.
+    with pytest.raises(ConfigurationError, match="finished its 3 epochs"):
+        train(settings)
+    with pytest.raises(ConfigurationError, match="z_dim was 8, now 9"):
+        train(settings.model_copy(update={"epochs": 4, "z_dim": 9}))
+    other = str(write_shards(folder="other", seed=1))
+    with pytest.raises(ConfigurationError, match="shards have changed"):
+        train(settings.model_copy(update={"epochs": 4, "data": other}))
 
 
-@pytest.mark.parametrize("objective", ["dcgan", "r3gan"])
-def test_every_objective_trains_on_two_workers(train_settings, objective):
-    norm = {"dcgan": "batch", "r3gan": "none"}[objective]
-    result = train(train_settings(objective=objective, critic_norm=norm, epochs=1))
+def test_dcgan_trains_on_two_workers(train_settings):
+    """Its critic is called twice before one backward, on reals and on fakes, which DDP must bear."""
+    result = train(train_settings(objective="dcgan", critic_norm="batch", epochs=1))
     assert 0 < result.metrics["critic_loss"] < 100
     assert 0 < result.metrics["generator_loss"] < 100
 
@@ -144,18 +151,6 @@ def checkpoints(folder):
     if not os.path.isdir(folder):
         return []
     return [name for name in os.listdir(folder) if name.startswith("checkpoint_2")]
-
-
-def test_a_run_name_is_not_reused_for_other_settings(train_settings, write_shards):
-    data = str(write_shards(folder="reused"))
-    train(train_settings(data=data, name="mine", epochs=1))
-    with pytest.raises(ConfigurationError, match="finished its 1 epochs"):
-        train(train_settings(data=data, name="mine", epochs=1))
-    with pytest.raises(ConfigurationError, match="z_dim was 8, now 9"):
-        train(train_settings(data=data, name="mine", epochs=2, z_dim=9))
-    other = str(write_shards(folder="other", seed=1))
-    with pytest.raises(ConfigurationError, match="shards have changed"):
-        train(train_settings(data=other, name="mine", epochs=2))
 
 
 @pytest.mark.parametrize(

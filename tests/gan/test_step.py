@@ -114,3 +114,14 @@ def test_pixels_survive_the_way_to_floats_and_back():
     assert signed.max() == 1
     assert torch.equal(to_uint8(signed), pixels)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("objective", ["wgan-gp", "dcgan", "r3gan"])
+def test_every_objective_teaches_the_critic_to_tell_reals_from_fakes(objective):
+    """Reals are bright, an untrained generator's images are grey: the gap must grow from step to step."""
+    norm = "batch" if objective == "dcgan" else "none"
+    networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm=norm)
+    step = GanStep(networks, settings(objective=objective, n_critic=100, critic_lr=1e-3))
+    bright = torch.full((6, 3, 32, 32), 230, dtype=torch.uint8)
+    losses = [step.step(bright)["critic_loss"].item() for _ in range(30)]
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
