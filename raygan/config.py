@@ -311,7 +311,7 @@ class PrepareBenchmarkSettings(Settings):
 
     input: list[str] = option(..., "folders of photos to measure with")
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
-    rounds: int = option(1, "times everything is measured; the best of each counts", ge=1, le=100)
+    rounds: int = option(2, "times everything is measured; the best of each counts", ge=1, le=100)
     outlier: bool = option(True, "measure with the outlier filter too; of memory: with it instead of without")
     memory: list[int] = option(
         None, "measure memory, not speed, with so many photos each", unit="photos", default_factory=list

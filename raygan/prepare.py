@@ -47,7 +47,7 @@ _SHARD_BYTES = 32e6
 _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 
 #: Photos of each label from which variation is measured at most: enough for two digits.
-_SURVEYED = 2000
+_SURVEYED = 1000
 
 #: Settings that don't change what the shards hold.
 _CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
@@ -279,7 +279,11 @@ def _surveyed(task: dict[str, Any]) -> dict[str, Any]:
     maps = variation.layouts(chunks.read_pixels(task["address"], np.array(task["rows"])))
     labels = np.array(task["labels"], dtype=object)
     chosen = {label: maps[labels == label] for label in set(task["labels"])}
-    return {"totals": json.dumps({label: (part.sum(axis=0).tolist(), len(part)) for label, part in chosen.items()})}
+    return {
+        "totals": json.dumps(
+            {label: (part.sum(axis=0, dtype=float).tolist(), len(part)) for label, part in chosen.items()}
+        )
+    }
 
 
 def _outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
