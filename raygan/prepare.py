@@ -46,8 +46,8 @@ _SHARD_BYTES = 32e6
 #: Shards that even small data sets are cut into, so that there is one for each of a few workers.
 _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 
-#: Photos of each label from which variation is measured at most: enough for two digits.
-_SURVEYED = 1000
+#: Photos of a label from which variation is measured at least, if there are as many: enough for two digits.
+_SURVEYED = 2000
 
 #: Settings that don't change what the shards hold.
 _CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
@@ -159,24 +159,20 @@ class _Work:
             notes[label] = {"found": found, "threshold": threshold, "median": float(np.median(scores))}
         return notes
 
-    def survey(self, records: pa.Table) -> dict[str, Any]:
-        """The variation of each label's kept photos (of a sample of them where there are many)."""
-        picked = _sample(records, _SURVEYED)
-        labels = records["label"].to_pylist()
-
-        def survey_chunk(task: pa.Table) -> pa.Table:
-            return _answer(lambda: _surveyed(task.to_pylist()[0]))
-
-        tasks = [
-            pa.table({"address": [address], "rows": [rows.tolist()], "labels": [[labels[i] for i in indices]]})
-            for address, rows, indices in self.places(picked)
-        ]
-        totals: dict[str, Any] = {}
-        for answer in _stream(tasks, survey_chunk):
-            for label, (total, count) in json.loads(answer["totals"]).items():
-                before = totals.get(label, (0, 0))
-                totals[label] = np.add(before[0], total), before[1] + count
-        return {label: variation.variation(*totals[label]) for label in sorted(totals)}
+    def survey(self, records: pa.Table) -> dict[str, float | None]:
+        """The variation of each label's kept photos, from about `_SURVEYED` of them where there are more."""
+        labels = np.array(records["label"].to_pylist(), dtype=object)
+        kept = np.array([where is not None for where in records["split"].to_pylist()])
+        found: dict[str, float | None] = {}
+        for label in sorted(set(labels[kept])):
+            total, count = np.zeros(variation.LENGTH), 0
+            for address, rows, _ in self.places(np.flatnonzero(kept & (labels == label))):
+                maps = chunks.read_layouts(address, rows)
+                total, count = total + maps.sum(axis=0), count + len(maps)
+                if count >= _SURVEYED:
+                    break
+            found[label] = variation.variation(total, count)
+        return found
 
     def pixels(self, indices: np.ndarray) -> dict[int, np.ndarray]:
         """Pixels (S, S, 3) of those photos that were decoded, one chunk in memory at a time."""
@@ -271,18 +267,6 @@ def _written(task: dict[str, Any], output: str, encoding: Encoding) -> dict[str,
         "file": task["file"],
         "rows": json.dumps(dict(zip(labels.tolist(), counts.tolist(), strict=True))),
         "digest": digest,
-    }
-
-
-def _surveyed(task: dict[str, Any]) -> dict[str, Any]:
-    """Sums of the layout maps of some photos of a chunk, by label."""
-    maps = variation.layouts(chunks.read_pixels(task["address"], np.array(task["rows"])))
-    labels = np.array(task["labels"], dtype=object)
-    chosen = {label: maps[labels == label] for label in set(task["labels"])}
-    return {
-        "totals": json.dumps(
-            {label: (part.sum(axis=0, dtype=float).tolist(), len(part)) for label, part in chosen.items()}
-        )
     }
 
 
@@ -439,18 +423,6 @@ def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> l
             if len(part):
                 plans.append({"file": f"{split}-{number:05d}.parquet", "split": split, "photos": part})
     return plans
-
-
-def _sample(records: pa.Table, most: int) -> np.ndarray:
-    """Indices of up to `most` kept photos of each label, those with the smallest hashes: as good as random."""
-    splits, labels = records["split"].to_pylist(), records["label"].to_pylist()
-    hashes = records["hash"].to_pylist()
-    kept: dict[str, list[int]] = {}
-    for index, where in enumerate(splits):
-        if where:
-            kept.setdefault(labels[index], []).append(index)
-    chosen = [sorted(indices, key=lambda index: hashes[index])[:most] for indices in kept.values()]
-    return np.sort(np.concatenate([np.array(part, np.int64) for part in chosen]) if chosen else np.empty(0, np.int64))
 
 
 def _files_in(address: str) -> set[str]:

@@ -2,8 +2,9 @@
 
 Speed: the same photos, output size and pixel filters; the loop is one process that reads, decodes, judges and
 shrinks each photo with the very same functions, finds duplicates, and writes shards. What is compared is
-therefore what Ray Data costs and what more cores bring. Ray is started before the clock. Every number is of
-the whole job, from listing to manifest, reports and pictures included.
+therefore what Ray Data costs and what more cores bring. Ray and MLflow's database are made before the clock;
+every number is of the whole job, from listing to manifest, report and pictures included. Measure on an idle
+machine: Ray gives its workers a low priority, the loop has the usual one.
 
 Memory: the photos are repeated under new names (links) until there are as many as asked for, and the job
 runs in a process of its own; the peak resident memory of the driver and of the largest worker is sampled.
@@ -26,7 +27,7 @@ import psutil
 import pyarrow as pa
 from tqdm import tqdm
 
-from raygan import cluster
+from raygan import cluster, tracking
 from raygan.config import PrepareBenchmarkSettings, PrepareSettings
 from raygan.errors import ConfigurationError
 from raygan.photos import chunks, compare
@@ -51,16 +52,22 @@ def benchmark(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
 
 
 def _speed(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
-    cluster.connect()
+    with tempfile.TemporaryDirectory(prefix="raygan-") as records:
+        cluster.connect()
+        tracking.connect(_prepare_settings(settings, "", records))
+        return _compare(settings, records)
+
+
+def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]:
     listing = find_photos(settings.input)
     count, size = listing.photos.num_rows, float(pa.compute.sum(listing.photos["size"]).as_py())
     candidates: dict[str, Callable[[str], Any]] = {
-        "Pillow loop, 1 process": lambda output: _pillow_loop(_prepare_settings(settings, output)),
-        "raygan": lambda output: prepare(_prepare_settings(settings, output)),
+        "Pillow loop, 1 process": lambda output: _pillow_loop(_prepare_settings(settings, output, records)),
+        "raygan": lambda output: prepare(_prepare_settings(settings, output, records)),
     }
     if settings.outlier:
         candidates["raygan, outlier filter on"] = lambda output: prepare(
-            _prepare_settings(settings, output, outlier=True)
+            _prepare_settings(settings, output, records, outlier=True)
         )
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(settings.rounds):
@@ -85,11 +92,13 @@ def _speed(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
     return {"images": count, "megabytes": size / 1e6, "image_size": settings.image_size, "rows": rows}
 
 
-def _prepare_settings(settings: PrepareBenchmarkSettings, output: str, *, outlier: bool = False) -> PrepareSettings:
+def _prepare_settings(
+    settings: PrepareBenchmarkSettings, output: str, records: str, *, outlier: bool = False
+) -> PrepareSettings:
     return PrepareSettings(
         input=settings.input,
         output=os.path.join(output, "shards"),
-        storage=output,
+        storage=records,
         tracking_uri=None,
         image_size=settings.image_size,
         skip=[] if outlier else ["outlier"],

@@ -23,6 +23,9 @@ from PIL import Image
 #: Cells along a side, and edge directions in each.
 CELLS, DIRECTIONS = 8, 8
 
+#: Numbers in a layout map.
+LENGTH = CELLS * CELLS * DIRECTIONS
+
 #: Side in pixels of the grey picture that edges are taken from.
 _SIDE = 64
 
@@ -31,7 +34,7 @@ HIGH = 0.955
 
 
 def layouts(pixels: np.ndarray) -> np.ndarray:
-    """Layout maps of photos (n, S, S, 3) uint8: float32 (n, CELLS * CELLS * DIRECTIONS), of length 1."""
+    """Layout maps of photos (n, S, S, 3) uint8: float32 (n, LENGTH), each a unit vector."""
     maps = np.stack([_edges(np.asarray(_grey(photo), np.float32)) for photo in pixels])
     maps /= np.linalg.norm(maps, axis=-1, keepdims=True) + 1e-3
     maps -= maps.mean(axis=(1, 2), keepdims=True)
@@ -62,5 +65,5 @@ def _edges(grey: np.ndarray) -> np.ndarray:
     direction = np.floor(angle).astype(np.int64) % DIRECTIONS
     cell = np.arange(_SIDE) * CELLS // _SIDE
     place = (cell[:, None] * CELLS + cell) * DIRECTIONS + direction
-    sums = np.bincount(place.ravel(), np.hypot(across, down).ravel(), minlength=CELLS * CELLS * DIRECTIONS)
+    sums = np.bincount(place.ravel(), np.hypot(across, down).ravel(), minlength=LENGTH)
     return (sums * (CELLS / _SIDE) ** 2).reshape(CELLS, CELLS, DIRECTIONS).astype(np.float32)
