@@ -290,6 +290,10 @@ class PrepareSettings(FilterOptions, StorageSettings):
     image_column: str | None = option(None, "Parquet column of encoded photos; by default found out")
     label_column: str | None = option(None, "Parquet column of labels; by default found out")
     fit: Literal["crop", "pad"] = option("crop", "cut the centre square out, or keep all and pad with black")
+    crop_faces: bool = option(False, "cut faces out of whole photos with the detector; photos without one are rejected")
+    detector: str | None = option(
+        None, "face detector: an OpenCV cascade (.xml) or an ONNX export of a YOLO detector (.onnx)"
+    )
     validation: float = option(0.05, "share of photos that training never sees, chosen by content hash", ge=0, le=0.5)
     encoding: Literal["raw", "png"] = option(
         "raw", "shards hold plain pixels (fast) or PNG files (about half the size)"

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from raygan import cluster, storage, tracking
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
-from raygan.photos import chunks, compare, outliers, report, sheets, variation
+from raygan.photos import chunks, compare, faces, outliers, report, sheets, variation
 from raygan.photos.chunks import PixelSettings
 from raygan.photos.filters import Limits
 from raygan.photos.sources import Listing, find_photos
@@ -59,6 +60,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     Does nothing if the output holds this very data set already. Raises ConfigurationError if there are no
     photos or no labels, or if the output holds another data set; RayganError if files can't be read or written.
     """
+    if settings.crop_faces:
+        faces.check_detector(settings.detector)
     listing = _list(settings)
     inputs = _fingerprint(listing)
     if not settings.dry_run:
@@ -359,7 +362,8 @@ def pixel_settings(settings: PrepareSettings) -> PixelSettings:
     )
     most_bytes = settings.max_megabytes * 1e6 if "too_large" not in settings.skip else float("inf")
     network = unless_skipped("outlier", settings.outlier_network)
-    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes, network)
+    detector = os.path.abspath(settings.detector) if settings.crop_faces and settings.detector else None
+    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes, network, detector)
 
 
 def _configuration(settings: PrepareSettings) -> dict[str, Any]:

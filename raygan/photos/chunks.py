@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygan.errors import RayganError
-from raygan.photos import outliers, variation
+from raygan.photos import faces, outliers, variation
 from raygan.photos.decode import Fit, looks_like_image
 from raygan.photos.filters import Limits, Photo, examine
 from raygan.photos.sources import Source, columns, image_bytes, is_image_name, shown
@@ -67,6 +67,7 @@ class PixelSettings:
     """The settings that a chunk's content depends on.
 
     size: px. max_bytes: of an encoded photo. network: feature network, or None for no feature vectors.
+    detector: file of the face detector, or None to take whole photos.
     """
 
     size: int
@@ -74,6 +75,7 @@ class PixelSettings:
     limits: Limits
     max_bytes: float
     network: str | None
+    detector: str | None = None
 
 
 def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
@@ -232,7 +234,8 @@ def _still_there(source: Source) -> None:
 def _record(row: dict[str, Any], content: _Content, settings: PixelSettings) -> dict[str, Any]:
     if isinstance(content, bytes):
         large = LARGE if settings.network else None
-        photo = examine(content, settings.size, settings.fit, settings.limits, large=large)
+        cut_face = faces.load_detector(settings.detector) if settings.detector else None
+        photo = examine(content, settings.size, settings.fit, settings.limits, large=large, cut_face=cut_face)
     else:
         photo = content or Photo()
     record = {

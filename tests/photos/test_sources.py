@@ -44,6 +44,7 @@ def labels(*inputs, **options):
         ),
         (tuple(f"great_pyrenees_{i}.jpg" for i in range(5)), {"great_pyrenee"}),
         (tuple(f"photos/{label}_{i:05}.jpg" for i in range(8) for label in ("cat", "dog")), {"cat", "dog"}),
+        (("wolf/1.jpg", "fox/2.jpg", *(f"cat.{i}.jpg" for i in range(4))), {"wolf", "fox", "cat"}),
         (("only/cats/1.jpg", "only/cats/2.jpg"), {"cat"}),
         (("котики/1.jpg", "Собаки/2.jpg"), {"котики", "собаки"}),
     ],
