@@ -28,7 +28,7 @@ from raygan.shards import DataSet
 from raygan.train import train
 
 #: Drawn faces of each label, and how long they are trained: enough to see faces appear in a few minutes.
-DRAWN_FACES, DRAWN_KIMG = 1024, 25
+DRAWN_FACES, DRAWN_KIMG = 640, 20
 
 #: How long photos are trained: enough for recognisable faces.
 PHOTOS_KIMG = 110
@@ -67,12 +67,13 @@ def quickstart(settings: QuickstartSettings) -> None:
 
 
 def _drawn_faces(root: Path) -> Path:
-    """The folder of drawn faces, made on the first call."""
-    folder = root / "drawn-faces"
-    if not (folder / "complete").exists():
+    """The folder of drawn faces, made on the first call, whole or not at all."""
+    folder = root / f"drawn-faces-{DRAWN_FACES}"
+    if not folder.exists():
         print(f"drawing {DRAWN_FACES} faces of each of {', '.join(draw.LABELS)}")
-        draw.draw_folder(folder, DRAWN_FACES)
-        (folder / "complete").touch()
+        unfinished = folder.with_suffix(".part")
+        draw.draw_folder(unfinished, DRAWN_FACES)
+        unfinished.rename(folder)
     return folder
 
 
