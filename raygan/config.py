@@ -293,6 +293,10 @@ class PrepareSettings(FilterOptions, StorageSettings):
     image_column: str | None = option(None, "Parquet column of encoded photos; by default found out")
     label_column: str | None = option(None, "Parquet column of labels; by default found out")
     fit: Literal["crop", "pad"] = option("crop", "cut the centre square out, or keep all and pad with black")
+    crop_faces: bool = option(False, "cut faces out of whole photos with the detector; photos without one are rejected")
+    detector: str | None = option(
+        None, "face detector: an OpenCV cascade (.xml) or an ONNX export of a YOLO detector (.onnx)"
+    )
     validation: float = option(0.05, "share of photos that training never sees, chosen by content hash", ge=0, le=0.5)
     encoding: Literal["raw", "png"] = option(
         "raw", "shards hold plain pixels (fast) or PNG files (about half the size)"
@@ -305,3 +309,19 @@ class PrepareSettings(FilterOptions, StorageSettings):
     )
     overwrite: bool = option(False, "replace another data set that the output holds")
     dry_run: bool = option(False, "judge the photos and report, writing nothing")
+
+
+class PrepareBenchmarkSettings(Settings):
+    """Everything `jobs/benchmark.py prepare` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    input: list[str] = option(..., "folders of photos to measure with")
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    rounds: int = option(2, "times everything is measured; the best of each counts", ge=1, le=100)
+    outlier: bool = option(True, "measure with the outlier filter too; of memory: with it instead of without")
+    memory: list[int] = option(
+        None, "measure memory, not speed, with so many photos each", unit="photos", default_factory=list
+    )
+    scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
+    json_file: str | None = option(None, "file to write the numbers to")

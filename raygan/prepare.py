@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from raygan import cluster, storage, tracking
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
-from raygan.photos import chunks, compare, outliers, report, sheets, variation
+from raygan.photos import chunks, compare, faces, outliers, report, sheets, variation
 from raygan.photos.chunks import PixelSettings
 from raygan.photos.filters import Limits
 from raygan.photos.sources import Listing, find_photos
@@ -46,7 +47,7 @@ _SHARD_BYTES = 32e6
 #: Shards that even small data sets are cut into, so that there is one for each of a few workers.
 _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 
-#: Photos of each label from which variation is measured at most: enough for two digits.
+#: Photos of a label from which variation is measured at least, if there are as many: enough for two digits.
 _SURVEYED = 2000
 
 #: Settings that don't change what the shards hold.
@@ -59,6 +60,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     Does nothing if the output holds this very data set already. Raises ConfigurationError if there are no
     photos or no labels, or if the output holds another data set; RayganError if files can't be read or written.
     """
+    if settings.crop_faces:
+        faces.check_detector(settings.detector)
     listing = _list(settings)
     inputs = _fingerprint(listing)
     if not settings.dry_run:
@@ -96,7 +99,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         size, photos = self.settings.chunk_images, self.listing.photos
-        self.pixel_settings = _pixel_settings(self.settings)
+        self.pixel_settings = pixel_settings(self.settings)
         self.parts = [photos.slice(start, size) for start in range(0, photos.num_rows, size)]
         self.names = [
             chunks.name_of(number, part, self.listing.sources, self.pixel_settings)
@@ -159,24 +162,20 @@ class _Work:
             notes[label] = {"found": found, "threshold": threshold, "median": float(np.median(scores))}
         return notes
 
-    def survey(self, records: pa.Table) -> dict[str, Any]:
-        """The variation of each label's kept photos (of a sample of them where there are many)."""
-        picked = _sample(records, _SURVEYED)
-        labels = records["label"].to_pylist()
-
-        def survey_chunk(task: pa.Table) -> pa.Table:
-            return _answer(lambda: _surveyed(task.to_pylist()[0]))
-
-        tasks = [
-            pa.table({"address": [address], "rows": [rows.tolist()], "labels": [[labels[i] for i in indices]]})
-            for address, rows, indices in self.places(picked)
-        ]
-        totals: dict[str, Any] = {}
-        for answer in _stream(tasks, survey_chunk):
-            for label, (total, count) in json.loads(answer["totals"]).items():
-                before = totals.get(label, (0, 0))
-                totals[label] = np.add(before[0], total), before[1] + count
-        return {label: variation.variation(*totals[label]) for label in sorted(totals)}
+    def survey(self, records: pa.Table) -> dict[str, float | None]:
+        """The variation of each label's kept photos, from about `_SURVEYED` of them where there are more."""
+        labels = np.array(records["label"].to_pylist(), dtype=object)
+        kept = np.array([where is not None for where in records["split"].to_pylist()])
+        found: dict[str, float | None] = {}
+        for label in sorted(set(labels[kept])):
+            total, count = np.zeros(variation.LENGTH), 0
+            for address, rows, _ in self.places(np.flatnonzero(kept & (labels == label))):
+                maps = chunks.read_layouts(address, rows)
+                total, count = total + maps.sum(axis=0), count + len(maps)
+                if count >= _SURVEYED:
+                    break
+            found[label] = variation.variation(total, count)
+        return found
 
     def pixels(self, indices: np.ndarray) -> dict[int, np.ndarray]:
         """Pixels (S, S, 3) of those photos that were decoded, one chunk in memory at a time."""
@@ -274,14 +273,6 @@ def _written(task: dict[str, Any], output: str, encoding: Encoding) -> dict[str,
     }
 
 
-def _surveyed(task: dict[str, Any]) -> dict[str, Any]:
-    """Sums of the layout maps of some photos of a chunk, by label."""
-    maps = variation.layouts(chunks.read_pixels(task["address"], np.array(task["rows"])))
-    labels = np.array(task["labels"], dtype=object)
-    chosen = {label: maps[labels == label] for label in set(task["labels"])}
-    return {"totals": json.dumps({label: (part.sum(axis=0).tolist(), len(part)) for label, part in chosen.items()})}
-
-
 def _outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     return outliers.scores(np.concatenate([chunks.read_features(address, rows) for address, rows in places]))
 
@@ -356,7 +347,9 @@ def _fingerprint(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def _pixel_settings(settings: PrepareSettings) -> PixelSettings:
+def pixel_settings(settings: PrepareSettings) -> PixelSettings:
+    """The part of the settings that chunks depend on."""
+
     def unless_skipped(name: str, value: Any) -> Any:
         return None if name in settings.skip else value
 
@@ -369,7 +362,8 @@ def _pixel_settings(settings: PrepareSettings) -> PixelSettings:
     )
     most_bytes = settings.max_megabytes * 1e6 if "too_large" not in settings.skip else float("inf")
     network = unless_skipped("outlier", settings.outlier_network)
-    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes, network)
+    detector = os.path.abspath(settings.detector) if settings.crop_faces and settings.detector else None
+    return PixelSettings(settings.image_size, settings.fit, limits, most_bytes, network, detector)
 
 
 def _configuration(settings: PrepareSettings) -> dict[str, Any]:
@@ -433,18 +427,6 @@ def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> l
             if len(part):
                 plans.append({"file": f"{split}-{number:05d}.parquet", "split": split, "photos": part})
     return plans
-
-
-def _sample(records: pa.Table, most: int) -> np.ndarray:
-    """Indices of up to `most` kept photos of each label, those with the smallest hashes: as good as random."""
-    splits, labels = records["split"].to_pylist(), records["label"].to_pylist()
-    hashes = records["hash"].to_pylist()
-    kept: dict[str, list[int]] = {}
-    for index, where in enumerate(splits):
-        if where:
-            kept.setdefault(labels[index], []).append(index)
-    chosen = [sorted(indices, key=lambda index: hashes[index])[:most] for indices in kept.values()]
-    return np.sort(np.concatenate([np.array(part, np.int64) for part in chosen]) if chosen else np.empty(0, np.int64))
 
 
 def _files_in(address: str) -> set[str]:

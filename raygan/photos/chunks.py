@@ -1,8 +1,8 @@
 """Chunks: what `prepare` knows of a few hundred photos, on disk between its passes.
 
 A chunk is one Parquet file in the work folder: a row of `RECORD` for each photo of a slice of the listing,
-in the listing's order, plus its square of pixels if it was decoded, and its feature vector if outliers are
-looked for. Records are read without the pixels, so
+in the listing's order, plus its square of pixels if it was decoded, its feature vector if outliers are
+looked for, and for some photos the map that variation is measured from. Records are read without the pixels, so
 decisions over millions of photos need a few hundred bytes of memory for each.
 
 A chunk's name holds a digest of all that its content depends on: the photos' names, sizes and times, and the
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygan.errors import RayganError
-from raygan.photos import outliers
+from raygan.photos import faces, outliers, variation
 from raygan.photos.decode import Fit, looks_like_image
 from raygan.photos.filters import Limits, Photo, examine
 from raygan.photos.sources import Source, columns, image_bytes, is_image_name, shown
@@ -37,6 +37,9 @@ VERSION = 1
 #: Side in pixels of the square that the feature network looks at, whatever the size of the shards' images:
 #: at 64 px it would take many more faces for outliers.
 LARGE = 128
+
+#: Photos of a chunk whose layout is looked at. Variation is the same over a quarter of a class as over all.
+SURVEYED = 64
 
 RECORD = pa.schema(
     [
@@ -64,6 +67,7 @@ class PixelSettings:
     """The settings that a chunk's content depends on.
 
     size: px. max_bytes: of an encoded photo. network: feature network, or None for no feature vectors.
+    detector: file of the face detector, or None to take whole photos.
     """
 
     size: int
@@ -71,6 +75,7 @@ class PixelSettings:
     limits: Limits
     max_bytes: float
     network: str | None
+    detector: str | None = None
 
 
 def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
@@ -99,7 +104,10 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
     records = [_record(row, content, settings) for row, content in zip(rows, contents, strict=True)]
     table = pa.Table.from_pylist(records, schema=RECORD.append(pa.field("image", pa.binary(settings.size**2 * 3))))
     vectors = _vectors([record["large"] for record in records], settings.network)
-    return table.append_column("features", pa.array(vectors, pa.binary(2 * outliers.DIM)))
+    maps = _layouts(records, settings.size)
+    return table.append_column("features", pa.array(vectors, pa.binary(2 * outliers.DIM))).append_column(
+        "layout", pa.array(maps, pa.binary(4 * variation.LENGTH))
+    )
 
 
 def write_chunk(address: str, table: pa.Table) -> None:
@@ -129,6 +137,12 @@ def read_features(address: str, rows: np.ndarray) -> np.ndarray:
     """Feature vectors (n, DIM) float16 of some rows of a chunk, which all have them, in the order of `rows`."""
     vectors = _read(address, ["features"])["features"].take(pa.array(rows))
     return np.frombuffer(b"".join(vectors.to_pylist()), np.float16).reshape(-1, outliers.DIM)
+
+
+def read_layouts(address: str, rows: np.ndarray) -> np.ndarray:
+    """Layout maps (m, LENGTH) float32 of those rows of a chunk that have one."""
+    maps = _read(address, ["layout"])["layout"].take(pa.array(rows)).drop_null()
+    return np.frombuffer(b"".join(maps.to_pylist()), np.float32).reshape(-1, variation.LENGTH)
 
 
 def _read(address: str, names: Sequence[str]) -> pa.Table:
@@ -220,7 +234,8 @@ def _still_there(source: Source) -> None:
 def _record(row: dict[str, Any], content: _Content, settings: PixelSettings) -> dict[str, Any]:
     if isinstance(content, bytes):
         large = LARGE if settings.network else None
-        photo = examine(content, settings.size, settings.fit, settings.limits, large=large)
+        cut_face = faces.load_detector(settings.detector) if settings.detector else None
+        photo = examine(content, settings.size, settings.fit, settings.limits, large=large, cut_face=cut_face)
     else:
         photo = content or Photo()
     record = {
@@ -234,6 +249,18 @@ def _record(row: dict[str, Any], content: _Content, settings: PixelSettings) -> 
     taken = ("reason", "detail", "width", "height", "brightness", "contrast", "sharpness", "hash", "phash")
     score = None if math.isnan(photo.score) else float(photo.score)
     return record | {name: getattr(photo, name) for name in taken} | {"score": score, "large": photo.large}
+
+
+def _layouts(records: Sequence[dict[str, Any]], size: int) -> list[bytes | None]:
+    """Layout maps of up to `SURVEYED` photos that aren't rejected: those with the smallest hashes."""
+    good = [number for number, record in enumerate(records) if record["image"] and not record["reason"]]
+    chosen = sorted(good, key=lambda number: str(records[number]["hash"]))[:SURVEYED]
+    maps: list[bytes | None] = [None] * len(records)
+    if chosen:
+        pixels = np.frombuffer(b"".join(records[number]["image"] for number in chosen), np.uint8)
+        for number, layout in zip(chosen, variation.layouts(pixels.reshape(-1, size, size, 3)), strict=True):
+            maps[number] = layout.tobytes()
+    return maps
 
 
 def _vectors(pictures: Sequence[np.ndarray | None], network: str | None) -> list[bytes | None]:

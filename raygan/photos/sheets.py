@@ -101,15 +101,16 @@ def _distributions(records: pa.Table, kept: np.ndarray) -> bytes:
         "brightness (0 to 255)": records["brightness"].to_numpy(),
         "sharpness": records["sharpness"].to_numpy(),
     }
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    figure = Figure(figsize=(12, 3.2))
+    figure.subplots_adjust(left=0.06, right=0.98, wspace=0.22)
     FigureCanvasAgg(figure)
     for axis, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-        edges = np.linspace(low, max(high, low + 1e-3), 41)
+        edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 1, high + 1, 41)
         axis.hist(known, edges, color="#c9c9c9", label="before")
         axis.hist(values[kept], edges, color="#3b6fb5", label="after")
-        axis.set(title=title, ylabel="photos", yscale="log")
+        axis.set(title=title, ylabel="photos")
     figure.axes[0].legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})

@@ -365,6 +365,10 @@ class _Sorter:
         if level is not None:
             folders = {normalise(label) for path in paths if (label := _folder_label(path, level))}
             if len(folders) > 1 or not by_name:
+                loose = [path for path in paths if _folder_label(path, level) is None]
+                if loose and _names_tell(loose):
+                    self.layout = "class folders, and labels in names of files that lie in none"
+                    return lambda path: _folder_label(path, level) or _name_label(path)
                 self.layout = "class folders"
                 return lambda path: _folder_label(path, level)
         if by_name:

@@ -23,6 +23,9 @@ from PIL import Image
 #: Cells along a side, and edge directions in each.
 CELLS, DIRECTIONS = 8, 8
 
+#: Numbers in a layout map.
+LENGTH = CELLS * CELLS * DIRECTIONS
+
 #: Side in pixels of the grey picture that edges are taken from.
 _SIDE = 64
 
@@ -31,17 +34,13 @@ HIGH = 0.955
 
 
 def layouts(pixels: np.ndarray) -> np.ndarray:
-    """Layout maps of photos (n, S, S, 3) uint8: float64 (n, CELLS * CELLS * DIRECTIONS), of length 1."""
-    grey = np.stack([_grey(photo) for photo in pixels])
-    down, across = np.gradient(grey, axis=(1, 2))
-    strength = np.hypot(across, down)
-    direction = (np.arctan2(down, across) % np.pi / np.pi * DIRECTIONS).astype(int) % DIRECTIONS
-    cells = np.stack([_cell_means(strength * (direction == number)) for number in range(DIRECTIONS)], axis=-1)
-    cells /= np.linalg.norm(cells, axis=-1, keepdims=True) + 1e-3
-    cells -= cells.mean(axis=(1, 2), keepdims=True)
-    flat = cells.reshape(len(pixels), -1)
-    maps: np.ndarray = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
-    return maps
+    """Layout maps of photos (n, S, S, 3) uint8: float32 (n, LENGTH), each a unit vector."""
+    maps = np.stack([_edges(np.asarray(_grey(photo), np.float32)) for photo in pixels])
+    maps /= np.linalg.norm(maps, axis=-1, keepdims=True) + 1e-3
+    maps -= maps.mean(axis=(1, 2), keepdims=True)
+    flat = maps.reshape(len(pixels), -1)
+    unit: np.ndarray = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
+    return unit
 
 
 def variation(total: np.ndarray, count: int) -> float | None:
@@ -55,12 +54,16 @@ def variation(total: np.ndarray, count: int) -> float | None:
     return float(1 - (total @ total - count) / (count * (count - 1)))
 
 
-def _grey(photo: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(photo).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.float64)
+def _grey(photo: np.ndarray) -> Image.Image:
+    return Image.fromarray(photo).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
 
 
-def _cell_means(values: np.ndarray) -> np.ndarray:
-    size = values.shape[1] // CELLS
-    means: np.ndarray = values.reshape(len(values), CELLS, size, CELLS, size).mean(axis=(2, 4))
-    return means
+def _edges(grey: np.ndarray) -> np.ndarray:
+    """Strength of edges in each cell and direction: (CELLS, CELLS, DIRECTIONS)."""
+    down, across = np.gradient(grey)
+    angle = np.arctan2(down, across) * (DIRECTIONS / np.pi)
+    direction = np.floor(angle).astype(np.int64) % DIRECTIONS
+    cell = np.arange(_SIDE) * CELLS // _SIDE
+    place = (cell[:, None] * CELLS + cell) * DIRECTIONS + direction
+    sums = np.bincount(place.ravel(), np.hypot(across, down).ravel(), minlength=LENGTH)
+    return (sums * (CELLS / _SIDE) ** 2).reshape(CELLS, CELLS, DIRECTIONS).astype(np.float32)

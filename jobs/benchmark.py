@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Measure raygan against its peers, side by side in one run.
+
+  python jobs/benchmark.py prepare --input photos
+  python jobs/benchmark.py prepare --input photos --memory 3000 30000
+
+Each benchmark has its own flags: python jobs/benchmark.py NAME --help
+"""
+
+import sys
+
+from raygan.cli import run_job
+from raygan.config import PrepareBenchmarkSettings
+
+
+def prepare(settings: PrepareBenchmarkSettings) -> None:
+    from raygan.benchmarks.prepare import benchmark
+
+    benchmark(settings)
+
+
+BENCHMARKS = {"prepare": (PrepareBenchmarkSettings, prepare)}
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHMARKS:
+        print(__doc__)
+        if name in ("-h", "--help"):
+            sys.exit(0)
+        print(f"error: {name!r} is no benchmark; choose one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        sys.exit(2)
+    settings_class, run = BENCHMARKS[name]
+    run_job(settings_class, run, doc=__doc__, argv=sys.argv[2:])
