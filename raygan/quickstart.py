@@ -31,7 +31,7 @@ from raygan.train import train
 DRAWN_FACES, DRAWN_KIMG = 640, 20
 
 #: How long photos are trained: enough for recognisable faces.
-PHOTOS_KIMG = 110
+PHOTOS_KIMG = 100
 
 HOST = "127.0.0.1"
 
