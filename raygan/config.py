@@ -305,7 +305,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
         None, "most images in a shard; by default 1024, or fewer if those are over 32 MB", unit="images", ge=1
     )
     chunk_images: int = option(
-        256, "images that one task reads, and that a killed job reads again at most, per task", unit="images", ge=1
+        512, "images that one task reads, and that a killed job reads again at most, per task", unit="images", ge=1
     )
     overwrite: bool = option(False, "replace another data set that the output holds")
     dry_run: bool = option(False, "judge the photos and report, writing nothing")

@@ -23,6 +23,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         print(report.in_words(summary))
         if settings.dry_run:
             return summary
-        pictures = sheets.pictures(records, work.pixels)
-        work.write(records, summary, pictures, inputs)
+        pictures = work.write(records, summary, inputs)
     _remove(settings.output, ".prepare")
     _log(settings, summary, pictures)
     print(f"{summary['kept']:,} photos written to {settings.output}")
@@ -185,12 +185,15 @@ class _Work:
             found.update(zip(numbers[decoded].tolist(), chunks.read_pixels(address, rows[decoded]), strict=True))
         return found
 
-    def write(self, records: pa.Table, summary: dict[str, Any], pictures: dict[str, bytes], inputs: str) -> None:
-        """Pass 2: shards, report, rejects, and the manifest as the last."""
+    def write(self, records: pa.Table, summary: dict[str, Any], inputs: str) -> dict[str, bytes]:
+        """Pass 2: shards, report, rejects, pictures, which are returned too, and the manifest as the last."""
         output = self.settings.output
         stale = _shards_in(output)
         _remove(output, MANIFEST)
-        shards, fingerprint = self._write_shards(records)
+        with ThreadPoolExecutor(1) as painter:  # the driver draws while the workers write
+            drawn = painter.submit(sheets.pictures, records, self.pixels)
+            shards, fingerprint = self._write_shards(records)
+            pictures = drawn.result()
         _remove(output, report.PICTURES)
         report.write(output, records, self.listing, summary, pictures)
         for name in sorted(stale - {shard.file for shard in shards}):
@@ -205,6 +208,7 @@ class _Work:
             inputs=inputs,
         )
         storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
+        return pictures
 
     def places(self, indices: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Where photos are: for each chunk that has some its address, their rows there, and their indices."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import posixpath
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -38,7 +39,7 @@ VERSION = 1
 #: at 64 px it would take many more faces for outliers.
 LARGE = 128
 
-#: Photos of a chunk whose layout is looked at. Variation is the same over a quarter of a class as over all.
+#: Photos of a chunk whose layout is looked at. Variation is the same over an eighth of a class as over all.
 SURVEYED = 64
 
 RECORD = pa.schema(
@@ -101,7 +102,9 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
     """
     rows = photos.to_pylist()
     contents = _contents(rows, sources, settings.max_bytes)
-    records = [_record(row, content, settings) for row, content in zip(rows, contents, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata, which doesn't matter for the pixels
+        records = [_record(row, content, settings) for row, content in zip(rows, contents, strict=True)]
     table = pa.Table.from_pylist(records, schema=RECORD.append(pa.field("image", pa.binary(settings.size**2 * 3))))
     vectors = _vectors([record["large"] for record in records], settings.network)
     maps = _layouts(records, settings.size)

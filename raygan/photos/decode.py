@@ -5,9 +5,9 @@ Sizes are checked from the header before a pixel is decoded, so a decompression 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,13 +58,10 @@ def read_header(data: bytes) -> Header:
     """Open an image without decoding it. Raises Unreadable."""
     # Pillow's own size limit is set aside because the caller compares the header with a limit of its own.
     Image.MAX_IMAGE_PIXELS = None
-    Image.init()  # all formats, not just the common ones; does nothing from the second call on
     if not data:
         raise Unreadable("empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, which doesn't matter for the pixels
-            image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         raise Unreadable(_not_an_image(data)) from None
     except Exception as error:  # Pillow's readers raise whatever damaged bytes make them raise
@@ -78,10 +75,8 @@ def decode(header: Header) -> Image.Image:
     Orientation is applied, transparency is laid on white, 16-bit and floating-point grey is brought to 8 bits.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header.image.load()
-            return _to_rgb(_upright(header.image))
+        header.image.load()
+        return _to_rgb(_upright(header.image))
     except Exception as error:  # as above
         raise Unreadable(str(error) or type(error).__name__) from None
 
@@ -104,7 +99,15 @@ def pixel_hash(photo: Image.Image) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return image  # the common case; to find out the long way takes a tenth of the whole decoding
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data says nothing of the pixels, which are fine

@@ -125,8 +125,15 @@ def sharpness(grey: np.ndarray) -> float:
     """
     laplacian = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
     # Rounding to whole levels alone gives the Laplacian a variance of (4² + 4) / 12, which isn't detail.
-    variance = max(float(laplacian.var()) - 20 / 12, 0.0)
-    return float(variance**0.5 / max(float(grey.std()), 1e-3))
+    variance = max(_deviation(laplacian) ** 2 - 20 / 12, 0.0)
+    return float(variance**0.5 / max(_deviation(grey), 1e-3))
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Standard deviation; for small arrays several times as fast as numpy's own."""
+    flat = values.ravel()
+    centred = flat - flat.sum() / len(flat)
+    return float((centred @ centred / len(flat)) ** 0.5)
 
 
 def _measure(photo: Image.Image, identity: str, size: int, fit: Fit, limits: Limits) -> Photo:
@@ -134,7 +141,7 @@ def _measure(photo: Image.Image, identity: str, size: int, fit: Fit, limits: Lim
     view = square if size == VIEW else to_square(photo, VIEW, fit)
     grey_view = view.convert("L")
     grey = np.asarray(grey_view, dtype=np.float32)
-    contrast, detail = float(grey.std()), sharpness(grey)
+    contrast, detail = _deviation(grey), sharpness(grey)
     reason: Reason | None = None
     score, unit = float("nan"), ""
     if limits.min_contrast is not None and contrast < limits.min_contrast:
