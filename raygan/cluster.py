@@ -60,7 +60,7 @@ def require(workers: int, resources: dict[str, float]) -> None:
         return
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
     total = ", ".join(f"{sum(node.get(name, 0) for node in nodes()):g} {name}" for name in resources)
-    smaller = " and less with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
+    smaller = ", or for less each with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
     raise ConfigurationError(
         f"--num-workers: {workers} workers of {each} each do not fit this cluster ({total} in all, room for {room}): "
         f"ask for {max(room, 1)} or fewer{smaller}, or add nodes"

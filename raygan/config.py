@@ -153,6 +153,9 @@ class WorkerOptions(Settings):
 
     group: ClassVar[str] = "cluster"
 
+    sync_batch_norm: bool = option(
+        False, "normalise the generator's batches over all workers together, so that their number doesn't matter"
+    )
     num_workers: int = option(1, "data-parallel training workers (DDP)", unit="workers", ge=1)
     cpus_per_worker: float = option(1.0, "CPU cores reserved for each worker, also its threads", unit="cores", gt=0)
     gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has enough of them")

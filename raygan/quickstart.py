@@ -28,10 +28,10 @@ from raygan.shards import DataSet
 from raygan.train import train
 
 #: Drawn faces of each label, and how long they are trained: enough to see faces appear in a few minutes.
-DRAWN_FACES, DRAWN_KIMG = 1024, 25
+DRAWN_FACES, DRAWN_KIMG = 640, 20
 
 #: How long photos are trained: enough for recognisable faces.
-PHOTOS_KIMG = 110
+PHOTOS_KIMG = 100
 
 HOST = "127.0.0.1"
 
@@ -50,9 +50,8 @@ def quickstart(settings: QuickstartSettings) -> None:
     cluster.connect()
     inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
     label = settings.label if settings.input else settings.label or "cat"
-    name = _name(settings, inputs, label)
-    data = _shards(settings, inputs, name)
-    trained = _trained(settings, data, label, name)
+    data = _shards(settings, inputs)
+    trained = _trained(settings, data, label)
     address = f"http://{HOST}:{settings.port}/v1/sample?label={label or 'all'}&n=16&seed=7"
     serving_here = _serve(settings) if settings.serve else None
     print(f"\npictures  {trained}")
@@ -67,31 +66,33 @@ def quickstart(settings: QuickstartSettings) -> None:
 
 
 def _drawn_faces(root: Path) -> Path:
-    """The folder of drawn faces, made on the first call."""
-    folder = root / "drawn-faces"
-    if not (folder / "complete").exists():
+    """The folder of drawn faces, made on the first call, whole or not at all."""
+    folder = root / f"drawn-faces-{DRAWN_FACES}"
+    if not folder.exists():
         print(f"drawing {DRAWN_FACES} faces of each of {', '.join(draw.LABELS)}")
-        draw.draw_folder(folder, DRAWN_FACES)
-        (folder / "complete").touch()
+        unfinished = folder.with_suffix(".part")
+        draw.draw_folder(unfinished, DRAWN_FACES)
+        unfinished.rename(folder)
     return folder
 
 
-def _name(settings: QuickstartSettings, inputs: list[str], label: str | None) -> str:
-    """A name that is the same for the same photos and settings, so that a second call resumes the first."""
-    choices = [*(os.path.abspath(path) for path in inputs), str(settings.image_size), str(settings.epochs)]
-    digest = hashlib.sha256("\n".join(choices).encode()).hexdigest()[:8]
-    return f"quickstart-{label or 'all'}-{digest}"
+def _shards(settings: QuickstartSettings, inputs: list[str]) -> DataSet:
+    """Prepare the photos, again if they have changed."""
+    key = _digest(*(os.path.abspath(path) for path in inputs), str(settings.image_size))
+    values = {
+        **_storage_values(settings),
+        "input": inputs,
+        "output": storage.join(settings.storage, "shards", f"quickstart-{key}"),
+        "image_size": settings.image_size,
+        "overwrite": True,
+    }
+    prepare(validate(PrepareSettings, values))
+    return DataSet.open(str(values["output"]))
 
 
-def _shards(settings: QuickstartSettings, inputs: list[str], name: str) -> DataSet:
-    output = storage.join(settings.storage, "shards", name)
-    common = _storage_values(settings)
-    prepare(validate(PrepareSettings, {**common, "input": inputs, "output": output, "image_size": settings.image_size}))
-    return DataSet.open(output)
-
-
-def _trained(settings: QuickstartSettings, data: DataSet, label: str | None, name: str) -> str:
-    """Train, unless this very run is finished already; the folder of its pictures."""
+def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
+    """Train, unless that was finished before on these shards; the folder of the pictures."""
+    name = f"quickstart-{label or 'all'}-{_digest(data.manifest.fingerprint, str(settings.epochs))}"
     folder = storage.join(settings.storage, "runs", name)
     record = storage.read_json(storage.join(folder, "run.json"))
     if record is not None and record.get("state") == "finished":
@@ -117,6 +118,10 @@ def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> di
     kimg = PHOTOS_KIMG if settings.input else DRAWN_KIMG
     epochs = settings.epochs or max(1, round(kimg * 1000 / photos))
     return {"num_workers": min(2, cores), "epochs": epochs, "snapshot_every": max(1, epochs // 10)}
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def _serve(settings: QuickstartSettings) -> threading.Event:

@@ -84,7 +84,7 @@ def train(settings: TrainSettings) -> TrainResult:
         settings,
         run.name,
         job="train",
-        params={**settings.plain(), "fingerprint": data.manifest.fingerprint, "photos": len(photos)},
+        params={**_recorded(settings), "fingerprint": data.manifest.fingerprint, "photos": len(photos)},
         tags={"raygan.label": label},
         run_id=run.mlflow_run_id,
     ) as log:
@@ -120,7 +120,7 @@ class RunRecord:
         if not re.fullmatch(r"[\w.-]{1,120}", name):
             raise ConfigurationError(f"--name: {name!r} may have letters, digits, '.', '_' and '-' only, at most 120")
         folder = storage.join(settings.storage, "runs", name)
-        now = {"settings": settings.plain(), "fingerprint": data.manifest.fingerprint}
+        now = {"settings": _recorded(settings), "fingerprint": data.manifest.fingerprint}
         before = storage.read_json(storage.join(folder, "run.json"))
         if before is None:
             return cls(name, folder, now)
@@ -142,6 +142,11 @@ class RunRecord:
         """Record changes of state."""
         self._values |= changes
         storage.write_json(storage.join(self.folder, "run.json"), self._values)
+
+
+def _recorded(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as they may be shown to everyone: an address may carry a password."""
+    return settings.model_dump(mode="json", exclude={"tracking_uri"})
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

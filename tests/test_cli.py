@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from raygan.cli import parse
-from raygan.config import QuickstartSettings, TrainSettings
+from raygan.config import PrepareSettings, QuickstartSettings, ServeJobSettings, TrainSettings
 from raygan.errors import ConfigurationError
 from tests.conftest import REPOSITORY
 
@@ -78,7 +78,7 @@ def test_a_mistake_in_a_file_is_named_too(tmp_path, text, says):
     assert says in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", [TrainSettings, QuickstartSettings])
+@pytest.mark.parametrize("kind", [PrepareSettings, TrainSettings, QuickstartSettings, ServeJobSettings])
 def test_help_gives_every_fields_meaning_and_range(kind, capsys):
     with pytest.raises(SystemExit):
         parse(kind, ["--help"], doc="what it does")

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file, save_file
 
 from raygan import tracking
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
-from raygan.gan.networks import NetworkSettings
+from raygan.gan.networks import Critic, Generator, NetworkSettings
 from raygan.gan.step import GanStep, Share, StepSettings, seeded
 from raygan.train import train
 from tests.conftest import REPOSITORY
@@ -27,46 +28,82 @@ from tests.conftest import REPOSITORY
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
-STEP = StepSettings(batch_size=7, n_critic=2)  # 7 over two workers: 3 and 4
+STEP = StepSettings(
+    batch_size=7,  # over two workers: 3 and 4
+    n_critic=2,
+    precision="fp64",
+    sync_batch_norm=True,
+    beta1=0.5,
+    critic_lr=1e-3,
+    generator_lr=1e-3,
+)
 
 
-def one_critic_step(config):
+def one_iteration(config):
+    """A critic step, whose gradients are kept, then another and a generator step."""
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size())
     step = GanStep(NETWORKS, STEP, "cpu", share)
-    # Batch statistics are each rank's own by design; without them the batch must not matter.
-    step.generator.eval()
-    step.step(torch.from_numpy(config["reals"][share.rows(7)]))
+    step.step(torch.from_numpy(config["reals"][0][share.rows(7)]))
+    gradients = {name: p.grad.clone() for name, p in step.critic.named_parameters()}
+    step.step(torch.from_numpy(config["reals"][1][share.rows(7)]))
     if share.rank == 0:
-        np.savez(config["out"], *[p.grad.numpy() for p in step.critic.parameters()])
+        critic, generator = dict(step.critic.named_parameters()), dict(step.generator.named_parameters())
+        save_file({f"gradient.{name}": value for name, value in gradients.items()}, config["out"] + "/gradients")
+        save_file({name: p.detach() for name, p in critic.items()}, config["out"] + "/critic")
+        save_file({name: p.detach() for name, p in generator.items()}, config["out"] + "/generator")
 
 
-def test_gradients_of_two_workers_equal_a_single_process(tmp_path):
-    """The oracle is the textbook: three forwards, means over the whole batch, no DDP."""
-    reals = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
-    TorchTrainer(
-        one_critic_step,
-        train_loop_config={"reals": reals, "out": str(tmp_path / "gradients.npz")},
-        scaling_config=ScalingConfig(num_workers=2),
-        run_config=RunConfig(storage_path=str(tmp_path), name="gradients"),
-    ).fit()
-    step = GanStep(NETWORKS, STEP)
-    critic, generator = step.critic, step.generator.eval()
-    random = seeded(0, 0, "critic")
-    latents, mix = torch.randn(7, 8, generator=random), torch.rand(7, 1, 1, 1, generator=random)
-    x = torch.from_numpy(reals).float() / 127.5 - 1
+def textbook_critic_loss(critic, generator, reals, batch):
+    """WGAN-GP as the paper writes it: three forwards, means over the whole batch."""
+    random = seeded(0, batch, "critic")
+    latents = torch.randn(7, 8, generator=random).double()
+    mix = torch.rand(7, 1, 1, 1, generator=random).double()
     fakes = generator(latents).detach()
-    between = (x + mix * (fakes - x)).requires_grad_()
+    between = (reals + mix * (fakes - reals)).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
-    (critic(fakes).mean() - critic(x).mean() + 10 * penalty).backward()
-    expected = {name: parameter.grad.numpy() for name, parameter in critic.named_parameters()}
-    # The exit's bias cancels between reals and fakes; its gradient is rounding and has no relative error.
-    del expected["exit.bias"]
-    with np.load(tmp_path / "gradients.npz") as found:
-        for file, (name, gradient) in zip(found.files[:-1], expected.items(), strict=False):
-            error = np.linalg.norm(found[file] - gradient) / np.linalg.norm(gradient)
-            assert error < 1e-5, f"{name}: {error}"
+    return critic(fakes).mean() - critic(reals).mean() + 10 * penalty
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def test_one_iteration_of_two_workers_equals_a_single_process(tmp_path):
+    """The oracle is a plain float64 loop on the whole batch, with torch's Adam and no DDP."""
+    reals = np.random.default_rng(0).integers(0, 256, (2, 7, 3, 32, 32), dtype=np.uint8)
+    TorchTrainer(
+        one_iteration,
+        train_loop_config={"reals": reals, "out": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path), name="iteration"),
+    ).fit()
+    torch.manual_seed(0)
+    generator, critic = Generator(NETWORKS).double(), Critic(NETWORKS).double()
+    critic_adam = torch.optim.Adam(critic.parameters(), 1e-3, (0.5, 0.9))
+    generator_adam = torch.optim.Adam(generator.parameters(), 1e-3, (0.5, 0.9))
+    images = torch.from_numpy(reals).double() / 127.5 - 1
+    for batch in range(2):
+        critic_adam.zero_grad()
+        textbook_critic_loss(critic, generator, images[batch], batch).backward()
+        if batch == 0:
+            # The exit's bias cancels between reals and fakes: its gradient is nothing but rounding.
+            gradients = {name: p.grad.clone() for name, p in critic.named_parameters() if name != "exit.bias"}
+        critic_adam.step()
+    latents = torch.randn(7, 8, generator=seeded(0, 1, "generator")).double()
+    generator_adam.zero_grad()
+    (-critic(generator(latents)).mean()).backward()
+    generator_adam.step()
+
+    found = load_file(tmp_path / "gradients")
+    for name, gradient in gradients.items():
+        assert relative_error(found[f"gradient.{name}"], gradient) < 1e-6, name
+    for file, network in (("critic", critic), ("generator", generator)):
+        found = load_file(tmp_path / file)
+        for name, parameter in network.named_parameters():
+            if name != "exit.bias" or file == "generator":
+                assert relative_error(found[name], parameter.detach()) < 1e-6, f"{file} {name}"
 
 
 def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, write_shards, tmp_path):
@@ -110,14 +147,8 @@ def test_dcgan_trains_on_two_workers(train_settings):
 
 
 def weights(result):
-    tensors = load_generator_folder(result.checkpoint)
+    tensors = load_file(os.path.join(result.checkpoint, "training.safetensors"))
     return torch.cat([value.flatten().float() for value in tensors.values()])
-
-
-def load_generator_folder(folder):
-    from safetensors.torch import load_file
-
-    return load_file(os.path.join(folder, "training.safetensors"))
 
 
 def test_a_killed_driver_started_again_goes_on_to_the_undisturbed_weights(train_settings, write_shards):

@@ -23,8 +23,9 @@ from torch.optim.swa_utils import AveragedModel
 from raygan.gan.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.gan.networks import Critic, Generator, NetworkSettings, draw_latents
 from raygan.gan.objectives import OBJECTIVES, Terms
+from raygan.gan.sync_norm import synchronise
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp64"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class StepSettings:
     ema_ramp: the half-life is at most this share of the images seen so far, so that the average does not
         lag behind a young generator (Karras et al. 2020); 0 leaves it fixed.
     precision: "bf16" runs convolutions in bfloat16 by autocast; losses, the penalty's norm, weights and
-        optimiser states stay float32.
+        optimiser states stay float32. "fp64" computes everything in float64, to check the arithmetic.
+    sync_batch_norm: the generator's batch normalisation takes the batch of all ranks; otherwise each rank
+        normalises its own rows.
     seed: of every random draw and of the initial weights.
     """
 
@@ -62,6 +65,7 @@ class StepSettings:
     ema_kimg: float = 10.0
     ema_ramp: float = 0.05
     precision: Precision = "fp32"
+    sync_batch_norm: bool = False
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,10 +103,13 @@ class GanStep:
         self.networks, self.settings = networks, settings
         self.device = torch.device(device)
         self.share = share or Share()
+        self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.generator = Generator(networks).to(self.device)
-            self.critic = Critic(networks).to(self.device)
+            self.generator = Generator(networks).to(self.device, self.dtype)
+            self.critic = Critic(networks).to(self.device, self.dtype)
+        if settings.sync_batch_norm:
+            synchronise(self.generator)
         self.objective = OBJECTIVES[settings.objective]()
         self.ema = AveragedModel(self.generator, multi_avg_fn=self._average, use_buffers=True)
         self.ema.requires_grad_(False).eval()
@@ -137,7 +144,7 @@ class GanStep:
     def sample(self, latents: Tensor) -> Tensor:
         """Images (n, 3, S, S) of the EMA generator for given latents (n, z_dim)."""
         with torch.no_grad(), self._autocast():
-            images: Tensor = self.ema.module(latents.to(self.device))
+            images: Tensor = self.ema.module(latents.to(self.device, self.dtype))
         return images.float()
 
     def _critic_step(self, reals: Tensor, batch: int) -> Terms:
@@ -149,7 +156,7 @@ class GanStep:
         weight = settings.penalty_weight * settings.penalty_every if penalised else 0.0
         with self._autocast():
             with torch.no_grad():
-                fakes = self.generator(latents).float()
+                fakes = self.generator(latents).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, random)
             losses, terms = self.objective.critic_loss(self._ddp_critic, reals, fakes, mix, weight)
         norm = self._descend(losses, self.critic, self.critic_optimizer)
@@ -161,7 +168,7 @@ class GanStep:
         # The critic only passes gradients on to the images here; its own would be thrown away.
         self.critic.requires_grad_(False)
         with self._autocast():
-            fakes = self._ddp_generator(latents).float()
+            fakes = self._ddp_generator(latents).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, random)
             losses, terms = self.objective.generator_loss(self.critic, reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
@@ -187,7 +194,7 @@ class GanStep:
         return norm
 
     def _prepare_reals(self, reals: Tensor, batch: int) -> Tensor:
-        images = to_signed(reals.to(self.device, non_blocking=True))
+        images = to_signed(reals.to(self.device, non_blocking=True), self.dtype)
         if self.settings.mirror:
             random = self._random(batch, "mirror")
             images = mirror(images, self._rows(torch.rand(self.settings.batch_size, generator=random)))
@@ -203,7 +210,7 @@ class GanStep:
         return first, second
 
     def _rows(self, batch: Tensor) -> Tensor:
-        return batch[self.share.rows(len(batch))].to(self.device, non_blocking=True)
+        return batch[self.share.rows(len(batch))].to(self.device, self.dtype, non_blocking=True)
 
     def _random(self, batch: int, purpose: str) -> torch.Generator:
         return seeded(self.settings.seed, batch, purpose)
@@ -238,9 +245,9 @@ def seeded(seed: int, number: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
-def to_signed(images: Tensor) -> Tensor:
-    """uint8 images 0..255 as float32 in [-1, 1]."""
-    return images.float().div_(127.5).sub_(1.0)
+def to_signed(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 images 0..255 as floats in [-1, 1]."""
+    return images.to(dtype).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -378,6 +378,11 @@ class _Sorter:
             fallback = self.fallback
             self.layout = "the input folder's name"
             return lambda path: fallback
+        if not any(map(is_image_name, paths)):
+            raise ConfigurationError(
+                f"--input: there is no photo in {self.source.address}: no file's name ends as an image's does; "
+                f"if they are photos all the same, name their class with --label"
+            )
         raise ConfigurationError(
             f"--input: no labels to be found in {self.source.address} (neither class folders nor names such as "
             f"cat.1.jpg; it has {paths[0]!r}): if all are of one class, name it with --label"
