@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from raygan import cluster, tracking
 from raygan.config import PrepareBenchmarkSettings, PrepareSettings
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.photos import compare
 from raygan.photos.sources import find_photos, is_image_name
 from raygan.prepare import prepare
@@ -205,7 +205,7 @@ def _peaks(settings: PrepareBenchmarkSettings, scratch: Path) -> dict[str, float
             peaks[part] = max(peaks[part], memory)
         time.sleep(_LOOK_EVERY)
     if process.returncode:
-        raise RuntimeError(f"the job ended with status {process.returncode}")
+        raise RayganError(f"the job that was watched ended with status {process.returncode}; it said why above")
     return peaks
 
 

@@ -32,6 +32,9 @@ DIM = 512
 #: Photos of a label below which the scores have no statistics worth a verdict.
 MIN_PHOTOS = 100
 
+#: A photo this near to its neighbours (mean cosine distance) is no outlier, however alike all others are.
+NEAR = 0.05
+
 #: Neighbours that a photo is compared with.
 NEIGHBOURS = 5
 
@@ -83,10 +86,13 @@ def scores(vectors: np.ndarray) -> np.ndarray:
 
 
 def threshold(values: np.ndarray, deviations: float) -> float:
-    """The score above which photos are outliers: median + `deviations` robust standard deviations, of logs."""
+    """The score above which photos are outliers: median + `deviations` robust standard deviations, of logs.
+
+    At least `NEAR`, so that a class of copies and hardly changed copies isn't measured by its rounding errors.
+    """
     logs = np.log(values)
     median = np.median(logs)
-    return float(np.exp(median + deviations * 1.4826 * np.median(np.abs(logs - median))))
+    return max(NEAR, float(np.exp(median + deviations * 1.4826 * np.median(np.abs(logs - median)))))
 
 
 def _index(unit: np.ndarray) -> faiss.Index:

@@ -88,6 +88,12 @@ def test_the_threshold_spares_a_clean_class_and_catches_a_few_outliers():
     assert (dirty > outliers.threshold(dirty, 3))[-90:].all()
 
 
+def test_a_class_of_copies_has_no_outliers():
+    vectors = np.repeat(np.random.default_rng(8).normal(size=(30, 16)), 10, axis=0).astype(np.float16)
+    scores = outliers.scores(vectors)
+    assert not (scores > outliers.threshold(scores, 3)).any()
+
+
 def test_projection_keeps_cosines():
     features = np.abs(np.random.default_rng(6).normal(size=(50, 1280))).astype(np.float32)
     features[1] = features[0]
