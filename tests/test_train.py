@@ -176,6 +176,9 @@ def test_a_killed_driver_started_again_goes_on_to_the_undisturbed_weights(train_
     runs = client.search_runs([client.get_experiment_by_name("raygan").experiment_id])
     assert [run.info.run_name for run in runs].count("killed") == 1
     assert client.get_run(resumed.run_id).data.tags["raygan.resumed"]
+    steps = [metric.step for metric in client.get_metric_history(resumed.run_id, "critic_loss")]
+    assert len(steps) == len(set(steps))
+    assert max(steps) == 12 * 56  # 60 photos make 7 batches of 8 an epoch
 
 
 def checkpoints(folder):
