@@ -401,7 +401,7 @@ def _work_folder(settings: PrepareSettings) -> Iterator[str]:
         return
     folder = storage.join(settings.output, ".prepare")
     # Fail before the work, not after it, if the output can't be written.
-    storage.write_json(storage.join(folder, "settings.json"), settings.plain())
+    storage.write_json(storage.join(folder, "settings.json"), _configuration(settings))
     yield folder
 
 

@@ -274,7 +274,7 @@ class _Follower:
                 self._log.log_bytes(storage.read_bytes(storage.join(self._folder, event.path)), event.path)
             elif isinstance(event, Report):
                 self.metrics = event.metrics
-                self._log.log_metrics(event.metrics, step=int(event.metrics["kimg"] * 1000))
+                self._log.log_metrics(event.metrics, step=round(event.metrics["kimg"] * 1000))
                 losses = {name: f"{value:.3g}" for name, value in event.metrics.items() if name.endswith("loss")}
                 self._bar.set_postfix(losses)
 

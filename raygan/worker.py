@@ -60,7 +60,8 @@ class ForwardReports(ray.train.UserCallback):
         self._events = events
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self._events.actor.put_nowait.remote(Report(numbers(metrics[0])))
+        # Waits until the queue has it: the driver must find the last report when the training has returned.
+        self._events.put(Report(numbers(metrics[0])))
 
 
 def numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
