@@ -1,4 +1,4 @@
-"""MLflow, and the only room that touches it: runs, their metrics and pictures, registered models.
+"""MLflow runs: their parameters, metrics and artifacts.
 
 Without an address, records go to a SQLite file under the storage folder and artifacts beside it, so that
 nothing has to be started. A job owns one `Run`: it is resumed by id, never left RUNNING by a job that ends
@@ -20,7 +20,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,6 @@ from mlflow.exceptions import MlflowException
 
 from raygan.config import StorageSettings
 from raygan.errors import RayganError
-
-#: Registry alias of the version that the service answers with.
-SERVING_ALIAS = "champion"
 
 #: Longest parameter value that every MLflow store takes.
 _PARAM_LENGTH = 500
@@ -181,63 +177,6 @@ def start_run(
     run.close("FINISHED")
 
 
-@dataclass(frozen=True)
-class RegisteredModel:
-    """A version in MLflow's registry."""
-
-    name: str
-    version: str
-    run_id: str | None
-
-
-def generator_name(label: str) -> str:
-    """The registered model's name for a label's generator."""
-    return f"raygan-generator-{label}"
-
-
-def register_generator(run: Run, folder: Path, label: str, *, promote: bool) -> RegisteredModel:
-    """Log a generator folder as the run's artifact and register it as a new version.
-
-    promote: point the serving alias at it. Raises RayganError if the registry refuses.
-    """
-    name = generator_name(label)
-    try:
-        run.client.log_artifacts(run.id, str(folder), "generator")
-        _ensure_model(run.client, name, {"raygan.kind": "generator", "raygan.label": label})
-        source = f"{run.client.get_run(run.id).info.artifact_uri}/generator"
-        version = run.client.create_model_version(name, source, run_id=run.id)
-        if promote:
-            run.client.set_registered_model_alias(name, SERVING_ALIAS, version.version)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RayganError(f"MLflow did not register the generator: {reason}; its files are in {folder}") from None
-    return RegisteredModel(name, str(version.version), run.id)
-
-
-def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
-    """The promoted generator of each label that has one."""
-    found = {}
-    for model in client.search_registered_models():
-        label = model.tags.get("raygan.label")
-        if model.tags.get("raygan.kind") == "generator" and label and SERVING_ALIAS in model.aliases:
-            version = client.get_model_version_by_alias(model.name, SERVING_ALIAS)
-            found[label] = RegisteredModel(model.name, str(version.version), version.run_id)
-    return found
-
-
-def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -> Path:
-    """Bring a registered version's files into `folder`; the path that holds them. Raises RayganError."""
-    from mlflow.artifacts import download_artifacts
-
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two small files
-    try:
-        source = client.get_model_version_download_uri(model.name, model.version)
-        return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=client.tracking_uri))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RayganError(f"cannot fetch {model.name} version {model.version} from MLflow: {reason}") from None
-
-
 def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str, tags: dict[str, str]) -> str:
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
@@ -261,14 +200,6 @@ def _resume(client: MlflowClient, run_id: str | None) -> str | None:
         return None  # deleted, or another server: a new run takes its place
     client.log_batch(run_id, tags=[RunTag("raygan.resumed", time.strftime("%Y-%m-%d %H:%M:%S"))])
     return run_id
-
-
-def _ensure_model(client: MlflowClient, name: str, tags: dict[str, str]) -> None:
-    try:
-        client.create_registered_model(name, tags=tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def _check_server(uri: str) -> None:

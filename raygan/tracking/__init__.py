@@ -1,0 +1,25 @@
+"""MLflow, and the only room that touches it: runs with their metrics and artifacts, and registered models."""
+
+from raygan.tracking.registry import (
+    SERVING_ALIAS,
+    RegisteredModel,
+    download_model,
+    generator_name,
+    register_generator,
+    serving_generators,
+)
+from raygan.tracking.runs import Run, connect, start_run, tracking_uri, ui_command
+
+__all__ = [
+    "SERVING_ALIAS",
+    "RegisteredModel",
+    "Run",
+    "connect",
+    "download_model",
+    "generator_name",
+    "register_generator",
+    "serving_generators",
+    "start_run",
+    "tracking_uri",
+    "ui_command",
+]
