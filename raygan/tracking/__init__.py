@@ -1,23 +1,29 @@
 """MLflow, and the only room that touches it: runs with their metrics and artifacts, and registered models."""
 
 from raygan.tracking.registry import (
+    CLASSIFIER_NAME,
     SERVING_ALIAS,
     RegisteredModel,
     download_model,
     generator_name,
+    register_classifier,
     register_generator,
+    serving_classifier,
     serving_generators,
 )
 from raygan.tracking.runs import Run, connect, start_run, tracking_uri, ui_command
 
 __all__ = [
+    "CLASSIFIER_NAME",
     "SERVING_ALIAS",
     "RegisteredModel",
     "Run",
     "connect",
     "download_model",
     "generator_name",
+    "register_classifier",
     "register_generator",
+    "serving_classifier",
     "serving_generators",
     "start_run",
     "tracking_uri",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from raygan.tracking.runs import Run
 
 #: Registry alias of the version that the service answers with.
 SERVING_ALIAS = "champion"
+
+#: The registered model's name for the classifier of all labels.
+CLASSIFIER_NAME = "raygan-classifier"
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,25 @@ def register_generator(run: Run, folder: Path, label: str, *, promote: bool) -> 
 
     promote: point the serving alias at it. Raises RayganError if the registry refuses.
     """
-    name = generator_name(label)
+    return _register(run, folder, generator_name(label), "generator", {"raygan.label": label}, promote)
+
+
+def register_classifier(run: Run, folder: Path, labels: Sequence[str], *, promote: bool) -> RegisteredModel:
+    """Log a classifier folder as the run's artifact and register it as a new version.
+
+    labels: in the order of its outputs. promote: point the serving alias at it. Raises RayganError if the
+    registry refuses.
+    """
+    return _register(run, folder, CLASSIFIER_NAME, "classifier", {"raygan.labels": ",".join(labels)}, promote)
+
+
+def serving_classifier(client: MlflowClient) -> RegisteredModel | None:
+    """The promoted classifier, if there is one."""
     try:
-        run.client.log_artifacts(run.id, str(folder), "generator")
-        _ensure_model(run.client, name, {"raygan.kind": "generator", "raygan.label": label})
-        source = f"{run.client.get_run(run.id).info.artifact_uri}/generator"
-        version = run.client.create_model_version(name, source, run_id=run.id)
-        if promote:
-            run.client.set_registered_model_alias(name, SERVING_ALIAS, version.version)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RayganError(f"MLflow did not register the generator: {reason}; its files are in {folder}") from None
-    return RegisteredModel(name, str(version.version), run.id)
+        version = client.get_model_version_by_alias(CLASSIFIER_NAME, SERVING_ALIAS)
+    except MlflowException:
+        return None  # no such model, or no such alias
+    return RegisteredModel(CLASSIFIER_NAME, str(version.version), version.run_id)
 
 
 def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
@@ -71,6 +82,20 @@ def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise RayganError(f"cannot fetch {model.name} version {model.version} from MLflow: {reason}") from None
+
+
+def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str], promote: bool) -> RegisteredModel:
+    try:
+        run.client.log_artifacts(run.id, str(folder), kind)
+        _ensure_model(run.client, name, {"raygan.kind": kind, **tags})
+        source = f"{run.client.get_run(run.id).info.artifact_uri}/{kind}"
+        version = run.client.create_model_version(name, source, run_id=run.id, tags=tags)
+        if promote:
+            run.client.set_registered_model_alias(name, SERVING_ALIAS, version.version)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RayganError(f"MLflow did not register the {kind}: {reason}; its files are in {folder}") from None
+    return RegisteredModel(name, str(version.version), run.id)
 
 
 def _ensure_model(client: MlflowClient, name: str, tags: dict[str, str]) -> None:
