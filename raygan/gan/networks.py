@@ -6,7 +6,8 @@ most ``16 * width``; the generator mirrors it.
 
 Sources: Radford et al. 2015 (DCGAN, arXiv 1511.06434) for the generator and the batch-normalised
 discriminator; Gulrajani et al. 2017 (WGAN-GP, arXiv 1704.00028) for a critic without batch statistics,
-since the gradient penalty is defined per image.
+since the gradient penalty is defined per image. Conditioning as in Mescheder et al. 2018 (arXiv 1801.04406): the
+generator is given the class beside the latent, the critic has one score for each class.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 CriticNorm = Literal["instance", "batch", "none"]
 
@@ -36,12 +38,14 @@ class NetworkSettings:
     critic_norm: "instance" normalises every critic block per image; "batch" normalises all but the first
         over the batch (DCGAN's discriminator); "none" normalises nothing, and the critic sees brightness
         and contrast as they are.
+    labels: classes that one conditional generator draws, by name; empty for a generator without classes.
     """
 
     image_size: int = 64
     z_dim: int = 200
     width: int = 64
     critic_norm: CriticNorm = "instance"
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size not in IMAGE_SIZES:
@@ -50,6 +54,9 @@ class NetworkSettings:
             raise ValueError("z_dim and width must be at least 1")
         if self.critic_norm not in ("instance", "batch", "none"):
             raise ValueError(f"critic_norm must be instance, batch or none, not {self.critic_norm!r}")
+        object.__setattr__(self, "labels", tuple(self.labels))  # JSON has lists only
+        if len(self.labels) == 1 or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must be none, or two or more different ones, not {self.labels}")
 
     def channels(self) -> list[int]:
         """Channels of each block, from the image inwards."""
@@ -61,7 +68,7 @@ class NetworkSettings:
 
 
 class Generator(nn.Module):
-    """Latents (N, z_dim) to images (N, 3, S, S) in (-1, 1).
+    """Latents (N, z_dim), and classes (N,) int64 if it has `labels`, to images (N, 3, S, S) in (-1, 1).
 
     Blocks of ConvTranspose2d, BatchNorm2d and ReLU; the first projects the latent to 4x4, each further
     one doubles the side; the exit is ConvTranspose2d and Tanh.
@@ -71,14 +78,24 @@ class Generator(nn.Module):
         super().__init__()
         self.settings = settings
         channels = settings.channels()[::-1]
-        blocks: list[nn.Module] = [_generator_block(settings.z_dim, channels[0], stride=1, padding=0)]
+        inputs = settings.z_dim + len(settings.labels)
+        blocks: list[nn.Module] = [_generator_block(inputs, channels[0], stride=1, padding=0)]
         for wide, narrow in itertools.pairwise(channels):
             blocks.append(_generator_block(wide, narrow, stride=2, padding=1))
         self.blocks = nn.Sequential(*blocks)
         self.exit = nn.Sequential(nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
         self.apply(_init_dcgan)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes it draws, in the order of their numbers; empty if it is unconditional."""
+        return self.settings.labels
+
+    def forward(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
+        if self.labels:
+            if classes is None:
+                raise ValueError(f"a conditional generator needs classes, numbers below {len(self.labels)}")
+            latents = torch.cat([latents, _one_hot(classes, len(self.labels), latents)], 1)
         images: Tensor = self.exit(self.blocks(latents[:, :, None, None]))
         return images
 
@@ -87,7 +104,8 @@ class Critic(nn.Module):
     """Images (N, 3, S, S) in [-1, 1] to unbounded scores (N,); higher means more real.
 
     Blocks of Conv2d, a norm and LeakyReLU(0.2), each halving the side down to 4x4; the exit is a Conv2d
-    to one number. There is no sigmoid: DCGAN's belongs to its loss, for numerical stability.
+    to one number, or one for each class, of which the image's class picks its own. There is no sigmoid:
+    DCGAN's belongs to its loss, for numerical stability.
     """
 
     def __init__(self, settings: NetworkSettings):
@@ -101,12 +119,22 @@ class Critic(nn.Module):
         for narrow, wide in itertools.pairwise(channels):
             blocks.append(_critic_block(narrow, wide, norm))
         self.blocks = nn.Sequential(*blocks)
-        self.exit = nn.Conv2d(channels[-1], 1, 4, 1, 0)
+        self.exit = nn.Conv2d(channels[-1], max(1, len(settings.labels)), 4, 1, 0)
         self.apply(_init_he if norm is None else _init_dcgan)
 
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.exit(self.blocks(images))
+    def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        scores: Tensor = self.exit(self.blocks(images)).flatten(1)
+        if self.settings.labels:
+            if classes is None:
+                raise ValueError(f"a conditional critic needs classes, numbers below {len(self.settings.labels)}")
+            # A product, not an index: its second derivative is as fast as its first.
+            scores = (scores * _one_hot(classes, scores.shape[1], scores)).sum(1, keepdim=True)
         return scores.flatten()
+
+
+def _one_hot(classes: Tensor, count: int, like: Tensor) -> Tensor:
+    """Classes (N,) as rows (N, count) of one 1 each."""
+    return functional.one_hot(classes.to(like.device), count).to(like.dtype)
 
 
 def _generator_block(channels_in: int, channels_out: int, stride: int, padding: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ state but the batch number. (Batch normalisation is the exception: each rank nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from raygan.gan.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.gan.networks import Critic, Generator, NetworkSettings, draw_latents
-from raygan.gan.objectives import OBJECTIVES, Terms
+from raygan.gan.objectives import OBJECTIVES, CriticFunction, Terms
 from raygan.gan.sync_norm import synchronise
 
 Precision = Literal["fp32", "bf16", "fp64"]
@@ -46,6 +46,11 @@ class StepSettings:
         lag behind a young generator (Karras et al. 2020); 0 leaves it fixed.
     precision: "bf16" runs convolutions in bfloat16 by autocast; losses, the penalty's norm, weights and
         optimiser states stay float32. "fp64" computes everything in float64, to check the arithmetic.
+    warmup_kimg: both learning rates rise linearly from zero over the first so many thousand images; 0 starts
+        at once.
+    decay: both learning rates fall linearly to zero over this last share of `total_kimg`; 0 keeps them.
+    total_kimg: the run's length, which `decay` needs to know.
+    clip_gradient: longest gradient of either network, longer ones are scaled down to it; 0 clips nothing.
     sync_batch_norm: the generator's batch normalisation takes the batch of all ranks; otherwise each rank
         normalises its own rows.
     seed: of every random draw and of the initial weights.
@@ -65,8 +70,22 @@ class StepSettings:
     ema_kimg: float = 10.0
     ema_ramp: float = 0.05
     precision: Precision = "fp32"
+    warmup_kimg: float = 0.0
+    decay: float = 0.0
+    total_kimg: float = 0.0
+    clip_gradient: float = 0.0
     sync_batch_norm: bool = False
     seed: int = 0
+
+    def rate(self, images: int) -> float:
+        """The share of both learning rates in force when so many images have been seen, in [0, 1]."""
+        share = 1.0
+        if self.warmup_kimg:
+            share = min(1.0, (images + self.batch_size) / (self.warmup_kimg * 1000))
+        if self.decay and self.total_kimg:
+            left = 1 - images / (self.total_kimg * 1000)
+            share *= min(1.0, max(0.0, left / self.decay))
+        return share
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -127,27 +146,39 @@ class GanStep:
         """Real images shown to the critic so far, all ranks together."""
         return self.batches * self.settings.batch_size
 
-    def step(self, reals: Tensor) -> Terms:
+    def step(self, reals: Tensor, classes: Tensor | None = None) -> Terms:
         """One critic step on `reals`, and a generator step whenever `n_critic` critic steps are done.
 
-        reals: this rank's rows of the global batch, uint8 (n, 3, S, S) as stored in shards.
+        reals: this rank's rows of the global batch, uint8 (n, 3, S, S) as stored in shards. classes: their
+        numbers, int64 (n,), for conditional networks; fakes are drawn of the same classes.
         Returns this rank's sums over its images of each term, on the device, never waiting for it.
         """
         batch = self.batches
         scaled = self._prepare_reals(reals, batch)
-        terms = self._critic_step(scaled, batch)
+        classes = None if classes is None or not self.networks.labels else classes.to(self.device)
+        self._set_rates()
+        terms = self._critic_step(scaled, classes, batch)
         if (batch + 1) % self.settings.n_critic == 0:
-            terms |= self._generator_step(scaled, batch)
+            terms |= self._generator_step(scaled, classes, batch)
         self.batches += 1
         return terms
 
-    def sample(self, latents: Tensor) -> Tensor:
-        """Images (n, 3, S, S) of the EMA generator for given latents (n, z_dim)."""
+    def sample(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Images (n, 3, S, S) of the EMA generator for given latents (n, z_dim) and classes (n,)."""
         with torch.no_grad(), self._autocast():
-            images: Tensor = self.ema.module(latents.to(self.device, self.dtype))
+            images: Tensor = self.ema.module(latents.to(self.device, self.dtype), classes)
         return images.float()
 
-    def _critic_step(self, reals: Tensor, batch: int) -> Terms:
+    def _set_rates(self) -> None:
+        share = self.settings.rate(self.images_seen)
+        for optimizer, rate in (
+            (self.generator_optimizer, self.settings.generator_lr),
+            (self.critic_optimizer, self.settings.critic_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+
+    def _critic_step(self, reals: Tensor, classes: Tensor | None, batch: int) -> Terms:
         settings = self.settings
         random = self._random(batch, "critic")
         latents = self._rows(draw_latents(settings.batch_size, self.networks.z_dim, random))
@@ -156,21 +187,22 @@ class GanStep:
         weight = settings.penalty_weight * settings.penalty_every if penalised else 0.0
         with self._autocast():
             with torch.no_grad():
-                fakes = self.generator(latents).to(self.dtype)
+                fakes = self.generator(latents, classes).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, random)
-            losses, terms = self.objective.critic_loss(self._ddp_critic, reals, fakes, mix, weight)
+            critic = _knowing(classes, self._ddp_critic)
+            losses, terms = self.objective.critic_loss(critic, reals, fakes, mix, weight)
         norm = self._descend(losses, self.critic, self.critic_optimizer)
         return {**_sums(terms), "critic_loss": losses.detach().sum(), "critic_gradient": norm * len(losses)}
 
-    def _generator_step(self, reals: Tensor, batch: int) -> Terms:
+    def _generator_step(self, reals: Tensor, classes: Tensor | None, batch: int) -> Terms:
         random = self._random(batch, "generator")
         latents = self._rows(draw_latents(self.settings.batch_size, self.networks.z_dim, random))
         # The critic only passes gradients on to the images here; its own would be thrown away.
         self.critic.requires_grad_(False)
         with self._autocast():
-            fakes = self._ddp_generator(latents).to(self.dtype)
+            fakes = self._ddp_generator(latents, classes).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, random)
-            losses, terms = self.objective.generator_loss(self.critic, reals, fakes)
+            losses, terms = self.objective.generator_loss(_knowing(classes, self.critic), reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
         self.critic.requires_grad_(True)
         self.ema.update_parameters(self.generator)
@@ -190,6 +222,8 @@ class GanStep:
         (losses.sum() * (self.share.world_size / self.settings.batch_size)).backward()
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.clip_gradient:
+            torch.nn.utils.clip_grads_with_norm_(network.parameters(), self.settings.clip_gradient, norm)
         optimizer.step()
         return norm
 
@@ -253,6 +287,19 @@ def to_signed(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Float images in [-1, 1] as uint8 0..255, rounded and clipped."""
     return images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _knowing(classes: Tensor | None, critic: Callable[..., Tensor]) -> CriticFunction:
+    """The critic as a function of images alone, be they one batch of these classes or several in a row."""
+    if classes is None:
+        return critic
+    known = classes
+
+    def judge(images: Tensor) -> Tensor:
+        scores: Tensor = critic(images, known.repeat(len(images) // max(1, len(known))))
+        return scores
+
+    return judge
 
 
 def _sums(terms: Terms) -> Terms:

@@ -8,30 +8,39 @@ metrics wait in memory and are sent with the next ones.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
 import os
 import posixpath
+import shutil
+import socket
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from raygan.config import StorageSettings
 from raygan.errors import RayganError
+from raygan.tracking.spool import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store takes.
 _PARAM_LENGTH = 500
+
+#: Seconds that a job waits at its end for MLflow to take what is left.
+_CLOSING_S = 20.0
+
+#: File of a spool that names the process that sends its records.
+_OWNER = "owner"
 
 
 def tracking_uri(settings: StorageSettings) -> str:
@@ -54,6 +63,9 @@ def ui_command(settings: StorageSettings) -> str:
 def connect(settings: StorageSettings) -> MlflowClient:
     """A client whose server answers. Raises RayganError, within seconds, if it doesn't."""
     uri = tracking_uri(settings)
+    # The client's own patience (minutes, many retries) would hold up the end of a job.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every table it makes
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if uri.startswith(("http://", "https://")):
@@ -73,80 +85,68 @@ def connect(settings: StorageSettings) -> MlflowClient:
 class Run:
     """One MLflow run, whose metrics and artifacts are delivered without ever stopping the job.
 
-    Made by `start_run`. `id` is MLflow's run id.
+    Made by `start_run`. `id` is MLflow's run id; `spool` takes records from any process of this machine.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str):
+    def __init__(self, client: MlflowClient, run_id: str, outbox: Path):
         self.client, self.id = client, run_id
-        self._last_step = self._logged_up_to()
-        self._undelivered: list[Metric] = []
-        self._complained = False
+        self.spool = Spool(outbox, run_id)
+        (self.spool.folder / _OWNER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        self._sender = Sender(client, self.spool)
 
-    def log_metrics(self, values: dict[str, float], step: int) -> None:
-        """Send metrics at a step (images seen, say); steps that were logged already are not logged twice.
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics at a step (images seen, say); NaN and infinity are left out, and told by a tag.
 
-        Such steps come again when workers or the driver went back to a checkpoint. NaN and infinity are left
-        out, and said by a tag.
+        A metric's steps that were logged already are not logged twice: they come again when workers or the
+        driver went back to a checkpoint.
         """
-        if step <= self._last_step:
-            return
-        self._last_step = step
-        now = int(time.time() * 1000)
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._undelivered += [Metric(name, value, now, step) for name, value in finite.items()]
-        if len(finite) < len(values):
-            bad = ", ".join(sorted(set(values) - set(finite)))
-            self._attempt(lambda: self.client.set_tag(self.id, "raygan.not_finite", f"{bad} at step {step}"))
-        self.deliver()
+        self.spool.put_metrics(values, step)
 
-    def deliver(self) -> bool:
-        """Try to send what is waiting; whether nothing waits any more."""
-        while self._undelivered:
-            part = self._undelivered[:1000]
-            if not self._attempt(lambda part=part: self.client.log_batch(self.id, metrics=part)):
-                return False
-            del self._undelivered[: len(part)]
-        return True
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags, which show in MLflow's list of runs."""
+        self.spool.put_tags({f"raygan.{name}": value for name, value in tags.items()})
 
-    def log_params(self, params: dict[str, Any]) -> None:
-        """Log parameters; those that MLflow has already (of a resumed run) are left as they were."""
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Parameters; those that MLflow has already (of a resumed run) are left as they were."""
         known = self.client.get_run(self.id).data.params
-        new = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in params.items() if name not in known]
-        self._attempt(lambda: self.client.log_batch(self.id, params=new))
+        new = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in flatten(params).items() if name not in known]
+        self.client.log_batch(self.id, params=new)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Copy a file to the run's artifacts."""
-        self._attempt(lambda: self.client.log_artifact(self.id, str(path), folder))
+        self.log_bytes(path.read_bytes(), posixpath.join(folder or "", path.name))
+
+    def log_folder(self, path: Path, folder: str) -> None:
+        """Copy a folder's files to the run's artifacts."""
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                self.log_bytes(file.read_bytes(), posixpath.join(folder, file.relative_to(path).as_posix()))
 
     def log_bytes(self, content: bytes, artifact: str) -> None:
         """Write an artifact, such as ``pictures/samples.png``, from memory."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, posixpath.basename(artifact))
-            path.write_bytes(content)
-            self.log_file(path, posixpath.dirname(artifact) or None)
+        self.spool.put_artifact(content, artifact)
 
     def close(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        self.deliver()
-        self._attempt(lambda: self.client.set_terminated(self.id, status))
+        """End the run as FINISHED, FAILED or KILLED, once all is delivered, or say where it waits."""
+        self.spool.put_status(status)
+        left = self._sender.close(_CLOSING_S)
+        if left:
+            print(
+                f"warning: MLflow did not take {left} records; they wait in {self.spool.folder} "
+                f"and are sent when the next run of this storage starts",
+                file=sys.stderr,
+            )
 
-    def _logged_up_to(self) -> int:
-        latest = self.client.get_run(self.id).data.metrics
-        steps = [self.client.get_metric_history(self.id, name)[-1].step for name in list(latest)[:1]]
-        return max(steps, default=-1)
 
-    def _attempt(self, call: Any) -> bool:
-        try:
-            call()
-        except Exception as error:
-            # Tracking must never end a training: whatever the store raises is said once and tried again later.
-            if not self._complained:
-                reason = str(error).strip().splitlines()[0]
-                print(f"warning: MLflow does not take records ({reason}); trying again later", file=sys.stderr)
-            self._complained = True
-            return False
-        self._complained = False
-        return True
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dots between the keys: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 @contextmanager
@@ -155,8 +155,8 @@ def start_run(
     name: str,
     *,
     job: str,
-    params: dict[str, Any],
-    tags: dict[str, str] | None = None,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
     run_id: str | None = None,
 ) -> Iterator[Run]:
     """A run for the length of a `with` block, closed as FINISHED, FAILED (exception) or KILLED (Ctrl-C).
@@ -164,7 +164,9 @@ def start_run(
     run_id: go on with this run if it is still there. Raises RayganError if MLflow doesn't answer.
     """
     client = connect(settings)
-    run = Run(client, _resume(client, run_id) or _create(client, settings, name, job, tags or {}))
+    outbox = _outbox(settings)
+    _finish_orphans(client, outbox, but=run_id)
+    run = Run(client, _resume(client, run_id) or _create(client, settings, name, job, dict(tags or {})), outbox)
     run.log_params(params)
     try:
         yield run
@@ -175,6 +177,40 @@ def start_run(
         run.close("FAILED")
         raise
     run.close("FINISHED")
+
+
+def _outbox(settings: StorageSettings) -> Path:
+    """Where records wait, on this machine's disk; one folder for each tracking address."""
+    remote = "://" in settings.storage
+    root = Path.home() / ".cache" / "raygan" if remote else Path(os.path.abspath(settings.storage))
+    return root / "outbox" / hashlib.sha256(tracking_uri(settings).encode()).hexdigest()[:8]
+
+
+def _finish_orphans(client: MlflowClient, outbox: Path, but: str | None) -> None:
+    """Send what killed jobs left behind, and close their runs as KILLED; `but` is about to be resumed."""
+    for folder in sorted(outbox.glob("*/")) if outbox.exists() else []:
+        if folder.name == but or _alive(folder / _OWNER):
+            continue
+        try:
+            spool = Spool(outbox, folder.name)
+            send_records(client, spool, {})
+            if client.get_run(folder.name).info.status == "RUNNING":
+                client.set_terminated(folder.name, "KILLED")
+            shutil.rmtree(folder)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                shutil.rmtree(folder)  # the run was deleted: nobody will ask for its records
+            else:
+                print(f"warning: records in {folder} still wait: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def _alive(owner: Path) -> bool:
+    """Whether the process that owns a spool lives, or may live: another host's can't be asked."""
+    try:
+        host, pid = owner.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return False
+    return host != socket.gethostname() or psutil.pid_exists(int(pid))
 
 
 def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str, tags: dict[str, str]) -> str:

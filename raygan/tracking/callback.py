@@ -1,0 +1,52 @@
+"""MLflow for Ray Train V2: a `UserCallback` that records every report of a training.
+
+It knows nothing of GANs and can be lifted out with `runs` and `spool`::
+
+    with start_run(settings, "my-run", job="train", params=configuration, run_id=known_id) as run:
+        callback = MLflowCallback(run.spool, step="images")
+        TorchTrainer(..., run_config=RunConfig(callbacks=[callback])).fit()
+
+The `with` block owns the run's life: one MLflow run for the training, however often workers or the driver start
+again, closed with the right status. The callback runs in Ray Train's controller, which Ray places on the driver's
+node, and only writes to the run's spool there; the driver sends. So no worker and no controller ever waits for
+MLflow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train import UserCallback
+
+from raygan.tracking.spool import Spool
+
+
+class MLflowCallback(UserCallback):
+    """Records the numbers that rank 0 reports, and why workers failed.
+
+    spool: of the run, `Run.spool`. step: the reported metric that counts the steps, such as images seen.
+    """
+
+    def __init__(self, spool: Spool, step: str):
+        self._spool, self._step = spool, step
+        self._failures = 0
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Record a report; its checkpoint, if it has one, is safe by now."""
+        self._spool.put_metrics(numbers(metrics[0]), int(metrics[0][self._step]))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Tag the run with the workers' failure; Ray Train decides whether it goes on."""
+        self._failures += 1
+        ranks = ", ".join(map(str, sorted(worker_exceptions)))
+        reason = (str(next(iter(worker_exceptions.values()), "")).strip() or "killed").splitlines()[-1]
+        self._spool.put_tags({f"failure_{self._failures}": f"rank {ranks}: {reason}"[:500]})
+
+
+def numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
+    """The numeric metrics of a report."""
+    return {
+        name: float(value)
+        for name, value in (metrics or {}).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

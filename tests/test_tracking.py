@@ -1,0 +1,151 @@
+"""Records on their way to MLflow: none lost, none twice, whatever the server or the process does."""
+
+import math
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from raygan import tracking
+from raygan.config import StorageSettings
+from raygan.tracking.callback import MLflowCallback
+from raygan.tracking.runs import flatten
+from raygan.tracking.spool import Sender, Spool, send_records
+
+
+@pytest.fixture
+def settings(new_storage):
+    return StorageSettings(storage=str(new_storage), tracking_uri=None)
+
+
+class Unreliable:
+    """A client whose server stops answering for a while; what gets through is the real thing."""
+
+    def __init__(self, client):
+        self.client, self.down, self.refused = client, False, 0
+
+    def __getattr__(self, name):
+        if self.down:
+            self.refused += 1
+            raise ConnectionError("no answer")
+        return getattr(self.client, name)
+
+
+def until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def steps(client, run_id, name):
+    return [metric.step for metric in client.get_metric_history(run_id, name)]
+
+
+def test_a_server_that_stops_answering_delays_nothing_and_loses_nothing(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("raygan.tracking.spool._FIRST_WAIT", 0.05)
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+    server = Unreliable(run.client)
+    spool = Spool(tmp_path, run.id)
+    sender = Sender(server, spool)
+    spool.put_metrics({"loss": 1.0}, 1)
+    until(lambda: not spool.waiting())
+    server.down = True
+    began = time.monotonic()
+    for step in range(2, 50):
+        spool.put_metrics({"loss": float(step)}, step)
+    spool.put_artifact(b"\x89PNG", "pictures/a.png")
+    assert time.monotonic() - began < 1
+    until(lambda: server.refused > 2)
+    assert len(spool.waiting()) == 49
+    server.down = False
+    assert sender.close(10) == 0
+    assert steps(run.client, run.id, "loss") == list(range(1, 50))
+    assert [a.path for a in run.client.list_artifacts(run.id, "pictures")] == ["pictures/a.png"]
+    assert not spool.folder.exists()
+
+
+def test_steps_that_come_again_after_a_restart_are_logged_once(settings, tmp_path):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        run.log_metrics({"loss": 1.0}, 10)
+        run.log_metrics({"loss": 2.0}, 20)
+    with tracking.start_run(settings, "r", job="test", params={}, run_id=run.id) as again:
+        assert again.id == run.id
+        for step in (10, 20, 30):
+            again.log_metrics({"loss": 9.0, "kid": 0.1}, step)
+        again.log_metrics({"late": 0.5}, 10)  # a metric of its own pace
+    history = run.client.get_metric_history(run.id, "loss")
+    assert [(m.step, m.value) for m in history] == [(10, 1.0), (20, 2.0), (30, 9.0)]
+    assert steps(run.client, run.id, "kid") == [10, 20, 30]
+    assert steps(run.client, run.id, "late") == [10]
+
+
+def test_what_is_not_finite_is_told_by_a_tag(settings):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        run.log_metrics({"loss": math.nan, "other": 3.0, "norm": math.inf}, 7)
+    record = run.client.get_run(run.id).data
+    assert record.metrics == {"other": 3.0}
+    assert record.tags["not_finite"] == "loss, norm at step 7"
+
+
+def test_a_killed_job_is_closed_and_its_records_sent_by_the_next(settings):
+    """The child dies with records on disk, unsent; it can't be asked for anything any more."""
+    child = f"""
+import os
+from raygan import tracking
+from raygan.config import StorageSettings
+import raygan.tracking.spool as spool
+spool.Sender._send_all = lambda self: False
+settings = StorageSettings(storage={settings.storage!r}, tracking_uri=None)
+with tracking.start_run(settings, "killed", job="test", params={{}}) as run:
+    run.log_metrics({{"loss": 4.0}}, 1)
+    print(run.id, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=False).stdout.strip()
+    client = tracking.connect(settings)
+    assert client.get_run(killed).info.status == "RUNNING"
+    with tracking.start_run(settings, "next", job="test", params={}) as run:
+        assert client.get_run(killed).info.status == "KILLED"
+        assert steps(client, killed, "loss") == [1]
+        # A living job's run is its own business.
+        with tracking.start_run(settings, "beside", job="test", params={}):
+            assert client.get_run(run.id).info.status == "RUNNING"
+    assert client.get_run(run.id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+def test_a_run_ends_as_its_job_ended(settings, error, status):
+    with pytest.raises(error), tracking.start_run(settings, "r", job="test", params={"a": {"b": 1}}) as run:
+        raise error
+    record = run.client.get_run(run.id)
+    assert record.info.status == status
+    assert record.data.params == {"a.b": "1"}
+
+
+def test_the_callback_records_rank_0_and_failures(settings, tmp_path):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        callback = MLflowCallback(run.spool, step="images")
+        callback.after_report(None, [{"images": 64, "loss": 0.5, "note": "text"}, {"images": 64, "loss": 9.0}], None)
+        callback.after_exception(None, {1: ValueError("Traceback\nout of memory")})
+    record = run.client.get_run(run.id).data
+    assert record.metrics == {"images": 64.0, "loss": 0.5}
+    assert record.tags["failure_1"] == "rank 1: out of memory"
+
+
+def test_a_record_that_is_refused_holds_up_nothing(settings, tmp_path, capsys):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+    spool = Spool(tmp_path, run.id)
+    spool.put_tags({"no\nname?": "x" * 10})
+    spool.put_metrics({"loss": 1.0}, 1)
+    send_records(MlflowClient(tracking.tracking_uri(settings)), spool, {})
+    assert steps(run.client, run.id, "loss") == [1]
+    assert "refuses" in capsys.readouterr().err
+
+
+def test_flatten_joins_keys_with_dots():
+    assert flatten({"a": {"b": {"c": 1}, "d": []}, "e": None}) == {"a.b.c": 1, "a.d": [], "e": None}
