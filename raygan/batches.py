@@ -29,6 +29,10 @@ from raygan.shards import DataSet, Split, read_shard
 #: Shards that are shuffled together. Enough to mix small sets wholly, few enough to stay in memory.
 SHARDS_MIXED = 64
 
+#: Pixels and class numbers of a shard, and of a rank's rows of a batch.
+Block = tuple[np.ndarray, np.ndarray]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -44,10 +48,10 @@ class Photos:
     def __len__(self) -> int:
         return sum(self.rows)
 
-    def block(self, number: int) -> np.ndarray:
-        """Pixels (n, 3, S, S) of one shard, mapped, not copied."""
-        pixels: np.ndarray = ray.get(self.blocks[number])[0]
-        return pixels
+    def block(self, number: int) -> Block:
+        """Pixels (n, 3, S, S) and class numbers (n,) of one shard, mapped, not copied."""
+        pixels, classes = ray.get(self.blocks[number])
+        return pixels, classes
 
 
 def load_photos(data: DataSet, split: Split, label: str | None) -> Photos:
@@ -86,18 +90,16 @@ def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:
 class BatchStream:
     """Endless global batches over `photos`, this rank's rows of each.
 
-    read: pixels of a shard by number, such as `Photos.block`.
+    read: a shard by its number, such as `Photos.block`.
     """
 
-    def __init__(
-        self, rows: Sequence[int], read: Callable[[int], np.ndarray], batch_size: int, seed: int, share: Share
-    ):
+    def __init__(self, rows: Sequence[int], read: Callable[[int], Block], batch_size: int, seed: int, share: Share):
         self.rows, self.read, self.batch_size, self.seed, self.share = rows, read, batch_size, seed, share
         self.batches_per_epoch = sum(rows) // batch_size
         self._order: tuple[int, np.ndarray] | None = None
 
-    def starting_at(self, batch: int) -> Iterator[torch.Tensor]:
-        """uint8 tensors (n, 3, S, S) of batches `batch`, `batch` + 1, ... The next is fetched meanwhile."""
+    def starting_at(self, batch: int) -> Iterator[Batch]:
+        """Batches `batch`, `batch` + 1, ... as of `fetch`. The next is fetched meanwhile."""
         with ThreadPoolExecutor(1) as fetcher:
             following = fetcher.submit(self.fetch, batch)
             while True:
@@ -106,8 +108,8 @@ class BatchStream:
                 following = fetcher.submit(self.fetch, batch)
                 yield current
 
-    def fetch(self, batch: int) -> torch.Tensor:
-        """This rank's rows of global batch `batch` as uint8 (n, 3, S, S)."""
+    def fetch(self, batch: int) -> Batch:
+        """This rank's rows of global batch `batch`: uint8 pixels (n, 3, S, S) and int64 class numbers (n,)."""
         epoch, position = divmod(batch, self.batches_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(self.rows, self.seed, epoch)
@@ -115,4 +117,6 @@ class BatchStream:
         photos = self._order[1][start : start + self.batch_size][self.share.rows(self.batch_size)]
         blocks = {int(shard): self.read(int(shard)) for shard in np.unique(photos[:, 0])}
         # numpy arrays from the object store are read-only; stacking copies just the rows of this batch.
-        return torch.from_numpy(np.stack([blocks[int(shard)][row] for shard, row in photos]))
+        pixels = np.stack([blocks[int(shard)][0][row] for shard, row in photos])
+        classes = np.array([blocks[int(shard)][1][row] for shard, row in photos], np.int64)
+        return torch.from_numpy(pixels), torch.from_numpy(classes)

@@ -43,10 +43,15 @@ def nodes() -> list[dict[str, Any]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def total(resource: str) -> float:
+    """How much of a resource all living nodes have together."""
+    return float(sum(node.get(resource, 0) for node in nodes()))
+
+
 def use_gpus(wanted: bool | None, workers: int) -> bool:
     """Whether each worker gets a GPU: as wanted, or if the cluster has one for each."""
     if wanted is None:
-        return sum(int(node.get("GPU", 0)) for node in nodes()) >= workers
+        return total("GPU") >= workers
     return wanted
 
 
@@ -59,11 +64,11 @@ def require(workers: int, resources: dict[str, float]) -> None:
     if room >= workers:
         return
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-    total = ", ".join(f"{sum(node.get(name, 0) for node in nodes()):g} {name}" for name in resources)
+    everything = ", ".join(f"{total(name):g} {name}" for name in resources)
     smaller = ", or for less each with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
     raise ConfigurationError(
-        f"--num-workers: {workers} workers of {each} each do not fit this cluster ({total} in all, room for {room}): "
-        f"ask for {max(room, 1)} or fewer{smaller}, or add nodes"
+        f"--num-workers: {workers} workers of {each} each do not fit this cluster "
+        f"({everything} in all, room for {room}): ask for {max(room, 1)} or fewer{smaller}, or add nodes"
     )
 
 

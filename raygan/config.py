@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raygan.errors import ConfigurationError
 
@@ -60,6 +60,21 @@ def _image_size(size: int) -> int:
 
 
 ImageSize = Annotated[int, AfterValidator(_image_size)]
+
+
+def _worker_range(value: Any) -> int | tuple[int, int]:
+    parts = list(value) if isinstance(value, list | tuple) else str(value).split(":")
+    try:
+        numbers = [int(part) for part in parts]
+    except (TypeError, ValueError):  # TRUE in a YAML file, too
+        raise ValueError("must be a number, or a range such as 1:8") from None
+    if len(numbers) > 2 or not 1 <= numbers[0] <= numbers[-1]:
+        raise ValueError("must be at least 1, or a range such as 1:8")
+    return numbers[0] if len(set(numbers)) == 1 else (numbers[0], numbers[-1])
+
+
+#: A number of workers, or the fewest and the most.
+WorkerRange = Annotated[int | tuple[int, int], BeforeValidator(_worker_range)]
 
 
 class Settings(BaseModel):
@@ -108,6 +123,7 @@ class NetworkOptions(Settings):
     critic_norm: Literal["instance", "batch", "none"] = option(
         "instance", "normalisation in the critic: per image, over the batch (DCGAN), or none"
     )
+    conditional: bool = option(False, "one generator for all labels, told which to draw; without --label")
 
 
 class ObjectiveOptions(Settings):
@@ -118,7 +134,6 @@ class ObjectiveOptions(Settings):
     objective: Literal["wgan-gp", "dcgan", "r3gan"] = option(
         "wgan-gp", "adversarial objective: Wasserstein with gradient penalty, BCE, or relativistic with R1 and R2"
     )
-    epochs: int = option(80, "passes over the photos", unit="epochs", ge=1)
     batch_size: int = option(64, "images in the global batch, all workers together", unit="images", ge=2)
     n_critic: int = option(5, "critic steps to each generator step", ge=1, le=100)
     generator_lr: float = option(1e-4, "Adam's learning rate of the generator", gt=0, le=1)
@@ -142,10 +157,53 @@ class ObjectiveOptions(Settings):
     ema_ramp: float = option(
         0.05, "the half-life is at most this share of the images seen so far; 0 leaves it fixed", ge=0, le=1
     )
+    warmup_kimg: float = option(
+        0.0, "both learning rates rise from zero over the first", unit="thousands of images", ge=0
+    )
+    decay: float = option(
+        0.0, "last share of the run over which both learning rates fall to zero; needs --epochs or --kimg", ge=0, le=1
+    )
+    clip_gradient: float = option(0.0, "longest gradient of either network; 0 clips nothing", ge=0)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the convolutions; auto takes bf16 where the hardware computes it natively"
     )
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
+
+
+class LengthOptions(Settings):
+    """How long a run is, and what happens how often on its way. The clock is images seen."""
+
+    group: ClassVar[str] = "length and cadence"
+
+    epochs: int = option(80, "passes over the photos", unit="epochs", ge=1)
+    kimg: float | None = option(None, "length instead of epochs", unit="thousands of images", gt=0)
+    minutes: float | None = option(
+        None, "stop after so long a training, if the length isn't reached before", unit="minutes", gt=0
+    )
+    log_every: float | None = option(
+        None, "between metrics; by default a hundredth of the run", unit="thousands of images", gt=0
+    )
+    snapshot_every: float | None = option(
+        None, "between sample grids; by default a twentieth of the run", unit="thousands of images", gt=0
+    )
+    checkpoint_every: float | None = option(
+        None, "between checkpoints; by default a twentieth of the run", unit="thousands of images", gt=0
+    )
+    quality_every: float | None = option(
+        None,
+        "between measurements of quality (KID, memorisation), which choose the best checkpoint; by default a tenth "
+        "of the run, 0 for never",
+        unit="thousands of images",
+        ge=0,
+    )
+    quality_samples: int = option(500, "samples that quality is measured on", unit="images", ge=16, le=50_000)
+    quality_network: str = option(
+        "efficientnet_lite0", "feature network of KID: efficientnet_lite0, or a file or folder of GoogLeNet weights"
+    )
+    keep_checkpoints: int = option(2, "checkpoints kept: the best by quality, and always the last", ge=1)
+    log_checkpoints: Literal["best", "last", "none"] = option(
+        "none", "training checkpoint that is copied to MLflow at the end; the generator always is"
+    )
 
 
 class WorkerOptions(Settings):
@@ -156,13 +214,25 @@ class WorkerOptions(Settings):
     sync_batch_norm: bool = option(
         False, "normalise the generator's batches over all workers together, so that their number doesn't matter"
     )
-    num_workers: int = option(1, "data-parallel training workers (DDP)", unit="workers", ge=1)
+    num_workers: WorkerRange = option(
+        1, "data-parallel training workers (DDP); a range such as 1:8 follows what the cluster has", unit="workers"
+    )
     cpus_per_worker: float = option(1.0, "CPU cores reserved for each worker, also its threads", unit="cores", gt=0)
     gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has enough of them")
     max_failures: int = option(3, "times a failed worker group is started again from the last checkpoint", ge=0)
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the run needs at least."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
-class TrainSettings(WorkerOptions, ObjectiveOptions, NetworkOptions, StorageSettings):
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run takes at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+class TrainSettings(WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptions, StorageSettings):
     """Everything `jobs/train.py` can be told."""
 
     group: ClassVar[str] = "run"
@@ -171,19 +241,18 @@ class TrainSettings(WorkerOptions, ObjectiveOptions, NetworkOptions, StorageSett
     data: str = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels together")
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
-    snapshot_every: int = option(5, "epochs between sample grids", unit="epochs", ge=1)
-    checkpoint_every: int = option(1, "epochs between checkpoints", unit="epochs", ge=1)
-    keep_checkpoints: int = option(2, "newest checkpoints kept", ge=1)
     promote: bool = option(True, "point the registered model's serving alias at this run's generator")
     allow_changes: bool = option(False, "resume a run although settings or shards differ from those it began with")
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
-        if self.batch_size < self.num_workers:
+        if self.batch_size < self.most_workers:
             raise ValueError(
-                f"batch_size ({self.batch_size}) is smaller than num_workers ({self.num_workers}): "
+                f"batch_size ({self.batch_size}) is smaller than num_workers ({self.most_workers}): "
                 f"every worker needs at least one image of each batch"
             )
+        if self.conditional and self.label is not None:
+            raise ValueError(f"conditional draws every label, so label can't be {self.label}: leave one of them out")
         if self.objective != "dcgan" and self.critic_norm == "batch":
             raise ValueError(
                 f"critic_norm can't be batch with objective {self.objective}: its penalty is defined per image"

@@ -44,6 +44,18 @@ def side_by_side(panels: list[tuple[str, torch.Tensor]], columns: int) -> Image.
     return canvas
 
 
+def animation(frames: list[Image.Image], seconds: float = 8.0) -> bytes:
+    """Frames of one size as the bytes of an endless animated WebP of so many seconds; empty without frames."""
+    if not frames:
+        return b""
+    buffer = io.BytesIO()
+    lasting = [round(seconds * 1000 / len(frames))] * (len(frames) - 1) + [2000]
+    frames[0].save(
+        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=lasting, loop=0, quality=80, method=2
+    )
+    return buffer.getvalue()
+
+
 def png(picture: Image.Image) -> bytes:
     """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()

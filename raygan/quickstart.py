@@ -14,10 +14,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
 
-from raygan import cluster, storage, tracking
+from raygan import cluster, quality, storage, tracking
 from raygan.cli import validate
 from raygan.config import PrepareSettings, QuickstartSettings, ServeSettings, TrainSettings, load_preset
 from raygan.errors import ConfigurationError
@@ -112,12 +111,15 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
 
 
 def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> dict[str, Any]:
-    """Workers for the cores there are, and epochs for the photos there are."""
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    photos = max(data.manifest.count("train", label), 1)
-    kimg = PHOTOS_KIMG if settings.input else DRAWN_KIMG
-    epochs = settings.epochs or max(1, round(kimg * 1000 / photos))
-    return {"num_workers": min(2, cores), "epochs": epochs, "snapshot_every": max(1, epochs // 10)}
+    """Workers for the cores there are, and a length that suits the photos."""
+    workers = min(2, max(1, int(cluster.total("CPU"))))
+    if settings.epochs:
+        length = {"epochs": settings.epochs, "kimg": None}
+    else:
+        length = {"kimg": PHOTOS_KIMG if settings.input else DRAWN_KIMG}
+    # Of a few held-back photos no quality can be told, and the drawn faces are for a first look.
+    judged = settings.input and quality.can_judge(data.manifest.count("validation", label))
+    return {"num_workers": workers, **length, **({} if judged else {"quality_every": 0})}
 
 
 def _digest(*parts: str) -> str:

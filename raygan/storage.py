@@ -5,6 +5,7 @@ Small records are written whole or not at all: to a neighbouring name first, the
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import posixpath
@@ -62,6 +63,21 @@ def write_bytes(address: str, content: bytes) -> None:
         filesystem.move(path + ".part", path)
     except OSError as error:
         raise RayganError(f"cannot write {address}: {error.strerror or error}") from None
+
+
+def read_text(address: str) -> str | None:
+    """A text file's content, or None where there is no such file."""
+    filesystem, path = resolve(address)
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        return None
+    return read_bytes(address).decode()
+
+
+def list_files(address: str, pattern: str) -> list[str]:
+    """Addresses of the files directly under `address` whose names match a pattern such as ``a-*.png``, sorted."""
+    filesystem, path = resolve(address)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(join(address, info.base_name) for info in found if fnmatch.fnmatch(info.base_name, pattern))
 
 
 def read_bytes(address: str) -> bytes:

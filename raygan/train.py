@@ -15,6 +15,7 @@ it to its MLflow run and to the settings and shards it began with.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
@@ -26,23 +27,35 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+import torch
+from PIL import Image
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-from raygan import cluster, storage, tracking
+from raygan import cluster, pictures, plots, quality, storage, tracking
 from raygan.batches import Photos, load_photos
-from raygan.config import StorageSettings, TrainSettings, WorkerOptions
+from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
+from raygan.gan.checkpoint import load_generator
+from raygan.gan.networks import Generator, draw_latents, slerp
+from raygan.gan.step import seeded, to_uint8
+from raygan.quality import Quality
+from raygan.schedule import Schedule
 from raygan.shards import DataSet
-from raygan.worker import ForwardReports, Picture, Report, Tick, WorkerTask, numbers, train_worker
+from raygan.tracking.callback import MLflowCallback, numbers
+from raygan.worker import Collapse, ForwardReports, Picture, Report, Tick, WorkerTask, train_worker
+
+#: Seconds between two looks whether an elastic training could have more workers.
+_RESIZE_S = 30.0
 
 #: Settings that may change between a run and its resumption without making it another run.
 MAY_CHANGE = {
     *WorkerOptions.model_fields,
     *StorageSettings.model_fields,
-    *("epochs", "data", "name", "snapshot_every", "checkpoint_every", "keep_checkpoints", "promote", "allow_changes"),
+    *(name for name in LengthOptions.model_fields if name != "quality_network"),
+    *("data", "name", "promote", "allow_changes"),
 }
 
 
@@ -65,10 +78,10 @@ class TrainResult:
 
 
 def train(settings: TrainSettings) -> TrainResult:
-    """Train until `epochs` are done, resuming an interrupted run of the same name.
+    """Train to the length asked for, resuming an interrupted run of the same name.
 
     Raises ConfigurationError for settings that the shards or the cluster can't serve, RayganError for
-    anything else that went wrong, each with the way out.
+    anything else that went wrong, a collapsed training included, each with the way out.
     """
     data = DataSet.open(settings.data)
     data.check(image_size=settings.image_size, label=settings.label)
@@ -76,9 +89,10 @@ def train(settings: TrainSettings) -> TrainResult:
     tracking.connect(settings)
     cluster.connect()
     resources = _worker_resources(settings)
-    cluster.require(settings.num_workers, resources)
+    cluster.require(settings.fewest_workers, resources)
     run = RunRecord.open(settings, data)
     photos = load_photos(data, "train", settings.label)
+    schedule = Schedule.of(settings, len(photos), settings.batch_size)
     label = settings.label or "all"
     with tracking.start_run(
         settings,
@@ -90,13 +104,18 @@ def train(settings: TrainSettings) -> TrainResult:
     ) as log:
         run.save(mlflow_run_id=log.id, state="running")
         print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
-        checkpoint, metrics = _fit(settings, run, photos, resources, log)
-        with tempfile.TemporaryDirectory() as scratch, checkpoint.as_directory() as folder:
+        training = Training(settings, schedule, run, data, photos, log)
+        outcome = training.fit(resources)
+        with tempfile.TemporaryDirectory() as scratch:
             generator = Path(scratch, "generator")
-            _export(Path(folder), generator)
-            model = tracking.register_generator(log, generator, label, promote=settings.promote)
-        run.save(state="finished")
-    return TrainResult(log.id, model, checkpoint.path, storage.join(run.folder, "pictures"), metrics)
+            with outcome.chosen.as_directory() as folder:
+                _export(Path(folder), generator)
+            training.draw_end(generator)
+            training.log_checkpoint(outcome)
+            labels = data.manifest.classes if settings.conditional else [label]
+            model = tracking.register_generator(log, generator, label, labels=labels, promote=settings.promote)
+        run.save(state="finished", images=outcome.images)
+    return TrainResult(log.id, model, outcome.chosen.path, storage.join(run.folder, "pictures"), outcome.metrics)
 
 
 class RunRecord:
@@ -124,10 +143,11 @@ class RunRecord:
         before = storage.read_json(storage.join(folder, "run.json"))
         if before is None:
             return cls(name, folder, now)
-        if before.get("state") == "finished" and before["settings"]["epochs"] >= settings.epochs:
+        length = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
+        if before.get("state") == "finished" and before.get("images", 0) >= length.total * settings.batch_size:
             raise ConfigurationError(
-                f"--name: run {name} has finished its {before['settings']['epochs']} epochs: "
-                f"raise --epochs to train it further, or give another --name"
+                f"--name: run {name} has finished its {before['images'] / 1000:g} kimg: "
+                f"raise --epochs or --kimg to train it further, or give another --name"
             )
         differences = _differences(before, now)
         if differences and not settings.allow_changes:
@@ -138,7 +158,7 @@ class RunRecord:
         print(f"resuming run {name}")
         return cls(name, folder, {**before, **now})
 
-    def save(self, **changes: str) -> None:
+    def save(self, **changes: str | int) -> None:
         """Record changes of state."""
         self._values |= changes
         storage.write_json(storage.join(self.folder, "run.json"), self._values)
@@ -170,47 +190,151 @@ def _check_enough(data: DataSet, settings: TrainSettings) -> None:
             f"fewer than one batch of {settings.batch_size}: add photos, or lower --batch-size to at most {count}"
         )
 
+    held_back = data.manifest.count("validation", settings.label)
+    if settings.quality_every != 0 and not quality.can_judge(held_back):
+        raise ConfigurationError(
+            f"--quality-every: {settings.data} has only {held_back} validation photos, too few to measure quality on: "
+            f"prepare more photos or a larger --validation share, or train without it by --quality-every 0"
+        )
+    if settings.conditional and len(data.manifest.classes) < 2:
+        raise ConfigurationError(
+            f"--conditional: {settings.data} has the one label {data.manifest.classes[0]}: leave --conditional out"
+        )
+
 
 def _worker_resources(settings: TrainSettings) -> dict[str, float]:
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
-    if cluster.use_gpus(settings.gpu, settings.num_workers):
+    if cluster.use_gpus(settings.gpu, settings.fewest_workers):
         resources["GPU"] = 1
     return resources
 
 
-def _fit(
-    settings: TrainSettings, run: RunRecord, photos: Photos, resources: dict[str, float], log: tracking.Run
-) -> tuple[ray.train.Checkpoint, dict[str, float]]:
-    """Run the trainer, following its events; the last checkpoint and metrics."""
-    events = Queue(actor_options={"num_cpus": 0})
-    task = WorkerTask(settings=settings, photos=photos, events=events, folder=run.folder)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(
-            num_workers=settings.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=run.name,
-            storage_path=storage.join(settings.storage, "runs"),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
-            callbacks=[ForwardReports(events)],
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    cluster.poll_training_often()
-    training = _InBackground(trainer.fit)
-    follower = _Follower(settings, len(photos) // settings.batch_size, log, run.folder)
-    with follower:
-        while not training.finished():
-            follower.follow(events, wait_s=0.5)
-        follower.follow(events, wait_s=0.1)
-    result = training.result()
-    if result.checkpoint is None:
-        raise RayganError(f"run {run.name} ended without a checkpoint")
-    return result.checkpoint, follower.metrics or numbers(result.metrics)
+@dataclass(frozen=True)
+class Outcome:
+    """What Ray Train returned: `chosen` is the best checkpoint by KID, or the last where there is no KID."""
+
+    chosen: ray.train.Checkpoint
+    last: ray.train.Checkpoint
+    metrics: dict[str, float]
+    images: int
+
+
+class Training:
+    """One run's way through Ray Train, followed from the driver."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        schedule: Schedule,
+        run: RunRecord,
+        data: DataSet,
+        photos: Photos,
+        log: tracking.Run,
+    ):
+        self.settings, self.schedule, self.run, self.data, self.photos, self.log = (
+            settings, schedule, run, data, photos, log,
+        )  # fmt: skip
+        self.events = Queue(actor_options={"num_cpus": 0})
+        self.history = History(storage.join(run.folder, "metrics.jsonl"))
+
+    def fit(self, resources: dict[str, float]) -> Outcome:
+        """Train, following the events. Raises RayganError if the training failed or collapsed."""
+        settings = self.settings
+        labels = tuple(self.data.manifest.classes) if settings.conditional else ()
+        task = WorkerTask(settings, self.schedule, self.photos, labels, self.events, self.run.folder)
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"task": task},
+            torch_config=TorchConfig(timeout_s=600),
+            scaling_config=ScalingConfig(
+                num_workers=settings.num_workers,
+                use_gpu="GPU" in resources,
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=_RESIZE_S,
+            ),
+            run_config=RunConfig(
+                name=self.run.name,
+                storage_path=storage.join(settings.storage, "runs"),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=settings.keep_checkpoints,
+                    checkpoint_score_attribute="kid" if self.schedule.quality else None,
+                    checkpoint_score_order="min",
+                ),
+                callbacks=[ForwardReports(self.events), MLflowCallback(self.log.spool, step="images")],
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+            validation_config=self._validation(resources),
+        )
+        cluster.poll_training_often()
+        training = _InBackground(trainer.fit)
+        with _Follower(self) as follower:
+            while not training.finished():
+                follower.follow(self.events, wait_s=0.5)
+            follower.follow(self.events, wait_s=0.1)
+        result = training.result()
+        if follower.collapse:
+            self._say_collapse(follower.collapse, result)
+        if result.checkpoint is None:
+            raise RayganError(f"run {self.run.name} ended without a checkpoint")
+        return Outcome(_best(result), result.checkpoint, self.history.latest, follower.images)
+
+    def _validation(self, resources: dict[str, float]) -> ValidationConfig | None:
+        """What judges checkpoints, or None if quality is off."""
+        if not self.schedule.quality:
+            return None
+        settings = self.settings
+        validation = load_photos(self.data, "validation", settings.label)
+        cores = quality.cores_beside(cluster.total("CPU") - settings.most_workers * resources["CPU"])
+        judge = quality.Judge(
+            reference=ray.remote(quality.measure)
+            .options(num_cpus=cores)
+            .remote(self.photos, validation, settings.quality_network),
+            photos=self.photos,
+            network=settings.quality_network,
+            samples=settings.quality_samples,
+            label=settings.label,
+            threads=max(1, int(cores)),
+            events=self.events,
+            folder=self.run.folder,
+        )
+        return ValidationConfig(fn=judge, ray_remote_kwargs={"num_cpus": cores})
+
+    def _say_collapse(self, collapse: Collapse, result: ray.train.Result) -> None:
+        self.log.log_tags({"collapsed": f"at {collapse.kimg:.3g} kimg: {collapse.reason}"})
+        self.run.save(state="collapsed")
+        kept = f"the last good checkpoint is {result.checkpoint.path}" if result.checkpoint else "no checkpoint is kept"
+        raise RayganError(
+            f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
+            f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"
+        )
+
+    def draw_end(self, generator: Path) -> None:
+        """Draw curves, the samples' way as an animation, and a walk through the latents, into the run and MLflow."""
+        folder = storage.join(self.run.folder, "pictures")
+        drawn = {
+            "curves.png": plots.curves(self.history.records),
+            "progress.webp": pictures.animation(_frames(folder)),
+            "interpolation.png": pictures.png(interpolation(load_generator(generator)[0])),
+        }
+        for name, content in drawn.items():
+            if content:
+                storage.write_bytes(storage.join(folder, name), content)
+                self.log.log_bytes(content, f"pictures/{name}")
+
+    def log_checkpoint(self, outcome: Outcome) -> None:
+        """Copy the training checkpoint that the settings ask for to MLflow."""
+        which = self.settings.log_checkpoints
+        if which != "none":
+            chosen = outcome.chosen if which == "best" else outcome.last
+            with chosen.as_directory() as folder:
+                self.log.log_folder(Path(folder), f"checkpoints/{which}")
+
+
+def _best(result: ray.train.Result) -> ray.train.Checkpoint:
+    """The checkpoint of the lowest KID, or the last one where none was judged."""
+    judged = [(metrics["kid"], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if "kid" in metrics]
+    return min(judged, key=lambda pair: pair[0])[1] if judged else result.checkpoint
 
 
 class _InBackground:
@@ -244,21 +368,53 @@ def _cause(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-class _Follower:
-    """Turns events into a progress bar on standard error and into MLflow records."""
+class History:
+    """The metrics of a run, one JSON object a line, in its folder: for curves, whether MLflow answers or not."""
 
-    def __init__(self, settings: TrainSettings, batches_per_epoch: int, log: tracking.Run, folder: str):
-        self.metrics: dict[str, float] = {}
-        self._batches_per_epoch = batches_per_epoch
-        self._settings, self._log, self._folder = settings, log, folder
-        total = batches_per_epoch * settings.batch_size * settings.epochs
+    def __init__(self, address: str):
+        self._address = address
+        text = storage.read_text(address) or ""
+        self.records: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
+        self._dirty_since: float | None = None
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The latest value of each metric."""
+        return {name: value for record in self.records for name, value in record.items()}
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Add a record, unless one of the same kind is known for the same images."""
+        known = any(set(metrics) == set(old) and metrics["images"] == old["images"] for old in self.records)
+        if not known:
+            self.records.append(metrics)
+            self._dirty_since = self._dirty_since or time.monotonic()
+
+    def save(self, at_least_every_s: float = 0.0) -> None:
+        """Write the records, if some are new for that long."""
+        if self._dirty_since is not None and time.monotonic() - self._dirty_since >= at_least_every_s:
+            lines = "".join(json.dumps(record) + "\n" for record in self.records)
+            storage.write_bytes(self._address, lines.encode())
+            self._dirty_since = None
+
+
+class _Follower:
+    """Turns events into a progress bar on standard error, a history and MLflow's pictures."""
+
+    def __init__(self, training: Training):
+        self._training = training
+        self.collapse: Collapse | None = None
+        self.images = 0
+        self._batch = training.settings.batch_size
+        total = training.schedule.total * self._batch
         self._bar = tqdm(total=total, desc="training", unit="img", unit_scale=True, smoothing=0.05)
+        self._shown: dict[str, str] = {}
         self._started = False
 
     def __enter__(self) -> _Follower:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._training.history.save()
         self._bar.close()
 
     def follow(self, events: Queue, wait_s: float) -> None:
@@ -269,24 +425,58 @@ class _Follower:
             return
         for event in batch:
             if isinstance(event, Tick):
-                self._show(event.batches)
+                self._show(event.batches * self._batch)
             elif isinstance(event, Picture):
-                self._log.log_bytes(storage.read_bytes(storage.join(self._folder, event.path)), event.path)
+                content = storage.read_bytes(storage.join(self._training.run.folder, event.path))
+                self._training.log.log_bytes(content, event.path)
             elif isinstance(event, Report):
-                self.metrics = event.metrics
-                self._log.log_metrics(event.metrics, step=round(event.metrics["kimg"] * 1000))
-                losses = {name: f"{value:.3g}" for name, value in event.metrics.items() if name.endswith("loss")}
-                self._bar.set_postfix(losses)
+                self._report(numbers(event.metrics))
+            elif isinstance(event, Quality):
+                self._judge(event)
+            elif isinstance(event, Collapse):
+                self.collapse = event
+        self._training.history.save(at_least_every_s=5)
 
-    def _show(self, batches: int) -> None:
-        images = batches * self._settings.batch_size
+    def _report(self, metrics: dict[str, float]) -> None:
+        self._training.history.add(metrics)
+        self._show(int(metrics["images"]))
+        self._shown |= {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith("loss")}
+
+    def _judge(self, event: Quality) -> None:
+        self._training.history.add({**event.metrics, "images": event.images})
+        # Not through the callback: a judgement comes when the training is long past the images it is about.
+        self._training.log.log_metrics(event.metrics, event.images)
+        self._shown |= {"kid": f"{next(iter(event.metrics.values())):.3g} at {event.images / 1000:.0f} kimg"}
+
+    def _show(self, images: int) -> None:
+        self.images = max(self.images, images)
         if not self._started:
             # What an earlier session trained must not count as this session's speed.
             self._bar.initial = self._bar.n = images
             self._bar.start_t = self._bar.last_print_t = time.time()
             self._started = True
-        self._bar.set_description(f"epoch {batches // self._batches_per_epoch}/{self._settings.epochs}", refresh=False)
-        self._bar.update(images - self._bar.n)
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(max(0, images - self._bar.n))
+
+
+def _frames(folder: str) -> list[Image.Image]:
+    """The generated halves of a run's sample grids, in order."""
+    grids = [
+        Image.open(io.BytesIO(storage.read_bytes(path))) for path in storage.list_files(folder, "samples-*-images.png")
+    ]
+    return [grid.crop((grid.width // 2, 0, grid.width, grid.height)) for grid in grids]
+
+
+def interpolation(generator: Generator, rows: int = 6, columns: int = 10) -> Image.Image:
+    """Walks between two latents a row, each on the sphere on which a normal latent's length lies."""
+    ends = draw_latents(2 * rows, generator.settings.z_dim, seeded(0, 0, "interpolation"))
+    steps = torch.linspace(0, 1, columns)
+    latents = torch.cat([slerp(ends[2 * row], ends[2 * row + 1], steps) for row in range(rows)])
+    classes = None
+    if generator.labels:
+        classes = (torch.arange(rows) % len(generator.labels)).repeat_interleave(columns)
+    with torch.inference_mode():
+        return pictures.grid(to_uint8(generator(latents, classes)), columns)
 
 
 def _export(checkpoint: Path, folder: Path) -> None:

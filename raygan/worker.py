@@ -1,8 +1,8 @@
 """What runs in every training worker, and what it tells the driver.
 
 `train_worker` is the loop that Ray Train starts on each rank: a `GanStep` over the rank's rows of each global
-batch, and at the end of an epoch metrics, pictures and a checkpoint. `Tick`, `Picture` and `Report` are its
-news for the driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
+batch, and metrics, pictures and checkpoints when the `Schedule` says so. `Tick`, `Picture`, `Report` and `Collapse`
+are its news for the driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
 """
 
 from __future__ import annotations
@@ -11,46 +11,57 @@ import tempfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import ray.train
 import torch
-from pydantic import BaseModel
 from ray.util.queue import Queue
 
 from raygan import pictures, storage
 from raygan.batches import BatchStream, Photos
 from raygan.config import TrainSettings
 from raygan.gan.checkpoint import load_training, save_training
+from raygan.gan.health import Health, spread
 from raygan.gan.networks import NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
+from raygan.schedule import Schedule
 
 #: Images in each half of a sample grid, and in a row of it.
 GRID_IMAGES, GRID_COLUMNS = 64, 8
 
-T = TypeVar("T")
+#: Samples that every log looks at, to see whether they still differ.
+SPREAD_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress within an epoch."""
+    """Progress."""
 
     batches: int
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that rank 0 wrote under the run's folder."""
+    """A picture that was written under the run's folder."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of an epoch, the checkpoint being safe in storage."""
+    """Metrics of the images since the last report; its checkpoint, if it has one, is safe in storage."""
 
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The training has died and stopped itself."""
+
+    reason: str
+    kimg: float
 
 
 class ForwardReports(ray.train.UserCallback):
@@ -61,20 +72,17 @@ class ForwardReports(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         # Waits until the queue has it: the driver must find the last report when the training has returned.
-        self._events.put(Report(numbers(metrics[0])))
-
-
-def numbers(metrics: dict[str, Any] | None) -> dict[str, float]:
-    """The numeric metrics of a report."""
-    return {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, int | float)}
+        self._events.put(Report(metrics[0]))
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What every worker is given."""
+    """What every worker is given. labels: classes of a conditional generator, else empty."""
 
     settings: TrainSettings
+    schedule: Schedule
     photos: Photos
+    labels: tuple[str, ...]
     events: Queue
     folder: str
 
@@ -87,111 +95,203 @@ def train_worker(config: dict[str, Any]) -> None:
     share = Share(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
-    step = GanStep(pick(NetworkSettings, settings), step_settings(settings, device), device, share)
+    networks = network_settings(settings, task.labels)
+    step = GanStep(networks, step_settings(settings, task.schedule, device), device, share)
+    before: dict[str, Any] = {}
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
-            load_training(Path(folder), step)
+            before = load_training(Path(folder), step)
     stream = BatchStream(task.photos.rows, task.photos.block, settings.batch_size, settings.seed, share)
-    EpochLoop(task, step, stream).run()
+    TrainLoop(task, step, stream, before).run()
 
 
-class EpochLoop:
-    """Steps through batches and reports at the end of every epoch."""
+class TrainLoop:
+    """Steps through batches and reports on the schedule.
 
-    def __init__(self, task: WorkerTask, step: GanStep, stream: BatchStream):
-        self.task, self.step, self.stream = task, step, stream
+    before: what the checkpoint that the run goes on from says about itself; empty for a new run.
+    """
+
+    def __init__(self, task: WorkerTask, step: GanStep, stream: BatchStream, before: dict[str, Any]):
+        self.task, self.step, self.stream, self.schedule = task, step, stream, task.schedule
         self.settings, self.first_rank = task.settings, step.share.rank == 0
-        self.means = Means(step.settings.batch_size)
-        self.epoch_began = self.ticked = time.monotonic()
+        self.means, self.health = Means(step.settings.batch_size), Health()
+        self.before = before
+        self.spent_minutes = float(before.get("minutes", 0.0))
+        self.logged = self.ticked = time.monotonic()
 
     def run(self) -> None:
-        per_epoch = self.stream.batches_per_epoch
-        if self.first_rank:
-            self.task.events.actor.put_nowait.remote(Tick(self.step.batches))
-        if self.first_rank and self.step.batches == 0:
-            self._snapshot(0)
-        for reals in self.stream.starting_at(self.step.batches):
-            if self.step.batches >= per_epoch * self.settings.epochs:
+        """Train to the end of the schedule, or until the training has died."""
+        self._tell(Tick(self.step.batches))
+        if self.step.batches == 0:
+            self._snapshot()
+        elif "metrics" in self.before:
+            # Whoever was killed between a checkpoint and its record left a gap, which this fills.
+            ray.train.report(self.before["metrics"])
+        for reals, classes in self.stream.starting_at(self.step.batches):
+            if self.step.batches >= self.schedule.total:
                 break
-            self.means.add(self.step.step(reals))
+            self.means.add(self.step.step(reals, classes))
             self._tick()
-            if self.step.batches % per_epoch == 0:
-                self._end_epoch(self.step.batches // per_epoch)
+            last = self.step.batches == self.schedule.total
+            if (last or self.step.batches % self.schedule.log == 0) and not self._log(last):
+                break
 
-    def _tick(self) -> None:
-        """Tell the driver how far we are, every other second, without waiting for an answer."""
-        if self.first_rank and time.monotonic() - self.ticked > 2:
-            self.task.events.actor.put_nowait.remote(Tick(self.step.batches))
-            self.ticked = time.monotonic()
+    def _log(self, last: bool) -> bool:
+        """Report, with pictures and a checkpoint where they are due; whether to go on.
 
-    def _end_epoch(self, epoch: int) -> None:
-        seconds = time.monotonic() - self.epoch_began
-        metrics = {
-            **self.means.take(self.step.share.world_size),
-            "epoch": epoch,
-            "kimg": self.step.images_seen / 1000,
-            "images_per_second": self.stream.batches_per_epoch * self.settings.batch_size / seconds,
-        }
-        last = epoch == self.settings.epochs
-        if self.first_rank and (last or epoch % self.settings.snapshot_every == 0):
-            self._snapshot(epoch)
+        Every rank comes to the same decisions, since they are taken on numbers summed over ranks.
+        """
+        metrics = self._metrics()
+        trouble = self.health.diagnose(metrics)
+        last = last or metrics["minutes"] >= self.schedule.minutes
+        if trouble:
+            ray.train.report(metrics)
+            self._tell(Collapse(trouble, metrics["kimg"]))
+            return False
+        batch, schedule = self.step.batches, self.schedule
+        if last or batch % schedule.snapshot == 0:
+            self._snapshot()
+        judged = schedule.quality > 0 and (last or batch % schedule.quality == 0)
+        self._report(metrics, keep=last or judged or batch % schedule.checkpoint == 0, judge=judged)
+        self.logged = time.monotonic()
+        return not last
+
+    def _metrics(self) -> dict[str, float]:
+        """Means since the last log, over all ranks, and where the run stands. A collective call."""
+        own = {"seconds": 0.0, "sample_spread": 0.0}
         if self.first_rank:
-            self.task.events.actor.put_nowait.remote(Tick(self.step.batches))
-        self._report(metrics, last or epoch % self.settings.checkpoint_every == 0)
-        self.epoch_began = time.monotonic()
+            # The ranks' clocks differ; the first one's counts, and one look at the samples is enough.
+            own = {
+                "seconds": time.monotonic() - self.logged,
+                "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
+            }
+        batches = self.means.batches
+        means = self.means.take(self.step.share.world_size, own)
+        seconds = means.pop("seconds")
+        self.spent_minutes += seconds / 60
+        return {
+            **means,
+            "epoch": self.step.batches / self.stream.batches_per_epoch,
+            "kimg": self.step.images_seen / 1000,
+            "images": self.step.images_seen,
+            "minutes": self.spent_minutes,
+            "images_per_second": batches * self.settings.batch_size / max(seconds, 1e-9),
+            "learning_rate_share": self.step.settings.rate(self.step.images_seen),
+        }
 
-    def _report(self, metrics: dict[str, float], with_checkpoint: bool) -> None:
-        if not (with_checkpoint and self.first_rank):
+    def _report(self, metrics: dict[str, float], *, keep: bool, judge: bool) -> None:
+        if not (keep and self.first_rank):
             ray.train.report(metrics)
             return
-        about = {"label": self.settings.label or "all", "kimg": metrics["kimg"], "objective": self.settings.objective}
-        with tempfile.TemporaryDirectory() as folder:
-            save_training(Path(folder), self.step, about)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        about = {
+            "label": self.settings.label or "all",
+            "labels": list(self.task.labels),
+            "objective": self.settings.objective,
+            "kimg": metrics["kimg"],
+            "minutes": metrics["minutes"],
+            "metrics": metrics,
+        }
+        folder = tempfile.mkdtemp(prefix="raygan-checkpoint-")
+        save_training(Path(folder), self.step, about)
+        # The step goes on while the files are copied to storage and judged; Ray deletes the folder afterwards.
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            validation=judge,
+        )
 
-    def _snapshot(self, epoch: int) -> None:
-        """Samples from latents that stay the same through the run, beside reals that do too."""
-        latents = draw_latents(GRID_IMAGES, self.step.networks.z_dim, seeded(self.settings.seed, 0, "snapshot"))
-        fakes = to_uint8(self.step.sample(latents))
-        first = torch.from_numpy(self.task.photos.block(0).copy())
-        reals = first[pictures.spread(GRID_IMAGES, len(first))]
-        picture = pictures.side_by_side([("real", reals), (f"generated, epoch {epoch}", fakes)], GRID_COLUMNS)
-        path = f"pictures/samples-epoch-{epoch:04d}.png"
+    def _snapshot(self) -> None:
+        """Write a grid of fixed reals beside generated images of fixed latents, and tell of it."""
+        if not self.first_rank:
+            return
+        kimg = self.step.images_seen / 1000
+        fakes = to_uint8(self._samples(GRID_IMAGES)).cpu()
+        panels = [("real", self._reals()), (f"generated, {kimg:.3g} kimg", fakes)]
+        picture = pictures.side_by_side(panels, GRID_COLUMNS)
+        path = f"pictures/samples-{self.step.images_seen:09d}-images.png"
         storage.write_bytes(storage.join(self.task.folder, path), pictures.png(picture))
-        self.task.events.actor.put_nowait.remote(Picture(path))
+        self._tell(Picture(path))
+
+    def _samples(self, count: int) -> torch.Tensor:
+        """Images (count, 3, S, S) in [-1, 1] of fixed latents, of each class in turn."""
+        latents = draw_latents(count, self.step.networks.z_dim, seeded(self.settings.seed, 0, "grid"))
+        classes = torch.arange(count) % len(self.task.labels) if self.task.labels else None
+        return self.step.sample(latents, classes)
+
+    def _reals(self) -> torch.Tensor:
+        """Real images (GRID_IMAGES, 3, S, S), spread evenly over all shards."""
+        photos = self.task.photos
+        ends = np.cumsum(photos.rows)
+        chosen = []
+        for number in pictures.spread(GRID_IMAGES, len(photos)):
+            shard = int(np.searchsorted(ends, number, side="right"))
+            pixels, _ = photos.block(shard)
+            chosen.append(pixels[number - (ends[shard] - photos.rows[shard])])
+        return torch.from_numpy(np.stack(chosen))
+
+    def _tick(self) -> None:
+        """Tell the driver how far we are, every other second."""
+        if time.monotonic() - self.ticked > 2:
+            self._tell(Tick(self.step.batches))
+            self.ticked = time.monotonic()
+
+    def _tell(self, event: Tick | Picture | Collapse) -> None:
+        """Send the driver an event from the first rank, without waiting for an answer."""
+        if self.first_rank:
+            self.task.events.actor.put_nowait.remote(event)
 
 
 class Means:
-    """Means of per-image terms over an epoch and over all ranks, summed on the device meanwhile."""
+    """Means of per-image terms over batches and ranks, summed on the device meanwhile.
+
+    Attributes: `batches`, added since the last `take`.
+    """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._sums: dict[str, torch.Tensor] = {}
         self._times: dict[str, int] = {}
+        self.batches = 0
 
     def add(self, terms: Terms) -> None:
         """Add one step's sums over this rank's images."""
+        self.batches += 1
         for name, value in terms.items():
             known = self._sums.get(name)
             self._sums[name] = value if known is None else known + value
             self._times[name] = self._times.get(name, 0) + 1
 
-    def take(self, world_size: int) -> dict[str, float]:
-        """The means so far; starts anew. A collective call when there are several ranks."""
+    def take(self, world_size: int, own: dict[str, float]) -> dict[str, float]:
+        """The means so far, and the numbers `own` summed over ranks; starts anew. A collective call."""
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].double() for name in names])
+        sums = torch.cat([sums, sums.new_tensor(list(own.values()))])
         if world_size > 1:
             torch.distributed.all_reduce(sums)
-        means = {n: s / (self._times[n] * self._batch_size) for n, s in zip(names, sums.tolist(), strict=True)}
-        self._sums, self._times = {}, {}
-        return means
+        totals = sums.tolist()
+        means = {n: s / (self._times[n] * self._batch_size) for n, s in zip(names, totals, strict=False)}
+        self._sums, self._times, self.batches = {}, {}, 0
+        return means | dict(zip(own, totals[len(names) :], strict=True))
 
 
-def step_settings(settings: TrainSettings, device: torch.device) -> StepSettings:
+def network_settings(settings: TrainSettings, labels: tuple[str, ...]) -> NetworkSettings:
+    """The networks of a training; labels: classes of a conditional generator, else empty."""
+    return NetworkSettings(
+        image_size=settings.image_size,
+        z_dim=settings.z_dim,
+        width=settings.width,
+        critic_norm=settings.critic_norm,
+        labels=labels,
+    )
+
+
+def step_settings(settings: TrainSettings, schedule: Schedule, device: torch.device) -> StepSettings:
     """The step's settings, with precision "auto" decided for this device."""
-    values = {field.name: getattr(settings, field.name) for field in fields(StepSettings)}
+    values = {field.name: getattr(settings, field.name) for field in fields(StepSettings) if field.name != "total_kimg"}
     values["augment"] = tuple(settings.augment)
+    values["total_kimg"] = schedule.total * settings.batch_size / 1000
     if settings.precision == "auto":
         values["precision"] = "bf16" if computes_bf16(device) else "fp32"
     return StepSettings(**values)
@@ -202,8 +302,3 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def pick(kind: type[T], settings: BaseModel) -> T:
-    """A dataclass filled from the settings fields of the same names."""
-    return kind(**{field.name: getattr(settings, field.name) for field in fields(kind)})  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def write_shards(tmp_path):
         root.mkdir()
         random = np.random.default_rng(seed)
         shards = []
-        for name, split, count in (("a", "train", per_label), ("b", "train", per_label // 2), ("c", "validation", 2)):
+        for name, split, count in (("a", "train", per_label), ("b", "train", per_label // 2), ("c", "validation", 3)):
             labels = ["cat", "dog"] * count
             pixels = random.integers(0, 256, (len(labels), size * size * 3), dtype=np.uint8)
             table = pa.table(
@@ -90,8 +90,10 @@ def train_settings(new_storage, write_shards):
             "z_dim": 8,
             "width": 4,
             "batch_size": 8,
+            "kimg": None,
             "epochs": 2,
-            "snapshot_every": 1,
+            "quality_every": 0,
+            "log_every": 0.001,
             "num_workers": 2,
             **changes,
         }

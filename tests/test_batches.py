@@ -11,9 +11,9 @@ ROWS = [5, 0, 7, 3]
 
 
 def read(shard):
-    """Pixels that tell which photo they are: value = 16 * shard + row."""
+    """Pixels and classes that tell which photo they are of: value = 16 * shard + row."""
     values = 16 * shard + np.arange(ROWS[shard], dtype=np.uint8)
-    return np.broadcast_to(values[:, None, None, None], (ROWS[shard], 3, 2, 2))
+    return np.broadcast_to(values[:, None, None, None], (ROWS[shard], 3, 2, 2)), values.astype(np.int64)
 
 
 def stream(batch_size=4, seed=1, share=None):
@@ -41,18 +41,24 @@ def test_photos_of_many_shards_stay_within_their_group():
 def test_ranks_together_see_the_batch_of_one_process(world):
     for batch in range(9):
         parts = [stream(share=Share(rank, world)).fetch(batch) for rank in range(world)]
-        assert torch.equal(torch.cat(parts), stream().fetch(batch))
+        for part, whole in zip(zip(*parts, strict=True), stream().fetch(batch), strict=True):
+            assert torch.equal(torch.cat(part), whole)
+
+
+def test_classes_stay_with_their_photos():
+    pixels, classes = stream().fetch(1)
+    assert torch.equal(pixels[:, 0, 0, 0].long(), classes)
 
 
 def test_a_stream_started_late_goes_on_as_the_whole_one():
     whole, late = stream().starting_at(0), stream().starting_at(5)
     batches = [next(whole) for _ in range(10)]
     for batch in batches[5:]:
-        assert torch.equal(next(late), batch)
+        assert torch.equal(next(late)[1], batch[1])
 
 
 def test_no_photo_comes_twice_in_an_epoch():
     one = stream()
     assert one.batches_per_epoch == 3
-    seen = torch.cat([one.fetch(k) for k in range(3)])[:, 0, 0, 0].tolist()
+    seen = torch.cat([one.fetch(k)[1] for k in range(3)]).tolist()
     assert len(set(seen)) == 12

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,13 @@ from raygan.train import train
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+PICTURES = [
+    "curves.png",
+    "interpolation.png",
+    "progress.webp",
+    *(f"samples-{images:09d}-images.png" for images in (0, 24, 48, 72)),
+]
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
 STEP = StepSettings(
@@ -107,7 +115,7 @@ def test_one_iteration_of_two_workers_equals_a_single_process(tmp_path):
 
 
 def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, write_shards, tmp_path):
-    settings = train_settings(label="cat", name="whole", epochs=3)
+    settings = train_settings(label="cat", name="whole", epochs=3, snapshot_every=0.024, log_checkpoints="last")
     result = train(settings)
     client = tracking.connect(settings)
     run = client.get_run(result.run_id)
@@ -115,12 +123,18 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert run.data.params["z_dim"] == "8"
     assert run.data.params["fingerprint"] == "0-20"
     # 30 cats make 3 batches of 8 an epoch: 24 images a step.
-    for name in ("critic_loss", "generator_loss", "wasserstein", "gradient_penalty", "critic_gradient"):
-        assert [m.step for m in client.get_metric_history(result.run_id, name)] == [24, 48, 72]
+    for name in ("critic_loss", "generator_loss", "wasserstein", "critic_gradient"):
+        assert [m.step for m in client.get_metric_history(result.run_id, name)] == list(range(8, 73, 8))
+    # The preset takes the penalty in every fourth step.
+    assert [m.step for m in client.get_metric_history(result.run_id, "gradient_penalty")] == [8, 40, 72]
     artifacts = [a.path for a in client.list_artifacts(result.run_id, "pictures")]
-    assert artifacts == [f"pictures/samples-epoch-{epoch:04d}.png" for epoch in range(4)]
-    with Image.open(os.path.join(result.pictures, "samples-epoch-0003.png")) as picture:
+    assert artifacts == [f"pictures/{name}" for name in PICTURES]
+    with Image.open(os.path.join(result.pictures, "samples-000000072-images.png")) as picture:
         assert np.asarray(picture).std() > 10
+    with Image.open(os.path.join(result.pictures, "progress.webp")) as picture:
+        assert picture.n_frames == 4
+    kept = [a.path for a in client.list_artifacts(result.run_id, "checkpoints/last")]
+    assert "checkpoints/last/training.safetensors" in kept
     served = tracking.serving_generators(client)["cat"]
     assert (served.name, served.version) == (result.model.name, result.model.version)
     generator, about = load_generator(tracking.download_model(client, served, tmp_path / "fetched"))
@@ -130,13 +144,59 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert set(line) == {"run_id", "model", "checkpoint", "metrics"}
     assert os.path.exists(os.path.join(line["checkpoint"], "training.safetensors"))
     # The name is this run's from now on.
-    with pytest.raises(ConfigurationError, match="finished its 3 epochs"):
+    with pytest.raises(ConfigurationError, match=r"finished its 0\.072 kimg"):
         train(settings)
     with pytest.raises(ConfigurationError, match="z_dim was 8, now 9"):
         train(settings.model_copy(update={"epochs": 4, "z_dim": 9}))
     other = str(write_shards(folder="other", seed=1))
     with pytest.raises(ConfigurationError, match="shards have changed"):
         train(settings.model_copy(update={"epochs": 4, "data": other}))
+
+
+def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(train_settings, write_shards):
+    data = str(write_shards(per_label=40, folder="judged"))
+    result = train(
+        train_settings(
+            data=data,
+            name="judged",
+            conditional=True,
+            kimg=0.16,
+            checkpoint_every=0.04,
+            quality_every=0.04,
+            quality_samples=16,
+            snapshot_every=1,
+            keep_checkpoints=2,
+        )
+    )
+    client = tracking.connect(train_settings(data=data))
+    history = client.get_metric_history(result.run_id, "kid16_efficientnet_lite0")
+    assert [metric.step for metric in history] == [40, 80, 120, 160]
+    best = min(history, key=lambda metric: metric.value).step
+    with open(os.path.join(result.checkpoint, "generator.json")) as file:
+        about = json.load(file)["about"]
+    assert about["metrics"]["images"] == best
+    kept = checkpoints(os.path.dirname(result.checkpoint))
+    assert len(kept) == 2  # the best and the last
+    assert "nearest-000000160-images.png" in os.listdir(result.pictures)
+    # One generator for both labels, and the service is told so.
+    served = tracking.serving_generators(client)
+    assert served["cat"] == served["dog"] == result.model
+
+
+def test_a_collapsed_training_says_so_and_keeps_the_last_good_checkpoint(train_settings):
+    """Learning rates that rise until the generator is lost."""
+    rates = {"generator_lr": 1.0, "critic_lr": 1.0, "warmup_kimg": 1}
+    settings = train_settings(name="collapsed", objective="r3gan", **rates, epochs=60, checkpoint_every=0.008)
+    with pytest.raises(RayganError, match=r"has collapsed at .*: .*; the last good checkpoint is") as raised:
+        train(settings)
+    assert "\n" not in str(raised.value)
+    client = tracking.connect(settings)
+    (run,) = client.search_runs([client.get_experiment_by_name("raygan").experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["raygan.collapsed"]
+    kept = str(raised.value).split("checkpoint is ")[1].split(";")[0]
+    generator, _ = load_generator(Path(kept))
+    assert all(torch.isfinite(p).all() for p in generator.parameters())
 
 
 def test_dcgan_trains_on_two_workers(train_settings):
@@ -153,8 +213,8 @@ def weights(result):
 
 def test_a_killed_driver_started_again_goes_on_to_the_undisturbed_weights(train_settings, write_shards):
     data = str(write_shards(folder="resumed"))
-    whole = train(train_settings(data=data, name="undisturbed", epochs=12, snapshot_every=12))
-    settings = train_settings(data=data, name="killed", epochs=12, snapshot_every=12)
+    whole = train(train_settings(data=data, name="undisturbed", epochs=12, snapshot_every=1000))
+    settings = train_settings(data=data, name="killed", epochs=12, snapshot_every=1000)
     config = os.path.join(settings.storage, "settings.yaml")
     with open(config, "w") as file:
         json.dump(settings.plain(), file)  # JSON is YAML

@@ -65,8 +65,8 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     )
 
 
-def load_training(folder: Path, step: GanStep) -> None:
-    """Bring `step` to the state that `save_training` wrote.
+def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
+    """Bring `step` to the state that `save_training` wrote; what was said about it.
 
     Raises RayganError if the folder is damaged or was written for other networks.
     """
@@ -80,6 +80,7 @@ def load_training(folder: Path, step: GanStep) -> None:
     for part, optimizer in _optimizers(step).items():
         _fill_optimizer(optimizer, _under(tensors, part))
     step.batches = int(description["batches"])
+    return dict(_load_json(folder / "generator.json").get("about", {}))
 
 
 def _modules(step: GanStep) -> dict[str, nn.Module]:

@@ -34,12 +34,14 @@ def generator_name(label: str) -> str:
     return f"raygan-generator-{label}"
 
 
-def register_generator(run: Run, folder: Path, label: str, *, promote: bool) -> RegisteredModel:
+def register_generator(run: Run, folder: Path, label: str, *, labels: list[str], promote: bool) -> RegisteredModel:
     """Log a generator folder as the run's artifact and register it as a new version.
 
-    promote: point the serving alias at it. Raises RayganError if the registry refuses.
+    label: names the model. labels: what it can draw, several if it is conditional. promote: point the serving
+    alias at it. Raises RayganError if the registry refuses.
     """
-    return _register(run, folder, generator_name(label), "generator", {"raygan.label": label}, promote)
+    tags = {"raygan.label": label, "raygan.labels": ",".join(labels)}
+    return _register(run, folder, generator_name(label), "generator", tags, promote)
 
 
 def register_classifier(run: Run, folder: Path, labels: Sequence[str], *, promote: bool) -> RegisteredModel:
@@ -61,13 +63,20 @@ def serving_classifier(client: MlflowClient) -> RegisteredModel | None:
 
 
 def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
-    """The promoted generator of each label that has one."""
-    found = {}
+    """The promoted generator of each label that has one.
+
+    A conditional generator stands for each of its labels that has no generator of its own.
+    """
+    found: dict[str, RegisteredModel] = {}
     for model in client.search_registered_models():
-        label = model.tags.get("raygan.label")
-        if model.tags.get("raygan.kind") == "generator" and label and SERVING_ALIAS in model.aliases:
-            version = client.get_model_version_by_alias(model.name, SERVING_ALIAS)
-            found[label] = RegisteredModel(model.name, str(version.version), version.run_id)
+        if model.tags.get("raygan.kind") != "generator" or SERVING_ALIAS not in model.aliases:
+            continue
+        version = client.get_model_version_by_alias(model.name, SERVING_ALIAS)
+        registered = RegisteredModel(model.name, str(version.version), version.run_id)
+        labels = version.tags.get("raygan.labels", model.tags.get("raygan.label", "")).split(",")
+        for label in filter(None, labels):
+            if len(labels) == 1 or label not in found:
+                found[label] = registered
     return found
 
 
@@ -94,7 +103,7 @@ def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str]
             run.client.set_registered_model_alias(name, SERVING_ALIAS, version.version)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise RayganError(f"MLflow did not register the {kind}: {reason}; its files are in {folder}") from None
+        raise RayganError(f"MLflow did not register the {kind}: {reason}; the same command tries again") from None
     return RegisteredModel(name, str(version.version), run.id)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.gan.networks import Critic, Generator, NetworkSettings
+from raygan.gan.networks import Critic, Generator, NetworkSettings, slerp
 
 SIZES = [32, 64, 128, 256]
 
@@ -50,6 +50,28 @@ def test_parameter_counts_by_hand():
     assert sum(p.numel() for p in Critic(settings).parameters()) == kernels + biases + norms
 
 
+def test_a_conditional_generator_draws_what_it_is_told_and_a_critic_picks_the_class():
+    settings = NetworkSettings(image_size=32, z_dim=5, width=2, labels=("cat", "dog"))
+    generator, critic = Generator(settings).eval(), Critic(settings)
+    latents = torch.randn(4, 5)
+    cats, dogs = (generator(latents, torch.full((4,), number)) for number in (0, 1))
+    assert not torch.allclose(cats, dogs)
+    mixed = generator(latents, torch.tensor([0, 1, 1, 0]))
+    torch.testing.assert_close(mixed, torch.stack([cats[0], dogs[1], dogs[2], cats[3]]))
+    both = critic.exit(critic.blocks(cats)).flatten(1)
+    torch.testing.assert_close(critic(cats, torch.tensor([0, 1, 1, 0])), both[range(4), [0, 1, 1, 0]])
+    with pytest.raises(ValueError, match="classes"):
+        generator(latents)
+
+
+def test_slerp_stays_on_the_sphere_and_turns_evenly():
+    start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    walk = slerp(start, end, torch.tensor([0.0, 1 / 3, 0.5, 1.0]))
+    angles = torch.atan2(walk[:, 1], walk[:, 0])
+    torch.testing.assert_close(angles, torch.tensor([0.0, 1 / 6, 0.25, 0.5]) * torch.pi)
+    torch.testing.assert_close(walk.norm(dim=1), torch.full((4,), 3.0))
+
+
 def test_critic_without_batch_norm_judges_each_image_alone():
     images = torch.randn(6, 3, 32, 32)
     for norm in ("instance", "none"):
@@ -59,7 +81,15 @@ def test_critic_without_batch_norm_judges_each_image_alone():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"image_size": 48}, {"image_size": 512}, {"z_dim": 0}, {"width": 0}, {"critic_norm": "spectral"}]
+    "wrong",
+    [
+        {"image_size": 48},
+        {"image_size": 512},
+        {"z_dim": 0},
+        {"width": 0},
+        {"critic_norm": "spectral"},
+        {"labels": ("cat",)},
+    ],
 )
 def test_settings_refuse_what_cannot_be_built(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -107,6 +107,46 @@ def test_the_first_critic_step_equals_adam_on_the_written_out_loss():
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_learning_rates_rise_and_fall_as_asked():
+    chosen = settings(warmup_kimg=0.06, decay=0.5, total_kimg=0.24, critic_lr=1e-3, generator_lr=2e-3)
+    assert [round(chosen.rate(images), 6) for images in (0, 30, 54, 60, 120, 180, 240)] == [
+        0.1, 0.6, 1.0, 1.0, 1.0, 0.5, 0.0,
+    ]  # fmt: skip
+    assert settings().rate(10**9) == 1.0
+    step = GanStep(NETWORKS, chosen)
+    step.step(reals())
+    assert step.critic_optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    assert step.generator_optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
+
+
+def test_clipping_shortens_long_gradients_only():
+    """Adam hides the length of one gradient, so it is looked at where the optimiser finds it."""
+    found = {}
+    for limit in (0.0, 1e-3, 1e6):
+        step = GanStep(NETWORKS, settings(clip_gradient=limit))
+        terms = step.step(reals())
+        lengths = torch.stack([p.grad.norm() for p in step.critic.parameters()])
+        found[limit] = (float(terms["critic_gradient"]) / 6, float(lengths.norm()))
+    assert found[0.0][1] == pytest.approx(found[0.0][0], rel=1e-4)
+    assert found[1e6] == pytest.approx(found[0.0], rel=1e-5)
+    assert found[1e-3][1] == pytest.approx(1e-3, rel=1e-3)
+    assert found[1e-3][0] == pytest.approx(found[0.0][0], rel=1e-5)
+
+
+def test_a_conditional_step_learns_classes_from_reals():
+    """Cats are dark, dogs bright, and the critic must come to prefer each under its own name."""
+    networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none", labels=("cat", "dog"))
+    step = GanStep(networks, settings(n_critic=100, critic_lr=3e-3, penalty_weight=0.1))
+    dark, bright = (torch.full((3, 3, 32, 32), value, dtype=torch.uint8) for value in (30, 220))
+    for _ in range(60):
+        step.step(torch.cat([dark, bright]), torch.tensor([0, 0, 0, 1, 1, 1]))
+    images = to_signed(torch.cat([dark[:1], bright[:1]]))
+    with torch.no_grad():
+        as_cats, as_dogs = step.critic(images, torch.tensor([0, 0])), step.critic(images, torch.tensor([1, 1]))
+    assert as_cats[0] > as_cats[1]
+    assert as_dogs[1] > as_dogs[0]
+
+
 def test_pixels_survive_the_way_to_floats_and_back():
     pixels = torch.arange(256, dtype=torch.uint8)
     signed = to_signed(pixels)

@@ -1,0 +1,174 @@
+"""Quality while it trains: a checkpoint in, numbers and a picture out.
+
+The mental model:
+
+1. Once a run, a Ray task computes features of the validation split and of the training photos (`Reference`).
+2. Ray Train calls a `Judge` with each checkpoint that is due, in a task of its own, beside the training and off
+   its workers where the cluster has room.
+3. The judge draws samples, compares their features with the reference, tells the driver and returns ``kid``, by
+   which Ray Train knows the best checkpoint.
+
+The metrics are monitors on a few hundred samples; `jobs/evaluate.py` makes the report card.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.util.queue import Queue
+from torch import Tensor
+
+from raygan import pictures, storage
+from raygan.batches import Photos
+from raygan.features import load_features
+from raygan.gan.checkpoint import load_generator
+from raygan.gan.networks import Generator, draw_latents
+from raygan.gan.step import seeded, to_uint8
+from raygan.worker import Picture
+
+#: Training photos that memorisation looks among, spread evenly over the shards.
+TRAIN_PHOTOS = 10_000
+
+#: Samples that are shown beside their nearest training photo.
+SHOWN = 12
+
+#: Samples that the animal mass is measured on: its network is the slowest, and a mean needs no more.
+MASS_SAMPLES = 100
+
+#: Validation photos without which quality isn't measured.
+LEAST_VALIDATION = 4
+
+_DRAWN_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of real photos: `validation` (n, d), `train` (m, d), and the training photos' (shard, row)."""
+
+    validation: Tensor
+    classes: Tensor
+    train: Tensor
+    places: np.ndarray
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A checkpoint's metrics, at so many images seen."""
+
+    metrics: dict[str, float]
+    images: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Ray Train's validation function.
+
+    reference: of a `Reference` in the object store. label: of the one kind of animal, or None for several.
+    """
+
+    reference: ray.ObjectRef
+    photos: Photos
+    network: str
+    samples: int
+    label: str | None
+    threads: int
+    events: Queue
+    folder: str
+
+    def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
+        # Here, not above: the driver needs none of it, and torch-fidelity takes seconds to import.
+        from raygan.judge.animals import AnimalMass
+        from raygan.judge.distances import kid
+
+        torch.set_num_threads(self.threads)
+        reference: Reference = ray.get(self.reference)
+        with checkpoint.as_directory() as folder:
+            generator, about = load_generator(Path(folder))
+        images = round(about["kimg"] * 1000)
+        drawn = draw(generator, self.samples, seed=1, like=reference.classes)
+        network = load_features(self.network)
+        features = network(drawn)
+        value, error = kid(reference.validation, features)
+        name = f"kid{self.samples}_{network.name}"
+        distances, nearest = _nearest(features, reference.train)
+        held_back, _ = _nearest(reference.validation, reference.train)
+        metrics = {
+            name: value,
+            f"{name}_error": error,
+            # Copies are nearer to the training photos than photos are that the training never saw: below 1.
+            f"train_distance{self.samples}_{network.name}": float(distances.mean() / held_back.mean()),
+        }
+        if self.label and AnimalMass.knows(self.label):
+            metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = AnimalMass()(drawn[:MASS_SAMPLES], self.label)
+        self.events.put(Quality(metrics, images))
+        self._show_nearest(drawn[:SHOWN], nearest[:SHOWN], reference, images)
+        return {"kid": value}
+
+    def _show_nearest(self, drawn: Tensor, nearest: Tensor, reference: Reference, images: int) -> None:
+        places = reference.places[nearest.numpy()]
+        photos = torch.from_numpy(np.stack([self.photos.block(int(shard))[0][row] for shard, row in places]))
+        picture = pictures.side_by_side([("generated", drawn), ("nearest training photo", photos)], 4)
+        path = f"pictures/nearest-{images:09d}-images.png"
+        storage.write_bytes(storage.join(self.folder, path), pictures.png(picture))
+        self.events.put(Picture(path))
+
+
+def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = None) -> Tensor:
+    """uint8 samples (count, 3, S, S), the same for the same seed.
+
+    like: class numbers whose proportions a conditional generator keeps to, instead of every class in turn.
+    """
+    latents = draw_latents(count, generator.settings.z_dim, seeded(seed, 0, "judge"))
+    classes = None
+    if generator.labels:
+        known = like if like is not None and len(like) else torch.arange(len(generator.labels))
+        classes = known.repeat(-(-count // len(known)))[:count]
+    parts = torch.arange(count).split(_DRAWN_AT_ONCE)
+    with torch.inference_mode():
+        return torch.cat(
+            [to_uint8(generator(latents[part], None if classes is None else classes[part])) for part in parts]
+        )
+
+
+def measure(train: Photos, validation: Photos, network: str) -> Reference:
+    """The reference of a run."""
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    features = load_features(network)
+    held_back = [validation.block(number) for number in range(len(validation.rows)) if validation.rows[number]]
+    vectors = torch.cat([features(torch.from_numpy(pixels.copy())) for pixels, _ in held_back])
+    classes = torch.from_numpy(np.concatenate([numbers for _, numbers in held_back]))
+    chosen = set(pictures.spread(TRAIN_PHOTOS, len(train)).tolist())
+    seen, places, trained = 0, [], []
+    for number, rows in enumerate(train.rows):
+        wanted = [row for row in range(rows) if seen + row in chosen]
+        seen += rows
+        if wanted:
+            trained.append(features(torch.from_numpy(train.block(number)[0][wanted])))
+            places += [(number, row) for row in wanted]
+    return Reference(vectors, classes, torch.cat(trained), np.array(places))
+
+
+def can_judge(validation: int) -> bool:
+    """Whether so many validation photos are enough for KID to say anything."""
+    return validation >= LEAST_VALIDATION
+
+
+def cores_beside(free: float) -> float:
+    """Cores that a judge reserves, of so many that the training leaves free.
+
+    With none free it reserves nothing and shares the workers' cores: it would wait for ever otherwise.
+    """
+    return min(free, float(os.cpu_count() or 1) / 2) if free >= 1 else 0
+
+
+def _nearest(features: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine distance (n,) of each vector to the nearest `among` (m, d), and its index (n,)."""
+    unit, others = (torch.nn.functional.normalize(vectors, dim=1) for vectors in (features, among))
+    closest, index = (unit @ others.T).max(dim=1)
+    return 1 - closest, index

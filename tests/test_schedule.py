@@ -1,0 +1,50 @@
+"""Epochs, thousands of images and batches."""
+
+import pytest
+
+from raygan.cli import validate
+from raygan.config import TrainSettings
+from raygan.errors import ConfigurationError
+from raygan.schedule import Schedule
+
+
+def of(photos=1000, batch_size=10, **changes):
+    settings = validate(TrainSettings, {"data": "x", "epochs": 8, "batch_size": batch_size, **changes})
+    return Schedule.of(settings, photos, batch_size)
+
+
+def test_by_default_the_run_is_cut_into_equal_parts():
+    schedule = of()
+    assert (schedule.total, schedule.log, schedule.snapshot, schedule.checkpoint, schedule.quality) == (
+        800, 8, 40, 40, 80,
+    )  # fmt: skip
+
+
+def test_kimg_counts_instead_of_epochs():
+    assert of(kimg=2.5).total == 250
+
+
+def test_cadences_in_kimg_fall_on_logs_and_judgements_on_checkpoints():
+    schedule = of(log_every=0.07, checkpoint_every=0.2, snapshot_every=0.01, quality_every=0.5)
+    assert schedule.log == 7
+    assert schedule.snapshot == 7
+    assert schedule.checkpoint == 21  # 20 batches, to the nearest whole number of logs
+    assert schedule.quality == 42  # 50 batches, to the nearest whole number of checkpoints
+
+
+def test_tiny_runs_and_no_quality():
+    schedule = of(photos=25, epochs=1, quality_every=0)
+    assert (schedule.total, schedule.log, schedule.checkpoint, schedule.quality) == (2, 1, 1, 0)
+
+
+@pytest.mark.parametrize(("given", "workers"), [("3", (3, 3)), (2, (2, 2)), ("1:8", (1, 8)), ([2, 4], (2, 4))])
+def test_workers_may_be_a_range(given, workers):
+    settings = validate(TrainSettings, {"data": "x", "num_workers": given})
+    assert (settings.fewest_workers, settings.most_workers) == workers
+    assert validate(TrainSettings, settings.plain()) == settings
+
+
+@pytest.mark.parametrize("given", ["0", "8:1", "many", "1:2:3", True, "0:4"])
+def test_no_such_number_of_workers(given):
+    with pytest.raises(ConfigurationError, match="--num-workers"):
+        validate(TrainSettings, {"data": "x", "num_workers": given})
