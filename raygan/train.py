@@ -39,8 +39,9 @@ from raygan.batches import Photos, load_photos
 from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
-from raygan.gan.networks import Generator, draw_latents, slerp
-from raygan.gan.step import seeded, to_uint8
+from raygan.gan.latents import latents_of, slerp
+from raygan.gan.networks import Generator
+from raygan.gan.step import to_uint8
 from raygan.quality import Quality
 from raygan.schedule import Schedule
 from raygan.shards import DataSet
@@ -469,9 +470,10 @@ def _frames(folder: str) -> list[Image.Image]:
 
 def interpolation(generator: Generator, rows: int = 6, columns: int = 10) -> Image.Image:
     """Walks between two latents a row, each on the sphere on which a normal latent's length lies."""
-    ends = draw_latents(2 * rows, generator.settings.z_dim, seeded(0, 0, "interpolation"))
-    steps = torch.linspace(0, 1, columns)
-    latents = torch.cat([slerp(ends[2 * row], ends[2 * row + 1], steps) for row in range(rows)])
+    z_dim = generator.settings.z_dim
+    starts, ends = (latents_of(range(first, first + rows), z_dim) for first in (0, rows))
+    shares = torch.linspace(0, 1, columns).repeat(rows)
+    latents = slerp(starts.repeat_interleave(columns, 0), ends.repeat_interleave(columns, 0), shares)
     classes = None
     if generator.labels:
         classes = (torch.arange(rows) % len(generator.labels)).repeat_interleave(columns)

@@ -172,23 +172,6 @@ def _init_he(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def slerp(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
-    """Latents (n, z_dim) on the great circle from `start` to `end` (z_dim,), at `shares` (n,) of the way.
-
-    Straight lines between normal latents pass near the origin, where the generator has seen no training; on the
-    sphere the length stays typical (White 2016, arXiv 1609.04468). Lengths that differ are blended.
-    """
-    shares = shares[:, None]
-    lengths = torch.lerp(start.norm(), end.norm(), shares)
-    a, b = start / start.norm(), end / end.norm()
-    angle = torch.arccos((a @ b).clamp(-1, 1))
-    if angle < 1e-4:
-        return torch.lerp(start, end, shares)
-    directions = torch.sin((1 - shares) * angle) * a + torch.sin(shares * angle) * b
-    latents: Tensor = lengths * directions / torch.sin(angle)
-    return latents
-
-
 def draw_latents(count: int, z_dim: int, generator: torch.Generator) -> Tensor:
     """`count` standard normal latents (count, z_dim), drawn on the CPU whatever the target device."""
     return torch.randn(count, z_dim, generator=generator)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.gan.networks import Critic, Generator, NetworkSettings, slerp
+from raygan.gan.networks import Critic, Generator, NetworkSettings
 
 SIZES = [32, 64, 128, 256]
 
@@ -62,14 +62,6 @@ def test_a_conditional_generator_draws_what_it_is_told_and_a_critic_picks_the_cl
     torch.testing.assert_close(critic(cats, torch.tensor([0, 1, 1, 0])), both[range(4), [0, 1, 1, 0]])
     with pytest.raises(ValueError, match="classes"):
         generator(latents)
-
-
-def test_slerp_stays_on_the_sphere_and_turns_evenly():
-    start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
-    walk = slerp(start, end, torch.tensor([0.0, 1 / 3, 0.5, 1.0]))
-    angles = torch.atan2(walk[:, 1], walk[:, 0])
-    torch.testing.assert_close(angles, torch.tensor([0.0, 1 / 6, 0.25, 0.5]) * torch.pi)
-    torch.testing.assert_close(walk.norm(dim=1), torch.full((4,), 3.0))
 
 
 def test_critic_without_batch_norm_judges_each_image_alone():
