@@ -55,20 +55,25 @@ def use_gpus(wanted: bool | None, workers: int) -> bool:
     return wanted
 
 
+def room(resources: dict[str, float]) -> int:
+    """How many workers of these resources fit the cluster's nodes, if nothing else ran."""
+    return sum(_fitting(node, resources) for node in nodes())
+
+
 def require(workers: int, resources: dict[str, float]) -> None:
     """Raise ConfigurationError unless `workers` workers of these resources fit the cluster's nodes.
 
     Without this check Ray would wait for ever for nodes that never come.
     """
-    room = sum(_fitting(node, resources) for node in nodes())
-    if room >= workers:
+    fitting = room(resources)
+    if fitting >= workers:
         return
     each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
     everything = ", ".join(f"{total(name):g} {name}" for name in resources)
     smaller = ", or for less each with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
     raise ConfigurationError(
         f"--num-workers: {workers} workers of {each} each do not fit this cluster "
-        f"({everything} in all, room for {room}): ask for {max(room, 1)} or fewer{smaller}, or add nodes"
+        f"({everything} in all, room for {fitting}): ask for {max(fitting, 1)} or fewer{smaller}, or add nodes"
     )
 
 

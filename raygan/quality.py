@@ -24,12 +24,14 @@ import torch
 from ray.util.queue import Queue
 from torch import Tensor
 
-from raygan import pictures, storage
-from raygan.batches import Photos
+from raygan import cluster, pictures, storage
+from raygan.batches import Photos, load_photos
+from raygan.config import TrainSettings
 from raygan.features import load_features
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.networks import Generator, draw_latents
 from raygan.gan.step import seeded, to_uint8
+from raygan.shards import DataSet
 from raygan.worker import Picture
 
 #: Training photos that memorisation looks among, spread evenly over the shards.
@@ -59,10 +61,12 @@ class Reference:
 
 @dataclass(frozen=True)
 class Quality:
-    """A checkpoint's metrics, at so many images seen."""
+    """A checkpoint's metrics, at so many images seen; `kid` is among them under its full name."""
 
     metrics: dict[str, float]
     images: int
+    kid: float
+    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Judge:
         }
         if self.label and AnimalMass.knows(self.label):
             metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = AnimalMass()(drawn[:MASS_SAMPLES], self.label)
-        self.events.put(Quality(metrics, images))
+        self.events.put(Quality(metrics, images, value, checkpoint.path))
         self._show_nearest(drawn[:SHOWN], nearest[:SHOWN], reference, images)
         return {"kid": value}
 
@@ -152,6 +156,14 @@ def measure(train: Photos, validation: Photos, network: str) -> Reference:
             trained.append(features(torch.from_numpy(train.block(number)[0][wanted])))
             places += [(number, row) for row in wanted]
     return Reference(vectors, classes, torch.cat(trained), np.array(places))
+
+
+def start_measuring(settings: TrainSettings, data: DataSet, train: Photos) -> tuple[ray.ObjectRef, float]:
+    """Start the task that measures the reference; its future result, and the cores that each judge may take."""
+    validation = load_photos(data, "validation", settings.label)
+    cores = cores_beside(cluster.total("CPU") - settings.most_workers * settings.cpus_per_worker)
+    measuring = ray.remote(measure).options(num_cpus=cores)
+    return measuring.remote(train, validation, settings.quality_network), cores
 
 
 def can_judge(validation: int) -> bool:

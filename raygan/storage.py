@@ -80,6 +80,19 @@ def list_files(address: str, pattern: str) -> list[str]:
     return sorted(join(address, info.base_name) for info in found if fnmatch.fnmatch(info.base_name, pattern))
 
 
+def delete_folders(address: str, pattern: str) -> None:
+    """Delete the folders under `address` whose paths below it match a pattern such as ``a.*/b_*``."""
+    filesystem, root = resolve(address)
+    head, _, tail = pattern.partition("/")
+    for info in filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
+        if info.type != pafs.FileType.Directory or not fnmatch.fnmatch(info.base_name, head):
+            continue
+        if tail:
+            delete_folders(join(address, info.base_name), tail)
+        else:
+            filesystem.delete_dir(info.path)
+
+
 def read_bytes(address: str) -> bytes:
     """A file's content. Raises FileNotFoundError."""
     filesystem, path = resolve(address)

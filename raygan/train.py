@@ -21,6 +21,7 @@ import re
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,47 +66,73 @@ class TrainResult:
     """What a finished training left behind."""
 
     run_id: str
-    model: tracking.RegisteredModel
+    model: tracking.RegisteredModel | None
     checkpoint: str
     pictures: str
     metrics: dict[str, float]
 
     def to_json(self) -> str:
         """The job's last line."""
-        model = {"name": self.model.name, "version": int(self.model.version)}
+        model = {"name": self.model.name, "version": int(self.model.version)} if self.model else None
         return json.dumps(
             {"run_id": self.run_id, "model": model, "checkpoint": self.checkpoint, "metrics": self.metrics}
         )
 
 
-def train(settings: TrainSettings) -> TrainResult:
+@dataclass(frozen=True)
+class Shared:
+    """What the trainings of one search have in common: photos, the future `Reference`, and a judge's cores."""
+
+    photos: Photos
+    reference: ray.ObjectRef
+    judge_cores: float
+
+
+@dataclass(frozen=True)
+class TrialTraining:
+    """A training as a trial of a search: it shares, tells the search of its quality, and registers nothing.
+
+    parent_run: the search's MLflow run. begin_from: a checkpoint of another trial to go on from.
+    """
+
+    shared: Shared
+    parent_run: str
+    told: Callable[[Quality], None]
+    begin_from: str | None = None
+
+
+class CollapsedError(RayganError):
+    """The training died of itself; going on or trying again brings nothing."""
+
+
+def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainResult:
     """Train to the length asked for, resuming an interrupted run of the same name.
 
-    Raises ConfigurationError for settings that the shards or the cluster can't serve, RayganError for
-    anything else that went wrong, a collapsed training included, each with the way out.
+    Raises ConfigurationError for settings that the shards or the cluster can't serve, CollapsedError for a training that
+    collapsed, RayganError for anything else that went wrong, each with the way out.
     """
-    data = DataSet.open(settings.data)
-    data.check(image_size=settings.image_size, label=settings.label)
-    _check_enough(data, settings)
+    data = check(settings)
     tracking.connect(settings)
     cluster.connect()
-    resources = _worker_resources(settings)
+    resources = worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     run = RunRecord.open(settings, data)
-    photos = load_photos(data, "train", settings.label)
+    photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)
     schedule = Schedule.of(settings, len(photos), settings.batch_size)
     label = settings.label or "all"
+    tags = {"raygan.label": label, **({"mlflow.parentRunId": trial.parent_run} if trial else {})}
     with tracking.start_run(
         settings,
         run.name,
         job="train",
         params={**_recorded(settings), "fingerprint": data.manifest.fingerprint, "photos": len(photos)},
-        tags={"raygan.label": label},
+        tags=tags,
         run_id=run.mlflow_run_id,
     ) as log:
         run.save(mlflow_run_id=log.id, state="running")
-        print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
-        training = Training(settings, schedule, run, data, photos, log)
+        if not trial:
+            print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
+        training = Training(settings, schedule, run, data, photos, log, trial)
         outcome = training.fit(resources)
         with tempfile.TemporaryDirectory() as scratch:
             generator = Path(scratch, "generator")
@@ -114,9 +141,19 @@ def train(settings: TrainSettings) -> TrainResult:
             training.draw_end(generator)
             training.log_checkpoint(outcome)
             labels = data.manifest.classes if settings.conditional else [label]
-            model = tracking.register_generator(log, generator, label, labels=labels, promote=settings.promote)
+            model = None
+            if not trial:
+                model = tracking.register_generator(log, generator, label, labels=labels, promote=settings.promote)
         run.save(state="finished", images=outcome.images)
     return TrainResult(log.id, model, outcome.chosen.path, storage.join(run.folder, "pictures"), outcome.metrics)
+
+
+def check(settings: TrainSettings) -> DataSet:
+    """The shards, if the settings can be trained on them. Raises ConfigurationError that says what can't be."""
+    data = DataSet.open(settings.data)
+    data.check(image_size=settings.image_size, label=settings.label)
+    _check_enough(data, settings)
+    return data
 
 
 class RunRecord:
@@ -203,7 +240,8 @@ def _check_enough(data: DataSet, settings: TrainSettings) -> None:
         )
 
 
-def _worker_resources(settings: TrainSettings) -> dict[str, float]:
+def worker_resources(settings: TrainSettings) -> dict[str, float]:
+    """What each worker reserves. A cluster must be connected."""
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
     if cluster.use_gpus(settings.gpu, settings.fewest_workers):
         resources["GPU"] = 1
@@ -231,10 +269,10 @@ class Training:
         data: DataSet,
         photos: Photos,
         log: tracking.Run,
+        trial: TrialTraining | None,
     ):
-        self.settings, self.schedule, self.run, self.data, self.photos, self.log = (
-            settings, schedule, run, data, photos, log,
-        )  # fmt: skip
+        self.settings, self.schedule, self.run, self.log, self.trial = settings, schedule, run, log, trial
+        self.data, self.photos = data, photos
         self.events = Queue(actor_options={"num_cpus": 0})
         self.history = History(storage.join(run.folder, "metrics.jsonl"))
 
@@ -242,7 +280,8 @@ class Training:
         """Train, following the events. Raises RayganError if the training failed or collapsed."""
         settings = self.settings
         labels = tuple(self.data.manifest.classes) if settings.conditional else ()
-        task = WorkerTask(settings, self.schedule, self.photos, labels, self.events, self.run.folder)
+        begin_from = self.trial.begin_from if self.trial else None
+        task = WorkerTask(settings, self.schedule, self.photos, labels, self.events, self.run.folder, begin_from)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"task": task},
@@ -265,7 +304,7 @@ class Training:
                 callbacks=[ForwardReports(self.events), MLflowCallback(self.log.spool, step="images")],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
-            validation_config=self._validation(resources),
+            validation_config=self._validation(),
         )
         cluster.poll_training_often()
         training = _InBackground(trainer.fit)
@@ -280,17 +319,17 @@ class Training:
             raise RayganError(f"run {self.run.name} ended without a checkpoint")
         return Outcome(_best(result), result.checkpoint, self.history.latest, follower.images)
 
-    def _validation(self, resources: dict[str, float]) -> ValidationConfig | None:
+    def _validation(self) -> ValidationConfig | None:
         """What judges checkpoints, or None if quality is off."""
         if not self.schedule.quality:
             return None
         settings = self.settings
-        validation = load_photos(self.data, "validation", settings.label)
-        cores = quality.cores_beside(cluster.total("CPU") - settings.most_workers * resources["CPU"])
+        if self.trial:
+            reference, cores = self.trial.shared.reference, self.trial.shared.judge_cores
+        else:
+            reference, cores = quality.start_measuring(settings, self.data, self.photos)
         judge = quality.Judge(
-            reference=ray.remote(quality.measure)
-            .options(num_cpus=cores)
-            .remote(self.photos, validation, settings.quality_network),
+            reference=reference,
             photos=self.photos,
             network=settings.quality_network,
             samples=settings.quality_samples,
@@ -305,7 +344,7 @@ class Training:
         self.log.log_tags({"collapsed": f"at {collapse.kimg:.3g} kimg: {collapse.reason}"})
         self.run.save(state="collapsed")
         kept = f"the last good checkpoint is {result.checkpoint.path}" if result.checkpoint else "no checkpoint is kept"
-        raise RayganError(
+        raise CollapsedError(
             f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
             f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"
         )
@@ -407,7 +446,10 @@ class _Follower:
         self.images = 0
         self._batch = training.settings.batch_size
         total = training.schedule.total * self._batch
-        self._bar = tqdm(total=total, desc="training", unit="img", unit_scale=True, smoothing=0.05)
+        # A search has a bar of its own.
+        self._bar = tqdm(
+            total=total, desc="training", unit="img", unit_scale=True, smoothing=0.05, disable=bool(training.trial)
+        )
         self._shown: dict[str, str] = {}
         self._started = False
 
@@ -447,6 +489,8 @@ class _Follower:
         self._training.history.add({**event.metrics, "images": event.images})
         # Not through the callback: a judgement comes when the training is long past the images it is about.
         self._training.log.log_metrics(event.metrics, event.images)
+        if self._training.trial:
+            self._training.trial.told(event)
         self._shown |= {"kid": f"{next(iter(event.metrics.values())):.3g} at {event.images / 1000:.0f} kimg"}
 
     def _show(self, images: int) -> None:

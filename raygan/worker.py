@@ -77,7 +77,11 @@ class ForwardReports(ray.train.UserCallback):
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What every worker is given. labels: classes of a conditional generator, else empty."""
+    """What every worker is given.
+
+    labels: classes of a conditional generator, else empty. begin_from: another run's checkpoint that a run without
+    one of its own goes on from.
+    """
 
     settings: TrainSettings
     schedule: Schedule
@@ -85,6 +89,7 @@ class WorkerTask:
     labels: tuple[str, ...]
     events: Queue
     folder: str
+    begin_from: str | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -99,6 +104,8 @@ def train_worker(config: dict[str, Any]) -> None:
     step = GanStep(networks, step_settings(settings, task.schedule, device), device, share)
     before: dict[str, Any] = {}
     checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None and task.begin_from:
+        checkpoint = ray.train.Checkpoint(task.begin_from)
     if checkpoint:
         with checkpoint.as_directory() as folder:
             before = load_training(Path(folder), step)

@@ -1,0 +1,106 @@
+"""Search spaces as people write them: ``generator_lr=1e-5..1e-3`` and ``z_dim=64,128``.
+
+torch-free and Ray-free: what a space means, whether it makes sense, and the source project's point in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raygan.cli import validate
+from raygan.config import TrainSettings
+from raygan.errors import ConfigurationError
+
+#: The settings that may be searched, with the values of the first source project's training; what it leaves open
+#: is Gulrajani et al. 2017's. They are the first trial of every search, so that the others can be read against them.
+SOURCE: dict[str, Any] = {
+    "generator_lr": 0.00035,
+    "critic_lr": 0.0001,
+    "z_dim": 200,
+    "penalty_weight": 10.0,
+    "penalty_every": 1,
+    "n_critic": 5,
+    "width": 64,
+    "batch_size": 128,
+    "warmup_kimg": 0.0,
+    "ema_kimg": 10.0,
+    "augment": "none",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One searched setting: log-uniform between two bounds, or one of several values."""
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    choices: tuple[Any, ...] = ()
+
+
+def parse_space(texts: Sequence[str], base: TrainSettings) -> list[Axis]:
+    """The axes of a space. Raises ConfigurationError naming what is wrong with which.
+
+    base: every bound and choice is tried on these settings, so that a trial can't find out later.
+    """
+    axes = [_axis(text) for text in texts]
+    names = [axis.name for axis in axes]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"--space: a setting is named twice among {', '.join(names)}")
+    if not axes:
+        raise ConfigurationError("--space: nothing is to be searched")
+    for axis in axes:
+        for value in axis.choices or (axis.low, axis.high):
+            try:
+                settings_of(base, {axis.name: value})
+            except ConfigurationError as error:
+                raise ConfigurationError(f"--space: {axis.name} can't be {value}: {error}") from None
+    return axes
+
+
+def source_point(axes: Sequence[Axis]) -> dict[str, Any]:
+    """The source project's values of the searched settings."""
+    return {axis.name: SOURCE[axis.name] for axis in axes}
+
+
+def settings_of(base: TrainSettings, point: dict[str, Any]) -> TrainSettings:
+    """The training at one point of the space. Raises ConfigurationError if there is none."""
+    changes = dict(point)
+    if "augment" in changes:
+        policies = changes["augment"]
+        changes["augment"] = [] if policies == "none" else str(policies).split("+")
+    values = {name: getattr(base, name) for name in TrainSettings.model_fields}
+    return validate(TrainSettings, {**values, **changes})
+
+
+def _axis(text: str) -> Axis:
+    name, equals, values = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
+    if not equals or not values:
+        raise ConfigurationError(f"--space: {text!r} must be NAME=LOW..HIGH or NAME=A,B,C")
+    if name not in SOURCE:
+        raise ConfigurationError(f"--space: {name} can't be searched; choose of {', '.join(SOURCE)}")
+    if ".." in values:
+        return _range(name, values)
+    return Axis(name, choices=tuple(_value(name, value.strip()) for value in values.split(",") if value.strip()))
+
+
+def _range(name: str, values: str) -> Axis:
+    low, high = (_value(name, value) for value in values.split("..", 1))
+    if not isinstance(SOURCE[name], float):
+        raise ConfigurationError(f"--space: {name} takes a list of values such as {name}={SOURCE[name]},..., no range")
+    if not 0 < low < high:
+        raise ConfigurationError(
+            f"--space: {name}={values} is no range: the low end must be above 0 and below the high"
+        )
+    return Axis(name, low=low, high=high)
+
+
+def _value(name: str, text: str) -> Any:
+    kind = type(SOURCE[name])
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigurationError(f"--space: {name} can't be {text!r}") from None
