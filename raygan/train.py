@@ -108,8 +108,8 @@ class CollapsedError(RayganError):
 def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainResult:
     """Train to the length asked for, resuming an interrupted run of the same name.
 
-    Raises ConfigurationError for settings that the shards or the cluster can't serve, CollapsedError for a training that
-    collapsed, RayganError for anything else that went wrong, each with the way out.
+    Raises ConfigurationError for settings that the shards or the cluster can't serve, CollapsedError for a training
+    that collapsed, RayganError for anything else that went wrong, each with the way out.
     """
     data = check(settings)
     tracking.connect(settings)
