@@ -1,0 +1,118 @@
+"""Generators by name, and images from them, on the cluster.
+
+A generator is named as the user has it: ``raygan-generator-cat`` (the version under the serving alias),
+``raygan-generator-cat/3`` (that version), or a folder with ``generator.json``, such as a checkpoint. The driver loads
+it once into Ray's object store; tasks anywhere draw from it. Image i of a label depends on the generator, the
+seed and i alone, however the work is split.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raygan import tracking
+from raygan.config import StorageSettings
+from raygan.errors import ConfigurationError, RayganError
+from raygan.gan.checkpoint import load_generator
+from raygan.gan.networks import Generator, draw_latents
+from raygan.gan.step import seeded, to_uint8
+
+#: Images that share one seed and go through a generator at a time.
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class NamedGenerator:
+    """A generator, on the CPU in evaluation mode, and the labels that it draws.
+
+    name: for tables and charts. about: what its trainer said of it.
+    """
+
+    name: str
+    generator: Generator
+    labels: tuple[str, ...]
+    about: dict[str, Any]
+
+    def sample(self, label: str, count: int, seed: int, first: int = 0) -> Tensor:
+        """uint8 images (count, 3, S, S): those with the numbers `first`, `first` + 1, ... of a label.
+
+        first: a multiple of `BLOCK`.
+        """
+        parts = []
+        for start in range(first, first + count, BLOCK):
+            random = seeded(seed, start // BLOCK, f"sample {label}")
+            latents = draw_latents(BLOCK, self.generator.settings.z_dim, random)[: first + count - start]
+            with torch.inference_mode():
+                parts.append(to_uint8(self._draw(latents, label)))
+        return torch.cat(parts)
+
+    def _draw(self, latents: Tensor, label: str) -> Tensor:
+        if not self.generator.labels:
+            images: Tensor = self.generator(latents)
+            return images
+        classes = torch.full((len(latents),), self.generator.labels.index(label))
+        images = self.generator(latents, classes)
+        return images
+
+
+def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:
+    """The named generators, or if none is named the champion of each of the labels that has one.
+
+    Raises ConfigurationError if a name is unknown, RayganError if files are missing or damaged.
+    """
+    if named:
+        return [_folder(name) if _is_folder(name) else _registered(settings, name) for name in named]
+    client = tracking.connect(settings)
+    champions = tracking.serving_generators(client)
+    return [_download(settings, champions[label]) for label in labels if label in champions]
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name, "generator.json").is_file()
+
+
+def _folder(path: str) -> NamedGenerator:
+    folder = Path(path)
+    name = folder.name if folder.name != "generator" else folder.absolute().parent.name
+    return _named(name, *load_generator(folder))
+
+
+def _registered(settings: StorageSettings, name: str) -> NamedGenerator:
+    client = tracking.connect(settings)
+    model = tracking.find_model(client, name)
+    if model is None:
+        raise ConfigurationError(
+            f"--model: {name!r} is neither a folder with generator.json nor a registered model "
+            f"(NAME for the version under {tracking.SERVING_ALIAS!r}, or NAME/VERSION)"
+        )
+    return _download(settings, model)
+
+
+def _download(settings: StorageSettings, model: tracking.RegisteredModel) -> NamedGenerator:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = tracking.download_model(tracking.connect(settings), model, Path(scratch))
+        generator, about = load_generator(folder)
+    return _named(f"{model.name}/{model.version}", generator, about)
+
+
+def _named(name: str, generator: Generator, about: dict[str, Any]) -> NamedGenerator:
+    labels = generator.labels or (str(about.get("label", "all")),)
+    return NamedGenerator(name, generator, labels, about)
+
+
+def check_labels(found: Sequence[NamedGenerator], classes: Sequence[str], data: str) -> None:
+    """Raise RayganError if a generator draws a label that the shards don't have."""
+    for one in found:
+        strange = [label for label in one.labels if label not in classes and label != "all"]
+        if strange:
+            raise RayganError(
+                f"--model: {one.name} draws {', '.join(strange)}, but {data} has only {', '.join(classes)}: "
+                f"give shards with that label, or another generator"
+            )
