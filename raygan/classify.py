@@ -34,7 +34,7 @@ from raygan.batches import Photos, load_photos
 from raygan.config import ClassifySettings, StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.step import Share
-from raygan.generators import check_labels, find_generators
+from raygan.generators import check_labels, check_size, find_generators
 from raygan.judge.fitting import ClassifierFit, imagenet_start
 from raygan.judge.googlenet import Classifier, load_classifier, save_classifier
 from raygan.judge.scores import confusion, score
@@ -163,19 +163,11 @@ def training_images(settings: ClassifySettings, data: DataSet) -> tuple[Photos, 
         parts.append(photos if real == there else balanced_subset(photos, real, len(classes), settings.seed))
     if generated:
         found = find_generators(settings, settings.model, classes)
-        check_labels(found, classes, settings.data)
+        check_labels(found, data)
         made_of["generators"] = ", ".join(one.name for one in found)
+        check_size(found, data)
         parts.append(generated_photos(found, classes, generated, settings.seed))
-        _check_size(found[0].generator.settings.image_size, data)
     return combined(*parts), made_of
-
-
-def _check_size(size: int, data: DataSet) -> None:
-    if size != data.manifest.image_size:
-        raise ConfigurationError(
-            f"--model: the generators draw {size} px images, but {data.address} holds "
-            f"{data.manifest.image_size} px ones: give shards of that size"
-        )
 
 
 def _start(settings: ClassifySettings) -> dict[str, torch.Tensor] | None:

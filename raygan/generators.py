@@ -23,6 +23,10 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.networks import Generator, draw_latents
 from raygan.gan.step import seeded, to_uint8
+from raygan.shards import DataSet
+
+#: What a generator that was trained on all labels together calls its label.
+ALL = "all"
 
 #: Images that share one seed and go through a generator at a time.
 BLOCK = 64
@@ -103,16 +107,28 @@ def _download(settings: StorageSettings, model: tracking.RegisteredModel) -> Nam
 
 
 def _named(name: str, generator: Generator, about: dict[str, Any]) -> NamedGenerator:
-    labels = generator.labels or (str(about.get("label", "all")),)
+    labels = generator.labels or (str(about.get("label", ALL)),)
     return NamedGenerator(name, generator, labels, about)
 
 
-def check_labels(found: Sequence[NamedGenerator], classes: Sequence[str], data: str) -> None:
+def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
     """Raise RayganError if a generator draws a label that the shards don't have."""
+    classes = data.manifest.classes
     for one in found:
-        strange = [label for label in one.labels if label not in classes and label != "all"]
+        strange = [label for label in one.labels if label not in (*classes, ALL)]
         if strange:
             raise RayganError(
-                f"--model: {one.name} draws {', '.join(strange)}, but {data} has only {', '.join(classes)}: "
+                f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
                 f"give shards with that label, or another generator"
+            )
+
+
+def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise ConfigurationError if a generator draws images of another size than the shards hold."""
+    for one in found:
+        size, held = one.generator.settings.image_size, data.manifest.image_size
+        if size != held:
+            raise ConfigurationError(
+                f"--model: {one.name} draws {size} px images, but {data.address} holds {held} px ones: "
+                f"give shards of {size} px"
             )

@@ -31,11 +31,17 @@ from raygan.judge.googlenet import build_googlenet, to_input
 class FitSettings:
     """How the classifier is fitted.
 
-    batch_size: images in the global batch, all ranks together. learning_rate: AdamW's highest. weight_decay:
-    AdamW's. warmup: share of the batches in which the rate rises, 0 to 1. label_smoothing: 0 to 1.
-    auxiliary_weight: of each auxiliary head's loss; 0 leaves the heads out. mirror: flip images at random. shift:
-    largest random shift, as a share of the side. precision: "bf16" computes convolutions in bfloat16 by autocast.
-    sync_batch_norm: batch statistics of all ranks together. seed: of the weights and every random draw.
+    batch_size: images in the global batch, all ranks together.
+    learning_rate, weight_decay: AdamW's; the rate is the highest of the schedule.
+    warmup: share of the batches in which the rate rises, 0 to 1.
+    label_smoothing: share of each target that is spread over all labels, 0 to 1.
+    auxiliary_weight: of each auxiliary head's loss; 0 leaves the heads out.
+    mirror: flip images at random.
+    shift: largest random shift, as a share of the side.
+    precision: "bf16" computes convolutions in bfloat16 by autocast; "fp64" everything in float64, to check the
+        arithmetic.
+    sync_batch_norm: batch statistics of all ranks together.
+    seed: of the weights and every random draw.
     """
 
     batch_size: int = 64
@@ -46,7 +52,7 @@ class FitSettings:
     auxiliary_weight: float = 0.3
     mirror: bool = True
     shift: float = 0.0625
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     sync_batch_norm: bool = False
     seed: int = 0
 
@@ -76,7 +82,8 @@ class ClassifierFit:
             self.net = build_googlenet(labels, auxiliary=settings.auxiliary_weight > 0)
         if start is not None:
             self.net.load_state_dict({**self.net.state_dict(), **start})
-        self.net.to(self.device, memory_format=torch.channels_last).train()
+        self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
+        self.net.to(self.device, self.dtype, memory_format=torch.channels_last).train()
         if settings.sync_batch_norm:
             synchronise(self.net)
         self.optimizer = torch.optim.AdamW(
@@ -93,18 +100,17 @@ class ClassifierFit:
         Returns sums over this rank's images of `loss` (of the head alone) and `train_accuracy`.
         """
         batch, settings = self.batches_done, self.settings
-        pixels = to_input(self._changed(images, batch).to(self.device), images.shape[-1])
+        pixels = to_input(self._changed(images, batch).to(self.device), images.shape[-1]).to(self.dtype)
         targets = targets.to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * self.rate(batch)
         self.optimizer.zero_grad(set_to_none=True)
         with self._dropout_seed(batch), self._autocast():
             outputs = self._ddp(pixels)
-        heads = list(outputs) if settings.auxiliary_weight > 0 else [outputs]
-        if settings.auxiliary_weight > 0:
-            heads = [outputs.logits, outputs.aux_logits2, outputs.aux_logits1]
+        auxiliary = settings.auxiliary_weight > 0
+        heads = [outputs.logits, outputs.aux_logits2, outputs.aux_logits1] if auxiliary else [outputs]
         losses = [
-            F.cross_entropy(head.float(), targets, label_smoothing=settings.label_smoothing, reduction="sum")
+            F.cross_entropy(head.to(self.dtype), targets, label_smoothing=settings.label_smoothing, reduction="sum")
             for head in heads
         ]
         total = losses[0] + settings.auxiliary_weight * sum(losses[1:], torch.zeros((), device=self.device))
@@ -125,7 +131,7 @@ class ClassifierFit:
         self.net.eval()
         with torch.inference_mode(), self._autocast():
             parts = [
-                self.net(to_input(part.to(self.device), part.shape[-1])).float().softmax(1).cpu()
+                self.net(to_input(part.to(self.device), part.shape[-1]).to(self.dtype)).float().softmax(1).cpu()
                 for part in images.split(64)
             ]
         self.net.train()
