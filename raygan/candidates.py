@@ -76,13 +76,13 @@ def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate
         return [_alone(one, settings.label) for one in found]
     if not found:
         raise RayganError(missing_generator(" or ".join(settings.label or classes)))
-    sources = {
-        label: one for one in found for label in one.labels if not settings.label or label in settings.label
-    }
+    sources = {label: one for one in found for label in one.labels if not settings.label or label in settings.label}
     return [Candidate("champion", sources, tuple(dict.fromkeys(one.name for one in found)))]
 
 
-def baselines(labels: Sequence[str], held_out: Mapping[str, Tensor], like: NamedGenerator | None, size: int, seed: int) -> list[Candidate]:
+def baselines(
+    labels: Sequence[str], held_out: Mapping[str, Tensor], like: NamedGenerator | None, size: int, seed: int
+) -> list[Candidate]:
     """Real photos, an untrained generator shaped like the first one judged, and noise."""
     found = [Candidate("real photos", dict.fromkeys(labels, RealPhotos(held_out)))]
     if like is not None:

@@ -48,8 +48,8 @@ def calibration(probabilities: Tensor, targets: Tensor, bins: int = 15) -> bytes
 
 
 def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> bytes:
-    """Histograms over [0, 1], one panel each, with a line for each named set of values."""
-    figure, rows = _figure(4.2 * max(1, len(panels)), 3.0, columns=max(1, len(panels)))
+    """Histograms over [0, 1], one panel each (at least one), with a line for each named set of values."""
+    figure, rows = _row_of_axes(4.2 * len(panels), 3.0, len(panels))
     edges = np.linspace(0, 1, 21)
     for axes, (title, series) in zip(rows, panels.items(), strict=True):
         for name, values in series.items():
@@ -108,15 +108,19 @@ def captioned(images: Tensor, captions: Sequence[str], columns: int = 8, side: i
     return sheet
 
 
-def _figure(width: float, height: float, columns: int = 1) -> Any:
-    """A figure and its axes (a list of them for several columns); without pyplot, which keeps every figure."""
+def _figure(width: float, height: float) -> Any:
+    figure, (axes,) = _row_of_axes(width, height, 1)
+    return figure, axes
+
+
+def _row_of_axes(width: float, height: float, count: int) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side; without pyplot, which keeps every figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes) if columns > 1 else axes[0]
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _png(figure: Any) -> bytes:

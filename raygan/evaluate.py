@@ -69,15 +69,17 @@ class Reals:
 class Verdict:
     """A candidate's numbers for one label, or for "all", and what the page shows beside them.
 
-    metrics: by name. closest: index of the nearest real photo of each sample, in the first network.
+    metrics: by name. closest: index of the nearest real photo of each sample, in the first network. confidence: the
+    classifier's probability of the label (n,), or None where it doesn't know it.
     """
 
     candidate: str
     label: str
     samples: int
     metrics: dict[str, float]
-    look: Look
     closest: Tensor
+    look: Look
+    confidence: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def find_judges(settings: EvaluateSettings) -> Judges:
         if name == "googlenet":
             if folder is None:
                 raise ConfigurationError(
-                    "--network: no classifier is registered: train one with `python jobs/classify.py`, or give its folder"
+                    "--network: no classifier is registered: train one with `python jobs/classify.py`, "
+                    "or give its folder"
                 )
             names.append(folder)
         elif name == INCEPTION and settings.inception_weights:
@@ -249,9 +252,15 @@ def _measure_all(
             raise RayganError(str(error.cause)) from None
         raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
     return [
-        Verdict(name, label, len(look), found[name, label][0], look, found[name, label][1])
+        Verdict(name, label, len(look), metrics, closest, look, _confidence(look, label, classes))
         for (name, label), (look, _) in jobs.items()
+        for metrics, closest in [found[name, label]]
     ]
+
+
+def _confidence(look: Look, label: str, classes: Sequence[str]) -> Tensor | None:
+    """The probability (n,) that the classifier gives to the label, if it knows it."""
+    return look.verdicts[:, classes.index(label)] if look.verdicts is not None and label in classes else None
 
 
 def _for_measuring(look: Look) -> Look:
@@ -282,10 +291,10 @@ def measure(look: Look, reals: Reals, label: str, classes: Sequence[str]) -> tup
         suffix = str(count) if shown == INCEPTION else f"{count}_{shown}"
         metrics |= {_suffixed(name, suffix): value for name, value in found.items()}
         closest = indices if number == 0 else closest
-    if look.verdicts is not None and label in classes:
-        own = look.verdicts[:, classes.index(label)]
+    confidence = _confidence(look, label, classes)
+    if look.verdicts is not None and confidence is not None:
         metrics[f"agreement{count}"] = float((look.verdicts.argmax(1) == classes.index(label)).float().mean())
-        metrics[f"confidence{count}"] = float(own.mean())
+        metrics[f"confidence{count}"] = float(confidence.mean())
     if look.mass is not None:
         metrics[f"animal_mass{count}"] = float(look.mass.mean())
     return metrics, closest
@@ -361,8 +370,8 @@ def flags(verdicts: Sequence[Verdict]) -> list[str]:
     found = []
     if fewest < FID_STEADY:
         found.append(
-            f"FID from {fewest:,} samples is biased upwards (steady from about {FID_STEADY:,}): compare it only with FID "
-            f"of as many samples, and trust KID, which is unbiased, with its standard error"
+            f"FID from {fewest:,} samples is biased upwards (steady from about {FID_STEADY:,}): compare it only with "
+            f"FID of as many samples, and trust KID, which is unbiased, with its standard error"
         )
     dims = {name: vectors.shape[1] for verdict in verdicts for name, vectors in verdict.look.features.items()}
     if any(fewest <= dim for dim in dims.values()):

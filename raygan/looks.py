@@ -72,7 +72,9 @@ def start_looking(source: Source, label: str, count: int, seed: int, judges: Jud
     """Start tasks that draw `count` images of a label and look at them; their looks, in order."""
     held = ray.put(source)
     look = ray.remote(_look)
-    return [look.remote(held, label, min(_TASK, count - first), seed, first, judges) for first in range(0, count, _TASK)]
+    return [
+        look.remote(held, label, min(_TASK, count - first), seed, first, judges) for first in range(0, count, _TASK)
+    ]
 
 
 def wait_for(tasks: Sequence[ray.ObjectRef], doing: str) -> None:
