@@ -27,7 +27,6 @@ import numpy as np
 import ray
 import ray.tune
 import torch
-from ray.train import FailureConfig
 from ray.util.queue import Queue
 
 from raygan import charts, cluster, storage, tracking
@@ -206,7 +205,7 @@ class _Room:
             run_config=ray.tune.RunConfig(
                 name="tune",
                 storage_path=storage.resolve(self.folder)[1] if "://" not in self.folder else self.folder,
-                failure_config=FailureConfig(max_failures=1),
+                failure_config=ray.tune.FailureConfig(max_failures=1),
                 verbose=0,
             ),
         )
