@@ -93,7 +93,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     start = _start(settings)
     cluster.connect()
     resources = _resources(settings)
-    cluster.require(settings.num_workers, resources)
+    cluster.require(settings.fewest_workers, resources)
     default_name = time.strftime("classify-%Y%m%d-%H%M%S")
     run = RunRecord.open(
         settings,
@@ -179,7 +179,7 @@ def _start(settings: ClassifySettings) -> dict[str, torch.Tensor] | None:
 
 def _resources(settings: ClassifySettings) -> dict[str, float]:
     resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
-    if cluster.use_gpus(settings.gpu, settings.num_workers):
+    if cluster.use_gpus(settings.gpu, settings.fewest_workers):
         resources["GPU"] = 1
     return resources
 

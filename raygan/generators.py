@@ -2,8 +2,8 @@
 
 A generator is named as the user has it: ``raygan-generator-cat`` (the version under the serving alias),
 ``raygan-generator-cat/3`` (that version), or a folder with ``generator.json``, such as a checkpoint. The driver loads
-it once into Ray's object store; tasks anywhere draw from it. Image i of a label depends on the generator, the
-seed and i alone, however the work is split.
+it once into Ray's object store; tasks anywhere draw from it. Image i depends on the generator, the seed and i alone,
+however the work is split; with seed 0 it is the image that the service gives for seed i.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from raygan import tracking
 from raygan.config import StorageSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
-from raygan.gan.networks import Generator, draw_latents
-from raygan.gan.step import seeded, to_uint8
+from raygan.gan.latents import latents_of
+from raygan.gan.networks import Generator
+from raygan.gan.step import to_uint8
 from raygan.shards import DataSet
 
 #: What a generator that was trained on all labels together calls its label.
 ALL = "all"
 
-#: Images that share one seed and go through a generator at a time.
-BLOCK = 64
+#: Images that go through a generator at a time.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,12 @@ class NamedGenerator:
     about: dict[str, Any]
 
     def sample(self, label: str, count: int, seed: int, first: int = 0) -> Tensor:
-        """uint8 images (count, 3, S, S): those with the numbers `first`, `first` + 1, ... of a label.
-
-        first: a multiple of `BLOCK`.
-        """
-        parts = []
-        for start in range(first, first + count, BLOCK):
-            random = seeded(seed, start // BLOCK, f"sample {label}")
-            latents = draw_latents(BLOCK, self.generator.settings.z_dim, random)[: first + count - start]
-            with torch.inference_mode():
-                parts.append(to_uint8(self._draw(latents, label)))
-        return torch.cat(parts)
+        """uint8 images (count, 3, S, S) of a label: those with the numbers `first`, `first` + 1, ..."""
+        # Neighbouring seeds are neighbouring images to the service: sets of different seeds must not overlap.
+        start = (seed << 32) + first
+        latents = latents_of(range(start, start + count), self.generator.settings.z_dim)
+        with torch.inference_mode():
+            return torch.cat([to_uint8(self._draw(part, label)) for part in latents.split(_AT_ONCE)])
 
     def _draw(self, latents: Tensor, label: str) -> Tensor:
         if not self.generator.labels:

@@ -23,12 +23,11 @@ from tqdm import tqdm
 from raygan import storage
 from raygan.candidates import Source
 from raygan.features import load_features
-from raygan.generators import BLOCK
 from raygan.judge.animals import AnimalMass
 from raygan.judge.googlenet import Classifier, load_classifier
 
 #: Images that one task looks at.
-_TASK = 2 * BLOCK
+_TASK = 128
 
 
 @dataclass(frozen=True)

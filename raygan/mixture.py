@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from raygan.batches import Block, Photos
 from raygan.errors import ConfigurationError, RayganError
-from raygan.generators import BLOCK, NamedGenerator
+from raygan.generators import NamedGenerator
 
 #: Images that one task generates.
-_TASK = 4 * BLOCK
+_TASK = 256
 
 
 def combined(*parts: Photos) -> Photos:
