@@ -93,20 +93,10 @@ def baselines(
 
 
 def untrained_generator(like: NamedGenerator, labels: Sequence[str], seed: int) -> NamedGenerator:
-    """A generator of the same shape with fresh weights, and batch statistics as its own samples have them.
-
-    Without those its samples would all be the same grey, which no training ever shows.
-    """
+    """A generator of the same shape with fresh weights, as a training begins with it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = Generator(like.generator.settings).train()
-        latents = torch.randn(256, generator.settings.z_dim)
-        classes = torch.arange(256) % len(generator.labels) if generator.labels else None
-        for module in generator.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        with torch.no_grad():
-            generator(latents, classes)
+        generator = Generator(like.generator.settings)
     return NamedGenerator("untrained", generator.eval(), tuple(labels), {})
 
 

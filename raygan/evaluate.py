@@ -251,11 +251,23 @@ def _measure_all(
         if isinstance(error.cause, RayganError):
             raise RayganError(str(error.cause)) from None
         raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
+    for name, label in jobs:
+        if label == ALL and everything is not None:
+            found[name, ALL][0].update(_mean_agreement([found[name, one][0] for one in reals]))
     return [
         Verdict(name, label, len(look), metrics, closest, look, _confidence(look, label, classes))
         for (name, label), (look, _) in jobs.items()
         for metrics, closest in [found[name, label]]
     ]
+
+
+def _mean_agreement(of_labels: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Agreement over all labels: the mean of the labels' own, in which guessing gets 1 / labels."""
+    found = [(name, value) for metrics in of_labels for name, value in metrics.items() if name.startswith("agreement")]
+    if len(found) < len(of_labels):
+        return {}
+    count = sum(int(name.removeprefix("agreement")) for name, _ in found)
+    return {f"agreement{count}": sum(value for _, value in found) / len(found)}
 
 
 def _confidence(look: Look, label: str, classes: Sequence[str]) -> Tensor | None:

@@ -33,7 +33,7 @@ MEANINGS: dict[str, tuple[bool | None, str]] = {
     "recall": (True, "share of real photos that lie among the samples"),
     "density": (True, "how densely real photos surround the samples; 1 is as densely as each other"),
     "coverage": (True, "share of real photos with a sample near by"),
-    "diversity": (True, "how unlike samples are to each other; 1 is as unlike as real photos"),
+    "diversity": (None, "how unlike samples are to each other; 1 is as unlike as real photos"),
     "train_distance": (
         None,
         "distance to the nearest real photo; 1 is as far as real photos from each other, less is copying",

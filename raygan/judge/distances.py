@@ -82,12 +82,14 @@ class Statistics:
 def precision_recall(real_features: Tensor, fake_features: Tensor) -> tuple[float, float]:
     """Share of fakes among the reals (precision) and of reals among the fakes (recall), each 0 to 1.
 
-    "Among" is: within the ball around some image of the other set that reaches to its third neighbour.
+    "Among" is: within the ball around some image of the other set that reaches to its third neighbour. Features
+    are scaled to unit length first: images in which a network sees nothing have short vectors, which lie within
+    the wide balls of a few odd photos, so that noise would have a precision of 1.
     """
     _check(real_features, fake_features, PRECISION_NEIGHBOURS + 1, "precision and recall")
     found = prc_features_to_metric(
-        fake_features,
-        real_features,
+        F.normalize(fake_features, dim=1),
+        F.normalize(real_features, dim=1),
         prc_neighborhood=PRECISION_NEIGHBOURS,
         prc_batch_size=10_000,
         save_cpu_ram=len(real_features) > 10_000,
@@ -100,10 +102,12 @@ def density_coverage(real_features: Tensor, fake_features: Tensor) -> tuple[floa
     """Density (0 and up, 1 for reals) and coverage (0 to 1) of the fakes.
 
     Density counts in how many reals' balls a fake lies, over the 5 expected, and so forgives outliers among the
-    reals, which precision doesn't. Coverage is the share of reals whose ball holds a fake. torch-fidelity has neither.
+    reals, which precision doesn't. Coverage is the share of reals whose ball holds a fake. Features are scaled to
+    unit length as for precision. torch-fidelity has neither metric.
     """
     k = COVERAGE_NEIGHBOURS
     _check(real_features, fake_features, k + 1, "density and coverage")
+    real_features, fake_features = F.normalize(real_features, dim=1), F.normalize(fake_features, dim=1)
     inside_of = torch.zeros(len(fake_features))
     covered = []
     for part in real_features.split(1000):

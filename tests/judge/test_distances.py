@@ -81,8 +81,8 @@ def test_identical_sets_give_0_and_1():
 
 
 def test_precision_and_recall_of_sets_with_a_known_overlap():
-    """Reals have clusters A and B, fakes have B and C, far apart: half of each is among the other."""
-    a, b, c = (normal(30, 3, shift=s, seed=i) for i, s in enumerate((0.0, 100.0, 200.0)))
+    """Reals have clusters A and B, fakes have B and C twice, in three directions: B alone is in both."""
+    a, b, c = (normal(30, 3, seed=i) + 100 * torch.eye(3)[i] for i in range(3))
     jitter = 0.001 * normal(30, 3, seed=9)
     real, fake = torch.cat([a, b]), torch.cat([b + jitter, c, c + jitter])
     precision, recall = precision_recall(real, fake)
@@ -94,7 +94,7 @@ def test_precision_and_recall_of_sets_with_a_known_overlap():
 
 
 def test_density_and_coverage_are_their_definitions():
-    real, fake = normal(40, 3).double(), normal(30, 3, shift=0.4, seed=1).double()
+    real, fake = (torch.nn.functional.normalize(normal(n, 3, 0.5, seed=n).double(), dim=1) for n in (40, 30))
     within = np.zeros((40, 30), bool)
     for i in range(40):
         radius = sorted(np.linalg.norm(real[i] - real[j]) for j in range(40) if j != i)[4]
