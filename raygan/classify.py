@@ -214,7 +214,8 @@ def _fit(
     if not result.best_checkpoints:
         raise RayganError(f"run {run.name} ended without a checkpoint")
     best, _ = min(result.best_checkpoints, key=lambda pair: float(pair[1]["validation_nll"]))
-    return best, int(result.metrics["images"])
+    # Not of the last report: a run that was cut off after its last epoch reports nothing more when it is resumed.
+    return best, max(int(metrics["images"]) for _, metrics in result.best_checkpoints)
 
 
 def classify_worker(config: dict[str, Any]) -> None:

@@ -529,7 +529,8 @@ class FilterOptions(Settings):
     )
     outlier_network: str = option(
         "efficientnet_lite0",
-        "outlier: feature network: efficientnet_lite0, a classifier's folder, or GoogLeNet weights (.pth or .safetensors)",
+        "outlier: feature network: efficientnet_lite0, a classifier's folder, or a file of GoogLeNet weights "
+        "(.pth or .safetensors)",
     )
 
 

@@ -98,7 +98,6 @@ def classify_settings(new_storage, write_shards):
             "tracking_uri": None,
             "epochs": 2,
             "batch_size": 8,
-            "num_workers": 2,
             **changes,
         }
         if "data" not in values:
@@ -114,10 +113,22 @@ def generator_folder(tmp_path, label, size=32):
     return str(folder)
 
 
-def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_settings, tmp_path):
+def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_settings, tmp_path, monkeypatch):
     settings = classify_settings(name="whole")
+
+    def refuse(*args, **kwargs):
+        raise RayganError("the registry is away")
+
+    # The run is cut off just before its end; the same command goes on and need not train again.
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "register_classifier", refuse)
+        with pytest.raises(RayganError, match="registry is away"):
+            classify(settings)
+    with pytest.raises(ConfigurationError, match=r"seed was 0, now 1"):
+        classify(settings.model_copy(update={"seed": 1}))
     result = classify(settings)
     client = tracking.connect(settings)
+    assert len(client.search_runs([client.get_experiment_by_name("raygan").experiment_id])) == 1
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["real"] == "24"
