@@ -1,6 +1,6 @@
 """What a report card judges: sets of images by label, each from a source that tasks anywhere can draw from.
 
-A candidate is one row of the report's table: a generator, several that share the labels between them, or one of the
+A candidate is one column of the report's table: a generator, several that share the labels between them, or one of the
 baselines that show what the numbers mean: real photos, an untrained generator, and noise.
 """
 
@@ -32,7 +32,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the table. sources: one for each label. made_of: the generators behind it, for the record."""
+    """A column of the table. sources: one for each label. made_of: the generators behind it, for the record."""
 
     name: str
     sources: Mapping[str, Source]

@@ -1,6 +1,6 @@
 """The report card as one HTML page that needs nothing else: pictures and charts are inside it.
 
-A section for each label (and one for all together) has a table with a row for each candidate, charts with standard
+A section for each label (and one for all together) has a table with a column for each candidate, charts with standard
 errors, the samples, their nearest real photos, and histograms of the classifier's confidence and of animal mass.
 """
 
@@ -87,7 +87,7 @@ def _section(label: str, verdicts: Sequence[Verdict], reals: Mapping[str, Reals]
     if label in reals:
         real = reals[label].pixels
         shown = real[pictures.spread(SHOWN, len(real))]
-        parts.append(_figure(_grid(shown), "real photos"))
+        parts.append(_figure(_grid(shown), "real photos that are compared with"))
         for verdict in verdicts:
             parts.append(_figure(_grid(verdict.look.pixels[:SHOWN]), f"{verdict.candidate}"))
         for verdict in verdicts:
@@ -101,10 +101,9 @@ def _table(verdicts: Sequence[Verdict]) -> str:
     names = [n for n in dict.fromkeys(n for v in verdicts for n in v.metrics) if not n.endswith("_error")]
     names.sort(key=lambda name: list(MEANINGS).index(_base(name)))
     best = {name: _best(name, verdicts) for name in names}
-    head = "".join(f"<th>{_heading(name)}</th>" for name in names)
+    head = "".join(f"<th>{html.escape(v.candidate)}</th>" for v in verdicts)
     rows = "".join(
-        f"<tr><td>{html.escape(v.candidate)}</td>{''.join(_cell(name, v, best[name]) for name in names)}</tr>"
-        for v in verdicts
+        f"<tr><td>{_heading(name)}</td>{''.join(_cell(name, v, best[name]) for v in verdicts)}</tr>" for name in names
     )
     return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
@@ -113,14 +112,14 @@ def _best(name: str, verdicts: Sequence[Verdict]) -> float | None:
     """The best value of the generators, which is shown in bold; real photos would always win."""
     more_is_better = MEANINGS[_base(name)][0]
     values = [v.metrics[name] for v in verdicts if name in v.metrics and v.candidate != "real photos"]
-    if more_is_better is None or len(values) < 2:
+    if more_is_better is None or len(set(values)) < 2:
         return None
     return max(values) if more_is_better else min(values)
 
 
 def _heading(name: str) -> str:
     arrow = {True: " ↑", False: " ↓", None: ""}[MEANINGS[_base(name)][0]]
-    return html.escape(name).replace("_", "_<wbr>") + arrow
+    return html.escape(name) + arrow
 
 
 def _cell(name: str, verdict: Verdict, best: float | None) -> str:
