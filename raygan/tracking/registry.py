@@ -55,11 +55,7 @@ def register_classifier(run: Run, folder: Path, labels: Sequence[str], *, promot
 
 def serving_classifier(client: MlflowClient) -> RegisteredModel | None:
     """The promoted classifier, if there is one."""
-    try:
-        version = client.get_model_version_by_alias(CLASSIFIER_NAME, SERVING_ALIAS)
-    except MlflowException:
-        return None  # no such model, or no such alias
-    return RegisteredModel(CLASSIFIER_NAME, str(version.version), version.run_id)
+    return find_model(client, CLASSIFIER_NAME)
 
 
 def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
@@ -78,6 +74,19 @@ def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
             if len(labels) == 1 or label not in found:
                 found[label] = registered
     return found
+
+
+def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """The version of ``NAME/VERSION``, or for ``NAME`` the one under the serving alias; None if there is none."""
+    model, _, number = name.partition("/")
+    try:
+        if number:
+            version = client.get_model_version(model, number)
+        else:
+            version = client.get_model_version_by_alias(model, SERVING_ALIAS)
+    except MlflowException:
+        return None
+    return RegisteredModel(model, str(version.version), version.run_id)
 
 
 def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -> Path:

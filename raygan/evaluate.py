@@ -1,0 +1,391 @@
+"""Evaluate: generators and real shards in, a report card out.
+
+The mental model:
+
+1. Candidates are found by name (`raygan.candidates`): generators, and with --baselines real photos, an untrained
+   generator and noise.
+2. Ray tasks draw each candidate's samples and look at them (`raygan.looks`). Features of the real photos come from
+   storage if an earlier report has put them there.
+3. Further tasks compare each candidate with the reals, label by label and over all labels (`measure`).
+4. Nothing is written before everything is known: then the page, the JSON file and MLflow's records.
+
+Metric names say the number of samples and the feature network, as in ``fid2000_efficientnet_lite0``; only those of
+``inception_v3`` go without a network, as in ``fid2000``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from raygan import cluster, pictures, report_card, storage, tracking
+from raygan.batches import load_photos
+from raygan.candidates import Candidate, baselines, find_candidates
+from raygan.config import EvaluateSettings, StorageSettings
+from raygan.errors import ConfigurationError, RayganError
+from raygan.features import INCEPTION, load_features
+from raygan.generators import ALL, NamedGenerator
+from raygan.judge.distances import (
+    COVERAGE_NEIGHBOURS,
+    FID_STEADY,
+    Statistics,
+    density_coverage,
+    diversity,
+    kid,
+    nearest,
+    precision_recall,
+)
+from raygan.judge.googlenet import load_classifier
+from raygan.looks import Judges, Look, joined, real_features, start_looking, wait_for
+from raygan.runs import recorded
+from raygan.shards import DataSet
+
+#: Images that every metric has enough of.
+LEAST = COVERAGE_NEIGHBOURS + 1
+
+#: Share of the real photos whose nearest other photo is nearer than a sample's must be for it to count as a copy.
+_COPY_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Reals:
+    """The real photos of one label, or of all: pixels uint8 (n, 3, S, S) and features (n, d) by network."""
+
+    pixels: Tensor
+    features: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A candidate's numbers for one label, or for "all", and what the page shows beside them.
+
+    metrics: by name. closest: index of the nearest real photo of each sample, in the first network. confidence: the
+    classifier's probability of the label (n,), or None where it doesn't know it.
+    """
+
+    candidate: str
+    label: str
+    samples: int
+    metrics: dict[str, float]
+    closest: Tensor
+    look: Look
+    confidence: Tensor | None
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Where the report is. metrics: candidate, label, name, value."""
+
+    run_id: str
+    folder: str
+    metrics: dict[str, dict[str, dict[str, float]]]
+
+    def to_json(self) -> str:
+        """The job's last line."""
+        page = storage.join(self.folder, report_card.PAGE)
+        return json.dumps({"run_id": self.run_id, "report": page, "metrics": self.metrics})
+
+
+def evaluate(settings: EvaluateSettings) -> EvaluateResult:
+    """Judge the generators and write the report.
+
+    Raises ConfigurationError or RayganError in one line if something can't be judged; then nothing is written.
+    """
+    data = DataSet.open(settings.data)
+    tracking.connect(settings)
+    cluster.connect()
+    candidates = find_candidates(settings, data)
+    judges = find_judges(settings)
+    labels = list(dict.fromkeys(label for candidate in candidates for label in candidate.sources))
+    photos = {label: real_photos(data, label, settings.real_images) for label in labels}
+    features = {
+        label: {
+            network: real_features(found, network, settings.storage, data.manifest.fingerprint, label)
+            for network in judges.networks
+        }
+        for label, found in photos.items()
+    }
+    reals = {label: Reals(photos[label], features[label]) for label in labels}
+    counts = dict.fromkeys(labels, settings.samples)
+    if settings.baselines:
+        reals, held_out = _halves(reals, settings.seed)
+        counts = {label: min(settings.samples, len(held_out[label])) for label in labels}
+        like = next((s for c in candidates for s in c.sources.values() if isinstance(s, NamedGenerator)), None)
+        size = data.manifest.image_size
+        rows = baselines(labels, held_out, like, size, settings.seed)
+        candidates = [rows[0], *candidates, *rows[1:]]
+    _check_enough(reals, counts)
+    looks = _look_at_all(candidates, counts, judges, settings.seed)
+    verdicts = _measure_all(candidates, looks, reals, judges)
+    return _publish(settings, data, candidates, verdicts, reals, judges)
+
+
+def find_judges(settings: EvaluateSettings) -> Judges:
+    """Feature networks and classifier of the settings, as names that tasks can load.
+
+    Raises ConfigurationError if one can't be had: better now than after the samples are drawn.
+    """
+    folder = settings.classifier or registered_classifier(settings)
+    names = []
+    for name in settings.network:
+        if name == "googlenet":
+            if folder is None:
+                raise ConfigurationError(
+                    "--network: no classifier is registered: train one with `python jobs/classify.py`, "
+                    "or give its folder"
+                )
+            names.append(folder)
+        elif name == INCEPTION and settings.inception_weights:
+            names.append(f"{INCEPTION}:{settings.inception_weights}")
+        else:
+            names.append(name)
+    for name in names:
+        load_features(name)
+    if folder is not None:
+        load_classifier(Path(folder))
+    return Judges(tuple(dict.fromkeys(names)), folder)
+
+
+def registered_classifier(settings: StorageSettings) -> str | None:
+    """A local folder with the registered classifier under the serving alias, or None if there is none.
+
+    It is fetched once into the storage folder, under its version.
+    """
+    client = tracking.connect(settings)
+    model = tracking.serving_classifier(client)
+    if model is None:
+        return None
+    root = Path.home() / ".cache" / "raygan" if "://" in settings.storage else Path(settings.storage)
+    folder = root / "classifiers" / f"v{model.version}"
+    if not (folder / "classifier.json").is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            fetched = tracking.download_model(client, model, Path(scratch))
+            for name in ("classifier.safetensors", "classifier.json"):  # the JSON last: it makes the folder whole
+                storage.write_bytes(str(folder / name), (fetched / name).read_bytes())
+    return str(folder)
+
+
+def real_photos(data: DataSet, label: str, most: int) -> Tensor:
+    """At most so many training photos of a label ("all" is every label), spread evenly over the shards."""
+    found = load_photos(data, "train", None if label == ALL else label)
+    if not len(found):
+        raise RayganError(f"--data: {data.address} has no training photo of {label} to compare with")
+    wanted = pictures.spread(most, len(found))
+    starts = np.cumsum([0, *found.rows])
+    parts = []
+    for number in range(len(found.rows)):
+        rows = wanted[(wanted >= starts[number]) & (wanted < starts[number + 1])] - starts[number]
+        if len(rows):
+            parts.append(torch.from_numpy(found.block(number)[0][rows]))
+    return torch.cat(parts)
+
+
+def _halves(reals: Mapping[str, Reals], seed: int) -> tuple[dict[str, Reals], dict[str, Tensor]]:
+    """Half of each label's photos to compare with, and the other half's pixels as the candidate "real photos"."""
+    compared, held_out = {}, {}
+    for label, real in reals.items():
+        order = torch.randperm(len(real.pixels), generator=torch.Generator().manual_seed(seed))
+        first, second = order[: len(order) // 2].sort().values, order[len(order) // 2 :].sort().values
+        compared[label] = Reals(real.pixels[first], {name: f[first] for name, f in real.features.items()})
+        held_out[label] = real.pixels[second]
+    return compared, held_out
+
+
+def _check_enough(reals: Mapping[str, Reals], counts: Mapping[str, int]) -> None:
+    for label, real in reals.items():
+        if len(real.pixels) < LEAST:
+            raise RayganError(
+                f"--data: {len(real.pixels)} photos of {label} are left to compare with; the metrics need {LEAST}"
+            )
+        if counts[label] < LEAST:
+            raise ConfigurationError(f"--samples: {counts[label]} samples of {label} are too few, at least {LEAST}")
+
+
+def _look_at_all(
+    candidates: Sequence[Candidate], counts: Mapping[str, int], judges: Judges, seed: int
+) -> dict[tuple[str, str], Look]:
+    tasks = {
+        (candidate.name, label): start_looking(source, label, counts[label], seed, judges)
+        for candidate in candidates
+        for label, source in candidate.sources.items()
+    }
+    try:
+        wait_for([task for parts in tasks.values() for task in parts], "drawing and looking")
+        return {key: joined(ray.get(parts)) for key, parts in tasks.items()}
+    except ray.exceptions.RayError as error:
+        raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _measure_all(
+    candidates: Sequence[Candidate], looks: Mapping[tuple[str, str], Look], reals: Mapping[str, Reals], judges: Judges
+) -> list[Verdict]:
+    everything = _together([reals[label] for label in reals]) if len(reals) > 1 else None
+    classes = load_classifier(Path(judges.classifier)).labels if judges.classifier else ()
+    jobs: dict[tuple[str, str], tuple[Look, Reals]] = {}
+    for candidate in candidates:
+        for label in candidate.sources:
+            jobs[candidate.name, label] = looks[candidate.name, label], reals[label]
+        if everything is not None and set(candidate.sources) == set(reals):
+            jobs[candidate.name, ALL] = joined([looks[candidate.name, label] for label in reals]), everything
+    held = {label: ray.put(real) for label, real in reals.items()} | {ALL: ray.put(everything)}
+    if everything is None and ALL in reals:
+        held[ALL] = ray.put(reals[ALL])
+    measuring = ray.remote(measure)
+    tasks = {
+        key: measuring.remote(_for_measuring(look), held[key[1]], key[1], classes) for key, (look, _) in jobs.items()
+    }
+    try:
+        wait_for(list(tasks.values()), "comparing")
+        found = {key: ray.get(task) for key, task in tasks.items()}
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RayganError):
+            raise RayganError(str(error.cause)) from None
+        raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
+    for name, label in jobs:
+        if label == ALL and everything is not None:
+            found[name, ALL][0].update(_mean_agreement([found[name, one][0] for one in reals]))
+    return [
+        Verdict(name, label, len(look), metrics, closest, look, _confidence(look, label, classes))
+        for (name, label), (look, _) in jobs.items()
+        for metrics, closest in [found[name, label]]
+    ]
+
+
+def _mean_agreement(of_labels: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Agreement over all labels: the mean of the labels' own, in which guessing gets 1 / labels."""
+    found = [(name, value) for metrics in of_labels for name, value in metrics.items() if name.startswith("agreement")]
+    if len(found) < len(of_labels):
+        return {}
+    count = sum(int(name.removeprefix("agreement")) for name, _ in found)
+    return {f"agreement{count}": sum(value for _, value in found) / len(found)}
+
+
+def _confidence(look: Look, label: str, classes: Sequence[str]) -> Tensor | None:
+    """The probability (n,) that the classifier gives to the label, if it knows it."""
+    return look.verdicts[:, classes.index(label)] if look.verdicts is not None and label in classes else None
+
+
+def _for_measuring(look: Look) -> Look:
+    """The look without its pixels, which measuring doesn't need."""
+    return replace(look, pixels=torch.empty(len(look), 0))
+
+
+def _together(reals: Sequence[Reals]) -> Reals:
+    names = reals[0].features
+    return Reals(
+        torch.cat([real.pixels for real in reals]),
+        {name: torch.cat([real.features[name] for real in reals]) for name in names},
+    )
+
+
+def measure(look: Look, reals: Reals, label: str, classes: Sequence[str]) -> tuple[dict[str, float], Tensor]:
+    """All metrics of one look, and the index of each sample's nearest real photo in the first network.
+
+    classes: the classifier's labels. Raises RayganError if there are too few images or features aren't finite.
+    """
+    torch.set_num_threads(1)
+    metrics: dict[str, float] = {}
+    count = len(look)
+    closest = torch.empty(0, dtype=torch.int64)
+    for number, network in enumerate(look.features):
+        found, indices = compare(reals.features[network], look.features[network])
+        shown = load_features(network).name
+        suffix = str(count) if shown == INCEPTION else f"{count}_{shown}"
+        metrics |= {_suffixed(name, suffix): value for name, value in found.items()}
+        closest = indices if number == 0 else closest
+    confidence = _confidence(look, label, classes)
+    if look.verdicts is not None and confidence is not None:
+        metrics[f"agreement{count}"] = float((look.verdicts.argmax(1) == classes.index(label)).float().mean())
+        metrics[f"confidence{count}"] = float(confidence.mean())
+    if look.mass is not None:
+        metrics[f"animal_mass{count}"] = float(look.mass.mean())
+    return metrics, closest
+
+
+def compare(real: Tensor, fake: Tensor) -> tuple[dict[str, float], Tensor]:
+    """The metrics between two sets of features, and the index of each fake's nearest real.
+
+    diversity is in units of the reals' (1 is as diverse), train_distance the mean distance to the nearest real in
+    units of the reals' own (below 1 is nearer to them than they are to each other), copies the share of fakes that
+    are nearer to a real than all but 1 % of the reals are to another real.
+    """
+    distance, error = kid(real, fake)
+    precision, recall = precision_recall(real, fake)
+    density, coverage = density_coverage(real, fake)
+    away, index = nearest(fake, real)
+    apart, _ = nearest(real, real, itself=True)
+    return {
+        "fid": Statistics(real).fid(fake),
+        "kid": distance,
+        "kid_error": error,
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+        "diversity": diversity(fake) / max(diversity(real), 1e-12),
+        "train_distance": float(away.mean() / apart.mean().clamp_min(1e-12)),
+        "copies": float((away < apart.quantile(_COPY_SHARE)).float().mean()),
+    }, index
+
+
+def _suffixed(name: str, suffix: str) -> str:
+    return f"kid{suffix}_error" if name == "kid_error" else f"{name}{suffix}"
+
+
+def _publish(
+    settings: EvaluateSettings,
+    data: DataSet,
+    candidates: Sequence[Candidate],
+    verdicts: Sequence[Verdict],
+    reals: Mapping[str, Reals],
+    judges: Judges,
+) -> EvaluateResult:
+    name = settings.name or time.strftime("report-%Y%m%d-%H%M%S")
+    folder = settings.output or storage.join(settings.storage, "reports", name)
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    for verdict in verdicts:
+        metrics.setdefault(verdict.candidate, {})[verdict.label] = verdict.metrics
+    record: dict[str, Any] = {
+        "settings": recorded(settings),
+        "fingerprint": data.manifest.fingerprint,
+        "real_photos": {label: len(real.pixels) for label, real in reals.items()},
+        "candidates": {candidate.name: list(candidate.made_of) for candidate in candidates},
+        "flags": flags(verdicts),
+        "metrics": metrics,
+    }
+    page = report_card.page(name, record, verdicts, reals)
+    params = {**recorded(settings), "fingerprint": data.manifest.fingerprint}
+    with tracking.start_run(settings, name, job="evaluate", params=params) as log:
+        for verdict in verdicts:
+            prefix = f"{verdict.candidate}/{verdict.label}/"
+            log.log_metrics({prefix + metric: value for metric, value in verdict.metrics.items()}, step=0)
+        log.log_bytes(page.encode(), report_card.PAGE)
+        log.log_bytes(json.dumps(record, indent=2).encode(), "report.json")
+        storage.write_json(storage.join(folder, "report.json"), record)
+        storage.write_bytes(storage.join(folder, report_card.PAGE), page.encode())
+    return EvaluateResult(log.id, folder, metrics)
+
+
+def flags(verdicts: Sequence[Verdict]) -> list[str]:
+    """What a reader must know before comparing the numbers."""
+    fewest = min(verdict.samples for verdict in verdicts)
+    found = []
+    if fewest < FID_STEADY:
+        found.append(
+            f"FID from {fewest:,} samples is biased upwards (steady from about {FID_STEADY:,}): compare it only with "
+            f"FID of as many samples, and trust KID, which is unbiased, with its standard error"
+        )
+    dims = {name: vectors.shape[1] for verdict in verdicts for name, vectors in verdict.look.features.items()}
+    if any(fewest <= dim for dim in dims.values()):
+        found.append(f"{fewest:,} samples are fewer than features have numbers: FID's covariance is singular")
+    return found

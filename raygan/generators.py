@@ -1,0 +1,130 @@
+"""Generators by name, and images from them, on the cluster.
+
+A generator is named as the user has it: ``raygan-generator-cat`` (the version under the serving alias),
+``raygan-generator-cat/3`` (that version), or a folder with ``generator.json``, such as a checkpoint. The driver loads
+it once into Ray's object store; tasks anywhere draw from it. Image i depends on the generator, the seed and i alone,
+however the work is split; with seed 0 it is the image that the service gives for seed i.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raygan import tracking
+from raygan.config import StorageSettings
+from raygan.errors import ConfigurationError, RayganError
+from raygan.gan.checkpoint import load_generator
+from raygan.gan.latents import latents_of
+from raygan.gan.networks import Generator
+from raygan.gan.step import to_uint8
+from raygan.shards import DataSet
+
+#: What a generator that was trained on all labels together calls its label.
+ALL = "all"
+
+#: Images that go through a generator at a time.
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class NamedGenerator:
+    """A generator, on the CPU in evaluation mode, and the labels that it draws.
+
+    name: for tables and charts. about: what its trainer said of it.
+    """
+
+    name: str
+    generator: Generator
+    labels: tuple[str, ...]
+    about: dict[str, Any]
+
+    def sample(self, label: str, count: int, seed: int, first: int = 0) -> Tensor:
+        """uint8 images (count, 3, S, S) of a label: those with the numbers `first`, `first` + 1, ..."""
+        # Neighbouring seeds are neighbouring images to the service: sets of different seeds must not overlap.
+        start = (seed << 32) + first
+        latents = latents_of(range(start, start + count), self.generator.settings.z_dim)
+        with torch.inference_mode():
+            return torch.cat([to_uint8(self._draw(part, label)) for part in latents.split(_AT_ONCE)])
+
+    def _draw(self, latents: Tensor, label: str) -> Tensor:
+        if not self.generator.labels:
+            images: Tensor = self.generator(latents)
+            return images
+        classes = torch.full((len(latents),), self.generator.labels.index(label))
+        images = self.generator(latents, classes)
+        return images
+
+
+def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:
+    """The named generators, or if none is named the champion of each of the labels that has one.
+
+    Raises ConfigurationError if a name is unknown, RayganError if files are missing or damaged.
+    """
+    if named:
+        return [_folder(name) if _is_folder(name) else _registered(settings, name) for name in named]
+    client = tracking.connect(settings)
+    champions = tracking.serving_generators(client)
+    return [_download(settings, champions[label]) for label in labels if label in champions]
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name, "generator.json").is_file()
+
+
+def _folder(path: str) -> NamedGenerator:
+    folder = Path(path)
+    name = folder.name if folder.name != "generator" else folder.absolute().parent.name
+    return _named(name, *load_generator(folder))
+
+
+def _registered(settings: StorageSettings, name: str) -> NamedGenerator:
+    client = tracking.connect(settings)
+    model = tracking.find_model(client, name)
+    if model is None:
+        raise ConfigurationError(
+            f"--model: {name!r} is neither a folder with generator.json nor a registered model "
+            f"(NAME for the version under {tracking.SERVING_ALIAS!r}, or NAME/VERSION)"
+        )
+    return _download(settings, model)
+
+
+def _download(settings: StorageSettings, model: tracking.RegisteredModel) -> NamedGenerator:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = tracking.download_model(tracking.connect(settings), model, Path(scratch))
+        generator, about = load_generator(folder)
+    return _named(f"{model.name}/{model.version}", generator, about)
+
+
+def _named(name: str, generator: Generator, about: dict[str, Any]) -> NamedGenerator:
+    labels = generator.labels or (str(about.get("label", ALL)),)
+    return NamedGenerator(name, generator, labels, about)
+
+
+def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise RayganError if a generator draws a label that the shards don't have."""
+    classes = data.manifest.classes
+    for one in found:
+        strange = [label for label in one.labels if label not in (*classes, ALL)]
+        if strange:
+            raise RayganError(
+                f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
+                f"give shards with that label, or another generator"
+            )
+
+
+def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise ConfigurationError if a generator draws images of another size than the shards hold."""
+    for one in found:
+        size, held = one.generator.settings.image_size, data.manifest.image_size
+        if size != held:
+            raise ConfigurationError(
+                f"--model: {one.name} draws {size} px images, but {data.address} holds {held} px ones: "
+                f"give shards of {size} px"
+            )

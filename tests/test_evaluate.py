@@ -1,0 +1,176 @@
+"""The report card: its metrics' order from good to bad, its files, its cache and its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from raygan import tracking
+from raygan.candidates import Noise, RealPhotos, untrained_generator
+from raygan.config import EvaluateSettings
+from raygan.errors import ConfigurationError, RayganError
+from raygan.evaluate import Reals, evaluate, find_judges, measure
+from raygan.features import load_features
+from raygan.gan.checkpoint import save_generator
+from raygan.gan.networks import Generator, NetworkSettings
+from raygan.generators import NamedGenerator
+from raygan.judge.googlenet import build_googlenet, save_classifier
+from raygan.looks import Look, network_digest
+from raygan.photos.draw import draw_face
+
+NETWORK = NetworkSettings(image_size=32, z_dim=4, width=2)
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def generators(tmp_path):
+    """Folders of two small generators, of cats and of dogs."""
+    torch.manual_seed(0)
+    for label in ("cat", "dog"):
+        save_generator(tmp_path / label, Generator(NETWORK), {"label": label})
+    return [str(tmp_path / label) for label in ("cat", "dog")]
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    folder = tmp_path / "judge"
+    save_classifier(folder, build_googlenet(2), labels=("cat", "dog"), image_size=32, about={})
+    return str(folder)
+
+
+@pytest.fixture
+def settings_of(new_storage, write_shards):
+    def make(**changes: object) -> EvaluateSettings:
+        values = {"storage": str(new_storage), "tracking_uri": None, "samples": 12, **changes}
+        if "data" not in values:
+            values["data"] = str(write_shards())
+        return EvaluateSettings.model_validate(values)
+
+    return make
+
+
+def test_worse_images_come_out_worse_on_every_metric(one_thread):
+    """Drawn faces, blurred ones as a poor generator makes them, an untrained generator's images, and noise."""
+    faces = torch.stack([torch.from_numpy(np.array(draw_face("cat", seed, 64))).permute(2, 0, 1) for seed in range(80)])
+    compared, others = faces[:40], faces[40:]
+    generator = Generator(NetworkSettings(image_size=64, z_dim=8, width=4))
+    like = NamedGenerator("any", generator, ("cat",), {})
+    sets = {
+        "real": RealPhotos({"cat": others}).sample("cat", 40, 0),
+        "poor": torch.nn.functional.avg_pool2d(others.float(), 3, 1, 1).to(torch.uint8),
+        "untrained": untrained_generator(like, ["cat"], seed=0).sample("cat", 40, 0),
+        "noise": Noise(64).sample("cat", 40, 0),
+    }
+    features = load_features("efficientnet_lite0")
+    reals = Reals(compared, {"efficientnet_lite0": features(compared)})
+    found = {}
+    for name, pixels in sets.items():
+        look = Look(pixels, {"efficientnet_lite0": features(pixels)}, None, None)
+        found[name], closest = measure(look, reals, "cat", ())
+        assert closest.shape == (40,)
+    for metric, sign in {
+        "fid": 1,
+        "kid": 1,
+        "train_distance": 1,
+        "precision": -1,
+        "recall": -1,
+        "coverage": -1,
+    }.items():
+        values = [sign * found[name][f"{metric}40_efficientnet_lite0"] for name in sets]
+        assert values == sorted(values), (metric, values)
+        assert values[0] < values[-1]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classifier):
+    settings = settings_of(
+        model=generators,
+        classifier=classifier,
+        network=["efficientnet_lite0", "googlenet"],
+        baselines=True,
+        name="first",
+    )
+    result = evaluate(settings)
+    assert set(result.metrics) == {"real photos", "cat", "dog", "untrained", "noise"}
+    assert set(result.metrics["real photos"]) == {"cat", "dog", "all"}
+    assert set(result.metrics["cat"]) == {"cat"}
+    found = result.metrics["cat"]["cat"]
+    expected = {
+        f"{m}12_{n}"
+        for m in ("fid", "kid", "precision", "recall", "density", "coverage", "diversity", "copies", "train_distance")
+        for n in ("efficientnet_lite0", "googlenet_judge")
+    }
+    assert expected | {"agreement12", "confidence12", "animal_mass12", "kid12_googlenet_judge_error"} <= set(found)
+    assert np.isfinite(list(found.values())).all()
+    with open(os.path.join(result.folder, "report.html"), encoding="utf-8") as file:
+        page = file.read()
+    assert "untrained" in page
+    assert "biased upwards" in page
+    outside = [link for link in re.findall(r'(?:src|href)="([^"]{,30})', page) if not link.startswith("data:")]
+    assert not outside
+    with open(os.path.join(result.folder, "report.json"), encoding="utf-8") as file:
+        assert json.load(file)["metrics"] == result.metrics
+    client = tracking.connect(settings)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["cat/cat/fid12_efficientnet_lite0"] == pytest.approx(found["fid12_efficientnet_lite0"])
+    assert {a.path for a in client.list_artifacts(result.run_id)} == {"report.html", "report.json"}
+    # The features of the reals wait for the next report, which comes to the same numbers.
+    kept = sorted(os.listdir(os.path.join(settings.storage, "features")))
+    assert len(kept) == 4
+    assert kept[0].startswith("0-20-cat-30-")
+    assert network_digest("efficientnet_lite0") in kept[0]
+    again = evaluate(settings.model_copy(update={"name": "second"}))
+    assert again.metrics == result.metrics
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "no generator draws cat or dog"),
+        ({"label": ["fox"]}, "has no label 'fox'"),
+        ({"model": ["nobody"]}, "neither a folder"),
+        ({"model": "generators", "samples": 3}, "3 samples of cat are too few"),
+        ({"model": "generators", "network": ["googlenet"]}, "no classifier is registered"),
+        ({"model": "generators", "network": ["resnet"]}, "no feature network"),
+        ({"model": "generators", "classifier": "/nowhere"}, "classifier.json is missing"),
+        ({"model": "generators", "network": ["inception_v3"], "inception_weights": "/nowhere.pth"}, "Inception"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_and_nothing_is_written(settings_of, generators, changes, says):
+    changes = {k: generators if v == "generators" else v for k, v in changes.items()}
+    settings = settings_of(**changes)
+    with pytest.raises(RayganError, match=says) as raised:
+        evaluate(settings)
+    assert "\n" not in str(raised.value)
+    assert not os.path.exists(os.path.join(settings.storage, "reports"))
+
+
+def test_features_that_are_not_numbers_are_said():
+    reals = Reals(torch.empty(9, 0), {"efficientnet_lite0": torch.randn(9, 8)})
+    broken = torch.randn(9, 8)
+    broken[3] = float("nan")
+    with pytest.raises(RayganError, match="1 of 9 generated images are not finite"):
+        measure(Look(torch.empty(9, 0), {"efficientnet_lite0": broken}, None, None), reals, "cat", ())
+
+
+def test_inception_without_a_network_is_said(settings_of, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse)
+    with pytest.raises(ConfigurationError, match=r"can't be downloaded .*no route to host"):
+        find_judges(settings_of(data="shards", network=["inception_v3"]))

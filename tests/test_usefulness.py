@@ -1,0 +1,92 @@
+"""The usefulness study: its grid, its table, and a tiny one through Ray Tune."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from raygan import tracking
+from raygan.config import UsefulnessSettings
+from raygan.errors import ConfigurationError
+from raygan.gan.checkpoint import save_generator
+from raygan.gan.networks import Generator, NetworkSettings
+from raygan.usefulness import Trial, in_words, plan, study, summarise
+
+
+def settings_of(**changes):
+    return UsefulnessSettings.model_validate({"data": "shards", "storage": "s", "tracking_uri": None, **changes})
+
+
+def test_the_grid_has_every_mixture_at_every_size_and_cas_once_a_seed():
+    trials = plan(settings_of(seeds=2, real_fractions=[1.0, 0.5]), photos=1000)
+    first = [(t.real, t.generated) for t in trials if t.seed == 0]
+    assert first == [(0, 1000), (100, 0), (400, 0), (1000, 0), (100, 100), (400, 400), (1000, 1000)]
+    assert len(trials) == 14
+    assert len({trial.key for trial in trials}) == 14
+    assert trials[0].mixture == "generated only (CAS)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"real_sizes": [5000]}, "more than the 1000"), ({"real_sizes": [9]}, "batch")]
+)
+def test_sizes_that_cannot_be_are_said(changes, says):
+    with pytest.raises(ConfigurationError, match=says):
+        plan(settings_of(**changes), photos=1000)
+
+
+def test_the_table_says_what_helps_and_what_hurts():
+    def result(accuracy):
+        return {"accuracy": accuracy, "balanced_accuracy": accuracy, "auroc": 0.9, "ece": 0.1}
+
+    results = {}
+    for seed in (0, 1):
+        sign = 1 if seed else -1
+        results[Trial(100, 0, 1.0, seed)] = result(0.80 + sign * 0.01)
+        results[Trial(100, 100, 0.5, seed)] = result(0.90 + sign * 0.01)
+        results[Trial(400, 0, 1.0, seed)] = result(0.95 + sign * 0.01)
+        results[Trial(400, 400, 0.5, seed)] = result(0.951 + sign * 0.01)
+        results[Trial(0, 1000, 0.0, seed)] = result(0.60)
+    rows = summarise(results)
+    assert rows[0].accuracy == pytest.approx(0.8)
+    assert rows[0].deviation == pytest.approx(0.01 * 2**0.5)
+    words = in_words(rows)
+    assert "100 generated beside 100 real: +10.0%, helps" in words
+    assert "400 generated beside 400 real: +0.1%, no clear change" in words
+    assert "generated only (CAS)" in words
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_leaves_table_chart_and_run_and_goes_on_where_it_stopped(new_storage, write_shards, tmp_path):
+    folders = []
+    for label in ("cat", "dog"):
+        folders.append(str(tmp_path / label))
+        network = NetworkSettings(image_size=32, z_dim=4, width=2)
+        save_generator(tmp_path / label, Generator(network), {"label": label})
+    settings = settings_of(
+        data=str(write_shards(per_label=8)),
+        storage=str(new_storage),
+        real_sizes=[8],
+        real_fractions=[1.0, 0.5],
+        seeds=1,
+        batch_size=4,
+        images=8,
+        model=folders,
+        name="tiny",
+        cpus_per_trial=2.0,
+    )
+    # One of the three trainings is done already, with a result that no training gives.
+    done = new_storage / "studies" / "tiny" / "trials"
+    done.mkdir(parents=True)
+    result = {"accuracy": 0.123, "balanced_accuracy": 0.5, "auroc": 0.5, "ece": 0.5}
+    (done / "real8-generated0-seed0.json").write_text(json.dumps(result))
+    found = study(settings)
+    assert [(row.real, row.generated) for row in found.rows] == [(0, 24), (8, 0), (8, 8)]
+    assert found.rows[1].accuracy == 0.123
+    assert {"table.csv", "table.txt", "usefulness.png", "trials"} <= set(os.listdir(found.folder))
+    run = tracking.connect(settings).get_run(found.run_id)
+    assert run.info.status == "FINISHED"
+    assert {"cas", "accuracy/real8", "accuracy/real8_generated8"} == set(run.data.metrics)
+    with pytest.raises(ConfigurationError, match="is finished"):
+        study(settings)
