@@ -88,7 +88,7 @@ class Judge:
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
         # Here, not above: the driver needs none of it, and torch-fidelity takes seconds to import.
         from raygan.judge.animals import AnimalMass
-        from raygan.judge.distances import kid
+        from raygan.judge.distances import kid, nearest
 
         torch.set_num_threads(self.threads)
         reference: Reference = ray.get(self.reference)
@@ -100,8 +100,8 @@ class Judge:
         features = network(drawn)
         value, error = kid(reference.validation, features)
         name = f"kid{self.samples}_{network.name}"
-        distances, nearest = _nearest(features, reference.train)
-        held_back, _ = _nearest(reference.validation, reference.train)
+        distances, neighbours = nearest(features, reference.train)
+        held_back, _ = nearest(reference.validation, reference.train)
         metrics = {
             name: value,
             f"{name}_error": error,
@@ -111,11 +111,11 @@ class Judge:
         if self.label and AnimalMass.knows(self.label):
             metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = AnimalMass()(drawn[:MASS_SAMPLES], self.label)
         self.events.put(Quality(metrics, images, value, checkpoint.path))
-        self._show_nearest(drawn[:SHOWN], nearest[:SHOWN], reference, images)
+        self._show_nearest(drawn[:SHOWN], neighbours[:SHOWN], reference, images)
         return {"kid": value}
 
-    def _show_nearest(self, drawn: Tensor, nearest: Tensor, reference: Reference, images: int) -> None:
-        places = reference.places[nearest.numpy()]
+    def _show_nearest(self, drawn: Tensor, neighbours: Tensor, reference: Reference, images: int) -> None:
+        places = reference.places[neighbours.numpy()]
         photos = torch.from_numpy(np.stack([self.photos.block(int(shard))[0][row] for shard, row in places]))
         picture = pictures.side_by_side([("generated", drawn), ("nearest training photo", photos)], 4)
         path = f"pictures/nearest-{images:09d}-images.png"
@@ -177,10 +177,3 @@ def cores_beside(free: float) -> float:
     With none free it reserves nothing and shares the workers' cores: it would wait for ever otherwise.
     """
     return min(free, float(os.cpu_count() or 1) / 2) if free >= 1 else 0
-
-
-def _nearest(features: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine distance (n,) of each vector to the nearest `among` (m, d), and its index (n,)."""
-    unit, others = (torch.nn.functional.normalize(vectors, dim=1) for vectors in (features, among))
-    closest, index = (unit @ others.T).max(dim=1)
-    return 1 - closest, index

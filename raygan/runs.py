@@ -46,10 +46,12 @@ class RunRecord:
         may_change: Set[str],
         allow_changes: bool = False,
         under: str = "runs",
+        images: int | None = None,
     ) -> RunRecord:
         """The run of this name, old or new.
 
-        may_change: settings that a resumed run may have other values of. under: folder of the storage.
+        may_change: settings that a resumed run may have other values of. under: folder of the storage. images: what
+        the run shall have seen at its end; a finished one that has seen fewer goes on.
         Raises ConfigurationError if the run is finished already, or was begun with other settings or shards.
         """
         if not re.fullmatch(r"[\w.-]{1,120}", name):
@@ -59,8 +61,9 @@ class RunRecord:
         before = storage.read_json(storage.join(folder, "run.json"))
         if before is None:
             return cls(name, folder, now, resumed=False)
-        if before.get("state") == "finished":
-            raise ConfigurationError(f"--name: {name} is finished; give another --name")
+        if before.get("state") == "finished" and (images is None or before.get("images", 0) >= images):
+            further = "" if images is None else "train it further with more --epochs or --kimg, or "
+            raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
         differences = _differences(before, now, may_change)
         if differences and not allow_changes:
             advice = ", or resume it all the same with --allow-changes" if "allow_changes" in now["settings"] else ""
@@ -70,7 +73,7 @@ class RunRecord:
         print(f"resuming {name}")
         return cls(name, folder, {**before, **now}, resumed=True)
 
-    def save(self, **changes: str) -> None:
+    def save(self, **changes: str | int) -> None:
         """Record changes of state."""
         self._values |= changes
         storage.write_json(storage.join(self.folder, "run.json"), self._values)

@@ -9,22 +9,19 @@ The mental model:
    driver, which shows progress and writes to MLflow. So MLflow is spoken to from one process only, and a
    worker never waits for it.
 
-A run lives in ``<storage>/runs/<name>``: Ray Train's checkpoints, ``pictures/``, and ``run.json``, which ties
-it to its MLflow run and to the settings and shards it began with.
+A run lives in ``<storage>/runs/<name>``: ``run.json`` (see `raygan.runs`), Ray Train's checkpoints, ``metrics.jsonl``
+and ``pictures/``.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -44,6 +41,7 @@ from raygan.gan.latents import latents_of, slerp
 from raygan.gan.networks import Generator
 from raygan.gan.step import to_uint8
 from raygan.quality import Quality
+from raygan.runs import InBackground, RunRecord, recorded
 from raygan.schedule import Schedule
 from raygan.shards import DataSet
 from raygan.tracking.callback import MLflowCallback, numbers
@@ -116,16 +114,23 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     cluster.connect()
     resources = worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
-    run = RunRecord.open(settings, data)
+    schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
+    run = RunRecord.open(
+        settings,
+        settings.name or time.strftime(f"{settings.objective}-{settings.label or 'all'}-%Y%m%d-%H%M%S"),
+        data.manifest.fingerprint,
+        may_change=MAY_CHANGE,
+        allow_changes=settings.allow_changes,
+        images=schedule.total * settings.batch_size,
+    )
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)
-    schedule = Schedule.of(settings, len(photos), settings.batch_size)
     label = settings.label or "all"
     tags = {"raygan.label": label, **({"mlflow.parentRunId": trial.parent_run} if trial else {})}
     with tracking.start_run(
         settings,
         run.name,
         job="train",
-        params={**_recorded(settings), "fingerprint": data.manifest.fingerprint, "photos": len(photos)},
+        params={**recorded(settings), "fingerprint": data.manifest.fingerprint, "photos": len(photos)},
         tags=tags,
         run_id=run.mlflow_run_id,
     ) as log:
@@ -154,69 +159,6 @@ def check(settings: TrainSettings) -> DataSet:
     data.check(image_size=settings.image_size, label=settings.label)
     _check_enough(data, settings)
     return data
-
-
-class RunRecord:
-    """A run's place in storage and its ``run.json``."""
-
-    def __init__(self, name: str, folder: str, values: dict[str, Any]):
-        self.name, self.folder, self._values = name, folder, values
-
-    @property
-    def mlflow_run_id(self) -> str | None:
-        """The MLflow run that this run was logged to before, if it is resumed."""
-        return self._values.get("mlflow_run_id")
-
-    @classmethod
-    def open(cls, settings: TrainSettings, data: DataSet) -> RunRecord:
-        """The run of this name, old or new.
-
-        Raises ConfigurationError if it is finished already, or was begun with other settings or shards.
-        """
-        name = settings.name or time.strftime(f"{settings.objective}-{settings.label or 'all'}-%Y%m%d-%H%M%S")
-        if not re.fullmatch(r"[\w.-]{1,120}", name):
-            raise ConfigurationError(f"--name: {name!r} may have letters, digits, '.', '_' and '-' only, at most 120")
-        folder = storage.join(settings.storage, "runs", name)
-        now = {"settings": _recorded(settings), "fingerprint": data.manifest.fingerprint}
-        before = storage.read_json(storage.join(folder, "run.json"))
-        if before is None:
-            return cls(name, folder, now)
-        length = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
-        if before.get("state") == "finished" and before.get("images", 0) >= length.total * settings.batch_size:
-            raise ConfigurationError(
-                f"--name: run {name} has finished its {before['images'] / 1000:g} kimg: "
-                f"raise --epochs or --kimg to train it further, or give another --name"
-            )
-        differences = _differences(before, now)
-        if differences and not settings.allow_changes:
-            raise ConfigurationError(
-                f"--name: run {name} was begun differently ({'; '.join(differences)}): "
-                f"give another --name, or resume it all the same with --allow-changes"
-            )
-        print(f"resuming run {name}")
-        return cls(name, folder, {**before, **now})
-
-    def save(self, **changes: str | int) -> None:
-        """Record changes of state."""
-        self._values |= changes
-        storage.write_json(storage.join(self.folder, "run.json"), self._values)
-
-
-def _recorded(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as they may be shown to everyone: an address may carry a password."""
-    return settings.model_dump(mode="json", exclude={"tracking_uri"})
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    old, new = before.get("settings", {}), now["settings"]
-    changed = [
-        f"{key} was {old.get(key)}, now {value}"
-        for key, value in new.items()
-        if key not in MAY_CHANGE and old.get(key) != value
-    ]
-    if before.get("fingerprint") != now["fingerprint"]:
-        changed.append("the shards have changed since")
-    return changed
 
 
 def _check_enough(data: DataSet, settings: TrainSettings) -> None:
@@ -307,7 +249,7 @@ class Training:
             validation_config=self._validation(),
         )
         cluster.poll_training_often()
-        training = _InBackground(trainer.fit)
+        training = InBackground(trainer.fit, "training")
         with _Follower(self) as follower:
             while not training.finished():
                 follower.follow(self.events, wait_s=0.5)
@@ -375,37 +317,6 @@ def _best(result: ray.train.Result) -> ray.train.Checkpoint:
     """The checkpoint of the lowest KID, or the last one where none was judged."""
     judged = [(metrics["kid"], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if "kid" in metrics]
     return min(judged, key=lambda pair: pair[0])[1] if judged else result.checkpoint
-
-
-class _InBackground:
-    """A call in a thread of its own, so that the main thread stays free for signals and progress."""
-
-    def __init__(self, call: Any):
-        self._outcome: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
-        self._thread.start()
-
-    def _run(self, call: Any) -> None:
-        try:
-            self._outcome["result"] = call()
-        except BaseException as error:
-            self._outcome["error"] = error
-
-    def finished(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self) -> Any:
-        """The call's result. Raises RayganError with the innermost cause if it failed."""
-        error = self._outcome.get("error")
-        if error is not None:
-            raise RayganError(f"training failed: {_cause(error)}") from error
-        return self._outcome["result"]
-
-
-def _cause(error: BaseException) -> str:
-    """The line that says most: the last one of a remote traceback."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 class History:
