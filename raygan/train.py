@@ -280,7 +280,8 @@ class Training:
             events=self.events,
             folder=self.run.folder,
         )
-        return ValidationConfig(fn=judge, ray_remote_kwargs={"num_cpus": cores})
+        # A trial's placement group has no room for its judge; the cluster has.
+        return ValidationConfig(fn=judge, ray_remote_kwargs={"num_cpus": cores, "scheduling_strategy": "DEFAULT"})
 
     def _say_collapse(self, collapse: Collapse, result: ray.train.Result) -> None:
         self.log.log_tags({"collapsed": f"at {collapse.kimg:.3g} kimg: {collapse.reason}"})

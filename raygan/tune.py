@@ -175,7 +175,7 @@ def _search(
     shared = Shared(photos, *start_measuring(base, data, photos))
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, base=base, shared=shared, search=record.name, parent=log.id),
-        {"CPU": 0},  # the training's workers reserve theirs
+        {"memory": 2**20},  # cores are for the training's workers; Tune wants something reserved
     )
     progress = _Progress(settings, storage.join(settings.storage, "runs", record.name))
     folder = storage.join(record.folder, "tune")

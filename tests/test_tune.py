@@ -1,0 +1,69 @@
+"""A whole search: trials are real trainings, and what is found can be trained on."""
+
+import json
+import os
+
+import pytest
+import yaml
+from PIL import Image
+
+from raygan import tracking
+from raygan.cli import parse
+from raygan.config import TrainSettings, TuneSettings
+from raygan.errors import ConfigurationError
+from raygan.tune import tune
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def search_settings(train_settings, write_shards):
+    def make(**changes):
+        data = str(write_shards(per_label=40, folder=f"search-{len(changes)}"))
+        values = train_settings(data=data, num_workers=1, quality_every=None, quality_samples=16).model_dump()
+        values |= {"name": "search", "trials": 3, "trial_kimg": 0.08, "judgements": 2, "space": SPACE, **changes}
+        return TuneSettings.model_validate(values)
+
+    return make
+
+
+SPACE = ["generator_lr=1e-4..1e-3", "z_dim=4,8"]
+
+
+def test_a_search_finds_records_and_writes_what_train_takes(search_settings, capsys):
+    settings = search_settings()
+    result = tune(settings)
+    client = tracking.connect(settings)
+    children = client.search_runs(
+        [client.get_experiment_by_name("raygan").experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'"
+    )
+    assert len(children) == 3
+    points = [(run.data.params["generator_lr"], run.data.params["z_dim"]) for run in children]
+    # The source's values come first, though its z_dim is outside this space.
+    assert ("0.00035", "200") in points
+    kids = {
+        run.info.run_id: [m.value for m in client.get_metric_history(run.info.run_id, "kid16_efficientnet_lite0")]
+        for run in children
+    }
+    assert result.kid == pytest.approx(min(value for values in kids.values() for value in values))
+    with open(result.settings_file) as file:
+        best = yaml.safe_load(file)
+    assert {name: best[name] for name in result.best} == result.best
+    loaded, _ = parse(TrainSettings, ["--config", result.settings_file, "--data", settings.data], doc=None)
+    assert loaded.generator_lr == result.best["generator_lr"]
+    assert loaded.epochs == settings.epochs  # the full length, not a trial's
+    pictures = set(os.listdir(result.pictures))
+    assert pictures == {"settings.png", "curves.png", "parallel.png", "samples.png"}
+    for name in pictures:
+        with Image.open(os.path.join(result.pictures, name)) as picture:
+            assert picture.width > 200
+    assert "(source)" in capsys.readouterr().out
+    assert not tracking.serving_generators(client)  # trials promote nothing
+    assert set(json.loads(result.to_json())) == {"run_id", "best", "kid", "trials", "settings_file", "pictures"}
+    with pytest.raises(ConfigurationError, match="is finished"):
+        tune(settings)
+
+
+def test_more_workers_than_the_cluster_can_give(search_settings):
+    with pytest.raises(ConfigurationError, match="do not fit"):
+        tune(search_settings(num_workers=4, cpus_per_worker=3.0))
