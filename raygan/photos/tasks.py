@@ -56,12 +56,13 @@ def outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
 
 def _written(shard: dict[str, Any], output: str, encoding: Encoding) -> dict[str, Any]:
     """Gather a shard's photos from the chunks, one chunk in memory at a time, and write it."""
-    pixels, records = [], []
-    for address, rows in zip(shard["addresses"], shard["rows"], strict=True):
-        pixels.append(chunks.read_pixels(address, np.array(rows)))
-        records.append(chunks.read_records([address]).take(rows))
-    about = pa.concat_tables(records).select(["label", "path", "hash"])
-    digest = write_shard(output, shard["file"], np.concatenate(pixels), about, shard["split"], encoding)
+    found = [
+        chunks.read_photos(address, np.array(rows))
+        for address, rows in zip(shard["addresses"], shard["rows"], strict=True)
+    ]
+    about = pa.concat_tables([table for _, table in found])
+    pixels = np.concatenate([pixels for pixels, _ in found])
+    digest = write_shard(output, shard["file"], pixels, about, shard["split"], encoding)
     labels, counts = np.unique(about["label"].to_numpy(zero_copy_only=False), return_counts=True)
     return {
         "file": shard["file"],
