@@ -36,11 +36,11 @@ from tqdm import tqdm
 from raygan import cluster, storage, tracking
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
-from raygan.photos import chunks, compare, faces, outliers, report, sheets, variation
+from raygan.photos import chunks, compare, faces, outliers, report, sheets, tasks, variation
 from raygan.photos.chunks import PixelSettings
 from raygan.photos.filters import Limits
 from raygan.photos.sources import Listing, find_photos
-from raygan.shards import MANIFEST, Encoding, Manifest, ShardFile, Split, write_shard
+from raygan.shards import MANIFEST, Manifest, ShardFile, Split
 
 #: Bytes of pixels that a shard has by default at most.
 _SHARD_BYTES = 32e6
@@ -50,6 +50,12 @@ _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 
 #: Photos of a label from which variation is measured at least, if there are as many: enough for two digits.
 _SURVEYED = 2000
+
+#: Shards that a task writes at most: it answers when it is done with them.
+_SHARDS_PER_TASK = 16
+
+#: Tasks that Ray knows of at a time, unless it has as many cores: its lists of them must stay short.
+_TASKS_WAITING = 1000
 
 #: Settings that don't change what the shards hold.
 _CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
@@ -113,17 +119,12 @@ class _Work:
         taken_up = len(self.names) - len(missing)
         if taken_up:
             print(f"going on: {taken_up} of {len(self.names)} chunks are there, {len(missing)} are done (again)")
-        tables = [self._task(number) for number in missing]
-        sources, pixels, folder = self.listing.sources, self.pixel_settings, self.folder
-
-        def examine_chunk(task: pa.Table) -> pa.Table:
-            photos = task.drop_columns(["chunk"])
-            return _answer(lambda: _examined(photos, task["chunk"][0].as_py(), folder, sources, pixels))
-
+        tables = [self._part(number) for number in missing]
+        given = {"folder": self.folder, "sources": self.listing.sources, "settings": self.pixel_settings}
         total = sum(table.num_rows for table in tables)
         with tqdm(total=total, desc="examining photos", unit=" images", smoothing=0.1) as bar:
             megabytes, start = 0.0, time.monotonic()
-            for done in _stream(tables, examine_chunk):
+            for done in _stream(tables, tasks.examine, given):
                 megabytes += done["bytes"] / 1e6
                 bar.set_postfix_str(f"{megabytes / (time.monotonic() - start):.1f} MB/s", refresh=False)
                 bar.update(done["images"])
@@ -144,19 +145,19 @@ class _Work:
         """Each label's outliers, in a task of its own; for each label its threshold and number of outliers."""
         import ray
 
-        score = ray.remote(_outlier_scores)
+        score = ray.remote(tasks.outlier_scores)
         photos = verdicts.alive_by_label()
-        tasks = {
+        waiting = {
             label: score.remote([place[:2] for place in self.places(rows)])
             for label, rows in photos.items()
             if len(rows) >= outliers.MIN_PHOTOS
         }
         notes: dict[str, Any] = {}
         for label, rows in photos.items():
-            if label not in tasks:
+            if label not in waiting:
                 notes[label] = {"skipped": f"{len(rows)} photos are too few for statistics"}
                 continue
-            scores = ray.get(tasks[label])
+            scores = ray.get(waiting[label])
             threshold = outliers.threshold(scores, self.settings.outlier_deviations)
             found = verdicts.reject_outliers(rows, scores, threshold)
             notes[label] = {"found": found, "threshold": threshold, "median": float(np.median(scores))}
@@ -219,29 +220,29 @@ class _Work:
             if (chosen := indices // size == number).any()
         ]
 
-    def _task(self, number: int) -> pa.Table:
+    def _part(self, number: int) -> pa.Table:
         """A block for Ray Data: a part of the listing and the name of the chunk to make of it."""
         part = self.parts[number]
         return part.append_column("chunk", pa.array([self.names[number]] * part.num_rows))
 
+    def _shard(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """A shard for Ray Data: its name, and where its photos are."""
+        places = self.places(plan["photos"])
+        addresses, rows = [place[0] for place in places], [place[1].tolist() for place in places]
+        return {"file": plan["file"], "split": plan["split"], "addresses": addresses, "rows": rows}
+
     def _write_shards(self, records: pa.Table) -> tuple[list[ShardFile], str]:
         plans = _shard_plans(records["split"].to_pylist(), self.settings)
-        output, encoding = self.settings.output, self.settings.encoding
-
-        def write_one(task: pa.Table) -> pa.Table:
-            return _answer(lambda: _written(task.to_pylist()[0], output, encoding))
-
-        tasks = []
-        for plan in plans:
-            places = self.places(plan["photos"])
-            addresses, rows = [place[0] for place in places], [place[1].tolist() for place in places]
-            named = {"file": plan["file"], "split": plan["split"]}
-            tasks.append(pa.Table.from_pylist([named | {"addresses": addresses, "rows": rows}]))
+        cores = max(1, int(cluster.total("CPU")))
+        count = max(len(plans) // _SHARDS_PER_TASK, min(len(plans), 2 * cores))
+        # Every n-th shard: the last ones, of validation, may be small.
+        tables = [pa.Table.from_pylist([self._shard(plan) for plan in plans[n::count]]) for n in range(count)]
+        given = {"output": self.settings.output, "encoding": self.settings.encoding}
         with tqdm(total=sum(len(plan["photos"]) for plan in plans), desc="writing shards", unit=" images") as bar:
             done = {}
-            for answer in _stream(tasks, write_one):
+            for answer in _stream(tables, tasks.write, given):
                 done[answer["file"]] = answer
-                bar.update(sum(json.loads(answer["rows"]).values()))
+                bar.update(answer["images"])
         shards = [
             ShardFile(file=plan["file"], split=plan["split"], rows=json.loads(done[plan["file"]]["rows"]))
             for plan in plans
@@ -250,56 +251,29 @@ class _Work:
         return shards, hashlib.sha256(digests.encode()).hexdigest()
 
 
-# ---------------------------------------------------------------- what tasks do
-
-
-def _examined(
-    photos: pa.Table, name: str, folder: str, sources: Sequence[Any], settings: PixelSettings
-) -> dict[str, Any]:
-    table = chunks.build_chunk(photos, sources, settings)
-    chunks.write_chunk(storage.join(folder, name), table)
-    return {"images": table.num_rows, "bytes": int(pa.compute.sum(table["bytes"]).as_py())}
-
-
-def _written(task: dict[str, Any], output: str, encoding: Encoding) -> dict[str, Any]:
-    """Gather a shard's photos from the chunks, one chunk in memory at a time, and write it."""
-    pixels, records = [], []
-    for address, rows in zip(task["addresses"], task["rows"], strict=True):
-        pixels.append(chunks.read_pixels(address, np.array(rows)))
-        records.append(chunks.read_records([address]).take(rows))
-    about = pa.concat_tables(records).select(["label", "path", "hash"])
-    digest = write_shard(output, task["file"], np.concatenate(pixels), about, task["split"], encoding)
-    labels, counts = np.unique(about["label"].to_numpy(zero_copy_only=False), return_counts=True)
-    return {
-        "file": task["file"],
-        "rows": json.dumps(dict(zip(labels.tolist(), counts.tolist(), strict=True))),
-        "digest": digest,
-    }
-
-
-def _outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    return outliers.scores(np.concatenate([chunks.read_features(address, rows) for address, rows in places]))
-
-
-def _answer(work: Callable[[], dict[str, Any]]) -> pa.Table:
-    """The task's one-row answer. An expected failure is an answer too: Ray would wrap it in tracebacks."""
-    try:
-        return pa.Table.from_pylist([{**work(), "error": ""}])
-    except RayganError as error:
-        return pa.table({"error": [str(error)]})
-
-
 # ---------------------------------------------------------------- Ray Data
 
 
-def _stream(tables: Sequence[pa.Table], task: Callable[[pa.Table], pa.Table]) -> Iterator[dict[str, Any]]:
-    """Run a task on each table and yield the answers as they come. Raises RayganError if a task says so."""
+def _stream(
+    tables: Sequence[pa.Table], task: Callable[..., pa.Table], given: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Run a task of `raygan.photos.tasks` on each table and yield the rows of its answers as they come.
+
+    given: the task's other arguments. Raises RayganError if a task says so.
+    """
     if not tables:
         return
     import ray
 
     data = ray.data.from_arrow(list(tables))
-    answers = data.map_batches(task, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    answers = data.map_batches(
+        task,
+        fn_kwargs=given,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        concurrency=min(len(tables), max(_TASKS_WAITING, 4 * int(cluster.total("CPU")))),
+    )
     try:
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
             for answer in batch.to_pylist():
@@ -312,21 +286,34 @@ def _stream(tables: Sequence[pa.Table], task: Callable[[pa.Table], pa.Table]) ->
 
 @contextmanager
 def _ray_data() -> Iterator[None]:
-    """Ray connected, and Ray Data's own progress reports off: the jobs have theirs."""
+    """Ray connected, and Ray Data set up for tasks that answer with a few numbers; progress is shown by the jobs."""
     import ray
 
     cluster.connect()
     context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.print_on_execution_start
+    ours = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        # Ray Data would hand out a task only when it has seen another end, which it looks for ten times a second,
+        # and in the first second one task at a time: cores stood idle for a third of the time. Without its
+        # budgets, which are for pipelines that may fill the memory, the tasks queue at Ray's own scheduler.
+        "op_resource_reservation_enabled": False,
+    }
+    before = {name: getattr(context, name) for name in ours}
     logger = logging.getLogger("ray.data")
     level = logger.level
-    context.enable_progress_bars, context.print_on_execution_start = False, False
+    _set(context, ours)
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars, context.print_on_execution_start = before
+        _set(context, before)
         logger.setLevel(level)
+
+
+def _set(context: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(context, name, value)
 
 
 # ---------------------------------------------------------------- inputs, settings, output

@@ -163,7 +163,7 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
     # Pixels hardly compress and must load fast; the texts do.
     compression = {column: "none" if column == "image" else "zstd" for column in table.column_names}
     pq.write_table(table, sink, compression=compression, use_dictionary=["label", "split"])
-    content = sink.getvalue().to_pybytes()
+    content = sink.getvalue()
     write_bytes(posixpath.join(address, name), content)
     return hashlib.sha256(content).hexdigest()
 

@@ -53,7 +53,7 @@ def write_json(address: str, values: dict[str, Any]) -> None:
     write_bytes(address, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def write_bytes(address: str, content: bytes) -> None:
+def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
     """Write a file, making its folder. Raises RayganError if the place can't be written."""
     filesystem, path = resolve(address)
     try:

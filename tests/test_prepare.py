@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
+from raygan.photos import report as photo_report
 from raygan.prepare import _list, _Work, prepare
 from raygan.shards import DataSet, read_shard
 from tests.photos import messy
@@ -254,19 +255,46 @@ def test_output_inside_the_input_is_not_an_input(tmp_path, settings):
     assert prepare(settings(photos, output=made.output, overwrite=True, image_size=32))["seen"] == 8
 
 
-def test_outliers_are_found_in_classes_that_are_large_enough(tmp_path, settings):
-    (tmp_path / "photos" / "cat").mkdir(parents=True)
+def _class_with_one_outlier(root: Path) -> Path:
+    (root / "cat").mkdir(parents=True, exist_ok=True)
     base = np.asarray(messy.picture(7, 64), float)
     for i in range(110):
         noise = np.random.default_rng(i).normal(0, 12, base.shape)
-        Image.fromarray((base + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "photos" / "cat" / f"{i}.png")
+        Image.fromarray((base + noise).clip(0, 255).astype(np.uint8)).save(root / "cat" / f"{i}.png")
     y, x = np.mgrid[:64, :64]
     board = ((x // 8 + y // 8) % 2 * 255).astype(np.uint8)
-    Image.fromarray(board).save(tmp_path / "photos" / "cat" / "board.png")
-    made = settings(tmp_path / "photos", skip=["near_duplicate"], outlier_deviations=6)
+    Image.fromarray(board).save(root / "cat" / "board.png")
+    return root
+
+
+def test_outliers_are_found_in_classes_that_are_large_enough(tmp_path, settings):
+    photos = _class_with_one_outlier(tmp_path / "photos")
+    made = settings(photos, skip=["near_duplicate"], outlier_deviations=6)
     report = prepare(made)
     assert rejected(made.output) == {"cat/board.png": "outlier"}
     assert report["outliers"]["cat"]["found"] == 1
+
+
+def test_a_job_that_died_while_it_wrote_ends_with_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):
+    photos = _class_with_one_outlier(tmp_path / "photos")
+    same = {"skip": ["near_duplicate"], "outlier_deviations": 6, "chunk_images": 16}
+    calm = settings(photos, output=str(tmp_path / "calm"), **same)
+    prepare(calm)
+    died = settings(photos, output=str(tmp_path / "died"), **same)
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt("now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photo_report, "write", die)
+        with pytest.raises(KeyboardInterrupt, match="now"):
+            prepare(died)
+    assert list(Path(died.output).glob("*-00000.parquet"))
+    chunks = sorted(Path(died.output, ".prepare").glob("chunk-*.parquet"))
+    for lost in chunks[::2]:  # as if it had died earlier, with only some of the chunks and all shards there
+        lost.unlink()
+    prepare(died)
+    assert contents(died.output) == contents(calm.output)
 
 
 @pytest.mark.parametrize(

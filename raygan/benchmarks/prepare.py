@@ -1,10 +1,18 @@
-"""`prepare` against a plain Pillow loop, and its memory against the number of photos.
+"""`prepare` beside a plain Pillow loop and torchvision's loader, and its memory against the number of photos.
 
-Speed: the same photos, output size and pixel filters (the loop's near-duplicates too). The loop is one process
-in plain Pillow and NumPy, as one would write it by hand; it makes no report, no pictures and no split. Ray and
-MLflow's database are made before the clock; every number of raygan is of the whole job, from listing to
-manifest, report and pictures included. Measure on an idle machine: Ray gives its workers a low priority, the
-loop has the usual one.
+Speed. The same photos and output size for all, one after the other in every round:
+
+    Pillow loop      one process in plain Pillow and NumPy, as one would write it by hand: list, decode, the same
+                     pixel filters, duplicates and near-duplicates, the same Parquet shards; no split, no report
+    torchvision      ImageFolder and a DataLoader with a worker for each core: list, decode and resize only, no
+                     filters and nothing written; in a process of its own, timed after its imports
+    raygan           the whole job: list to manifest, report, rejected.parquet, pictures and MLflow's run included
+    ... outlier on   the same with the network that looks at every photo
+
+Python, Ray and MLflow's database are started before the clock. Ray's workers aren't: they start and import
+within raygan's first round, which has a column of its own; in later rounds they are there. CPU time is that
+of all processes below this one, so Ray's own are in it; it says more than the clock on a machine that is
+busy with other things, where Ray's workers have a low priority and the loop the usual one.
 
 Memory: the photos are repeated under new names (links) until there are as many as asked for, and the job
 runs in a process of its own; the peak resident memory of the driver and of the largest worker is sampled.
@@ -34,8 +42,14 @@ from raygan import cluster, tracking
 from raygan.config import PrepareBenchmarkSettings, PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.photos import compare
-from raygan.photos.sources import find_photos, is_image_name
+from raygan.photos.sources import Listing, find_photos, is_image_name
 from raygan.prepare import prepare
+from raygan.shards import write_shard
+
+LOOP = "Pillow loop, 1 process"
+
+#: Photos in a shard of the loop: as many as `prepare` puts in one at 64 px.
+_SHARD = 1024
 
 #: Seconds between two looks at the processes' memory.
 _LOOK_EVERY = 0.2
@@ -63,8 +77,10 @@ def _speed(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
 def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]:
     listing = find_photos(settings.input)
     count, size = listing.photos.num_rows, float(pa.compute.sum(listing.photos["size"]).as_py())
+    by_label = _class_folders(listing, os.path.join(records, "by-label"))
     candidates: dict[str, Callable[[str], Any]] = {
-        "Pillow loop, 1 process": lambda output: _pillow_loop(_prepare_settings(settings, output, records)),
+        LOOP: lambda output: _pillow_loop(_prepare_settings(settings, output, records)),
+        "torchvision, decode only": lambda output: _torchvision(by_label, settings.image_size),
         "raygan": lambda output: prepare(_prepare_settings(settings, output, records)),
     }
     if settings.outlier:
@@ -72,26 +88,44 @@ def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]
             _prepare_settings(settings, output, records, outlier=True)
         )
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    cpu: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(settings.rounds):
         for name, run in candidates.items():
             with tempfile.TemporaryDirectory(prefix="raygan-") as folder:
-                start = time.perf_counter()
-                run(folder)
-                times[name].append(time.perf_counter() - start)
+                used, start = _cpu_seconds(), time.perf_counter()
+                seconds = run(folder)
+                times[name].append(seconds if isinstance(seconds, float) else time.perf_counter() - start)
+                cpu[name].append(_cpu_seconds() - used)
     best = {name: min(values) for name, values in times.items()}
     rows = {
         name: {
             "images_per_second": count / seconds,
             "megabytes_per_second": size / 1e6 / seconds,
-            "against_loop": best["Pillow loop, 1 process"] / seconds,
+            "against_loop": best[LOOP] / seconds,
+            "images_per_second_first": count / times[name][0],
+            "cpu_milliseconds_per_image": min(cpu[name]) / count * 1e3,
+            "seconds": times[name],
         }
         for name, seconds in best.items()
     }
     print(f"{count:,} photos, {size / 1e6:.0f} MB, to {settings.image_size} px, best of {settings.rounds}")
+    print(f"{'':26}{'images/s':>9}{'MB/s':>7}{'x loop':>8}{'first round':>13}{'CPU ms/image':>14}")
     for name, row in rows.items():
-        numbers = f"{row['images_per_second']:9.0f} images/s {row['megabytes_per_second']:7.1f} MB/s"
-        print(f"{name:28}{numbers} {row['against_loop']:6.2f}x")
+        numbers = list(row.values())
+        print("{:26}{:9.0f}{:7.1f}{:8.2f}{:13.0f}{:14.2f}".format(name, *numbers[:5]))
     return {"images": count, "megabytes": size / 1e6, "image_size": settings.image_size, "rows": rows}
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and all below it, those that have ended included."""
+    here = psutil.Process()
+    total = 0.0
+    for process in (here, *here.children(recursive=True)):
+        try:
+            total += sum(process.cpu_times()[:4])  # user, system, and both of children that ended
+        except psutil.Error:
+            continue
+    return total
 
 
 def _prepare_settings(
@@ -108,11 +142,11 @@ def _prepare_settings(
 
 
 def _pillow_loop(settings: PrepareSettings) -> None:
-    """What one would write by hand: one process, one photo after the other, the pixels to a NumPy file at the end."""
+    """What one would write by hand: one process, one photo after the other, the shards at the end."""
     paths = [path for root in settings.input for path in sorted(Path(root).rglob("*")) if is_image_name(path.name)]
     hashes: set[str] = set()
     phashes: list[imagehash.ImageHash] = []
-    kept, labels = [], []
+    kept, about = [], []
     for path in tqdm(paths, desc="Pillow loop", unit=" images"):
         try:
             with Image.open(path) as image:
@@ -130,12 +164,47 @@ def _pillow_loop(settings: PrepareSettings) -> None:
         hashes.add(digest)
         phashes.append(imagehash.phash(photo))
         kept.append(np.asarray(square))
-        labels.append(path.parent.name)
+        about.append({"label": path.parent.name, "path": str(path), "hash": digest})
     near = np.stack([np.packbits(value.hash) for value in phashes])
     repeats, _ = compare.near_duplicates(compare.close_pairs(near, settings.hash_distance), np.arange(len(near)))
-    os.makedirs(settings.output)
-    np.save(os.path.join(settings.output, "pixels.npy"), np.stack(kept)[repeats < 0])
-    np.save(os.path.join(settings.output, "labels.npy"), np.array(labels)[repeats < 0])
+    chosen = np.flatnonzero(repeats < 0)
+    for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // _SHARD))):
+        rows = pa.Table.from_pylist([about[i] for i in part])
+        write_shard(settings.output, f"{number:05d}.parquet", np.stack([kept[i] for i in part]), rows, "train", "raw")
+
+
+def _class_folders(listing: Listing, root: str) -> str:
+    """Links to the photos in a folder for each label, as torchvision's ImageFolder wants them."""
+    photos = listing.photos.to_pylist()
+    for number, photo in enumerate(photos):
+        source = listing.sources[photo["source"]]
+        folder = Path(root, photo["label"])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = os.path.join(source.root, os.fsdecode(photo["path"]))
+        (folder / f"{number}{Path(path).suffix}").symlink_to(path)
+    return root
+
+
+def _torchvision(root: str, size: int) -> float:
+    """Seconds that a process of its own needs; a fork of this one would take Ray's threads along."""
+    code = "import sys; from raygan.benchmarks.prepare import load_all; load_all(sys.argv[1], int(sys.argv[2]))"
+    command = [sys.executable, "-c", code, root, str(size)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def load_all(root: str, size: int) -> None:
+    """Go once through an ImageFolder and print the seconds it took, first listing to last batch."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    bicubic = transforms.InterpolationMode.BICUBIC
+    steps = [transforms.Resize(size, bicubic), transforms.CenterCrop(size), transforms.PILToTensor()]
+    start = time.perf_counter()
+    photos = ImageFolder(root, transforms.Compose(steps))
+    for _ in DataLoader(photos, batch_size=256, num_workers=os.cpu_count() or 1):
+        pass
+    print(time.perf_counter() - start)
 
 
 def _fits(image: Image.Image, settings: PrepareSettings) -> bool:

@@ -28,12 +28,12 @@ import pyarrow.parquet as pq
 from raygan.errors import RayganError
 from raygan.photos import faces, outliers, variation
 from raygan.photos.decode import Fit, looks_like_image
-from raygan.photos.filters import Limits, Photo, examine
+from raygan.photos.filters import Limits, Photo, judge, look
 from raygan.photos.sources import Source, columns, image_bytes, is_image_name, shown
 from raygan.storage import resolve, write_bytes
 
 #: Raise when the content of chunks changes for the same settings, so that older ones aren't taken up.
-VERSION = 1
+VERSION = 2
 
 #: Side in pixels of the square that the feature network looks at, whatever the size of the shards' images:
 #: at 64 px it would take many more faces for outliers.
@@ -102,22 +102,39 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
     """
     rows = photos.to_pylist()
     contents = _contents(rows, sources, settings.max_bytes)
+    ignored, sizes, seen = [], [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd metadata, which doesn't matter for the pixels
-        records = [_record(row, content, settings) for row, content in zip(rows, contents, strict=True)]
-    table = pa.Table.from_pylist(records, schema=RECORD.append(pa.field("image", pa.binary(settings.size**2 * 3))))
-    vectors = _vectors([record["large"] for record in records], settings.network)
-    maps = _layouts(records, settings.size)
-    return table.append_column("features", pa.array(vectors, pa.binary(2 * outliers.DIM))).append_column(
-        "layout", pa.array(maps, pa.binary(4 * variation.LENGTH))
-    )
+        for row, content in zip(rows, contents, strict=True):
+            ignored.append(content is None)
+            sizes.append(len(content) if isinstance(content, bytes) else row["size"])
+            seen.append(_looked_at(content, settings))
+    judged = judge(seen, settings.limits)
+    taken = ("reason", "score", "detail", "width", "height", "brightness", "contrast", "sharpness", "hash", "phash")
+    columns = {
+        "source": photos["source"],
+        "path": [shown(row["path"], row["row"]) for row in rows],
+        "label": photos["label"],
+        "bytes": sizes,
+        "ignored": ignored,
+    } | {name: [getattr(photo, name) for photo in judged] for name in taken}
+    columns["score"] = [None if math.isnan(score) else score for score in columns["score"]]
+    table = pa.table(columns, schema=RECORD)
+    vectors = _vectors([photo.large for photo in judged], settings.network)
+    for name, values in (
+        ("image", _images([photo.pixels for photo in judged], settings.size)),
+        ("features", pa.array(vectors, pa.binary(2 * outliers.DIM))),
+        ("layout", pa.array(_layouts(judged), pa.binary(4 * variation.LENGTH))),
+    ):
+        table = table.append_column(name, values)
+    return table
 
 
 def write_chunk(address: str, table: pa.Table) -> None:
     """Write a chunk whole or not at all. Raises RayganError if the place can't be written."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=["label"], write_statistics=False)
-    write_bytes(address, sink.getvalue().to_pybytes())
+    write_bytes(address, sink.getvalue())
 
 
 def read_records(addresses: Sequence[str]) -> pa.Table:
@@ -128,12 +145,13 @@ def read_records(addresses: Sequence[str]) -> pa.Table:
 
 def read_pixels(address: str, rows: np.ndarray) -> np.ndarray:
     """Pixels (n, S, S, 3) uint8 of some rows of a chunk, which all have them, in the order of `rows`."""
-    images = _read(address, ["image"])["image"].combine_chunks()
-    width = images.type.byte_width
-    size = round((width / 3) ** 0.5)
-    data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
-    pixels: np.ndarray = data[images.offset * width :].reshape(-1, size, size, 3)[rows]
-    return pixels
+    return _pixels(_read(address, ["image"]), rows)
+
+
+def read_photos(address: str, rows: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+    """Pixels as `read_pixels` has them, and the columns `label`, `path` and `hash` of the same rows."""
+    table = _read(address, ["image", "label", "path", "hash"])
+    return _pixels(table, rows), table.drop_columns(["image"]).take(pa.array(rows))
 
 
 def read_features(address: str, rows: np.ndarray) -> np.ndarray:
@@ -156,6 +174,15 @@ def _read(address: str, names: Sequence[str]) -> pa.Table:
         raise RayganError(
             f"cannot read {address}: {str(error).splitlines()[0]}; remove {posixpath.dirname(address)} and start again"
         ) from None
+
+
+def _pixels(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+    images = table["image"].combine_chunks()
+    width = images.type.byte_width
+    size = round((width / 3) ** 0.5)
+    data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
+    pixels: np.ndarray = data[images.offset * width :].reshape(-1, size, size, 3)[rows]
+    return pixels
 
 
 # ---------------------------------------------------------------- from the listing to bytes
@@ -234,34 +261,33 @@ def _still_there(source: Source) -> None:
 # ---------------------------------------------------------------- from bytes to records
 
 
-def _record(row: dict[str, Any], content: _Content, settings: PixelSettings) -> dict[str, Any]:
-    if isinstance(content, bytes):
-        large = LARGE if settings.network else None
-        cut_face = faces.load_detector(settings.detector) if settings.detector else None
-        photo = examine(content, settings.size, settings.fit, settings.limits, large=large, cut_face=cut_face)
-    else:
-        photo = content or Photo()
-    record = {
-        "source": row["source"],
-        "path": shown(row["path"], row["row"]),
-        "label": row["label"],
-        "bytes": len(content) if isinstance(content, bytes) else row["size"],
-        "ignored": content is None,
-        "image": photo.pixels.tobytes() if photo.pixels is not None else None,
-    }
-    taken = ("reason", "detail", "width", "height", "brightness", "contrast", "sharpness", "hash", "phash")
-    score = None if math.isnan(photo.score) else float(photo.score)
-    return record | {name: getattr(photo, name) for name in taken} | {"score": score, "large": photo.large}
+def _looked_at(content: _Content, settings: PixelSettings) -> Photo:
+    if not isinstance(content, bytes):
+        return content or Photo()
+    large = LARGE if settings.network else None
+    cut_face = faces.load_detector(settings.detector) if settings.detector else None
+    return look(content, settings.size, settings.fit, settings.limits, large=large, cut_face=cut_face)
 
 
-def _layouts(records: Sequence[dict[str, Any]], size: int) -> list[bytes | None]:
+def _images(pictures: Sequence[np.ndarray | None], size: int) -> pa.Array:
+    """Pictures (size, size, 3) as a column of fixed-size binaries, null where there is none."""
+    there = np.array([picture is not None for picture in pictures])
+    data = np.zeros((len(pictures), size * size * 3), np.uint8)
+    for row, picture in zip(data, pictures, strict=True):
+        if picture is not None:
+            row[:] = picture.ravel()
+    valid = pa.py_buffer(np.packbits(there, bitorder="little"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(data.shape[1]), len(data), [valid, pa.py_buffer(data)])
+
+
+def _layouts(photos: Sequence[Photo]) -> list[bytes | None]:
     """Layout maps of up to `SURVEYED` photos that aren't rejected: those with the smallest hashes."""
-    good = [number for number, record in enumerate(records) if record["image"] and not record["reason"]]
-    chosen = sorted(good, key=lambda number: str(records[number]["hash"]))[:SURVEYED]
-    maps: list[bytes | None] = [None] * len(records)
+    good = {n: photo.pixels for n, photo in enumerate(photos) if photo.pixels is not None and not photo.reason}
+    chosen = sorted(good, key=lambda number: photos[number].hash)[:SURVEYED]
+    maps: list[bytes | None] = [None] * len(photos)
     if chosen:
-        pixels = np.frombuffer(b"".join(records[number]["image"] for number in chosen), np.uint8)
-        for number, layout in zip(chosen, variation.layouts(pixels.reshape(-1, size, size, 3)), strict=True):
+        found = variation.layouts(np.stack([good[number] for number in chosen]))
+        for number, layout in zip(chosen, found, strict=True):
             maps[number] = layout.tobytes()
     return maps
 

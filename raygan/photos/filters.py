@@ -1,17 +1,18 @@
 """The filters that look at one photo alone, and the measures they judge by.
 
-`examine` takes a file's bytes through them, cheapest first; the first that objects gives the reason. Filters
-that compare photos with each other are in `raygan.photos.compare`.
+`look` takes a file's bytes through those that need no measures, cheapest first, and `judge` through the rest, many
+photos at a time; the first filter that objects gives the reason. Filters that compare photos with each other
+are in `raygan.photos.compare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import imagehash
 import numpy as np
+import scipy.fft
 from PIL import Image
 
 from raygan.photos.decode import Fit, Unreadable, decode, pixel_hash, read_header, to_square
@@ -37,6 +38,12 @@ PAIRED = ("duplicate", "near_duplicate")
 #: size for all, so that thresholds mean the same for thumbnails and for 50-megapixel photos.
 VIEW = 64
 
+#: Side in pixels of the view that the perceptual hash is taken from.
+HASHED = 32
+
+#: Views that are measured at a time: as many as stay in a core's cache with what is computed from them.
+_VIEWS = 32
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -55,12 +62,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Photo:
-    """What is known of one photo after `examine`.
+    """What is known of one photo.
 
     reason: why it is rejected, or None. score: the measure that the reason is about. Sizes are in pixels, as
     stored, or of the face that was cut out; 0 where the file is no image. Measures are NaN and `pixels` None where
     nothing was decoded. phash: 64 bits. pixels: uint8 (S, S, 3). large: uint8 (L, L, 3), the same square for a
-    network to look at, if it was asked for and the photo isn't rejected.
+    network to look at, if it was asked for and the photo isn't rejected. view: grey levels uint8 (VIEW, VIEW) that
+    `judge` measures, and then takes away.
     """
 
     reason: Reason | None = None
@@ -75,6 +83,7 @@ class Photo:
     phash: bytes = b""
     pixels: np.ndarray | None = None
     large: np.ndarray | None = None
+    view: Image.Image | None = None
 
 
 def examine(
@@ -86,7 +95,20 @@ def examine(
     large: int | None = None,
     cut_face: Callable[[Image.Image], Image.Image | None] | None = None,
 ) -> Photo:
-    """Decode one file to a square of `size` pixels and judge it. Never raises for what the bytes are.
+    """All there is to know of one file: `look` and `judge` in one."""
+    return judge([look(data, size, fit, limits, large=large, cut_face=cut_face)], limits)[0]
+
+
+def look(
+    data: bytes,
+    size: int,
+    fit: Fit,
+    limits: Limits,
+    *,
+    large: int | None = None,
+    cut_face: Callable[[Image.Image], Image.Image | None] | None = None,
+) -> Photo:
+    """Decode one file to a square of `size` pixels, not measured yet. Never raises for what the bytes are.
 
     large: side in pixels of `Photo.large`. cut_face: see `raygan.photos.faces`; the face is what is judged then.
     """
@@ -104,61 +126,87 @@ def examine(
     except Unreadable as error:
         return Photo("unreadable", detail=str(error))
     identity = pixel_hash(photo)
-    if cut_face is not None:
-        face = cut_face(photo)
-        if face is None:
-            return replace(
-                _measure(photo, identity, size, fit, limits), reason="no_face", score=float("nan"), detail=""
-            )
-        photo = face
-    measured = _measure(photo, identity, size, fit, limits)
-    if large is None or measured.reason is not None:
-        return measured
-    return replace(measured, large=np.asarray(to_square(photo, large, fit)))
+    face = cut_face(photo) if cut_face is not None else photo
+    cut = photo if face is None else face
+    square = to_square(cut, size, fit)
+    view = square if size == VIEW else to_square(cut, VIEW, fit)
+    return Photo(
+        reason="no_face" if face is None else None,
+        width=cut.width,
+        height=cut.height,
+        hash=identity,
+        pixels=np.asarray(square),
+        large=None if large is None or face is None else np.asarray(to_square(cut, large, fit)),
+        view=view.convert("L"),
+    )
 
 
-def sharpness(grey: np.ndarray) -> float:
-    """Strength of fine detail in grey levels (h, w) of 0 to 255, from 0 to about 3, whatever the photo's contrast.
+def judge(photos: Sequence[Photo], limits: Limits) -> list[Photo]:
+    """The same photos with measures, and with a reason where the measures object.
+
+    Many at a time, because NumPy's calls take longer than the arithmetic on one view.
+    """
+    judged = list(photos)
+    seen = [(number, photo.view) for number, photo in enumerate(photos) if photo.view is not None]
+    for start in range(0, len(seen), _VIEWS):
+        part = seen[start : start + _VIEWS]
+        grey = np.stack([np.asarray(view) for _, view in part]).astype(np.float32)
+        brightness, contrast, detail = grey.mean(axis=(1, 2)), _deviations(grey), sharpness(grey)
+        # Halved first, by the box filter: it keeps what the hash looks at, and is the cheapest there is.
+        hashes = perceptual_hashes(np.stack([np.asarray(view.reduce(VIEW // HASHED)) for _, view in part]))
+        measured = zip(part, brightness.tolist(), contrast.tolist(), detail.tolist(), hashes, strict=True)
+        for (number, _), light, spread, sharp, phash in measured:
+            judged[number] = _judged(photos[number], limits, light, spread, sharp, phash.tobytes())
+    return judged
+
+
+def sharpness(grey: np.ndarray) -> np.ndarray:
+    """Strength of fine detail in grey levels (n, h, w) of 0 to 255: (n,) from 0 to about 3, whatever the contrast.
 
     Standard deviation of the Laplacian (the usual focus measure, Pech-Pacheco et al. 2000) over that of the
     grey levels themselves. In 64 px views photos in focus have 0.3 to 1.2, hopelessly blurred ones under 0.1.
     """
-    laplacian = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
+    inner = grey[:, 1:-1, 1:-1]
+    laplacian = grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] + grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] - 4 * inner
     # Rounding to whole levels alone gives the Laplacian a variance of (4² + 4) / 12, which isn't detail.
-    variance = max(_deviation(laplacian) ** 2 - 20 / 12, 0.0)
-    return float(variance**0.5 / max(_deviation(grey), 1e-3))
+    variance = np.maximum(_deviations(laplacian) ** 2 - 20 / 12, 0)
+    found: np.ndarray = np.sqrt(variance) / np.maximum(_deviations(grey), 1e-3)
+    return found
 
 
-def _deviation(values: np.ndarray) -> float:
-    """Standard deviation; for small arrays several times as fast as numpy's own."""
-    flat = values.ravel()
-    centred = flat - flat.sum() / len(flat)
-    return float((centred @ centred / len(flat)) ** 0.5)
+def perceptual_hashes(views: np.ndarray) -> np.ndarray:
+    """`imagehash.phash` of grey views (n, HASHED, HASHED) uint8: uint8 (n, 8), a bit for each of 8 by 8 frequencies.
+
+    The library takes one picture at a time, a fifth of all the time that a photo takes; a test holds the two equal.
+    """
+    down = scipy.fft.dct(views.astype(np.float64), axis=1)[:, :8]
+    low = scipy.fft.dct(down, axis=2)[:, :, :8].reshape(-1, 64)
+    return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
 
 
-def _measure(photo: Image.Image, identity: str, size: int, fit: Fit, limits: Limits) -> Photo:
-    square = to_square(photo, size, fit)
-    view = square if size == VIEW else to_square(photo, VIEW, fit)
-    grey_view = view.convert("L")
-    grey = np.asarray(grey_view, dtype=np.float32)
-    contrast, detail = _deviation(grey), sharpness(grey)
-    reason: Reason | None = None
-    score, unit = float("nan"), ""
-    if limits.min_contrast is not None and contrast < limits.min_contrast:
+def _deviations(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of each (h, w) of (n, h, w)."""
+    flat = values.reshape(len(values), -1)
+    centred = flat - flat.mean(axis=1, keepdims=True)
+    found: np.ndarray = np.sqrt(np.einsum("ij,ij->i", centred, centred) / flat.shape[1])
+    return found
+
+
+def _judged(photo: Photo, limits: Limits, brightness: float, contrast: float, detail: float, phash: bytes) -> Photo:
+    reason, score, unit = photo.reason, photo.score, photo.detail
+    if reason is None and limits.min_contrast is not None and contrast < limits.min_contrast:
         reason, score, unit = "flat", contrast, "standard deviation of grey levels"
-    elif limits.min_sharpness is not None and detail < limits.min_sharpness:
+    elif reason is None and limits.min_sharpness is not None and detail < limits.min_sharpness:
         reason, score, unit = "blurry", detail, "sharpness"
-    return Photo(
-        reason,
-        score,
-        unit,
-        photo.width,
-        photo.height,
-        float(grey.mean()),
-        contrast,
-        detail,
-        identity,
-        # Halved first: imagehash shrinks to 32 px itself, but with a filter that takes longer than all the rest.
-        np.packbits(imagehash.phash(grey_view.reduce(VIEW // 32)).hash).tobytes(),
-        np.asarray(square),
+    return replace(
+        photo,
+        reason=reason,
+        score=score,
+        detail=unit,
+        brightness=brightness,
+        contrast=contrast,
+        sharpness=detail,
+        phash=phash,
+        large=photo.large if reason is None else None,
+        view=None,
     )

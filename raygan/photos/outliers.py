@@ -21,9 +21,12 @@ for each photo in one task for each label. All pairs would take days. Far dearer
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import faiss
 import numpy as np
+
+if TYPE_CHECKING:
+    import faiss  # imported where it is used: workers that examine photos do without
 
 #: Length of the stored vectors: a random projection of the network's 1280, which keeps distances well enough to
 #: rank outliers the same (average precision 0.93 on labelled crops, with and without); 256 would lose some.
@@ -72,6 +75,8 @@ def project(features: np.ndarray) -> np.ndarray:
 
 def scores(vectors: np.ndarray) -> np.ndarray:
     """Mean cosine distance of each vector to its nearest `NEIGHBOURS` others: (n, d) to float32 (n,), 0 to 2."""
+    import faiss
+
     faiss.omp_set_num_threads(1)
     unit = vectors.astype(np.float32)
     faiss.normalize_L2(unit)
@@ -96,6 +101,8 @@ def threshold(values: np.ndarray, deviations: float) -> float:
 
 
 def _index(unit: np.ndarray) -> faiss.Index:
+    import faiss
+
     flat = faiss.IndexFlatIP(unit.shape[1])
     if len(unit) <= EXACT:
         flat.add(unit)
