@@ -74,7 +74,7 @@ class _BFloat16(nn.Module):
 
 
 def fast_classifier(classifier: Classifier, device: torch.device, *, bf16: bool) -> Classifier:
-    """The classifier folded and, if asked, in bfloat16; probabilities move by less than 0.01 (a test sees to it)."""
+    """The classifier folded and, if asked, in bfloat16; folding moves no probability by 0.01 (a test sees to it)."""
     from raygan.judge.googlenet import Classifier
 
     network: nn.Module = fast_network(classifier.net, device)

@@ -274,8 +274,7 @@ def _add_classification(app: fastapi.FastAPI, service: Service, settings: ServeS
         """The classifier's verdict on uploaded images; their centre squares are looked at."""
         if len(images) > MOST_UPLOADS:
             raise Problem(422, f"{len(images)} files; {MOST_UPLOADS} are the most", field="images")
-        judge = service.champions.classifier
-        size = service.image_size(judge) if judge else 64
+        size = service.image_size(service.judge())
         arrays = []
         for number, upload in enumerate(images):
             field = f"images[{number}]"
@@ -359,10 +358,7 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 
     async def invalid(request: fastapi.Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 (for mypy)
-        found = [
-            {"field": _field(problem["loc"]), "message": str(problem["msg"])}
-            for problem in error.errors()
-        ]
+        found = [{"field": _field(problem["loc"]), "message": str(problem["msg"])} for problem in error.errors()]
         detail = "; ".join(f"{entry['field']}: {entry['message']}" for entry in found)
         problem = Problem(422, detail, errors=found)
         problem.field = None
@@ -402,4 +398,3 @@ def _describe(app: fastapi.FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-

@@ -12,6 +12,7 @@ import re
 import time
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -23,8 +24,8 @@ from raygan.serve.api import create_app
 from raygan.serve.guard import Guard
 from raygan.serve.meters import RayMeters
 from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Verdicts
-from raygan.serve.registry import Registry
-from raygan.serve.replicas import ClassifierReplica, GeneratorReplica
+from raygan.serve.registry import Files, Registry
+from raygan.serve.replicas import ClassifierReplica, Fetch, GeneratorReplica
 from raygan.serve.service import Service
 from raygan.serve.stages import Busy, Died, Stage
 from raygan.serve.token import read_token
@@ -94,7 +95,7 @@ class GeneratorDeployment(GeneratorReplica):
     """A generator's replica under Serve: ready when the champion is loaded."""
 
     async def __init__(self, settings: ServeSettings, name: str, registry: DeploymentHandle):  # type: ignore[misc]
-        GeneratorReplica.__init__(self, settings, registry.files.remote)
+        GeneratorReplica.__init__(self, settings, fetch_through(registry))
         champions: Champions = await registry.champions.remote()
         for model in set(champions.generators.values()):
             if model.name == name:
@@ -105,14 +106,29 @@ class ClassifierDeployment(ClassifierReplica):
     """The classifier's replica under Serve: ready when the champion is loaded, or there is none."""
 
     async def __init__(self, settings: ServeSettings, registry: DeploymentHandle):  # type: ignore[misc]
-        ClassifierReplica.__init__(self, settings, registry.files.remote)
+        ClassifierReplica.__init__(self, settings, fetch_through(registry))
         champions: Champions = await registry.champions.remote()
         if champions.classifier is not None:
             await self.prepare(champions.classifier)
 
 
 class RegistryDeployment(Registry):
-    """The registry under Serve."""
+    """The registry under Serve: files travel through Ray's object store, being larger than Serve's messages may be."""
+
+    def files_in_store(self, model: ModelVersion) -> list[ray.ObjectRef]:
+        """A reference to `files`; in a list, since Ray would replace a bare one with what it refers to."""
+        return [ray.put(self.files(model))]
+
+
+def fetch_through(registry: DeploymentHandle) -> Fetch:
+    """How a replica gets a model's files."""
+
+    async def fetch(model: ModelVersion) -> Files:
+        references: list[ray.ObjectRef] = await registry.files_in_store.remote(model)
+        files: Files = await references[0]
+        return files
+
+    return fetch
 
 
 @serve.ingress()
@@ -144,7 +160,7 @@ class GatewayDeployment:
         while self._missing and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201 (Serve's name)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         settings = self._settings
         return Guard(
             create_app(self.service, settings, lambda: self._missing),

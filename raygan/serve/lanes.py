@@ -105,7 +105,9 @@ class Lanes:
         return pieces
 
     def _submit(self, pieces: list[tuple[_Call, int, int]]) -> None:
-        columns = [[call.inputs[i][start:stop] for call, start, stop in pieces] for i in range(len(pieces[0][0].inputs))]
+        columns = [
+            [call.inputs[i][start:stop] for call, start, stop in pieces] for i in range(len(pieces[0][0].inputs))
+        ]
         inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in columns]
         self._idle -= 1
         loop = asyncio.get_running_loop()

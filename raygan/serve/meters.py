@@ -1,13 +1,13 @@
 """What the gateway counts and times, as Prometheus metrics that every Ray node exports.
 
-    raygan_requests_total          requests by route and status
-    raygan_request_seconds         their time from first byte to last, by route
-    raygan_stage_seconds           time of a call to a stage: waiting in the gateway, the way there, computing
-    raygan_batch_images            images in a call to a stage
-    raygan_waiting_images          images that wait in the gateway for a stage
-    raygan_samples_total           samples by label: drawn, and accepted where a confidence was asked for
-    raygan_rejected_total          requests that were turned away because too much was waiting
-    raygan_retries_total           calls to a stage that were made again because a replica had died
+raygan_requests_total          requests by route and status
+raygan_request_seconds         their time from first byte to last, by route
+raygan_stage_seconds           time of a call to a stage: waiting in the gateway, the way there, computing
+raygan_batch_images            images in a call to a stage
+raygan_waiting_images          images that wait in the gateway for a stage
+raygan_samples_total           samples by label: drawn, and accepted where a confidence was asked for
+raygan_rejected_total          requests that were turned away because too much was waiting
+raygan_retries_total           calls to a stage that were made again because a replica had died
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class RayMeters:
             "retries": metrics.Counter("raygan_retries_total", "Calls made again.", ("stage",)),
         }
         self._values: dict[str, Any] = {
-            "request_seconds": metrics.Histogram("raygan_request_seconds", "Seconds of requests.", _SECONDS, ("route",)),
+            "request_seconds": metrics.Histogram(
+                "raygan_request_seconds", "Seconds of requests.", _SECONDS, ("route",)
+            ),
             "stage_seconds": metrics.Histogram(
                 "raygan_stage_seconds", "Seconds of stages.", _SECONDS, ("stage", "part")
             ),

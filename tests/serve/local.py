@@ -25,7 +25,9 @@ from raygan.serve.service import Service
 from raygan.serve.stages import Stage
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
-CAT, DOG, JUDGE = (ModelVersion(name, "1") for name in ("raygan-generator-cat", "raygan-generator-dog", "raygan-classifier"))
+CAT, DOG, JUDGE = (
+    ModelVersion(name, "1") for name in ("raygan-generator-cat", "raygan-generator-dog", "raygan-classifier")
+)
 
 
 def make_generator(seed: int = 0) -> Generator:
