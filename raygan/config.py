@@ -605,3 +605,34 @@ class PrepareBenchmarkSettings(Settings):
     )
     scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
     json_file: str | None = option(None, "file to write the numbers to")
+
+
+class ServeBenchmarkSettings(Settings):
+    """Everything `jobs/benchmark.py serve` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    servers: list[Literal["fastapi", "fastapi-fast", "litserve", "raygan"]] = option(
+        None,
+        "servers to measure beside the bare models; by default all",
+        default_factory=lambda: ["fastapi", "fastapi-fast", "litserve", "raygan"],
+    )
+    clients: list[int] = option(None, "numbers of clients", default_factory=lambda: [1, 8, 32])
+    images: list[int] = option(None, "images in a request", unit="1 to 64", default_factory=lambda: [1, 16])
+    seconds: float = option(10.0, "how long each number of clients asks", unit="s", gt=0)
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
+    json_file: str | None = option(None, "file to write the numbers to")
+
+
+class ServeDrillSettings(Settings):
+    """Everything `jobs/benchmark.py serve-drill` can be told."""
+
+    group: ClassVar[str] = "drill"
+
+    faults: bool = option(False, "kill a generator replica, a classifier replica and the proxy meanwhile")
+    hostile: bool = option(False, "send hostile requests and uploads too, and watch the service's memory")
+    clients: int = option(64, "clients that ask as soon as they are answered", ge=1, le=1024)
+    seconds: float = option(120.0, "how long", unit="s", gt=0)
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)

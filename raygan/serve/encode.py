@@ -12,6 +12,7 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -108,10 +109,10 @@ def about(samples: Samples) -> dict[str, Any]:
     }
 
 
-def probabilities(samples: Samples) -> list[dict[str, float]] | None:
-    """Each image's probability of each label, rounded to 4 places; None where nobody judged them."""
+def probabilities(samples: Samples) -> Sequence[dict[str, float] | None]:
+    """Each image's probability of each label, rounded to 4 places; None for each where nobody judged them."""
     if samples.verdicts is None:
-        return None
+        return [None] * samples.accepted
     labels = samples.verdicts.labels
     return [
         {label: round(float(value), 4) for label, value in zip(labels, row, strict=True)}
@@ -120,7 +121,7 @@ def probabilities(samples: Samples) -> list[dict[str, float]] | None:
 
 
 def _document(samples: Samples) -> dict[str, Any]:
-    verdicts = probabilities(samples) or [None] * len(samples.seeds)
+    verdicts = probabilities(samples)
     images = [
         {"seed": seed, "probabilities": verdict, "png": base64.b64encode(png(image)).decode()}
         for seed, verdict, image in zip(samples.seeds, verdicts, samples.images, strict=True)
@@ -130,7 +131,7 @@ def _document(samples: Samples) -> dict[str, Any]:
 
 def _archive(samples: Samples) -> bytes:
     """PNGs named by their seeds, and samples.json with the rest."""
-    verdicts = probabilities(samples) or [None] * len(samples.seeds)
+    verdicts = probabilities(samples)
     listing = [
         {"seed": seed, "file": f"{seed}.png", "probabilities": verdict}
         for seed, verdict in zip(samples.seeds, verdicts, strict=True)

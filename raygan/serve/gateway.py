@@ -151,7 +151,9 @@ class GatewayDeployment:
         }
         judge = Stage("classifier", ClassifierCaller(classifier), len, self._meters, **limits)
         self.service = Service(stages, judge, self._meters, most_draws=settings.max_draws)
-        self._deployments = {generator_deployment(name): stage for name, stage in stages.items()}
+        self._deployments: dict[str, Stage[Any, Any]] = {
+            generator_deployment(name): stage for name, stage in stages.items()
+        }
         self._deployments["Classifier"] = judge
         self._missing = ["models"]
         self._following = asyncio.ensure_future(self._follow())

@@ -105,10 +105,8 @@ class Lanes:
         return pieces
 
     def _submit(self, pieces: list[tuple[_Call, int, int]]) -> None:
-        columns = [
-            [call.inputs[i][start:stop] for call, start, stop in pieces] for i in range(len(pieces[0][0].inputs))
-        ]
-        inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in columns]
+        cut = [[column[start:stop] for column in call.inputs] for call, start, stop in pieces]
+        inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*cut, strict=True)]
         self._idle -= 1
         loop = asyncio.get_running_loop()
         future = self._pool.submit(_compute_rows, self._compute, inputs, self._batch if self._padded else 0)

@@ -51,9 +51,7 @@ class RayMeters:
             "retries": metrics.Counter("raygan_retries_total", "Calls made again.", ("stage",)),
         }
         self._values: dict[str, Any] = {
-            "request_seconds": metrics.Histogram(
-                "raygan_request_seconds", "Seconds of requests.", _SECONDS, ("route",)
-            ),
+            "request_seconds": metrics.Histogram("raygan_request_seconds", "Their seconds.", _SECONDS, ("route",)),
             "stage_seconds": metrics.Histogram(
                 "raygan_stage_seconds", "Seconds of stages.", _SECONDS, ("stage", "part")
             ),

@@ -99,7 +99,7 @@ class Service:
         """Champions that should be served, and for which an older version or nothing stands in."""
         wanted = {*champions.generators.values(), champions.classifier}
         served = {*self.champions.generators.values(), self.champions.classifier, None}
-        ours = {model for model in wanted - served if model == champions.classifier or model.name in self.generators}
+        ours = [m for m in wanted - served if m and (m == champions.classifier or m.name in self.generators)]
         return sorted(ours, key=str)
 
     async def _ready(
@@ -186,7 +186,7 @@ class Service:
         for i in np.flatnonzero(abs(probabilities - min_confidence) < _ROUNDING).tolist():
             again = await self.classifier.run(classifier, Judge(images[i : i + 1], alone=True))
             decided[i] = again.of(label)[0] >= min_confidence
-        return np.flatnonzero(decided).tolist()
+        return [int(i) for i in np.flatnonzero(decided)]
 
     async def walk(self, label: str, seed: int, to: int, frames: int, truncation: float) -> tuple[Pixels, ModelVersion]:
         """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""

@@ -253,14 +253,10 @@ def client_of(app):
 
 
 async def test_a_token_is_asked_for_where_one_is_set(models):
-    local = await local_service(models, Champions({"cat": CAT}, None), token="s3cret")
+    local = await local_service(models, Champions({"cat": CAT}, None), token="s3cret")  # noqa: S106
     async with client_of(local.app) as client:
-        for headers in (
-            {},
-            {"Authorization": "Bearer wrong"},
-            {"Authorization": "Basic s3cret"},
-            {"Authorization": "Bearer é".encode()},
-        ):
+        for given in (None, b"Bearer wrong", b"Basic s3cret", b"Bearer \xc3\xa9"):
+            headers = {"Authorization": given} if given else {}
             answer = await client.get("/v1/models", headers=headers)
             assert answer.status_code == 401
             assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -300,7 +296,7 @@ async def test_answers_bear_security_headers_an_id_and_a_line_in_the_log(models,
         odd = await client.get("/v1/sample?label=cat&n=1", headers={"X-Request-ID": "a b\t<script>"})
         assert "<" not in odd.headers["X-Request-ID"]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["id"], line["path"], line["status"]) for line in lines][0] == ("mine-1", "/", 200)
+    assert (lines[0]["id"], lines[0]["path"], lines[0]["status"]) == ("mine-1", "/", 200)
     assert lines[1]["milliseconds"] > 0
 
 
@@ -351,8 +347,8 @@ async def test_a_replica_keeps_two_versions_and_fetches_others_again(models, tmp
     assert pixels.shape == (1, 32, 32, 3)
     with pytest.raises(KeyError):
         await replica.sample(ModelVersion(CAT.name, "99"), [Draws("cat", (1,))])
+    files[versions[1]] = {}
     with pytest.raises(RayganError):
-        files[versions[1]] = {}
         await replica.prepare(versions[1])
 
 

@@ -129,12 +129,11 @@ def test_metrics_are_exported(address):
 
 
 def replica_pid(deployment):
-    return next(
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if process.name().startswith("ray::Serve")
-        and f":{deployment}" in " ".join(process.cmdline() or [process.name()])
-    )
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline())
+        if title.startswith("ray::ServeReplica") and f":{deployment}" in title:
+            return process.pid
+    raise AssertionError(f"{deployment} has no replica")
 
 
 def wait_for(condition, seconds=90):
