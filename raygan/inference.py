@@ -38,7 +38,7 @@ def fold_batch_norms(network: M) -> M:
     network = copy.deepcopy(network)
     for module in network.modules():
         if type(module).__name__ == "BasicConv2d":
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)  # type: ignore[type-var, arg-type]
             module.bn = nn.Identity()
         elif isinstance(module, nn.Sequential):
             _fold_pairs(module)
