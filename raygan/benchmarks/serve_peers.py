@@ -138,31 +138,10 @@ def serve_fastapi(folder: Path, port: int, *, fast: bool) -> None:
 
 def serve_litserve(folder: Path, port: int) -> None:
     import litserve
-    from fastapi import Response
 
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.pair = Pair(folder, fast=True)
+    from raygan.benchmarks.serve_litserve import Api
 
-        def decode_request(self, request: dict[str, Any]) -> torch.Tensor:
-            return self.pair.latents(int(request["n"]), int(request["seed"]))
-
-        def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-            return inputs
-
-        def predict(self, inputs: list[torch.Tensor]) -> list[tuple[Pixels, np.ndarray]]:
-            images, probabilities = self.pair.answer(torch.cat(inputs))
-            ends = np.cumsum([len(latents) for latents in inputs])[:-1]
-            return list(zip(np.split(images, ends), np.split(probabilities, ends), strict=True))
-
-        def unbatch(self, output: list[tuple[Pixels, np.ndarray]]) -> list[tuple[Pixels, np.ndarray]]:
-            return output
-
-        def encode_response(self, output: tuple[Pixels, np.ndarray]) -> Response:
-            headers = {"X-Probabilities": json.dumps(output[1].round(4).tolist())}
-            return Response(picture(output[0]), media_type="image/png", headers=headers)
-
-    api = Api(max_batch_size=16, batch_timeout=0.005)
+    api = Api(str(folder), max_batch_size=16, batch_timeout=0.005)
     server = litserve.LitServer(api, accelerator="cpu", timeout=120)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning", access_log=False)
 

@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from raygan import __version__
 from raygan.config import ServeSettings
@@ -367,6 +368,9 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
     async def refused(request: fastapi.Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 (for mypy)
         headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:  # each route knows its own method only
+            matching = [r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
+            headers["Allow"] = ", ".join(sorted({method for route in matching for method in route.methods or ()}))
         return Problem(error.status_code, str(error.detail), headers=headers).response(request_id(request))
 
     for kind in (Problem, Busy, Died, TooLarge, asyncio.TimeoutError, Exception):

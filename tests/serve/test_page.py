@@ -115,8 +115,8 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser, running):
     picture(page, "phone")
     assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     small = page.execute_script(
-        "return [...document.querySelectorAll('main button, main select')].filter(e => e.offsetHeight && e.offsetHeight < 40)"
-        ".map(e => e.id || e.textContent)"
+        "return [...document.querySelectorAll('main button, main select')]"
+        ".filter(e => e.offsetHeight && e.offsetHeight < 40).map(e => e.id || e.textContent)"
     )
     assert small == []
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -126,7 +126,8 @@ def test_everything_has_a_name_and_nothing_comes_from_elsewhere(browser, running
     page = opened(browser, running.address)
     unnamed = page.execute_script(
         "return [...document.querySelectorAll('input, select')].filter(e => !e.labels.length).map(e => e.id)"
-        ".concat([...document.querySelectorAll('button')].filter(e => !(e.textContent.trim() || e.ariaLabel)).map(e => e.id))"
+        ".concat([...document.querySelectorAll('button')]"
+        ".filter(e => !(e.textContent.trim() || e.ariaLabel)).map(e => e.id))"
         ".concat([...document.querySelectorAll('#samples img')].filter(e => !e.alt).map(e => e.src))"
     )
     assert unnamed == []
