@@ -53,8 +53,6 @@ _NOT_PROMISED = _checks(
     "negative_data_rejection",
     "positive_data_acceptance",
     "ignored_auth",
-    "unsupported_method",
-    "missing_required_header",
 )
 
 
