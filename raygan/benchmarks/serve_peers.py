@@ -26,13 +26,13 @@ import torch
 
 from raygan.config import ServeSettings
 from raygan.gan.checkpoint import load_generator, save_generator
+from raygan.gan.latents import latents_of
 from raygan.gan.networks import Generator, NetworkSettings
 from raygan.gan.step import to_uint8
 from raygan.inference import computes_bf16, fast_classifier, fast_network
 from raygan.judge.googlenet import build_googlenet, load_classifier, save_classifier
 from raygan.serve import encode
-from raygan.serve.latents import latents_of
-from raygan.serve.models import Draws, Pixels
+from raygan.serve.models import Pixels
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def make_models(folder: Path, image_size: int, width: int) -> None:
         folder / "classifier", build_googlenet(2, auxiliary=False), labels=labels, image_size=image_size, about={}
     )
     with tracking.start_run(settings, "benchmark", job="benchmark", params={}) as run:
-        tracking.register_generator(run, folder / "generator", "cat", promote=True)
+        tracking.register_generator(run, folder / "generator", "cat", labels=["cat"], promote=True)
         tracking.register_classifier(run, folder / "classifier", labels, promote=True)
 
 
@@ -73,7 +73,7 @@ class Pair:
         return images.permute(0, 2, 3, 1).contiguous().numpy(), self.classifier.probabilities(images).numpy()
 
     def latents(self, n: int, seed: int) -> torch.Tensor:
-        return latents_of(Draws("cat", tuple(range(seed, seed + n))), self.generator.settings.z_dim)
+        return latents_of(range(seed, seed + n), self.generator.settings.z_dim)
 
 
 def picture(images: Pixels) -> bytes:

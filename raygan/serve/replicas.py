@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from raygan.config import ServeSettings
+from raygan.gan.latents import latents_of, slerp
 from raygan.inference import computes_bf16, fast_classifier, fast_network
 from raygan.serve.lanes import Lanes, steady
-from raygan.serve.latents import latents_of
 from raygan.serve.models import Draws, Judge, ModelVersion, Pixels, Verdicts
 from raygan.serve.registry import Files, write_files
 
@@ -118,9 +118,9 @@ class GeneratorReplica(ModelReplica["Generator"]):
         """Images of all the draws in order, (n, S, S, 3), and the seconds that drawing took."""
         loaded = await self._loaded(model)
         started = time.perf_counter()
-        latents = torch.cat([latents_of(draws, loaded.model.settings.z_dim) for draws in wanted])
+        latents = torch.cat([points_of(draws, loaded.model.settings.z_dim) for draws in wanted])
         inputs = [latents]
-        if labels := labels_of(loaded.model):
+        if labels := loaded.model.labels:
             numbers = [labels.index(draws.label) for draws in wanted for _ in draws.seeds]
             inputs.append(torch.tensor(numbers, dtype=torch.int64))
         pixels = await loaded.lanes.run(*inputs)
@@ -138,15 +138,15 @@ class GeneratorReplica(ModelReplica["Generator"]):
             return _to_bytes(images).permute(0, 2, 3, 1).cpu().contiguous()
 
         batch = self._settings.batch_images
-        example = [latents_of(Draws("", tuple(range(batch))), generator.settings.z_dim)]
-        if labels := labels_of(generator):
-            example.append(torch.arange(batch) % len(labels))
+        example = [latents_of(range(batch), generator.settings.z_dim)]
+        if generator.labels:
+            example.append(torch.arange(batch) % len(generator.labels))
         # Pixels shall not depend on what else was drawn with them, to the last bit.
         padded = self._device.type != "cpu" or not steady(compute, example, batch)
         return Loaded(generator, self._lanes(compute, padded=padded))
 
     def _describe(self, model: Generator) -> dict[str, Any]:
-        return {"image_size": model.settings.image_size, "labels": list(labels_of(model))}
+        return {"image_size": model.settings.image_size, "labels": list(model.labels)}
 
 
 class ClassifierReplica(ModelReplica["Classifier"]):
@@ -190,9 +190,12 @@ def _shift(first: Classifier, second: Classifier, device: torch.device) -> float
     return float((first.probabilities(images) - second.probabilities(images)).abs().max())
 
 
-def labels_of(generator: Generator) -> tuple[str, ...]:
-    """A conditional generator's labels; none of an unconditional one."""
-    return tuple(getattr(generator, "labels", ()))
+def points_of(draws: Draws, z_dim: int) -> Tensor:
+    """Latents (n, z_dim) of the seeds, or of the places between seeds and ends; scaled by the truncation."""
+    points = latents_of(draws.seeds, z_dim)
+    if draws.ends:
+        points = slerp(points, latents_of(draws.ends, z_dim), torch.tensor(draws.shares))
+    return points * draws.truncation
 
 
 def _to_bytes(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -14,16 +15,19 @@ from PIL import Image
 
 from raygan.config import ServeSettings
 from raygan.errors import ConfigurationError, RayganError
+from raygan.gan.latents import latents_of
+from raygan.gan.networks import Generator
+from raygan.gan.step import to_uint8
 from raygan.inference import fast_classifier, fast_network
 from raygan.judge.googlenet import Classifier, build_googlenet, to_input
 from raygan.serve import check_token, encode
 from raygan.serve.guard import SECURITY_HEADERS, Guard
 from raygan.serve.lanes import Lanes, steady
-from raygan.serve.latents import latents_of, slerp
 from raygan.serve.meters import NoMeters
 from raygan.serve.models import Champions, Draws, ModelVersion
+from raygan.serve.replicas import points_of
 from raygan.serve.stages import Busy, Died, Stage
-from tests.serve.local import CAT, JUDGE, local_service, make_generator, save
+from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
 
@@ -144,19 +148,31 @@ def test_steadiness_is_found_by_trying():
     assert not steady(lambda x: x - x.mean(0), [rows], 16)
 
 
-# ---------------------------------------------------------------- latents
+# ---------------------------------------------------------------- what is drawn
 
 
-def test_walks_begin_and_end_at_their_seeds_and_keep_their_length():
-    starts, ends = torch.randn(1, 64).expand(9, -1), torch.randn(1, 64).expand(9, -1)
-    points = slerp(starts, ends, torch.linspace(0, 1, 9))
-    assert torch.allclose(points[0], starts[0], atol=1e-5)
-    assert torch.allclose(points[-1], ends[0], atol=1e-5)
-    lengths = points.norm(dim=1)
-    assert lengths.min() > 0.99 * min(starts[0].norm(), ends[0].norm())
-    assert torch.allclose(slerp(starts, starts, torch.linspace(0, 1, 9)), starts, atol=1e-4)
-    assert torch.equal(latents_of(Draws("", (3, 4)), 8)[1], latents_of(Draws("", (4,)), 8)[0])
-    assert torch.allclose(latents_of(Draws("", (3,), 0.5), 8), latents_of(Draws("", (3,)), 8) / 2)
+def test_truncation_and_walks_are_places_in_latent_space():
+    plain = points_of(Draws("", (3, 4)), 8)
+    assert torch.equal(plain[1], points_of(Draws("", (4,)), 8)[0])
+    assert torch.allclose(points_of(Draws("", (3, 4), 0.5), 8), plain / 2)
+    walk = points_of(Draws("", (3, 3, 3), 1.0, (4, 4, 4), (0.0, 0.5, 1.0)), 8)
+    assert torch.allclose(walk[[0, 2]], plain, atol=1e-5)
+
+
+async def test_a_conditional_generator_serves_each_of_its_labels(models, tmp_path):
+    torch.manual_seed(0)
+    generator = Generator(replace(NETWORKS, labels=("cat", "dog"))).eval()
+    with torch.no_grad():
+        generator.exit[0].weight.mul_(1000)
+    both = ModelVersion("raygan-generator-all", "1")
+    champions = Champions({"cat": both, "dog": both, "bird": both}, None)
+    local = await local_service({**models, both: save(tmp_path, generator)}, champions)
+    cat, dog = [await local.service.sample(label, 2, 5) for label in ("cat", "dog")]
+    assert list(local.service.champions.generators) == ["cat", "dog"]  # it draws no bird, whatever the registry says
+    with torch.no_grad():
+        expected = to_uint8(generator(latents_of((5, 6), NETWORKS.z_dim), torch.tensor([1, 1])))
+    assert np.abs(dog.images.astype(int) - expected.permute(0, 2, 3, 1).numpy()).max() <= 1
+    assert not np.array_equal(cat.images, dog.images)
 
 
 # ---------------------------------------------------------------- stages

@@ -28,7 +28,7 @@ from tests.serve.local import make_classifier, make_generator
 def register(settings, folder, seed, *, promote=True):
     save_generator(folder, make_generator(seed), {"label": "cat"})
     with tracking.start_run(settings, "trained", job="test", params={}) as run:
-        return tracking.register_generator(run, folder, "cat", promote=promote)
+        return tracking.register_generator(run, folder, "cat", labels=["cat"], promote=promote)
 
 
 @pytest.fixture(scope="module")
