@@ -121,6 +121,7 @@ class ProblemDocument(BaseModel):
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     texts = {
+        400: "The body can't be read",
         401: "The token is missing or wrong",
         404: "No such label",
         409: "There is no classifier, or it does not know the label",
@@ -191,7 +192,7 @@ def _add_sampling(app: fastapi.FastAPI, service: Service) -> None:
         """Images of one label. The same label, seed, n and model version give the same pixels."""
         return await answer(query)
 
-    @app.post("/v1/sample", responses=_SAMPLE_RESPONSES, response_class=Response, tags=["sample"])
+    @app.post("/v1/sample", responses={**_SAMPLE_RESPONSES, **_errors(400)}, response_class=Response, tags=["sample"])
     async def sample_posted(query: Annotated[SampleQuery, Body()]) -> Response:
         """The same, asked for in JSON."""
         return await answer(query)
@@ -266,7 +267,7 @@ def _add_classification(app: fastapi.FastAPI, service: Service, settings: ServeS
     @app.post(
         "/v1/classify",
         response_model=Classified,
-        responses=_errors(401, 409, 413, 422, 503),
+        responses=_errors(400, 401, 409, 413, 422, 503),
         tags=["classify"],
     )
     async def classify(
