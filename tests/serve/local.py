@@ -6,7 +6,7 @@ its own caller in between, which dies or waits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,24 @@ CAT, DOG, JUDGE = (
 )
 
 
-def make_generator(seed: int = 0) -> Generator:
+def settle(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Give batch norms the statistics of these inputs, without which an untrained network says the same of all."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # an average
+    network.train()(inputs)
+    return network.eval()(inputs)
+
+
+def make_generator(seed: int = 0, labels: tuple[str, ...] = ()) -> Generator:
     """An untrained generator whose samples are visibly different."""
     torch.manual_seed(seed)
-    generator = Generator(NETWORKS).eval()
+    generator = Generator(replace(NETWORKS, labels=labels))
+    latents = torch.randn(64, NETWORKS.z_dim + len(labels))[:, :, None, None]
     with torch.no_grad():
-        generator.exit[0].weight.mul_(1000)  # an untrained exit is grey
-        for module in generator.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):  # statistics that folding has something to do with
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 2)
-    return generator
+        features = settle(generator.blocks, latents)
+        generator.exit[0].weight.div_(generator.exit[0](features).std())
+    return generator.eval()
 
 
 def make_classifier(folder: Path, labels: tuple[str, ...] = ("cat", "dog"), seed: int = 0) -> Path:
@@ -48,12 +55,8 @@ def make_classifier(folder: Path, labels: tuple[str, ...] = ("cat", "dog"), seed
     torch.manual_seed(seed)
     net = build_googlenet(len(labels), auxiliary=False)
     with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None  # an average: statistics of activations, without which untrained ones vanish
         samples = make_generator()(torch.randn(64, NETWORKS.z_dim))
-        net.train()(samples)
-        logits = net.eval()(samples)
+        logits = settle(net, samples)
         net.fc.weight.mul_(2 / logits.std(0).mean())
         net.fc.bias.mul_(0).sub_(net(samples).mean(0) - net.fc.bias)
     save_classifier(folder, net, labels=labels, image_size=32, about={})
