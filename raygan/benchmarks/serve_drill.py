@@ -98,20 +98,24 @@ async def _drill(settings: ServeDrillSettings, port: int) -> Outcome:
     alone = Connection(_HOST, port)
     known = {path: (await alone.ask(path)).body for path in _REQUESTS}
     alone.close()
-    end = time.perf_counter() + settings.seconds
-    work = [_client(port, number, end, known, outcome) for number in range(settings.clients)]
-    if settings.faults:
-        work.append(_faults(port, settings.seconds, known, outcome))
+    over = asyncio.Event()
+    work = [_client(port, number, over, known, outcome) for number in range(settings.clients)]
     if settings.hostile:
-        work += [_hostile(port, end, outcome), _watch(end, outcome)]
-    await asyncio.gather(*work)
+        work += [_hostile(port, over, outcome), _watch(settings.seconds / 20, over, outcome)]
+    under_way = asyncio.gather(*work)
+    began = time.perf_counter()
+    if settings.faults:
+        await _faults(port, settings.seconds, known, outcome)
+    await asyncio.sleep(max(0.0, settings.seconds - (time.perf_counter() - began)))
+    over.set()
+    await under_way
     return outcome
 
 
-async def _client(port: int, number: int, end: float, known: dict[str, bytes], outcome: Outcome) -> None:
+async def _client(port: int, number: int, over: asyncio.Event, known: dict[str, bytes], outcome: Outcome) -> None:
     connection = Connection(_HOST, port)
     count = number * 7
-    while time.perf_counter() < end:
+    while not over.is_set():
         path = _REQUESTS[count % len(_REQUESTS)]
         answer = await connection.ask(path)
         outcome.slowest = max(outcome.slowest, answer.seconds)
@@ -190,7 +194,7 @@ def _processes(what: str) -> list[psutil.Process]:
 # ---------------------------------------------------------------- hostile input
 
 
-async def _hostile(port: int, end: float, outcome: Outcome) -> None:
+async def _hostile(port: int, over: asyncio.Event, outcome: Outcome) -> None:
     """Requests and uploads that must be refused, again and again."""
     connection = Connection(_HOST, port)
     uploads = [
@@ -201,7 +205,7 @@ async def _hostile(port: int, end: float, outcome: Outcome) -> None:
         b"GIF89a\xff",
     ]
     count = 0
-    while time.perf_counter() < end:
+    while not over.is_set():
         if count % 2:
             answer = await connection.ask(_HOSTILE[count // 2 % len(_HOSTILE)])
         else:
@@ -217,9 +221,8 @@ async def _hostile(port: int, end: float, outcome: Outcome) -> None:
     connection.close()
 
 
-async def _watch(end: float, outcome: Outcome) -> None:
-    """The service's resident megabytes at twenty points of time."""
-    step = max(0.5, (end - time.perf_counter()) / 20)
-    while time.perf_counter() < end:
+async def _watch(step: float, over: asyncio.Event, outcome: Outcome) -> None:
+    """The service's resident megabytes, every `step` seconds."""
+    while not over.is_set():
         outcome.megabytes.append(sum(process.memory_info().rss for process in _processes(":")) / 1e6)
         await asyncio.sleep(step)

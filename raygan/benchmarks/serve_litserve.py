@@ -1,7 +1,5 @@
 """Both models under LitServe, which pickles the class by name into its workers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import litserve
 import numpy as np
 import torch
-from fastapi import Response
+from fastapi import Request, Response
 
 from raygan.benchmarks.serve_peers import Pair, picture
 from raygan.serve.models import Pixels
@@ -27,8 +25,9 @@ class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.pair = Pair(Path(self.folder), fast=True)
 
-    def decode_request(self, request: dict[str, Any]) -> torch.Tensor:
-        return self.pair.latents(int(request["n"]), int(request["seed"]))
+    def decode_request(self, request: Request) -> torch.Tensor:
+        values: Any = request  # LitServe looks at the annotation, and gives the body's JSON
+        return self.pair.latents(int(values["n"]), int(values["seed"]))
 
     def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         return inputs

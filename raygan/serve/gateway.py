@@ -1,7 +1,8 @@
 """The graph's deployments, as Ray Serve runs them: thin shells around what the other modules do.
 
 `GatewayDeployment` holds handles to the others and is the only one that speaks HTTP. `RayCaller` is the way over a
-handle, and turns what Ray raises for a dead replica into `Died`.
+handle, and turns what Ray raises for a dead replica into `Died`. Every process of the graph imports this module, so it
+imports no torch: the replicas do when they start.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from raygan.serve.api import create_app
 from raygan.serve.guard import Guard
 from raygan.serve.meters import RayMeters
 from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Verdicts
-from raygan.serve.registry import Files, Registry
-from raygan.serve.replicas import ClassifierReplica, Fetch, GeneratorReplica
+from raygan.serve.registry import Fetch, Files, Registry
 from raygan.serve.service import Service
 from raygan.serve.stages import Busy, Died, Stage
 from raygan.serve.token import read_token
@@ -91,27 +91,6 @@ class ClassifierCaller(_Caller):
         return answers, seconds
 
 
-class GeneratorDeployment(GeneratorReplica):
-    """A generator's replica under Serve: ready when the champion is loaded."""
-
-    async def __init__(self, settings: ServeSettings, name: str, registry: DeploymentHandle):  # type: ignore[misc]
-        GeneratorReplica.__init__(self, settings, fetch_through(registry))
-        champions: Champions = await registry.champions.remote()
-        for model in set(champions.generators.values()):
-            if model.name == name:
-                await self.prepare(model)
-
-
-class ClassifierDeployment(ClassifierReplica):
-    """The classifier's replica under Serve: ready when the champion is loaded, or there is none."""
-
-    async def __init__(self, settings: ServeSettings, registry: DeploymentHandle):  # type: ignore[misc]
-        ClassifierReplica.__init__(self, settings, fetch_through(registry))
-        champions: Champions = await registry.champions.remote()
-        if champions.classifier is not None:
-            await self.prepare(champions.classifier)
-
-
 class RegistryDeployment(Registry):
     """The registry under Serve: files travel through Ray's object store, being larger than Serve's messages may be."""
 
@@ -129,6 +108,43 @@ def fetch_through(registry: DeploymentHandle) -> Fetch:
         return files
 
     return fetch
+
+
+class GeneratorDeployment:
+    """A generator's replica under Serve: ready when the champion is loaded."""
+
+    async def __init__(self, settings: ServeSettings, name: str, registry: DeploymentHandle):  # type: ignore[misc]
+        from raygan.serve.replicas import GeneratorReplica
+
+        self._replica = GeneratorReplica(settings, fetch_through(registry))
+        champions: Champions = await registry.champions.remote()
+        for model in set(champions.generators.values()):
+            if model.name == name:
+                await self.prepare(model)
+
+    async def prepare(self, model: ModelVersion) -> dict[str, Any]:
+        return await self._replica.prepare(model)
+
+    async def sample(self, model: ModelVersion, wanted: list[Draws]) -> tuple[Pixels, float]:
+        return await self._replica.sample(model, wanted)
+
+
+class ClassifierDeployment:
+    """The classifier's replica under Serve: ready when the champion is loaded, or there is none."""
+
+    async def __init__(self, settings: ServeSettings, registry: DeploymentHandle):  # type: ignore[misc]
+        from raygan.serve.replicas import ClassifierReplica
+
+        self._replica = ClassifierReplica(settings, fetch_through(registry))
+        champions: Champions = await registry.champions.remote()
+        if champions.classifier is not None:
+            await self.prepare(champions.classifier)
+
+    async def prepare(self, model: ModelVersion) -> dict[str, Any]:
+        return await self._replica.prepare(model)
+
+    async def classify(self, model: ModelVersion, wanted: list[Judge]) -> tuple[Verdicts, float]:
+        return await self._replica.classify(model, wanted)
 
 
 @serve.ingress()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from raygan.config import ServeSettings
@@ -18,6 +19,9 @@ from raygan.serve.models import Champions, ModelVersion
 _KEPT_MODELS = 8
 
 Files = dict[str, bytes]
+
+#: Fetches a version's files; in the graph it asks the `Registry` deployment.
+Fetch = Callable[[ModelVersion], Awaitable[Files]]
 
 
 class Registry:

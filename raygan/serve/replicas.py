@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,11 @@ from raygan.gan.latents import latents_of, slerp
 from raygan.inference import computes_bf16, fast_classifier, fast_network
 from raygan.serve.lanes import Lanes, steady
 from raygan.serve.models import Draws, Judge, ModelVersion, Pixels, Verdicts
-from raygan.serve.registry import Files, write_files
+from raygan.serve.registry import Fetch, Files, write_files
 
 if TYPE_CHECKING:
     from raygan.gan.networks import Generator
     from raygan.judge.googlenet import Classifier
-
-#: Fetches a version's files; in the graph it asks the `Registry` deployment.
-Fetch = Callable[[ModelVersion], Awaitable[Files]]
 
 #: Versions a replica holds: the champion, and the one before it for requests under way and for going back.
 _KEPT_VERSIONS = 2
