@@ -10,15 +10,18 @@ import asyncio
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from raygan.benchmarks.http_client import Connection, load
 from raygan.config import ServeBenchmarkSettings
@@ -108,6 +111,7 @@ def _request(name: str, n: int) -> Callable[[int, int], tuple[str, bytes | None]
 def running(name: str, folder: Path, options: dict[str, Any] | None = None) -> Iterator[tuple[int, float]]:
     """A server for the length of a `with` block: its port, and the seconds until its first answer."""
     port = free_port()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a benchmark that is ended ends its server too
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(port)]
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
@@ -121,11 +125,20 @@ def running(name: str, folder: Path, options: dict[str, Any] | None = None) -> I
                 time.sleep(0.1)
             yield port, time.perf_counter() - began
         finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and what it started: some leave their workers behind."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 async def _first_answer(name: str, port: int) -> int:
