@@ -3,6 +3,8 @@
 
   python jobs/benchmark.py prepare --input photos
   python jobs/benchmark.py prepare --input photos --memory 3000 30000
+  python jobs/benchmark.py serve
+  python jobs/benchmark.py serve-drill --seconds 120 --faults
 
 Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 """
@@ -10,7 +12,7 @@ Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 import sys
 
 from raygan.cli import run_job
-from raygan.config import PrepareBenchmarkSettings
+from raygan.config import PrepareBenchmarkSettings, ServeBenchmarkSettings, ServeDrillSettings
 
 
 def prepare(settings: PrepareBenchmarkSettings) -> None:
@@ -19,7 +21,23 @@ def prepare(settings: PrepareBenchmarkSettings) -> None:
     benchmark(settings)
 
 
-BENCHMARKS = {"prepare": (PrepareBenchmarkSettings, prepare)}
+def serve(settings: ServeBenchmarkSettings) -> None:
+    from raygan.benchmarks.serve import benchmark
+
+    benchmark(settings)
+
+
+def serve_drill(settings: ServeDrillSettings) -> None:
+    from raygan.benchmarks.serve_drill import drill
+
+    drill(settings)
+
+
+BENCHMARKS = {
+    "prepare": (PrepareBenchmarkSettings, prepare),
+    "serve": (ServeBenchmarkSettings, serve),
+    "serve-drill": (ServeDrillSettings, serve_drill),
+}
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else ""

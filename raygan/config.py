@@ -322,9 +322,33 @@ class ServeSettings(StorageSettings):
 
     group: ClassVar[str] = "service"
 
+    token_file: str | None = option(
+        None, "file with the bearer token that requests must carry; without it RAYGAN_TOKEN counts, and then none"
+    )
+    public: bool = option(False, "serve without a token although the port is open to other machines")
+    poll_seconds: float = option(5.0, "how often the registry is asked for new versions", unit="s", gt=0, le=3600)
+    threads: int | None = option(
+        None, "threads in which a replica computes, each on its own batch; by default its cores", ge=1, le=256
+    )
+    batch_images: int = option(16, "most images that a thread computes at once", unit="images", ge=1, le=256)
+    call_images: int = option(
+        128, "most images that the gateway sends a replica in one call", unit="images", ge=64, le=1024
+    )
+    max_waiting_images: int = option(
+        4096, "images that may wait for a model; a request beyond that is answered 503", unit="images", ge=64
+    )
+    max_draws: int = option(16, "min_confidence: most samples drawn for each one asked for", ge=1, le=64)
+    timeout_seconds: float = option(30.0, "time for one request, after which it is answered 503", unit="s", gt=0)
+    max_upload_megabytes: float = option(10.0, "biggest uploaded file", unit="MB", gt=0)
+    max_request_megabytes: float = option(32.0, "biggest request body", unit="MB", gt=0)
+    max_upload_megapixels: float = option(24.0, "most pixels of an upload, judged before decoding", gt=0)
+    access_log: bool = option(True, "print a line of JSON for each request")
 
-class ServeJobSettings(ServeSettings):
-    """Everything `jobs/serve.py` can be told."""
+
+class ServeJobSettings(StorageSettings):
+    """Everything `jobs/serve.py` can be told; what the service is told stands in its file."""
+
+    group: ClassVar[str] = "service"
 
     service: str = option("serve_config.yaml", "Ray Serve's configuration file: host, port, replicas, arguments")
 
@@ -581,3 +605,34 @@ class PrepareBenchmarkSettings(Settings):
     )
     scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
     json_file: str | None = option(None, "file to write the numbers to")
+
+
+class ServeBenchmarkSettings(Settings):
+    """Everything `jobs/benchmark.py serve` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    servers: list[Literal["fastapi", "fastapi-fast", "litserve", "raygan"]] = option(
+        None,
+        "servers to measure beside the bare models; by default all",
+        default_factory=lambda: ["fastapi", "fastapi-fast", "litserve", "raygan"],
+    )
+    clients: list[int] = option(None, "numbers of clients", default_factory=lambda: [1, 8, 32])
+    images: list[int] = option(None, "images in a request", unit="1 to 64", default_factory=lambda: [1, 16])
+    seconds: float = option(10.0, "how long each number of clients asks", unit="s", gt=0)
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
+    json_file: str | None = option(None, "file to write the numbers to")
+
+
+class ServeDrillSettings(Settings):
+    """Everything `jobs/benchmark.py serve-drill` can be told."""
+
+    group: ClassVar[str] = "drill"
+
+    faults: bool = option(False, "kill a generator replica, a classifier replica and the proxy meanwhile")
+    hostile: bool = option(False, "send hostile requests and uploads too, and watch the service's memory")
+    clients: int = option(64, "clients that ask as soon as they are answered", ge=1, le=1024)
+    seconds: float = option(120.0, "how long", unit="s", gt=0)
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)

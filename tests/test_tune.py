@@ -21,7 +21,15 @@ def search_settings(train_settings, write_shards):
     def make(**changes):
         data = str(write_shards(per_label=40, folder=f"search-{len(changes)}"))
         values = train_settings(data=data, num_workers=1, quality_every=None, quality_samples=16).model_dump()
-        values |= {"name": "search", "trials": 2, "concurrent": 1, "trial_kimg": 0.08, "judgements": 2, "space": SPACE, **changes}
+        values |= {
+            "name": "search",
+            "trials": 2,
+            "concurrent": 1,
+            "trial_kimg": 0.08,
+            "judgements": 2,
+            "space": SPACE,
+            **changes,
+        }
         return TuneSettings.model_validate(values)
 
     return make

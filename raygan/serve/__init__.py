@@ -1,0 +1,134 @@
+"""Serve: an inference graph from MLflow's registry to HTTP.
+
+The mental model:
+
+1. `build` asks the registry which generators are champions and binds a deployment to each registered model, one to
+   the classifier, one to the registry itself, and the HTTP gateway in front of them. It runs when the application is
+   deployed; importing this package does nothing.
+2. A request goes gateway -> generator -> gateway -> classifier -> gateway. `api` says what may be asked, `service`
+   what it means, `stages` gathers requests into calls, `replicas` compute them in `lanes`, `encode` makes pictures.
+   Arrays travel between them, never pictures.
+3. The gateway follows the registry's alias and names a version with every call; replicas load versions as they are
+   asked for. Nothing restarts, and going back is moving the alias back.
+4. Pixels depend on label, seed, n, truncation and model version alone: `lanes` sees to it.
+
+``serve run serve_config.yaml`` deploys it; the arguments there are the fields of `ServeSettings`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raygan.cli import validate
+from raygan.config import ServeJobSettings, ServeSettings, load_yaml
+from raygan.errors import ConfigurationError, RayganError
+
+if TYPE_CHECKING:
+    from ray import serve
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application, for ``serve run``; `arguments` are the fields of `ServeSettings`.
+
+    Raises ConfigurationError on an unknown argument or if a token is needed, RayganError if MLflow doesn't answer.
+    """
+    from ray import serve
+
+    from raygan import tracking
+    from raygan.serve import gateway
+
+    settings = validate(ServeSettings, arguments)
+    check_token(settings, _serve_host())
+    models = sorted({model.name for model in tracking.serving_generators(tracking.connect(settings)).values()})
+    registry = _deployment(gateway.RegistryDeployment, "Registry", num_cpus=0).bind(settings)
+    generators = {
+        name: _deployment(gateway.GeneratorDeployment, gateway.generator_deployment(name), num_cpus=0.5).bind(
+            settings, name, registry
+        )
+        for name in models
+    }
+    classifier = _deployment(gateway.ClassifierDeployment, "Classifier", num_cpus=0.5).bind(settings, registry)
+    ingress = serve.deployment(gateway.GatewayDeployment).options(
+        name="Gateway", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0.1}
+    )
+    application: serve.Application = ingress.bind(settings, generators, classifier, registry)
+    return application
+
+
+def _deployment(kind: type, name: str, *, num_cpus: float) -> serve.Deployment:
+    from ray import serve
+
+    # The gateway keeps two calls for each replica under way; more are those of other gateways.
+    options = {"num_cpus": num_cpus}
+    return serve.deployment(kind).options(name=name, max_ongoing_requests=16, ray_actor_options=options)
+
+
+def run(settings: ServeJobSettings) -> None:
+    """Check what ``serve run`` would stumble over, then become ``serve run``; does not return.
+
+    Raises ConfigurationError if the port is in use, a token is needed or the file is wrong, RayganError if there is
+    no generator to serve.
+    """
+    from raygan import tracking
+
+    service = load_yaml(settings.service)
+    http = service.get("http_options") or {}
+    host = str(http.get("host", "127.0.0.1"))
+    check_port(host, int(http.get("port", 8000)))
+    applications = service.get("applications") or [{}]
+    check_token(validate(ServeSettings, dict(applications[0].get("args") or {})), host)
+    if not tracking.serving_generators(tracking.connect(settings)):
+        raise RayganError(
+            f"MLflow at {tracking.tracking_uri(settings)} has no generator with alias {tracking.SERVING_ALIAS}: "
+            f"train one with jobs/train.py, or name another place with --storage or --tracking-uri"
+        )
+    environment = {**os.environ, "RAYGAN_STORAGE": settings.storage}
+    if settings.tracking_uri:
+        environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
+    program = str(Path(sys.executable).with_name("serve"))
+    os.execve(program, [program, "run", settings.service], environment)  # noqa: S606 (Ray's own command)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigurationError if something listens on the port: Ray Serve would share it or try for ever."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"port {port} of {host} can't be had ({error.strerror}): stop its user, or choose another"
+            ) from None
+
+
+def check_token(settings: ServeSettings, host: str) -> None:
+    """Raise ConfigurationError if the port is open to other machines, and anybody would be answered."""
+    from raygan.serve.token import read_token
+
+    if read_token(settings) is None and not settings.public and not _is_loopback(host):
+        raise ConfigurationError(
+            f"token_file: {host} is open to other machines: give a token (token_file, or RAYGAN_TOKEN), bind to "
+            f"127.0.0.1, or say public: true"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _serve_host() -> str:
+    """The address that Serve listens on, where Serve runs already; else the default, which is loopback."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return str(client.http_config.host or "127.0.0.1") if client else "127.0.0.1"

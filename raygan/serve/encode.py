@@ -1,0 +1,163 @@
+"""Arrays to the bytes of an answer: pictures, archives, animations.
+
+Images are uint8 (n, S, S, 3). Encoding is deterministic: the same pixels give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from isal import isal_zlib
+from PIL import Image
+
+from raygan.serve.models import Pixels
+from raygan.serve.service import Samples
+
+Format = Literal["grid", "zip", "json", "npz", "webp", "jpeg"]
+Animation = Literal["webp", "gif"]
+
+MEDIA_TYPES = {
+    "grid": "image/png",
+    "zip": "application/zip",
+    "json": "application/json",
+    "npz": "application/x-npz",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "gif": "image/gif",
+}
+
+_GAP = 2
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+
+
+def png(picture: Pixels) -> bytes:
+    """A PNG file of an image (H, W, 3).
+
+    Each byte is written as its difference to the pixel on its left, and those are deflated at ISA-L's fast level: a
+    tenth of the time of Pillow at its lowest level, for files of the same size.
+    """
+    height, width, _ = picture.shape
+    rows = picture.reshape(height, width * 3)
+    filtered = np.empty((height, 1 + width * 3), np.uint8)
+    filtered[:, 0] = 1  # the filter type "Sub", for every row
+    filtered[:, 1:4] = rows[:, :3]
+    np.subtract(rows[:, 3:], rows[:, :-3], out=filtered[:, 4:])
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    data = isal_zlib.compress(filtered.data, 1)
+    return _PNG_HEAD + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def grid(images: Pixels) -> Pixels:
+    """One picture of all images, as square as may be, on white with a narrow gap."""
+    count, size = images.shape[:2]
+    columns = math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    step = size + _GAP
+    canvas = np.full((rows * step, columns * step, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        top, left = (place * step for place in divmod(number, columns))
+        canvas[top : top + size, left : left + size] = image
+    return np.ascontiguousarray(canvas[:-_GAP, :-_GAP])
+
+
+def samples_body(samples: Samples, kind: Format) -> bytes:
+    """The body of an answer in a format."""
+    if kind == "grid":
+        return png(grid(samples.images))
+    if kind == "json":
+        return json.dumps(_document(samples)).encode()
+    if kind == "zip":
+        return _archive(samples)
+    if kind == "npz":
+        return _arrays(samples)
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 90, "method": 2} if kind == "webp" else {"quality": 92}
+    Image.fromarray(grid(samples.images)).save(buffer, kind.upper(), **options)
+    return buffer.getvalue()
+
+
+def animation(frames: Pixels, kind: Animation, *, milliseconds: int) -> bytes:
+    """An animation that repeats for ever. milliseconds: that each frame is shown."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 85, "method": 1} if kind == "webp" else {"disposal": 1}
+    pictures[0].save(
+        buffer, kind.upper(), save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, **options
+    )
+    return buffer.getvalue()
+
+
+def about(samples: Samples) -> dict[str, Any]:
+    """What JSON says of an answer as a whole."""
+    return {
+        "label": samples.label,
+        "model": {"name": samples.model.name, "version": samples.model.version},
+        "classifier": (
+            {"name": samples.classifier.name, "version": samples.classifier.version} if samples.classifier else None
+        ),
+        "drawn": samples.drawn,
+        "accepted": samples.accepted,
+    }
+
+
+def probabilities(samples: Samples) -> Sequence[dict[str, float] | None]:
+    """Each image's probability of each label, rounded to 4 places; None for each where nobody judged them."""
+    if samples.verdicts is None:
+        return [None] * samples.accepted
+    labels = samples.verdicts.labels
+    return [
+        {label: round(float(value), 4) for label, value in zip(labels, row, strict=True)}
+        for row in samples.verdicts.probabilities
+    ]
+
+
+def _document(samples: Samples) -> dict[str, Any]:
+    verdicts = probabilities(samples)
+    images = [
+        {"seed": seed, "probabilities": verdict, "png": base64.b64encode(png(image)).decode()}
+        for seed, verdict, image in zip(samples.seeds, verdicts, samples.images, strict=True)
+    ]
+    return {**about(samples), "images": images}
+
+
+def _archive(samples: Samples) -> bytes:
+    """PNGs named by their seeds, and samples.json with the rest."""
+    verdicts = probabilities(samples)
+    listing = [
+        {"seed": seed, "file": f"{seed}.png", "probabilities": verdict}
+        for seed, verdict in zip(samples.seeds, verdicts, strict=True)
+    ]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated already
+        for entry, image in zip(listing, samples.images, strict=True):
+            archive.writestr(_member(str(entry["file"])), png(image))
+        text = json.dumps({**about(samples), "images": listing}, indent=1)
+        archive.writestr(_member("samples.json"), text)
+    return buffer.getvalue()
+
+
+def _arrays(samples: Samples) -> bytes:
+    """images (n, S, S, 3) uint8, seeds (n,) int64, and probabilities (n, labels) with labels if they were judged."""
+    arrays: dict[str, Any] = {"images": samples.images, "seeds": np.array(samples.seeds, np.int64)}
+    if samples.verdicts is not None:
+        arrays |= {"probabilities": samples.verdicts.probabilities, "labels": np.array(samples.verdicts.labels)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # no clock: the same samples, the same bytes
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))

@@ -1,0 +1,71 @@
+"""The graph's one process that speaks to MLflow: which versions are champions, and their files.
+
+Replicas are given a model's files as bytes, so neither they nor the gateway import MLflow (seconds and 150 MB
+each), and a registry that is down for a while stops nothing that is loaded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from raygan.config import ServeSettings
+from raygan.serve.models import Champions, ModelVersion
+
+#: Models whose files are kept in memory, for replicas that start.
+_KEPT_MODELS = 8
+
+Files = dict[str, bytes]
+
+#: Fetches a version's files; in the graph it asks the `Registry` deployment.
+Fetch = Callable[[ModelVersion], Awaitable[Files]]
+
+
+class Registry:
+    """Answers from MLflow. Its methods block; Serve runs them in threads."""
+
+    def __init__(self, settings: ServeSettings):
+        from raygan import tracking
+
+        self._client = tracking.connect(settings)
+        self._files: OrderedDict[ModelVersion, Files] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def champions(self) -> Champions:
+        """What the serving alias points at now."""
+        from raygan import tracking
+
+        generators = {
+            label: ModelVersion(model.name, model.version)
+            for label, model in tracking.serving_generators(self._client).items()
+        }
+        classifier = tracking.serving_classifier(self._client)
+        return Champions(generators, ModelVersion(classifier.name, classifier.version) if classifier else None)
+
+    def files(self, model: ModelVersion) -> Files:
+        """A version's files by name. Raises RayganError if MLflow doesn't give them."""
+        with self._lock:
+            if model not in self._files:
+                self._files[model] = self._download(model)
+                while len(self._files) > _KEPT_MODELS:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(model)
+            return self._files[model]
+
+    def _download(self, model: ModelVersion) -> Files:
+        from raygan import tracking
+
+        with tempfile.TemporaryDirectory() as scratch:
+            registered = tracking.RegisteredModel(model.name, model.version, None)
+            folder = tracking.download_model(self._client, registered, Path(scratch))
+            return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def write_files(files: Files, folder: Path) -> Path:
+    """A model's files as a folder, as loaders want them."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder

@@ -1,0 +1,232 @@
+"""The service behind the HTTP routes: what a request means, in terms of stages.
+
+The mental model:
+
+1. `Service` knows the champion of every label and the stage of every registered model; `refresh` follows the
+   registry. A request takes the champion that is in force when it comes and keeps it to its end.
+2. `sample` draws images of consecutive seeds, has them judged, and with a `min_confidence` goes on drawing until
+   enough are accepted or the limit is reached. What is accepted depends on the seed alone, never on rounds or load.
+3. `walk` draws the frames between two seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raygan.serve.meters import Meters
+from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Probabilities, Verdicts
+from raygan.serve.problems import Problem
+from raygan.serve.stages import Stage
+
+log = logging.getLogger("raygan.serve")
+
+GeneratorStage = Stage[Draws, Pixels]
+ClassifierStage = Stage[Judge, Verdicts]
+
+#: Most images in one answer, and most that are drawn in one round for a confidence.
+MOST_IMAGES = 64
+
+#: More than a probability changes with the batch that an image is judged in: rounding of some 1e-7 in a layer, which
+#: a network with steep outputs makes 1e-4.
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (n, S, S, 3) that a request gets, with where they come from.
+
+    seeds: one for each image. drawn: images that were looked at until these were found. verdicts: None where no
+    classifier is registered.
+    """
+
+    label: str
+    images: Pixels
+    seeds: list[int]
+    drawn: int
+    model: ModelVersion
+    classifier: ModelVersion | None
+    verdicts: Verdicts | None
+
+    @property
+    def accepted(self) -> int:
+        return len(self.images)
+
+
+class Service:
+    """Requests in, arrays out.
+
+    generators: stages by registered model's name. most_draws: images drawn at most for each one asked for.
+    """
+
+    def __init__(
+        self,
+        generators: dict[str, GeneratorStage],
+        classifier: ClassifierStage,
+        meters: Meters,
+        *,
+        most_draws: int,
+    ):
+        self.generators, self.classifier = generators, classifier
+        self.champions = Champions()
+        self.described: dict[ModelVersion, dict[str, Any]] = {}
+        self._meters, self._most_draws = meters, most_draws
+
+    async def refresh(self, champions: Champions) -> None:
+        """Take over new champions, each once its replicas have loaded it; one that can't be loaded is not taken."""
+        generators = {}
+        for label, model in champions.generators.items():
+            stage = self.generators.get(model.name)
+            kept = self.champions.generators.get(label)
+            if stage is None:  # registered after the deployment, which starts one deployment for each model
+                continue
+            if await self._ready(stage, model, label):
+                generators[label] = model
+            elif kept is not None:
+                generators[label] = kept
+        classifier = champions.classifier
+        if classifier is not None and not await self._ready(self.classifier, classifier):
+            classifier = self.champions.classifier
+        self.champions = Champions(generators, classifier)
+        in_force = {*generators.values(), classifier}
+        self.described = {model: about for model, about in self.described.items() if model in in_force}
+
+    def not_served(self, champions: Champions) -> list[ModelVersion]:
+        """Champions that should be served, and for which an older version or nothing stands in."""
+        wanted = {*champions.generators.values(), champions.classifier}
+        served = {*self.champions.generators.values(), self.champions.classifier, None}
+        ours = [m for m in wanted - served if m and (m == champions.classifier or m.name in self.generators)]
+        return sorted(ours, key=str)
+
+    async def _ready(
+        self, stage: GeneratorStage | ClassifierStage, model: ModelVersion, label: str | None = None
+    ) -> bool:
+        try:
+            if model not in self.described:
+                self.described[model] = await stage.prepare(model)
+                log.info("%s is served", model)
+        except Exception as error:  # whatever loading raises: the version in force stays
+            log.warning("%s can't be served: %s", model, str(error).strip().splitlines()[-1:])
+            return False
+        labels = self.labels(model)
+        return label is None or not labels or label in labels
+
+    async def sample(
+        self, label: str, n: int, seed: int, truncation: float = 1.0, min_confidence: float | None = None
+    ) -> Samples:
+        """Images of seeds from `seed` on. Raises Problem (no such label, no classifier, none accepted) and Busy."""
+        model, classifier = self._champion(label), self.champions.classifier
+        if min_confidence is not None:
+            judge = self._judge_of(label)
+            return await self._accepted(model, judge, label, n, seed, truncation, min_confidence)
+        seeds = list(range(seed, seed + n))
+        images = await self.generators[model.name].run(model, Draws(label, tuple(seeds), truncation))
+        verdicts = await self.classifier.run(classifier, Judge(images)) if classifier else None
+        self._meters.count("samples", n, label=label, outcome="drawn")
+        return Samples(label, images, seeds, n, model, classifier, verdicts)
+
+    async def _accepted(
+        self,
+        model: ModelVersion,
+        classifier: ModelVersion,
+        label: str,
+        n: int,
+        seed: int,
+        truncation: float,
+        min_confidence: float,
+    ) -> Samples:
+        most = n * self._most_draws
+        found: list[tuple[int, Pixels, Verdicts]] = []
+        looked_at, drawn, round_size = 0, 0, min(n, MOST_IMAGES)
+        while len(found) < n and looked_at < most:
+            seeds = tuple(range(seed + looked_at, seed + looked_at + min(round_size, most - looked_at)))
+            images = await self.generators[model.name].run(model, Draws(label, seeds, truncation))
+            verdicts = await self.classifier.run(classifier, Judge(images))
+            confident = await self._confident(classifier, images, verdicts.of(label), label, min_confidence)
+            for i in confident[: n - len(found)]:
+                found.append((looked_at + i, images[i], verdicts.rows([i])))
+            looked_at += len(seeds)
+            # As many as the share accepted so far makes likely to be enough; one more if that was none.
+            round_size = min(MOST_IMAGES, math.ceil((n - len(found)) * looked_at / max(len(found), 1)))
+        drawn = found[-1][0] + 1 if len(found) == n else looked_at
+        self._meters.count("samples", drawn, label=label, outcome="drawn")
+        self._meters.count("samples", len(found), label=label, outcome="accepted")
+        if not found:
+            raise Problem(
+                422,
+                f"none of the {drawn} samples drawn has a probability of {label} of {min_confidence:g} or more; "
+                f"ask for less, or another seed",
+                field="min_confidence",
+                drawn=drawn,
+                accepted=0,
+            )
+        probabilities = np.concatenate([verdicts.probabilities for _, _, verdicts in found])
+        return Samples(
+            label,
+            np.stack([image for _, image, _ in found]),
+            [seed + index for index, _, _ in found],
+            drawn,
+            model,
+            classifier,
+            Verdicts(found[0][2].labels, probabilities),
+        )
+
+    async def _confident(
+        self, classifier: ModelVersion, images: Pixels, probabilities: Probabilities, label: str, min_confidence: float
+    ) -> list[int]:
+        """Which images reach the confidence.
+
+        Rounding depends on a batch's company, so where it could decide, the image is judged again, alone.
+        """
+        decided = probabilities >= min_confidence
+        for i in np.flatnonzero(abs(probabilities - min_confidence) < _ROUNDING).tolist():
+            again = await self.classifier.run(classifier, Judge(images[i : i + 1], alone=True))
+            decided[i] = again.of(label)[0] >= min_confidence
+        return [int(i) for i in np.flatnonzero(decided)]
+
+    async def walk(self, label: str, seed: int, to: int, frames: int, truncation: float) -> tuple[Pixels, ModelVersion]:
+        """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""
+        model = self._champion(label)
+        shares = tuple(i / (frames - 1) for i in range(frames))
+        draws = Draws(label, (seed,) * frames, truncation, (to,) * frames, shares)
+        return await self.generators[model.name].run(model, draws), model
+
+    async def classify(self, images: Pixels) -> tuple[Verdicts, ModelVersion]:
+        """Verdicts on images (n, S, S, 3). Raises Problem where there is no classifier, and Busy."""
+        model = self.judge()
+        return await self.classifier.run(model, Judge(images)), model
+
+    def judge(self) -> ModelVersion:
+        """The classifier in force. Raises Problem where there is none."""
+        if self.champions.classifier is None:
+            raise Problem(409, "no classifier is registered that could judge images")
+        return self.champions.classifier
+
+    def labels(self, model: ModelVersion) -> list[str]:
+        """The labels that a served model knows; none of an unconditional generator."""
+        return list(self.described.get(model, {}).get("labels", []))
+
+    def image_size(self, model: ModelVersion) -> int:
+        """The side in px of a served model's images."""
+        return int(self.described.get(model, {}).get("image_size", 64))
+
+    def _champion(self, label: str) -> ModelVersion:
+        model = self.champions.generators.get(label)
+        if model is None:
+            known = ", ".join(sorted(self.champions.generators)) or "none yet: train one, then deploy again"
+            raise Problem(404, f"no generator for {label!r}; there is {known}", field="label")
+        return model
+
+    def _judge_of(self, label: str) -> ModelVersion:
+        """The classifier, if it can say anything about the label."""
+        classifier = self.champions.classifier
+        if classifier is None:
+            raise Problem(409, "no classifier is registered that could judge samples", field="min_confidence")
+        labels = self.labels(classifier)
+        if label not in labels:
+            raise Problem(409, f"the classifier knows {', '.join(labels)}, not {label}", field="min_confidence")
+        return classifier

@@ -1,0 +1,25 @@
+"""The bearer token: where it comes from. It is no setting, so that no configuration and no log ever shows it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from raygan.config import ServeSettings
+from raygan.errors import ConfigurationError
+
+
+def read_token(settings: ServeSettings) -> str | None:
+    """The bearer token: of the file, or RAYGAN_TOKEN; None if neither is set.
+
+    Raises ConfigurationError if the file can't be read or is empty.
+    """
+    if settings.token_file is None:
+        return os.environ.get("RAYGAN_TOKEN") or None
+    try:
+        token = Path(settings.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"token_file: cannot read {settings.token_file}: {error}") from None
+    if not token:
+        raise ConfigurationError(f"token_file: {settings.token_file} is empty")
+    return token

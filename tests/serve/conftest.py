@@ -1,0 +1,82 @@
+"""A service without Ray on a real port, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+import uvicorn
+
+from raygan.serve.models import Champions
+from tests.serve.local import CAT, DOG, JUDGE, Local, files_of, local_service, make_classifier, make_generator, save
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Files of two generators and a classifier."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        CAT: save(root / "cat", make_generator(0)),
+        DOG: save(root / "dog", make_generator(1)),
+        JUDGE: files_of(make_classifier(root / "judge")),
+    }
+
+
+@pytest.fixture(scope="session")
+def champions():
+    return Champions({"cat": CAT, "dog": DOG}, JUDGE)
+
+
+class Running:
+    """A local service under uvicorn, in a thread."""
+
+    def __init__(self, start):
+        self._start = start
+        self.local: Local | None = None
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    async def _serve(self):
+        self.local = await self._start()
+        config = uvicorn.Config(self.local.app, port=0, log_level="warning", access_log=False)
+        self._server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(self._server.serve())
+        while not self._server.started:
+            await asyncio.sleep(0.01)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._up.set()
+        await serving
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._up.wait(60)
+        self.address = f"http://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(self, *_):
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def running(models, champions):
+    with Running(lambda: local_service(models, champions)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def http(running):
+    with httpx.Client(base_url=running.address, timeout=60) as client:
+        yield client
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is a coroutine."""
+    if not asyncio.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(pyfuncitem.obj(**arguments))
+    return True

@@ -1,0 +1,332 @@
+"""What the service answers, over HTTP: pixels, verdicts, formats, mistakes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import threading
+import zipfile
+import zlib
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raygan.gan.step import seeded, to_uint8
+from raygan.serve.models import Champions
+from tests.serve.local import CAT, NETWORKS, local_service, make_generator
+
+
+def pixels(content):
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def likeness(first, second):
+    """How far the grey levels of two pictures go together, from -1 to 1; lossy encodings leave most of it."""
+    return np.corrcoef(*(np.asarray(picture, float).mean(-1).ravel() for picture in (first, second)))[0, 1]
+
+
+def images(http, **query):
+    answer = http.get("/v1/sample", params={"label": "cat", "format": "npz", **query})
+    assert answer.status_code == 200, answer.text
+    return np.load(io.BytesIO(answer.content))
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def test_samples_are_the_generators_own(http):
+    found = images(http, n=4, seed=7)["images"].astype(int)
+    latents = torch.cat([torch.randn(1, NETWORKS.z_dim, generator=seeded(7 + i, 0, "sample")) for i in range(4)])
+    with torch.no_grad():
+        expected = to_uint8(make_generator()(latents)).permute(0, 2, 3, 1).numpy()
+    assert abs(found - expected).max() <= 1
+    assert np.ptp(found) > 50
+
+
+def test_a_seed_names_an_image_whatever_the_number(http):
+    many = images(http, n=16, seed=100)["images"]
+    for i in (0, 7, 15):
+        assert np.array_equal(images(http, n=1, seed=100 + i)["images"][0], many[i])
+    assert not np.array_equal(many[0], many[1])
+
+
+def test_pixels_do_not_depend_on_what_else_is_asked_for_meanwhile(running):
+    queries = [("cat", n, seed) for seed in range(0, 2000, 100) for n in (1, 3, 16)] + [("dog", 5, 9)] * 4
+
+    def ask(client, query):
+        label, n, seed = query
+        return client.get("/v1/sample", params={"label": label, "n": n, "seed": seed, "format": "npz"}).content
+
+    with httpx.Client(base_url=running.address, timeout=60) as client:
+        alone = [ask(client, query) for query in queries]
+    together = [b""] * len(queries)
+
+    def work(start):
+        with httpx.Client(base_url=running.address, timeout=60) as client:
+            for i in range(start, len(queries), 16):
+                together[i] = ask(client, queries[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(alone, together, strict=True):
+        first, second = np.load(io.BytesIO(one)), np.load(io.BytesIO(other))
+        assert np.array_equal(first["images"], second["images"])
+        assert abs(first["probabilities"] - second["probabilities"]).max() < 1e-3
+    calls = running.local.callers["raygan-generator-cat"].calls
+    assert max(map(len, calls)) > 1  # requests did share calls
+
+
+def test_truncation_brings_samples_nearer_to_each_other(http):
+    def spread(truncation):
+        return images(http, n=16, seed=3, truncation=truncation)["images"].astype(float).std(0).mean()
+
+    assert spread(0.2) < spread(1.0)
+    assert np.array_equal(images(http, seed=3, truncation=1)["images"], images(http, seed=3)["images"])
+
+
+def test_a_walk_goes_from_one_seed_to_the_other(http):
+    for kind in ("webp", "gif"):
+        query = {"label": "cat", "seed": 5, "to": 9, "frames": 8, "format": kind}
+        answer = http.get("/v1/interpolate", params=query)
+        assert answer.status_code == 200
+        with Image.open(io.BytesIO(answer.content)) as film:
+            assert film.n_frames == 8
+            film.seek(0)
+            first = np.asarray(film.convert("RGB"))
+            film.seek(7)
+            last = np.asarray(film.convert("RGB"))
+        ends = [images(http, n=1, seed=seed)["images"][0] for seed in (5, 9)]
+        assert likeness(first, ends[0]) > max(0.5, likeness(first, ends[1]))
+        assert likeness(last, ends[1]) > max(0.5, likeness(last, ends[0]))
+    film = http.get("/v1/interpolate", params={"label": "cat", "frames": 8, "bounce": True})
+    with Image.open(io.BytesIO(film.content)) as picture:
+        assert picture.n_frames == 14
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def test_confident_samples_are_the_confident_ones_among_the_drawn(http):
+    everything = images(http, n=64, seed=50)
+    of_cat = everything["probabilities"][:, list(everything["labels"]).index("cat")]
+    threshold = float(np.quantile(of_cat, 0.7))
+    answer = http.get(
+        "/v1/sample", params={"label": "cat", "n": 8, "seed": 50, "min_confidence": threshold, "format": "npz"}
+    )
+    expected = np.flatnonzero(of_cat >= threshold)[:8]
+    chosen = np.load(io.BytesIO(answer.content))
+    assert np.array_equal(chosen["seeds"], 50 + expected)
+    assert np.array_equal(chosen["images"], everything["images"][expected])
+    assert answer.headers["X-Raygan-Drawn"] == str(expected[-1] + 1)
+    assert answer.headers["X-Raygan-Accepted"] == "8"
+
+
+def test_a_confidence_that_few_reach_gets_few_and_one_that_none_reaches_says_so(http):
+    of_cat = np.concatenate([images(http, n=64, seed=seed)["probabilities"][:, 0] for seed in range(0, 256, 64)])
+    top = np.sort(of_cat)[-2:].mean()
+    few = http.get("/v1/sample", params={"label": "cat", "n": 16, "seed": 0, "min_confidence": top})
+    assert few.status_code == 200
+    assert (few.headers["X-Raygan-Drawn"], few.headers["X-Raygan-Accepted"]) == ("256", "1")
+    none = http.get("/v1/sample", params={"label": "cat", "n": 1, "seed": 0, "min_confidence": 1})
+    assert none.status_code == 422
+    problem = none.json()
+    assert problem["field"] == "min_confidence"
+    assert (problem["drawn"], problem["accepted"]) == (16, 0)
+
+
+async def test_a_verdict_that_rounding_could_turn_is_taken_alone(models):
+    local = await local_service(models, Champions({"cat": CAT}, None))
+    asked = []
+
+    class Wavering:
+        async def run(self, model, judge):
+            asked.append(judge.alone)
+            from raygan.serve.models import Verdicts
+
+            share = 0.5 if judge.alone else 0.5 - 1e-7
+            return Verdicts(("cat",), np.full((len(judge), 1), share, np.float64))
+
+    local.service.classifier = Wavering()
+    chosen = await local.service._confident(
+        CAT, np.zeros((2, 4, 4, 3), np.uint8), np.array([0.5 - 1e-7, 0.4]), "cat", 0.5
+    )
+    assert chosen == [0]
+    assert asked == [True]
+
+
+def test_uploads_are_judged_as_samples_are(http):
+    sampled = images(http, n=3, seed=40)
+    files = []
+    for i, image in enumerate(sampled["images"]):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        files.append(("images", (f"{i}.png", buffer.getvalue())))
+    answer = http.post("/v1/classify", files=files).json()
+    for i, verdict in enumerate(answer["images"]):
+        expected = dict(zip(sampled["labels"], sampled["probabilities"][i], strict=True))
+        assert verdict["probabilities"] == pytest.approx(expected, abs=1e-3)
+
+
+# ---------------------------------------------------------------- formats
+
+
+def test_every_format_holds_the_same_images(http):
+    expected = images(http, n=5, seed=1)["images"]
+    query = {"label": "cat", "n": 5, "seed": 1}
+    grid = pixels(http.get("/v1/sample", params=query).content)
+    assert grid.shape == (2 * 34 - 2, 3 * 34 - 2, 3)
+    assert np.array_equal(grid[34:66, 34:66], expected[4])
+    document = http.post("/v1/sample", json={**query, "format": "json"}).json()
+    assert [entry["seed"] for entry in document["images"]] == [1, 2, 3, 4, 5]
+    assert np.array_equal(pixels(base64.b64decode(document["images"][2]["png"])), expected[2])
+    assert set(document["images"][0]["probabilities"]) == {"cat", "dog"}
+    with zipfile.ZipFile(io.BytesIO(http.get("/v1/sample", params={**query, "format": "zip"}).content)) as archive:
+        assert np.array_equal(pixels(archive.read("3.png")), expected[2])
+        assert json.loads(archive.read("samples.json"))["images"][2]["seed"] == 3
+    for kind in ("webp", "jpeg"):
+        picture = pixels(http.get("/v1/sample", params={**query, "format": kind}).content)
+        assert picture.shape == grid.shape
+        assert likeness(picture, grid) > 0.7
+
+
+def test_every_answer_says_where_it_comes_from(http):
+    headers = http.get("/v1/sample", params={"label": "cat", "n": 2, "seed": 7}).headers
+    assert headers["X-Raygan-Model"] == "raygan-generator-cat"
+    assert headers["X-Raygan-Version"] == "1"
+    assert headers["X-Raygan-Seeds"] == "7-8"
+    assert [len(shares) for shares in json.loads(headers["X-Raygan-Probabilities"]).values()] == [2, 2]
+    models = http.get("/v1/models").json()
+    assert models["generators"]["dog"] == {"name": "raygan-generator-dog", "version": "1", "image_size": 32}
+    assert models["classifier_labels"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 64])
+def test_every_number_of_images_fits_its_grid(http, n):
+    height, width = pixels(http.get("/v1/sample", params={"label": "cat", "n": n}).content).shape[:2]
+    rows, columns = (height + 2) // 34, (width + 2) // 34
+    assert rows * columns >= n > (rows - 1) * columns
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "says"),
+    [
+        ("label=bird", 404, "label: no generator for 'bird'; there is cat, dog"),
+        ("label=cat&n=0", 422, "n:"),
+        ("label=cat&n=65", 422, "n:"),
+        ("label=cat&seed=x", 422, "seed:"),
+        ("label=cat&seed=-1", 422, "seed:"),
+        ("label=cat&seed=4503599627370496", 422, "seed:"),
+        ("label=cat&truncation=0", 422, "truncation:"),
+        ("label=cat&truncation=1.5", 422, "truncation:"),
+        ("label=cat&truncation=nan", 422, "truncation:"),
+        ("label=cat&min_confidence=2", 422, "min_confidence:"),
+        ("label=cat&format=tiff", 422, "format:"),
+        ("label=cat&sead=3", 422, "sead:"),
+        ("n=4", 422, "label:"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_the_fields_name(http, query, status, says):
+    answer = http.get(f"/v1/sample?{query}")
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert says in answer.json()["detail"]
+    assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_wrong_bodies_and_places_are_problems_too(http):
+    assert "n:" in http.post("/v1/sample", json={"label": "cat", "n": 99}).json()["detail"]
+    for answer, status in (
+        (http.post("/v1/sample", content=b"{", headers={"Content-Type": "application/json"}), 422),
+        (http.get("/nowhere"), 404),
+        (http.delete("/v1/sample"), 405),
+        (http.get("/pages/../serve_config.yaml"), 404),
+        (http.get("/pages/%2e%2e%2fconfig.py"), 404),
+        (http.post("/v1/classify"), 422),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json()["status"] == status
+
+
+async def test_without_a_classifier_there_are_samples_without_verdicts(models):
+    local = await local_service(models, Champions({"cat": CAT}, None))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+        plain = await client.get("/v1/sample?label=cat&n=2&seed=1&format=json")
+        assert plain.status_code == 200
+        assert plain.json()["classifier"] is None
+        assert plain.json()["images"][0]["probabilities"] is None
+        confident = await client.get("/v1/sample?label=cat&min_confidence=0.5")
+        assert (confident.status_code, confident.json()["field"]) == (409, "min_confidence")
+        files = {"images": ("a.png", b"\x89PNG")}
+        assert (await client.post("/v1/classify", files=files)).status_code == 409
+
+
+# ---------------------------------------------------------------- hostile uploads
+
+
+def png_header(width, height):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return start + struct.pack(">I", 1 << 20) + b"IDAT" + zlib.compress(b"\0" * 100)
+
+
+def whole_png():
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+HOSTILE = {
+    "empty": b"",
+    "html": b"<!doctype html><script>alert(1)</script>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "xml bomb": b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "aaaa">]><l>&a;</l>',
+    "truncated": whole_png()[:200],
+    "noise after the signature": b"\xff\xd8\xff" + bytes(range(256)) * 8,
+    "gif header only": b"GIF89a" + b"\xff" * 8,
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "tiff": b"II*\0" + b"\0" * 64,
+    "text": b"http://127.0.0.1/secret",
+    "bomb": png_header(50000, 50000) + b"\0" * 32,
+    "no pixels": png_header(0, 0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_upload_is_named_and_refused(http, name):
+    answer = http.post("/v1/classify", files=[("images", ("x.png", whole_png())), ("images", ("y.png", HOSTILE[name]))])
+    assert answer.status_code == (413 if name == "bomb" else 422)
+    assert answer.json()["field"] == "images[1]"
+    assert "0x" not in answer.text
+
+
+def test_too_many_too_big_and_never_ending_uploads_are_refused(http, running):
+    assert "32 are the most" in http.post("/v1/classify", files=[("images", ("a", b"x"))] * 33).json()["detail"]
+    big = http.post("/v1/classify", files=[("images", ("a", b"\x89PNG" + b"0" * 11_000_000))])
+    assert (big.status_code, big.json()["field"]) == (413, "images[0]")
+
+    def endless():
+        for _ in range(50):
+            yield b"0" * 1_000_000
+
+    try:
+        answer = http.post(
+            "/v1/classify", content=endless(), headers={"Content-Type": "multipart/form-data; boundary=a"}
+        )
+        assert answer.status_code in (400, 413)
+    except httpx.HTTPError:
+        pass  # the connection was closed on us while we were still sending
+    assert http.get("/healthz").status_code == 200

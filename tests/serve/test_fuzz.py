@@ -1,0 +1,72 @@
+"""Requests that the OpenAPI description allows, and ones that it forbids: never a 5xx, and always as described.
+
+RAYGAN_FUZZ_EXAMPLES sets how many each route gets (6 in the suite).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
+from schemathesis.checks import load_all_checks
+
+from raygan.config import ServeSettings
+from raygan.serve.api import create_app
+from raygan.serve.meters import NoMeters
+from raygan.serve.service import Service
+
+EXAMPLES = int(os.environ.get("RAYGAN_FUZZ_EXAMPLES", "6"))
+
+
+def description():
+    """The OpenAPI description; it depends on no model."""
+    service = Service({}, None, NoMeters(), most_draws=1)
+    return create_app(service, ServeSettings(storage="x", tracking_uri=None), list).openapi()
+
+
+load_all_checks()
+schema = schemathesis.openapi.from_dict(description())
+
+
+@schema.parametrize()
+@hypothesis_settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES <= 10,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_request_breaks_the_service(case, running):
+    response = case.call(base_url=running.address, timeout=60)
+    case.validate_response(response, excluded_checks=_NOT_PROMISED)
+
+
+def _checks(*names):
+    return [schemathesis.checks.CHECKS.get_one(name) for name in names]
+
+
+# Values of other types that mean a number are taken as pydantic takes them ("5" for 5), and a token is optional.
+_NOT_PROMISED = _checks(
+    "negative_data_rejection",
+    "positive_data_acceptance",
+    "ignored_auth",
+)
+
+
+@pytest.mark.skipif(EXAMPLES <= 10, reason="memory is watched in long runs: set RAYGAN_FUZZ_EXAMPLES")
+def test_memory_does_not_grow(running, http):
+    import psutil
+
+    def ask():
+        for seed in range(300):
+            http.get("/v1/sample", params={"label": "cat", "n": 16, "seed": seed})
+        return psutil.Process().memory_info().rss / 1e6
+
+    ask()
+    first = ask()
+    for _ in range(5):
+        last = ask()
+    assert last < first * 1.05 + 20

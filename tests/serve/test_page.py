@@ -1,0 +1,152 @@
+"""The page, in a real headless Chromium: what a person does with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raygan.serve.models import Champions
+from tests.serve.conftest import Running
+from tests.serve.local import CAT, JUDGE, local_service
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+
+#: A folder that pictures of the page are written to, for a person to look at.
+PICTURES = os.environ.get("RAYGAN_PAGE_PICTURES")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = str(CHROMIUM)
+    quiet = "no-first-run disable-background-networking disable-component-update disable-sync disable-quic"
+    for flag in ("headless=new no-sandbox disable-gpu " + quiet).split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    driver.set_script_timeout(30)
+    yield driver
+    driver.quit()
+
+
+def wait(browser, script, seconds=40):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, seconds, 0.05).until(lambda driver: driver.execute_script(f"return {script}"))
+
+
+def opened(browser, address, width=1100, height=900):
+    browser.set_window_size(width, height)
+    browser.get(address)
+    wait(
+        browser, "document.querySelectorAll('#samples img').length === 16 && !document.getElementById('draw').disabled"
+    )
+    return browser
+
+
+def picture(browser, name):
+    if PICTURES:
+        Path(PICTURES).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(f"{PICTURES}/{name}.png")
+
+
+def click(browser, selector):
+    browser.execute_script(f"document.querySelector({selector!r}).click()")
+
+
+def test_samples_come_by_themselves_and_by_the_form(browser, running):
+    page = opened(browser, running.address)
+    picture(page, "desktop")
+    first = page.execute_script("return document.querySelector('#samples img').src")
+    assert "seed 7" in page.find_element("css selector", "#samples li").text
+    page.execute_script("document.getElementById('n').value = 3; document.getElementById('seed').value = 9")
+    page.find_element("id", "draw").click()
+    wait(page, "document.querySelectorAll('#samples img').length === 3")
+    assert page.execute_script("return document.querySelector('#samples img').src") != first
+    assert "%" in page.find_element("css selector", ".verdict").text
+    assert "3 images" in page.find_element("id", "status").text
+    assert "version 1" in page.find_element("id", "model").text
+
+
+def test_a_sample_is_enlarged_by_keyboard_its_seed_copied_and_taken_to_a_morph(browser, running):
+    from selenium.webdriver.common.keys import Keys
+
+    page = opened(browser, running.address)
+    page.find_element("css selector", "#samples li:nth-child(3) button").send_keys(Keys.ENTER)
+    assert wait(page, "document.getElementById('large').open")
+    assert "seed 9" in page.find_element("id", "large-title").text
+    picture(page, "large")
+    page.find_element("id", "copy").click()
+    wait(page, "document.getElementById('seed').value === '9'")
+    page.find_element("id", "morph-from").click()
+    assert not page.execute_script("return document.getElementById('large').open")
+    page.execute_script("document.getElementById('to').value = 12")
+    page.find_element("css selector", "#morph-form button").click()
+    assert wait(page, "document.getElementById('walk-image').naturalWidth === 32")
+    assert page.execute_script("return document.getElementById('walk-image').alt").endswith("from seed 9 to seed 12")
+
+
+def test_a_mistake_is_said_where_a_screen_reader_hears_it(browser, running):
+    page = opened(browser, running.address)
+    page.execute_script(
+        "const c = document.getElementById('confidence'); c.max = 1; c.step = 'any'; c.value = 1;"
+        "document.getElementById('n').value = 1; document.getElementById('form').requestSubmit()"
+    )
+    wait(page, "document.getElementById('status').className === 'bad'")
+    status = page.find_element("id", "status")
+    assert "min_confidence" in status.text
+    assert status.get_attribute("role") == "status"
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(browser, running):
+    page = opened(browser, running.address, 390, 844)
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    picture(page, "phone")
+    assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    small = page.execute_script(
+        "return [...document.querySelectorAll('main button, main select')]"
+        ".filter(e => e.offsetHeight && e.offsetHeight < 40).map(e => e.id || e.textContent)"
+    )
+    assert small == []
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_everything_has_a_name_and_nothing_comes_from_elsewhere(browser, running):
+    page = opened(browser, running.address)
+    unnamed = page.execute_script(
+        "return [...document.querySelectorAll('input, select')].filter(e => !e.labels.length).map(e => e.id)"
+        ".concat([...document.querySelectorAll('button')]"
+        ".filter(e => !(e.textContent.trim() || e.ariaLabel)).map(e => e.id))"
+        ".concat([...document.querySelectorAll('#samples img')].filter(e => !e.alt).map(e => e.src))"
+    )
+    assert unnamed == []
+    origins = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert all(name.startswith((running.address, "data:", "blob:")) for name in origins)
+    page.get(running.address + "/docs")
+    wait(page, "document.querySelectorAll('h2').length >= 7")
+    assert "truncation" in page.find_element("id", "routes").text
+    complaints = [
+        entry["message"] for entry in page.get_log("browser") if "Content Security Policy" in entry["message"]
+    ]
+    assert complaints == []
+
+
+def test_the_page_asks_for_the_token(browser, models):
+    champions = Champions({"cat": CAT}, JUDGE)
+    with Running(lambda: local_service(models, champions, token="s3cret")) as server:  # noqa: S106
+        browser.get(server.address)
+        wait(browser, "document.getElementById('ask').open")
+        picture(browser, "token")
+        browser.find_element("id", "token").send_keys("s3cret\n")
+        wait(browser, "document.querySelectorAll('#samples img').length === 16")

@@ -1,0 +1,379 @@
+"""The parts behind the routes, each alone: lanes, stages, the guard, folding, encoding, latents, versions."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raygan.config import ServeSettings
+from raygan.errors import ConfigurationError, RayganError
+from raygan.gan.latents import latents_of
+from raygan.gan.step import to_uint8
+from raygan.inference import fast_classifier, fast_network
+from raygan.judge.googlenet import Classifier, build_googlenet, to_input
+from raygan.serve import check_token, encode
+from raygan.serve.guard import SECURITY_HEADERS, Guard
+from raygan.serve.lanes import Lanes, steady
+from raygan.serve.meters import NoMeters
+from raygan.serve.models import Champions, Draws, ModelVersion
+from raygan.serve.replicas import points_of
+from raygan.serve.stages import Busy, Died, Stage
+from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator, save
+
+CPU = torch.device("cpu")
+
+
+# ---------------------------------------------------------------- networks
+
+
+def lit_from(shares):
+    """Noisy images (n, 3, 32, 32) lit from the left (share 0) to the right (1): something to learn in seconds."""
+    across = torch.linspace(-1, 1, 32)
+    light = (2 * shares - 1)[:, None] * across
+    noise = torch.randn(len(shares), 3, 32, 32) * 0.3
+    return ((light[:, None, None, :] * 0.6 + noise).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A GoogLeNet that was trained for a few steps: its probabilities mean something and lie between 0 and 1 too."""
+    torch.manual_seed(0)
+    net = build_googlenet(2, auxiliary=False).train()
+    optimizer = torch.optim.Adam(net.parameters(), 3e-4)
+    torch.set_num_threads(1)  # several threads wait for each other where cores are scarce
+    for _ in range(12):
+        labels = torch.randint(0, 2, (24,))
+        logits = net(to_input(lit_from(labels.float() * 0.6 + 0.2), 32))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # a plain average over the next batches, since 12 steps are few for a moving one
+    with torch.no_grad():
+        for _ in range(4):
+            net(to_input(lit_from(torch.rand(64)), 32))
+    return Classifier(net, ("left", "right"), 32, {})
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_folding_layout_and_precision_move_no_probability_by_a_hundredth(trained, bf16):
+    torch.manual_seed(1)
+    images = lit_from(torch.linspace(0, 1, 64))
+    plain = trained.probabilities(images)
+    fast = fast_classifier(trained, CPU, bf16=bf16).probabilities(images)
+    assert plain.std() > 0.1  # it tells them apart
+    assert ((plain > 0.2) & (plain < 0.8)).any()  # and isn't always sure
+    # Emulated bfloat16 is never served with; where it is native, a replica that finds it too coarse doesn't either.
+    assert (fast - plain).abs().max() < (0.03 if bf16 else 0.01)
+    assert torch.equal(trained.probabilities(images), plain)  # the one given is as it was
+
+
+def test_a_folded_generator_draws_the_same_images():
+    generator = make_generator()
+    fast = fast_network(generator, CPU)
+    latents = torch.randn(16, 8)
+    with torch.no_grad():
+        assert (fast(latents) - generator(latents)).abs().max() < 1e-4
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    with pytest.raises(ValueError, match="evaluation mode"):
+        fast_network(make_generator().train(), CPU)
+
+
+# ---------------------------------------------------------------- lanes
+
+
+@pytest.mark.parametrize("padded", [False, True])
+async def test_lanes_answer_each_call_with_its_own_rows(padded):
+    sizes = []
+
+    def compute(rows, others):
+        sizes.append(len(rows))
+        return rows * 2 + others
+
+    lanes = Lanes(compute, threads=2, batch=8, padded=padded)
+    inputs = [(torch.rand(n, 3), torch.rand(n, 3)) for n in (1, 20, 3, 8, 2)]
+    answers = await asyncio.gather(*(lanes.run(*pair) for pair in inputs))
+    for (rows, others), answer in zip(inputs, answers, strict=True):
+        assert torch.equal(answer, rows * 2 + others)
+    assert max(sizes) <= 8
+    if padded:
+        assert set(sizes) == {8}
+    lanes.close()
+
+
+async def test_rows_of_different_shapes_and_rows_that_want_to_be_alone_are_not_joined():
+    seen = []
+
+    def compute(rows):
+        seen.append(tuple(rows.shape))
+        return rows.flatten(1).sum(1)
+
+    lanes = Lanes(compute, threads=1, batch=8, padded=False)
+    await asyncio.gather(
+        lanes.run(torch.rand(1, 2)), lanes.run(torch.rand(1, 2)), lanes.run(torch.rand(1, 2)),
+        lanes.run(torch.rand(1, 3)), lanes.run(torch.rand(1, 2), alone=True), lanes.run(torch.rand(1, 2)),
+    )  # fmt: skip
+    assert seen == [(1, 2), (2, 2), (1, 3), (1, 2), (1, 2)]
+    lanes.close()
+
+
+async def test_an_error_in_a_lane_reaches_its_calls_and_no_others():
+    def compute(rows):
+        if (rows < 0).any():
+            raise ValueError("negative")
+        return rows
+
+    lanes = Lanes(compute, threads=1, batch=1, padded=False)
+    good, bad, after = await asyncio.gather(
+        lanes.run(torch.ones(1, 1)), lanes.run(-torch.ones(1, 1)), lanes.run(torch.ones(1, 1)), return_exceptions=True
+    )
+    assert torch.equal(good, after)
+    assert isinstance(bad, ValueError)
+    lanes.close()
+
+
+def test_steadiness_is_found_by_trying():
+    rows = torch.rand(16, 4)
+    assert steady(lambda x: x * 2, [rows], 16)
+    assert not steady(lambda x: x - x.mean(0), [rows], 16)
+
+
+# ---------------------------------------------------------------- what is drawn
+
+
+def test_truncation_and_walks_are_places_in_latent_space():
+    plain = points_of(Draws("", (3, 4)), 8)
+    assert torch.equal(plain[1], points_of(Draws("", (4,)), 8)[0])
+    assert torch.allclose(points_of(Draws("", (3, 4), 0.5), 8), plain / 2)
+    walk = points_of(Draws("", (3, 3, 3), 1.0, (4, 4, 4), (0.0, 0.5, 1.0)), 8)
+    assert torch.allclose(walk[[0, 2]], plain, atol=1e-5)
+
+
+async def test_a_conditional_generator_serves_each_of_its_labels(models, tmp_path):
+    generator = make_generator(labels=("cat", "dog"))
+    both = ModelVersion("raygan-generator-all", "1")
+    champions = Champions({"cat": both, "dog": both, "bird": both}, None)
+    local = await local_service({**models, both: save(tmp_path, generator)}, champions)
+    cat, dog = [await local.service.sample(label, 2, 5) for label in ("cat", "dog")]
+    assert list(local.service.champions.generators) == ["cat", "dog"]  # it draws no bird, whatever the registry says
+    with torch.no_grad():
+        expected = to_uint8(generator(latents_of((5, 6), NETWORKS.z_dim), torch.tensor([1, 1])))
+    assert np.abs(dog.images.astype(int) - expected.permute(0, 2, 3, 1).numpy()).max() <= 1
+    assert not np.array_equal(cat.images, dog.images)
+
+
+# ---------------------------------------------------------------- stages
+
+
+class Answering:
+    """A caller that answers numbers with themselves, after what a test asks of it."""
+
+    def __init__(self, *, deaths=0, poison=None):
+        self.deaths, self.poison, self.calls, self.gate = deaths, poison, [], asyncio.Event()
+        self.gate.set()
+
+    async def prepare(self, model):
+        return {}
+
+    async def call(self, model, items):
+        self.calls.append((model, list(items)))
+        await self.gate.wait()
+        if self.deaths:
+            self.deaths -= 1
+            raise Died("killed")
+        if self.poison in items:
+            raise ValueError("poison")
+        return [item * 10 for item in items], 0.0
+
+
+def stage(caller, **limits):
+    return Stage("test", caller, lambda item: 1, NoMeters(), **{"most": 8, "limit": 100, **limits})
+
+
+async def test_what_waits_goes_in_one_call():
+    caller = Answering()
+    caller.gate.clear()
+    queue = stage(caller)
+    asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(12)]
+    await asyncio.sleep(0.01)
+    assert [items for _, items in caller.calls] == [[0], [1]]  # two calls under way for one replica
+    caller.gate.set()
+    assert await asyncio.gather(*asked) == [10 * i for i in range(12)]
+    assert [len(items) for _, items in caller.calls] == [1, 1, 8, 2]
+
+
+async def test_versions_are_not_mixed_in_a_call():
+    caller = Answering()
+    caller.gate.clear()
+    queue = stage(caller)
+    newer = ModelVersion(CAT.name, "2")
+    asked = [asyncio.ensure_future(queue.run(model, 1)) for model in (CAT, CAT, CAT, CAT, newer, newer)]
+    await asyncio.sleep(0.01)
+    caller.gate.set()
+    await asyncio.gather(*asked)
+    assert [(model.version, len(items)) for model, items in caller.calls] == [("1", 1), ("1", 1), ("1", 2), ("2", 2)]
+
+
+async def test_a_call_whose_replica_died_is_made_again():
+    caller = Answering(deaths=3)
+    assert await stage(caller).run(CAT, 4) == 40
+    assert len(caller.calls) == 4
+
+
+async def test_one_request_cannot_spoil_its_neighbours():
+    caller = Answering(poison=5)
+    caller.gate.clear()
+    queue = stage(caller)
+    asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(8)]
+    await asyncio.sleep(0.01)
+    caller.gate.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [answer for i, answer in enumerate(answers) if i != 5] == [0, 10, 20, 30, 40, 60, 70]
+    assert isinstance(answers[5], ValueError)
+
+
+async def test_a_full_queue_is_said_and_requests_that_were_given_up_are_not_computed():
+    caller = Answering()
+    caller.gate.clear()
+    queue = stage(caller, limit=3)
+    asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(5)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Busy):
+        await queue.run(CAT, 9)
+    for task in asked[3:]:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    caller.gate.set()
+    await asyncio.gather(*asked[:3])
+    assert sorted(i for _, items in caller.calls for i in items) == [0, 1, 2]
+
+
+# ---------------------------------------------------------------- the guard
+
+
+def client_of(app):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+async def test_a_token_is_asked_for_where_one_is_set(models):
+    local = await local_service(models, Champions({"cat": CAT}, None), token="s3cret")  # noqa: S106
+    async with client_of(local.app) as client:
+        for given in (None, b"Bearer wrong", b"Basic s3cret", b"Bearer \xc3\xa9"):
+            headers = {"Authorization": given} if given else {}
+            answer = await client.get("/v1/models", headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert "s3cret" not in answer.text
+        assert (await client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+        assert [(await client.get(path)).status_code for path in ("/", "/healthz", "/readyz", "/pages/app.js")] == [
+            200
+        ] * 4
+
+
+def test_the_world_needs_a_token(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAYGAN_TOKEN", raising=False)
+    settings = ServeSettings(storage="x", tracking_uri=None)
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_token(settings, host)
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):  # noqa: S104
+        with pytest.raises(ConfigurationError, match="give a token"):
+            check_token(settings, host)
+    check_token(settings.model_copy(update={"public": True}), "0.0.0.0")  # noqa: S104
+    (tmp_path / "token").write_text("abc\n")
+    check_token(settings.model_copy(update={"token_file": str(tmp_path / "token")}), "0.0.0.0")  # noqa: S104
+    monkeypatch.setenv("RAYGAN_TOKEN", "abc")
+    check_token(settings, "0.0.0.0")  # noqa: S104
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        check_token(settings.model_copy(update={"token_file": str(tmp_path / "none")}), "127.0.0.1")
+
+
+async def test_answers_bear_security_headers_an_id_and_a_line_in_the_log(models, capsys):
+    local = await local_service(models, Champions({"cat": CAT}, None), access_log=True)
+    async with client_of(local.app) as client:
+        page = await client.get("/", headers={"X-Request-ID": "mine-1"})
+        assert page.headers["X-Request-ID"] == "mine-1"
+        assert SECURITY_HEADERS.items() <= dict(page.headers.multi_items()).items() | {
+            (name, page.headers[name]) for name in SECURITY_HEADERS
+        }
+        assert "Access-Control-Allow-Origin" not in page.headers
+        odd = await client.get("/v1/sample?label=cat&n=1", headers={"X-Request-ID": "a b\t<script>"})
+        assert "<" not in odd.headers["X-Request-ID"]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (lines[0]["id"], lines[0]["path"], lines[0]["status"]) == ("mine-1", "/", 200)
+    assert lines[1]["milliseconds"] > 0
+
+
+async def test_slow_full_and_broken_services_answer_without_internals():
+    async def slow(scope, receive, send):
+        await asyncio.sleep(5)
+
+    async def full(scope, receive, send):
+        raise Busy(7)
+
+    async def broken(scope, receive, send):
+        raise RuntimeError("/secret/path")
+
+    for app, status, after in ((slow, 503, "2"), (full, 503, "7"), (broken, 500, None)):
+        guard = Guard(app, NoMeters(), token=None, most_bytes=10, seconds=0.05, access_log=False)
+        async with client_of(guard) as client:
+            answer = await client.get("/")
+        assert (answer.status_code, answer.headers.get("Retry-After")) == (status, after)
+        assert "secret" not in answer.text
+
+
+# ---------------------------------------------------------------- versions
+
+
+async def test_a_new_version_is_taken_over_and_a_broken_one_is_not(models, tmp_path):
+    newer, broken = ModelVersion(CAT.name, "2"), ModelVersion(CAT.name, "3")
+    files = {**models, newer: save(tmp_path / "newer", make_generator(9)), broken: {"generator.json": b"{"}}
+    local = await local_service(files, Champions({"cat": CAT}, JUDGE))
+    before = await local.service.sample("cat", 2, 5)
+    for version, expected in ((newer, "2"), (broken, "2"), (CAT, "1")):
+        wanted = Champions({"cat": version}, JUDGE)
+        await local.service.refresh(wanted)
+        samples = await local.service.sample("cat", 2, 5)
+        assert samples.model.version == expected
+        assert bool(local.service.not_served(wanted)) == (version == broken)
+        assert np.array_equal(samples.images, before.images) == (expected == "1")
+
+
+async def test_a_replica_keeps_two_versions_and_fetches_others_again(models, tmp_path):
+    versions = [ModelVersion(CAT.name, str(i)) for i in range(1, 5)]
+    files = {version: save(tmp_path / version.version, make_generator(i)) for i, version in enumerate(versions)}
+    local = await local_service(files, Champions({"cat": versions[0]}))
+    replica = local.callers[CAT.name].replica
+    for version in versions:
+        await replica.prepare(version)
+    assert list(replica._versions) == versions[2:]
+    pixels, _ = await replica.sample(versions[0], [Draws("cat", (1,))])
+    assert pixels.shape == (1, 32, 32, 3)
+    with pytest.raises(KeyError):
+        await replica.sample(ModelVersion(CAT.name, "99"), [Draws("cat", (1,))])
+    files[versions[1]] = {}
+    with pytest.raises(RayganError):
+        await replica.prepare(versions[1])
+
+
+# ---------------------------------------------------------------- encoding
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (32, 32), (7, 200)])
+def test_our_png_is_what_pillow_reads(shape):
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    content = encode.png(picture)
+    with Image.open(io.BytesIO(content)) as read:
+        read.verify()
+    with Image.open(io.BytesIO(content)) as read:
+        assert (read.format, read.mode) == ("PNG", "RGB")
+        assert np.array_equal(np.asarray(read), picture)
+    assert encode.png(picture) == content
