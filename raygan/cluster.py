@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -27,6 +29,28 @@ def connect() -> None:
         raise RayganError(
             f"the Ray cluster {address} does not answer ({reason}): check RAY_ADDRESS, or unset it to run locally"
         ) from None
+
+
+@contextmanager
+def ray_data(**options: Any) -> Iterator[None]:
+    """Ray connected, and Ray Data silent: progress is shown by the jobs. options: of its `DataContext`."""
+    import ray.data
+
+    connect()
+    context = ray.data.DataContext.get_current()
+    ours = {"enable_progress_bars": False, "print_on_execution_start": False, **options}
+    before = {name: getattr(context, name) for name in ours}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    try:
+        for name, value in ours.items():
+            setattr(context, name, value)
+        logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        logger.setLevel(level)
 
 
 def poll_training_often() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
 import time
@@ -77,7 +76,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             print(f"{settings.output} holds these photos with these settings already: nothing to do")
             return known
         tracking.connect(settings)  # better to hear now than after the work that the address is wrong
-    with _work_folder(settings) as folder, _ray_data():
+    with _work_folder(settings) as folder, cluster.ray_data(**_TASKS_QUEUE):
         work = _Work(settings, listing, folder)
         work.examine()
         records, outlier_notes = work.judge()
@@ -93,6 +92,12 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     _log(settings, summary, pictures)
     print(f"{summary['kept']:,} photos written to {settings.output}")
     return summary
+
+
+#: Ray Data would hand out a task only when it has seen another end, which it looks for ten times a second, and in the
+#: first second one task at a time: cores stood idle for a third of the time. Without its budgets, which are for
+#: pipelines that may fill the memory, the tasks queue at Ray's own scheduler.
+_TASKS_QUEUE = {"op_resource_reservation_enabled": False}
 
 
 @dataclass
@@ -282,38 +287,6 @@ def _stream(
                 yield answer
     except ray.exceptions.RayError as error:
         raise RayganError(f"Ray gave up on a task: {str(error).strip().splitlines()[-1]}") from error
-
-
-@contextmanager
-def _ray_data() -> Iterator[None]:
-    """Ray connected, and Ray Data set up for tasks that answer with a few numbers; progress is shown by the jobs."""
-    import ray
-
-    cluster.connect()
-    context = ray.data.DataContext.get_current()
-    ours = {
-        "enable_progress_bars": False,
-        "print_on_execution_start": False,
-        # Ray Data would hand out a task only when it has seen another end, which it looks for ten times a second,
-        # and in the first second one task at a time: cores stood idle for a third of the time. Without its
-        # budgets, which are for pipelines that may fill the memory, the tasks queue at Ray's own scheduler.
-        "op_resource_reservation_enabled": False,
-    }
-    before = {name: getattr(context, name) for name in ours}
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    _set(context, ours)
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        _set(context, before)
-        logger.setLevel(level)
-
-
-def _set(context: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(context, name, value)
 
 
 # ---------------------------------------------------------------- inputs, settings, output

@@ -71,13 +71,16 @@ def sample(settings: SampleSettings) -> SampleResult:
         **settings.model_dump(include={"n", "seed", "truncation", "format", "chunk_images"}),
     }
     _claim(settings.output, what)
-    cluster.connect()
     todo = [number for number in range(-(-settings.n // settings.chunk_images)) if not _is_done(settings, number)]
     done = settings.n - sum(_size(settings, number) for number in todo)
     if done:
         print(f"{done} samples are there already")
     name = time.strftime(f"sample-{label}-%Y%m%d-%H%M%S")
-    with tracking.start_run(settings, name, job="sample", params=what, tags={"raygan.label": label}) as log:
+    tags = {"raygan.label": label}
+    with (
+        cluster.ray_data(),
+        tracking.start_run(settings, name, job="sample", params=what, tags=tags) as log,
+    ):
         _draw(settings, named, label, todo, done)
         few = draw(named.generator, range(settings.seed, settings.seed + min(_SHOWN, settings.n)), label, settings)
         log.log_bytes(pictures.png(pictures.grid(few, 8)), "pictures/samples.png")
