@@ -152,7 +152,7 @@ def _same(path: str, body: bytes, known: bytes) -> bool:
 
 async def _faults(port: int, seconds: float, known: dict[str, bytes], outcome: Outcome) -> None:
     """Kill a part at each quarter of the time, and wait until a request is answered rightly again by a new one."""
-    for what in (":generator-cat", ":Classifier", "haproxy"):
+    for what in (":generator-cat", ":Classifier", "proxy"):
         await asyncio.sleep(seconds / 5)
         victims = _processes(what)
         for process in victims:
@@ -186,7 +186,8 @@ def _processes(what: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
         replica = title.startswith("ray::ServeReplica") and what in title
-        if replica or (what == "haproxy" and "bin/haproxy" in title):
+        proxy = "bin/haproxy" in title or title.startswith("ray::ProxyActor")
+        if replica or (what == "proxy" and proxy):
             found.append(process)
     return found
 

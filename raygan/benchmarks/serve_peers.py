@@ -152,7 +152,6 @@ def serve_raygan(folder: Path, port: int, options: dict[str, Any]) -> None:
 
     service = load_yaml(str(Path(__file__).parents[2] / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
-    os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(port + 1)
     import ray
     from ray import serve
 
