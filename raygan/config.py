@@ -236,7 +236,7 @@ class TrainSettings(WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptio
     """Everything `jobs/train.py` can be told."""
 
     group: ClassVar[str] = "run"
-    presets: ClassVar[tuple[str, ...]] = ("quick", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
+    presets: ClassVar[tuple[str, ...]] = ("quick", "best-64", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
 
     data: str = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels together")
