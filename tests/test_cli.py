@@ -17,7 +17,7 @@ def train(*argv):
 
 def test_later_sources_win(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("preset: wgan-gp-64\ndata: from-file\nz_dim: 17\nwidth: 9\n")
+    file.write_text("preset: wgan-gp-128\ndata: from-file\nz_dim: 17\nwidth: 9\n")
     settings = train("--config", str(file), "--width", "8")
     assert (settings.width, settings.z_dim, settings.data) == (8, 17, "from-file")
     assert settings.generator_lr == 0.00035  # the preset's
