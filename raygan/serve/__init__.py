@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from ray import serve
 
 
+#: Serve writes a line for every call; the gateway writes one for every request.
+_QUIET = {"enable_access_log": False}
+
+
 def build(arguments: dict[str, Any]) -> serve.Application:
     """The application, for ``serve run``; `arguments` are the fields of `ServeSettings`.
 
@@ -54,7 +58,10 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     }
     classifier = _deployment(gateway.ClassifierDeployment, "Classifier", num_cpus=0.5).bind(settings, registry)
     ingress = serve.deployment(gateway.GatewayDeployment).options(
-        name="Gateway", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0.1}
+        name="Gateway",
+        max_ongoing_requests=1000,
+        logging_config=_QUIET,
+        ray_actor_options={"num_cpus": 0.1},
     )
     application: serve.Application = ingress.bind(settings, generators, classifier, registry)
     return application
@@ -65,7 +72,9 @@ def _deployment(kind: type, name: str, *, num_cpus: float) -> serve.Deployment:
 
     # The gateway keeps two calls for each replica under way; more are those of other gateways.
     options = {"num_cpus": num_cpus}
-    return serve.deployment(kind).options(name=name, max_ongoing_requests=16, ray_actor_options=options)
+    return serve.deployment(kind).options(
+        name=name, max_ongoing_requests=16, logging_config=_QUIET, ray_actor_options=options
+    )
 
 
 def run(settings: ServeJobSettings) -> None:
