@@ -14,9 +14,9 @@ from torch import Tensor
 
 from raygan.batches import BatchStream, Photos
 from raygan.config import ClassifierOptions
+from raygan.inference import computes_bf16
 from raygan.judge.fitting import ClassifierFit, FitSettings
 from raygan.judge.scores import score
-from raygan.worker import computes_bf16
 
 #: Seconds between two pieces of news about progress.
 _NEWS_S = 2.0

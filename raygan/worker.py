@@ -26,6 +26,7 @@ from raygan.gan.health import Health, spread
 from raygan.gan.networks import NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
+from raygan.inference import computes_bf16
 from raygan.schedule import Schedule
 
 #: Images in each half of a sample grid, and in a row of it.
@@ -302,10 +303,3 @@ def step_settings(settings: TrainSettings, schedule: Schedule, device: torch.dev
     if settings.precision == "auto":
         values["precision"] = "bf16" if computes_bf16(device) else "fp32"
     return StepSettings(**values)
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions run natively; emulated ones are tens of times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
