@@ -196,10 +196,12 @@ def _finish_orphans(client: MlflowClient, outbox: Path, but: str | None) -> None
             send_records(client, spool, {})
             if client.get_run(folder.name).info.status == "RUNNING":
                 client.set_terminated(folder.name, "KILLED")
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # another job that starts now has found them, too
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                shutil.rmtree(folder)  # the run was deleted: nobody will ask for its records
+                shutil.rmtree(folder, ignore_errors=True)  # the run was deleted: nobody will ask for its records
             else:
                 print(f"warning: records in {folder} still wait: {str(error).splitlines()[0]}", file=sys.stderr)
 

@@ -1,14 +1,13 @@
-"""Measures of photos: the library's perceptual hash, and the same answers alone and in company."""
+"""Measures of photos: what they are, and the same answers alone and in company."""
 
 from __future__ import annotations
 
 import io
 
-import imagehash
 import numpy as np
 from PIL import Image, ImageFilter
 
-from raygan.photos.filters import HASHED, Limits, examine, judge, look, perceptual_hashes
+from raygan.photos.filters import Limits, examine, judge, look
 from tests.photos import messy
 
 LIMITS = Limits(min_side=16, max_megapixels=50, max_aspect=4, min_contrast=5, min_sharpness=0.1)
@@ -18,15 +17,6 @@ def _bytes(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def test_hashes_are_those_of_the_library():
-    random = np.random.default_rng(0).integers(0, 256, (50, HASHED, HASHED), dtype=np.uint8)
-    flat = np.full((1, HASHED, HASHED), 9, np.uint8)
-    photos = [np.asarray(messy.picture(seed, HASHED).convert("L")) for seed in range(50)]
-    views = np.concatenate([random, flat, photos])
-    expected = [np.packbits(imagehash.phash(Image.fromarray(view)).hash) for view in views]
-    np.testing.assert_array_equal(perceptual_hashes(views), expected)
 
 
 def test_company_changes_no_measure_and_no_verdict():
