@@ -1,6 +1,7 @@
 """Records on their way to MLflow: none lost, none twice, whatever the server or the process does."""
 
 import math
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from mlflow import MlflowClient
 
 from raygan import tracking
 from raygan.config import StorageSettings
+from raygan.errors import RayganError
 from raygan.tracking.callback import MLflowCallback
 from raygan.tracking.runs import flatten
 from raygan.tracking.spool import Sender, Spool, send_records
@@ -115,6 +117,23 @@ with tracking.start_run(settings, "killed", job="test", params={{}}) as run:
         with tracking.start_run(settings, "beside", job="test", params={}):
             assert client.get_run(run.id).info.status == "RUNNING"
     assert client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_two_processes_cannot_work_on_one_run(settings):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        owner = run.spool.folder / "owner"
+    beside = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    owner.parent.mkdir(parents=True)
+    owner.write_text(f"{socket.gethostname()} {beside.pid}")
+    with (
+        pytest.raises(RayganError, match=f"being worked on by process {beside.pid}"),
+        tracking.start_run(settings, "r", job="test", params={}, run_id=run.id),
+    ):
+        pass
+    beside.kill()
+    beside.wait()
+    with tracking.start_run(settings, "r", job="test", params={}, run_id=run.id) as again:
+        assert again.id == run.id
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])

@@ -161,10 +161,13 @@ def start_run(
 ) -> Iterator[Run]:
     """A run for the length of a `with` block, closed as FINISHED, FAILED (exception) or KILLED (Ctrl-C).
 
-    run_id: go on with this run if it is still there. Raises RayganError if MLflow doesn't answer.
+    run_id: go on with this run if it is still there. Raises RayganError if MLflow doesn't answer, or if another
+    process of this machine is at work on the run.
     """
     client = connect(settings)
     outbox = _outbox(settings)
+    if run_id is not None:
+        _check_alone(outbox / run_id / _OWNER, name)
     _finish_orphans(client, outbox, but=run_id)
     run = Run(client, _resume(client, run_id) or _create(client, settings, name, job, dict(tags or {})), outbox)
     run.log_params(params)
@@ -206,13 +209,31 @@ def _finish_orphans(client: MlflowClient, outbox: Path, but: str | None) -> None
                 print(f"warning: records in {folder} still wait: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
+def _check_alone(owner: Path, name: str) -> None:
+    host, pid = _read_owner(owner)
+    if host == socket.gethostname() and pid != os.getpid() and _runs(pid):
+        raise RayganError(f"{name} is being worked on by process {pid}: wait for it or stop it, or give another --name")
+
+
 def _alive(owner: Path) -> bool:
     """Whether the process that owns a spool lives, or may live: another host's can't be asked."""
+    host, pid = _read_owner(owner)
+    return pid > 0 and (host != socket.gethostname() or _runs(pid))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _read_owner(owner: Path) -> tuple[str, int]:
     try:
         host, pid = owner.read_text(encoding="utf-8").split()
+        return host, int(pid)
     except (OSError, ValueError):
-        return False
-    return host != socket.gethostname() or psutil.pid_exists(int(pid))
+        return "", 0
 
 
 def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str, tags: dict[str, str]) -> str:
