@@ -74,6 +74,7 @@ class Spool:
         part.rename(self.folder / f"{name}.json")
 
     def _name(self) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)  # whoever deleted it, it must not end a job
         return f"{time.time_ns():020d}-{os.getpid()}-{next(_numbers):06d}"
 
 
