@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 import torch
-from tqdm import tqdm
 
+from raygan import cluster, pictures
 from raygan.gan.step import Share
 from raygan.shards import DataSet, Split, read_shard
 
@@ -48,6 +48,18 @@ class Photos:
     def __len__(self) -> int:
         return sum(self.rows)
 
+    def spread(self, count: int) -> np.ndarray:
+        """Shard and row of up to `count` photos, spread evenly over all: int64 (n, 2), in order."""
+        numbers = pictures.spread(count, len(self))
+        ends = np.cumsum(self.rows)
+        shards = np.searchsorted(ends, numbers, side="right")
+        return np.stack([shards, numbers - (ends - self.rows)[shards]], 1)
+
+    def pixels(self, places: np.ndarray) -> np.ndarray:
+        """A copy (n, 3, S, S) of the pixels of photos given by shard and row (n, 2)."""
+        blocks = {int(shard): self.block(int(shard))[0] for shard in np.unique(places[:, 0])}
+        return np.stack([blocks[int(shard)][row] for shard, row in places])
+
     def block(self, number: int) -> Block:
         """Pixels (n, 3, S, S) and class numbers (n,) of one shard, mapped, not copied."""
         pixels, classes = ray.get(self.blocks[number])
@@ -59,11 +71,7 @@ def load_photos(data: DataSet, split: Split, label: str | None) -> Photos:
     shards = data.shards(split, label)
     read = ray.remote(read_shard)
     blocks = [read.remote(data.address, data.manifest, shard, label) for shard in shards]
-    waiting = list(blocks)
-    with tqdm(total=len(blocks), desc=f"reading {split} shards", unit="shard", leave=False) as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            bar.update(len(done))
+    cluster.wait_for(blocks, f"reading {split} shards", unit="shard")
     rows = tuple(shard.rows[label] if label else sum(shard.rows.values()) for shard in shards)
     return Photos(rows, tuple(blocks))
 

@@ -25,7 +25,7 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
     axes.set(xticks=range(len(labels)), yticks=range(len(labels)), xlabel="called", ylabel="is")
     axes.set_xticklabels(labels)
     axes.set_yticklabels(labels)
-    return _png(figure)
+    return to_png(figure)
 
 
 def calibration(probabilities: Tensor, targets: Tensor, bins: int = 15) -> bytes:
@@ -44,12 +44,12 @@ def calibration(probabilities: Tensor, targets: Tensor, bins: int = 15) -> bytes
         if count:
             axes.text(middle, 0.02, f"{count:,}", ha="center", fontsize=6, rotation=90, color="white")
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
-    return _png(figure)
+    return to_png(figure)
 
 
 def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> bytes:
     """Histograms over [0, 1], one panel each (at least one), with a line for each named set of values."""
-    figure, rows = _row_of_axes(4.2 * len(panels), 3.0, len(panels))
+    figure, rows = row_of_axes(4.2 * len(panels), 3.0, len(panels))
     edges = np.linspace(0, 1, 21)
     for axes, (title, series) in zip(rows, panels.items(), strict=True):
         for name, values in series.items():
@@ -57,7 +57,7 @@ def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> b
             axes.hist(values, edges, weights=weights, histtype="step", linewidth=1.4, label=name)
         axes.set(title=title, xlabel=xlabel, ylabel="share of images", xlim=(0, 1))
         axes.legend(fontsize=7)
-    return _png(figure)
+    return to_png(figure)
 
 
 def bars(values: Mapping[str, tuple[float, float]], title: str) -> bytes:
@@ -68,7 +68,7 @@ def bars(values: Mapping[str, tuple[float, float]], title: str) -> bytes:
     axes.barh(names, widths, xerr=[values[name][1] for name in names], color=_BLUE, capsize=2)
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def study(lines: Mapping[str, Sequence[tuple[int, float, float]]], level: Mapping[str, tuple[float, float]]) -> bytes:
@@ -91,7 +91,7 @@ def study(lines: Mapping[str, Sequence[tuple[int, float, float]]], level: Mappin
     axes.set(xlabel="real photos in the training set", ylabel="accuracy on real validation photos")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def captioned(images: Tensor, captions: Sequence[str], columns: int = 8, side: int = 96) -> Image.Image:
@@ -109,11 +109,11 @@ def captioned(images: Tensor, captions: Sequence[str], columns: int = 8, side: i
 
 
 def _figure(width: float, height: float) -> Any:
-    figure, (axes,) = _row_of_axes(width, height, 1)
+    figure, (axes,) = row_of_axes(width, height, 1)
     return figure, axes
 
 
-def _row_of_axes(width: float, height: float, count: int) -> tuple[Any, list[Any]]:
+def row_of_axes(width: float, height: float, count: int) -> tuple[Any, list[Any]]:
     """A figure and its axes, side by side; without pyplot, which keeps every figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -123,7 +123,8 @@ def _row_of_axes(width: float, height: float, count: int) -> tuple[Any, list[Any
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _png(figure: Any) -> bytes:
+def to_png(figure: Any) -> bytes:
+    """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

@@ -33,7 +33,6 @@ from raygan import charts, cluster, pictures, storage, tracking
 from raygan.batches import Photos, load_photos
 from raygan.config import ClassifySettings, StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.gan.step import Share
 from raygan.generators import check_labels, check_size, find_generators
 from raygan.judge.fitting import ClassifierFit, imagenet_start
 from raygan.judge.googlenet import Classifier, load_classifier, save_classifier
@@ -44,6 +43,7 @@ from raygan.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
 from raygan.shards import DataSet
 from raygan.tracking.callback import MLflowCallback
 from raygan.weights import load_description, load_tensors, save_description, save_tensors
+from raygan.worker import place_of
 
 #: Settings that may change between a run and its resumption without making it another run.
 MAY_CHANGE = {*WorkerOptions.model_fields, *StorageSettings.model_fields, "data", "name", "promote", "allow_changes"}
@@ -92,7 +92,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     tracking.connect(settings)
     start = _start(settings)
     cluster.connect()
-    resources = _resources(settings)
+    resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     default_name = time.strftime("classify-%Y%m%d-%H%M%S")
     run = RunRecord.open(
@@ -177,13 +177,6 @@ def _start(settings: ClassifySettings) -> dict[str, torch.Tensor] | None:
     return imagenet_start(path, auxiliary=settings.auxiliary_weight > 0)
 
 
-def _resources(settings: ClassifySettings) -> dict[str, float]:
-    resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
-    if cluster.use_gpus(settings.gpu, settings.fewest_workers):
-        resources["GPU"] = 1
-    return resources
-
-
 def _fit(
     task: ClassifyTask, run: RunRecord, resources: dict[str, float], log: tracking.Run
 ) -> tuple[ray.train.Checkpoint, int]:
@@ -222,10 +215,7 @@ def classify_worker(config: dict[str, Any]) -> None:
     """One rank's training loop; runs under Ray Train, which has set up the process group."""
     task: ClassifyTask = config["task"]
     settings = task.settings
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    share, device = place_of(settings)
     per_epoch = len(task.images) // settings.batch_size
     fit = ClassifierFit(
         len(task.labels),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from tqdm import tqdm
 
+from raygan.config import WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
 
 
@@ -77,6 +79,26 @@ def use_gpus(wanted: bool | None, workers: int) -> bool:
     if wanted is None:
         return total("GPU") >= workers
     return wanted
+
+
+def worker_resources(options: WorkerOptions) -> dict[str, float]:
+    """What each training worker reserves: its cores, and a GPU as wanted. A cluster must be connected."""
+    resources: dict[str, float] = {"CPU": options.cpus_per_worker}
+    if use_gpus(options.gpu, options.fewest_workers):
+        resources["GPU"] = 1
+    return resources
+
+
+def wait_for(tasks: Sequence[ray.ObjectRef], doing: str, *, unit: str = "task", leave: bool = False) -> None:
+    """Show how many of the tasks are done, with the time left, until all are.
+
+    leave: the bar stays on the screen.
+    """
+    waiting = list(tasks)
+    with tqdm(total=len(waiting), desc=doing, unit=unit, leave=leave) as bar:
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            bar.update(len(done))
 
 
 def room(resources: dict[str, float]) -> int:

@@ -23,12 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from torch import Tensor
 
-from raygan import cluster, pictures, report_card, storage, tracking
+from raygan import cluster, report_card, storage, tracking
 from raygan.batches import load_photos
 from raygan.candidates import Candidate, baselines, find_candidates
 from raygan.config import EvaluateSettings, StorageSettings
@@ -46,7 +45,7 @@ from raygan.judge.distances import (
     precision_recall,
 )
 from raygan.judge.googlenet import load_classifier
-from raygan.looks import Judges, Look, joined, real_features, start_looking, wait_for
+from raygan.looks import Judges, Look, joined, real_features, start_looking
 from raygan.runs import recorded
 from raygan.shards import DataSet
 
@@ -180,14 +179,7 @@ def real_photos(data: DataSet, label: str, most: int) -> Tensor:
     found = load_photos(data, "train", None if label == ALL else label)
     if not len(found):
         raise RayganError(f"--data: {data.address} has no training photo of {label} to compare with")
-    wanted = pictures.spread(most, len(found))
-    starts = np.cumsum([0, *found.rows])
-    parts = []
-    for number in range(len(found.rows)):
-        rows = wanted[(wanted >= starts[number]) & (wanted < starts[number + 1])] - starts[number]
-        if len(rows):
-            parts.append(torch.from_numpy(found.block(number)[0][rows]))
-    return torch.cat(parts)
+    return torch.from_numpy(found.pixels(found.spread(most)))
 
 
 def _halves(reals: Mapping[str, Reals], seed: int) -> tuple[dict[str, Reals], dict[str, Tensor]]:
@@ -220,7 +212,7 @@ def _look_at_all(
         for label, source in candidate.sources.items()
     }
     try:
-        wait_for([task for parts in tasks.values() for task in parts], "drawing and looking")
+        cluster.wait_for([task for parts in tasks.values() for task in parts], "drawing and looking", leave=True)
         return {key: joined(ray.get(parts)) for key, parts in tasks.items()}
     except ray.exceptions.RayError as error:
         raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
@@ -245,7 +237,7 @@ def _measure_all(
         key: measuring.remote(_for_measuring(look), held[key[1]], key[1], classes) for key, (look, _) in jobs.items()
     }
     try:
-        wait_for(list(tasks.values()), "comparing")
+        cluster.wait_for(list(tasks.values()), "comparing", leave=True)
         found = {key: ray.get(task) for key, task in tasks.items()}
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RayganError):

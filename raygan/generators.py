@@ -21,16 +21,12 @@ from raygan import tracking
 from raygan.config import StorageSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
-from raygan.gan.latents import latents_of
+from raygan.gan.latents import images_of, latents_of
 from raygan.gan.networks import Generator
-from raygan.gan.step import to_uint8
 from raygan.shards import DataSet
 
 #: What a generator that was trained on all labels together calls its label.
 ALL = "all"
-
-#: Images that go through a generator at a time.
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -50,16 +46,13 @@ class NamedGenerator:
         # Neighbouring seeds are neighbouring images to the service: sets of different seeds must not overlap.
         start = (seed << 32) + first
         latents = latents_of(range(start, start + count), self.generator.settings.z_dim)
-        with torch.inference_mode():
-            return torch.cat([to_uint8(self._draw(part, label)) for part in latents.split(_AT_ONCE)])
+        return self.draw(label, latents)
 
-    def _draw(self, latents: Tensor, label: str) -> Tensor:
-        if not self.generator.labels:
-            images: Tensor = self.generator(latents)
-            return images
-        classes = torch.full((len(latents),), self.generator.labels.index(label))
-        images = self.generator(latents, classes)
-        return images
+    def draw(self, label: str, latents: Tensor) -> Tensor:
+        """uint8 images (n, 3, S, S) of a label, of given latents (n, z_dim)."""
+        known = self.generator.labels
+        classes = torch.full((len(latents),), known.index(label)) if known else None
+        return images_of(self.generator, latents, classes)
 
 
 def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,13 @@ def fast_classifier(classifier: Classifier, device: torch.device, *, bf16: bool)
         network = _BFloat16(network)
     fast = Classifier(network, classifier.labels, classifier.image_size, classifier.about)
     return fast.to(device)
+
+
+def pick_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """The precision wanted; "auto" is bf16 where the device computes it natively."""
+    if wanted == "auto":
+        return "bf16" if computes_bf16(device) else "fp32"
+    return wanted
 
 
 def computes_bf16(device: torch.device) -> bool:

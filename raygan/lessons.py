@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raygan.batches import BatchStream, Photos
 from raygan.config import ClassifierOptions
-from raygan.inference import computes_bf16
+from raygan.inference import pick_precision
 from raygan.judge.fitting import ClassifierFit, FitSettings
 from raygan.judge.scores import score
 
@@ -70,9 +70,6 @@ class Lessons:
 
 def fit_settings(options: ClassifierOptions, device: torch.device, *, sync_batch_norm: bool = False) -> FitSettings:
     """The fit's settings, with precision "auto" decided for this device."""
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if computes_bf16(device) else "fp32"
     return FitSettings(
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -82,7 +79,7 @@ def fit_settings(options: ClassifierOptions, device: torch.device, *, sync_batch
         auxiliary_weight=options.auxiliary_weight,
         mirror=options.mirror,
         shift=options.shift,
-        precision=precision,
+        precision=pick_precision(options.precision, device),
         sync_batch_norm=sync_batch_norm,
         seed=options.seed,
     )

@@ -18,12 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from tqdm import tqdm
 
-from raygan import storage
+from raygan import cluster, storage
 from raygan.candidates import Source
 from raygan.features import load_features
-from raygan.judge.animals import AnimalMass
+from raygan.judge.animals import AnimalMass, animal_mass
 from raygan.judge.googlenet import Classifier, load_classifier
 
 #: Images that one task looks at.
@@ -76,15 +75,6 @@ def start_looking(source: Source, label: str, count: int, seed: int, judges: Jud
     ]
 
 
-def wait_for(tasks: Sequence[ray.ObjectRef], doing: str) -> None:
-    """Show how many of the tasks are done, with the time left, until all are."""
-    waiting = list(tasks)
-    with tqdm(total=len(waiting), desc=doing, unit="task") as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            bar.update(len(done))
-
-
 def real_features(photos: Tensor, network: str, storage_folder: str, fingerprint: str, label: str) -> Tensor:
     """Features (n, d) of a label's real photos, from storage if they are there."""
     address = storage.join(
@@ -98,7 +88,7 @@ def real_features(photos: Tensor, network: str, storage_folder: str, fingerprint
         pass  # not there, or cut short: computed and written anew
     features = ray.remote(_features)
     parts = [features.remote(part, network) for part in photos.split(_TASK)]
-    wait_for(parts, f"features of real photos of {label}")
+    cluster.wait_for(parts, f"features of real photos of {label}", leave=True)
     found = torch.cat(ray.get(parts))
     storage.write_bytes(address, save({"features": found}))
     return found
@@ -119,7 +109,7 @@ def _look(source: Source, label: str, count: int, seed: int, first: int, judges:
     return Look(
         pixels=pixels,
         features={name: load_features(name)(pixels) for name in judges.networks},
-        mass=_animal_mass().per_image(pixels, label) if AnimalMass.knows(label) else None,
+        mass=animal_mass().per_image(pixels, label) if AnimalMass.knows(label) else None,
         verdicts=_classifier(judges.classifier).probabilities(pixels) if judges.classifier else None,
     )
 
@@ -132,11 +122,6 @@ def _features(pixels: Tensor, network: str) -> Tensor:
 def _one_thread() -> None:
     """Tasks run beside each other on all cores: more threads would only get in each other's way."""
     torch.set_num_threads(1)
-
-
-@functools.lru_cache(maxsize=1)
-def _animal_mass() -> AnimalMass:
-    return AnimalMass()
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import ray
-from tqdm import tqdm
 
+from raygan import cluster
 from raygan.batches import Block, Photos
 from raygan.errors import ConfigurationError, RayganError
 from raygan.generators import NamedGenerator
@@ -73,7 +73,7 @@ def generated_photos(found: Sequence[NamedGenerator], labels: Sequence[str], cou
             for first in range(0, share, _TASK):
                 rows.append(min(_TASK, share - first))
                 blocks.append(generate.remote(held[one.name], label, number, rows[-1], seed, first))
-    _wait(blocks)
+    cluster.wait_for(blocks, "generating images", unit="block")
     return Photos(tuple(rows), tuple(blocks))
 
 
@@ -115,11 +115,3 @@ def _take(block: Block, rows: np.ndarray) -> Block:
 
 def _generate(one: NamedGenerator, label: str, number: int, count: int, seed: int, first: int) -> Block:
     return one.sample(label, count, seed, first).numpy(), np.full(count, number, np.int64)
-
-
-def _wait(blocks: Sequence[ray.ObjectRef]) -> None:
-    waiting = list(blocks)
-    with tqdm(total=len(waiting), desc="generating images", unit="block", leave=False) as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
-            bar.update(len(done))

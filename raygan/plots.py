@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from raygan.charts import row_of_axes, to_png
 
 #: The panels of a run's curves: a title, and which metrics it shows by how their names begin or end.
 _PANELS = (
@@ -18,14 +18,11 @@ def curves(records: list[dict[str, float]]) -> bytes:
 
     records: metrics of one moment each, with ``images``. KID is drawn with its standard error.
     """
-    from matplotlib.figure import Figure
-
     panels = [(title, found) for title, names in _PANELS if (found := _matching(records, names))]
     if not panels:
         return b""
-    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
-    for number, (title, names) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), number + 1)
+    figure, row = row_of_axes(5 * len(panels), 3.6, len(panels))
+    for axes, (title, names) in zip(row, panels, strict=True):
         for name in names:
             points = [(r["images"] / 1000, r[name], r.get(f"{name}_error")) for r in records if name in r]
             xs, ys, errors = zip(*sorted(points, key=lambda point: point[0]), strict=True)
@@ -37,9 +34,7 @@ def curves(records: list[dict[str, float]]) -> bytes:
         axes.set_xlabel("thousands of images")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return to_png(figure)
 
 
 def _matching(records: list[dict[str, float]], begins: tuple[str, ...]) -> list[str]:

@@ -29,8 +29,9 @@ from raygan.batches import Photos, load_photos
 from raygan.config import TrainSettings
 from raygan.features import load_features
 from raygan.gan.checkpoint import load_generator
+from raygan.gan.latents import images_of
 from raygan.gan.networks import Generator, draw_latents
-from raygan.gan.step import seeded, to_uint8
+from raygan.gan.step import seeded
 from raygan.shards import DataSet
 from raygan.worker import Picture
 
@@ -45,8 +46,6 @@ MASS_SAMPLES = 100
 
 #: Validation photos without which quality isn't measured.
 LEAST_VALIDATION = 4
-
-_DRAWN_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Judge:
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
         # Here, not above: the driver needs none of it, and torch-fidelity takes seconds to import.
-        from raygan.judge.animals import AnimalMass
+        from raygan.judge.animals import AnimalMass, animal_mass
         from raygan.judge.distances import kid, nearest
 
         torch.set_num_threads(self.threads)
@@ -109,14 +108,13 @@ class Judge:
             f"train_distance{self.samples}_{network.name}": float(distances.mean() / held_back.mean()),
         }
         if self.label and AnimalMass.knows(self.label):
-            metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = AnimalMass()(drawn[:MASS_SAMPLES], self.label)
+            metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = animal_mass()(drawn[:MASS_SAMPLES], self.label)
         self.events.put(Quality(metrics, images, value, checkpoint.path))
         self._show_nearest(drawn[:SHOWN], neighbours[:SHOWN], reference, images)
         return {"kid": value}
 
     def _show_nearest(self, drawn: Tensor, neighbours: Tensor, reference: Reference, images: int) -> None:
-        places = reference.places[neighbours.numpy()]
-        photos = torch.from_numpy(np.stack([self.photos.block(int(shard))[0][row] for shard, row in places]))
+        photos = torch.from_numpy(self.photos.pixels(reference.places[neighbours.numpy()]))
         picture = pictures.side_by_side([("generated", drawn), ("nearest training photo", photos)], 4)
         path = f"pictures/nearest-{images:09d}-images.png"
         storage.write_bytes(storage.join(self.folder, path), pictures.png(picture))
@@ -133,11 +131,7 @@ def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = N
     if generator.labels:
         known = like if like is not None and len(like) else torch.arange(len(generator.labels))
         classes = known.repeat(-(-count // len(known)))[:count]
-    parts = torch.arange(count).split(_DRAWN_AT_ONCE)
-    with torch.inference_mode():
-        return torch.cat(
-            [to_uint8(generator(latents[part], None if classes is None else classes[part])) for part in parts]
-        )
+    return images_of(generator, latents, classes)
 
 
 def measure(train: Photos, validation: Photos, network: str) -> Reference:
@@ -147,15 +141,10 @@ def measure(train: Photos, validation: Photos, network: str) -> Reference:
     held_back = [validation.block(number) for number in range(len(validation.rows)) if validation.rows[number]]
     vectors = torch.cat([features(torch.from_numpy(pixels.copy())) for pixels, _ in held_back])
     classes = torch.from_numpy(np.concatenate([numbers for _, numbers in held_back]))
-    chosen = set(pictures.spread(TRAIN_PHOTOS, len(train)).tolist())
-    seen, places, trained = 0, [], []
-    for number, rows in enumerate(train.rows):
-        wanted = [row for row in range(rows) if seen + row in chosen]
-        seen += rows
-        if wanted:
-            trained.append(features(torch.from_numpy(train.block(number)[0][wanted])))
-            places += [(number, row) for row in wanted]
-    return Reference(vectors, classes, torch.cat(trained), np.array(places))
+    places = train.spread(TRAIN_PHOTOS)
+    shards = np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1)
+    trained = torch.cat([features(torch.from_numpy(train.pixels(part))) for part in shards])
+    return Reference(vectors, classes, trained, places)
 
 
 def start_measuring(settings: TrainSettings, data: DataSet, train: Photos) -> tuple[ray.ObjectRef, float]:

@@ -31,8 +31,6 @@ from raygan import cluster, pictures, storage, tracking
 from raygan.config import SampleSettings
 from raygan.errors import ConfigurationError
 from raygan.gan.latents import latents_of
-from raygan.gan.networks import Generator
-from raygan.gan.step import to_uint8
 from raygan.generators import NamedGenerator, find_generators
 
 #: File that says what the folder holds.
@@ -40,8 +38,6 @@ RECORD = "sample.json"
 
 #: Samples on the picture that MLflow gets.
 _SHOWN = 64
-
-_DRAWN_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -82,29 +78,22 @@ def sample(settings: SampleSettings) -> SampleResult:
         tracking.start_run(settings, name, job="sample", params=what, tags=tags) as log,
     ):
         _draw(settings, named, label, todo, done)
-        few = draw(named.generator, range(settings.seed, settings.seed + min(_SHOWN, settings.n)), label, settings)
+        few = draw(named, range(settings.seed, settings.seed + min(_SHOWN, settings.n)), label, settings.truncation)
         log.log_bytes(pictures.png(pictures.grid(few, 8)), "pictures/samples.png")
     return SampleResult(named.name, settings.output, settings.n)
 
 
-def draw(generator: Generator, seeds: range, label: str, settings: SampleSettings) -> Tensor:
+def draw(named: NamedGenerator, seeds: range, label: str, truncation: float) -> Tensor:
     """uint8 images (n, 3, S, S) of consecutive seeds."""
-    parts = []
-    for start in range(seeds.start, seeds.stop, _DRAWN_AT_ONCE):
-        some = range(start, min(start + _DRAWN_AT_ONCE, seeds.stop))
-        latents = latents_of(some, generator.settings.z_dim) * settings.truncation
-        classes = torch.full((len(some),), generator.labels.index(label)) if generator.labels else None
-        with torch.inference_mode():
-            parts.append(to_uint8(generator(latents, classes)))
-    return torch.cat(parts)
+    return named.draw(label, latents_of(seeds, named.generator.settings.z_dim) * truncation)
 
 
 class ChunkWriter:
     """Draws and writes chunks; an actor of Ray Data's pool."""
 
-    def __init__(self, settings: SampleSettings, generator: Generator, label: str):
+    def __init__(self, settings: SampleSettings, named: NamedGenerator, label: str):
         torch.set_num_threads(1)  # the pool has an actor for each core
-        self._settings, self._generator, self._label = settings, generator, label
+        self._settings, self._named, self._label = settings, named, label
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"images": np.array([self._write(int(number)) for number in batch["chunk"]])}
@@ -114,7 +103,7 @@ class ChunkWriter:
         first = number * settings.chunk_images
         count = _size(settings, number)
         seeds = range(settings.seed + first, settings.seed + first + count)
-        images = draw(self._generator, seeds, self._label, settings)
+        images = draw(self._named, seeds, self._label, settings.truncation)
         files = [pictures.png(pictures.grid(image[None], 1)) for image in images]
         if settings.format == "png":
             for index, content in enumerate(files, start=first):
@@ -186,7 +175,7 @@ def _draw(settings: SampleSettings, named: NamedGenerator, label: str, todo: lis
             ChunkWriter,
             batch_size=1,
             concurrency=(1, actors),
-            fn_constructor_args=(settings, named.generator, label),
+            fn_constructor_args=(settings, named, label),
         )
         for row in written.iter_rows():
             bar.update(int(row["images"]))

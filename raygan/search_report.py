@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from raygan import pictures as draw
 from raygan import storage
+from raygan.charts import row_of_axes, to_png
 from raygan.search_space import Axis
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: Trials in the table, and among the samples side by side.
 _LISTED, _SHOWN = 10, 3
+
+#: Height of a plot in inches.
+_HEIGHT = 3.6
 
 #: Samples of each trial shown, and in a row.
 _SAMPLES, _COLUMNS = 32, 8
@@ -70,7 +73,7 @@ def pictures(
 
 
 def _against_kid(axes: Sequence[Axis], ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes:
-    figure, panels = _figure(len(axes))
+    figure, panels = row_of_axes(4 * len(axes), _HEIGHT, len(axes))
     for axis, panel in zip(axes, panels, strict=True):
         others = [trial for trial in ranked if trial is not source]
         panel.scatter([str(t.point[axis.name]) if axis.choices else t.point[axis.name] for t in _ordered(others, axis)],
@@ -84,7 +87,7 @@ def _against_kid(axes: Sequence[Axis], ranked: Sequence[TrialRecord], source: Tr
         panel.set_xlabel(axis.name)
         panel.set_ylabel("best KID")
         panel.grid(alpha=0.3)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _ordered(trials: Sequence[TrialRecord], axis: Axis) -> list[TrialRecord]:
@@ -93,7 +96,7 @@ def _ordered(trials: Sequence[TrialRecord], axis: Axis) -> list[TrialRecord]:
 
 
 def _curves(trials: Sequence[TrialRecord], source: TrialRecord | None) -> bytes:
-    figure, (panel,) = _figure(1)
+    figure, (panel,) = row_of_axes(4, _HEIGHT, 1)
     for trial in trials:
         if trial.curve:
             images, kids = zip(*trial.curve, strict=True)
@@ -104,13 +107,13 @@ def _curves(trials: Sequence[TrialRecord], source: TrialRecord | None) -> bytes:
     panel.grid(alpha=0.3)
     if source is not None and source.curve:
         panel.legend(fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _parallel(axes: Sequence[Axis], ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes:
     from matplotlib import colormaps
 
-    figure, (panel,) = _figure(1, width=2 + 1.6 * len(axes))
+    figure, (panel,) = row_of_axes(2 + 1.6 * len(axes), _HEIGHT, 1)
     kids = np.array([trial.kid for trial in ranked])
     shades = (kids - kids.min()) / max(float(np.ptp(kids)), 1e-12)
     for trial, shade in zip(ranked, shades, strict=True):
@@ -126,7 +129,7 @@ def _parallel(axes: Sequence[Axis], ranked: Sequence[TrialRecord], source: Trial
             )
     panel.set_yticks([])
     panel.set_title("best KID dark; source dashed", fontsize=9)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _height(axis: Axis, value: Any) -> float:
@@ -138,7 +141,7 @@ def _height(axis: Axis, value: Any) -> float:
 
 def _plane(axes: Sequence[Axis], ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes:
     """The plane of both learning rates: KID of the nearest trial as colour, and the trials."""
-    figure, (panel,) = _figure(1, width=5.5)
+    figure, (panel,) = row_of_axes(5.5, _HEIGHT, 1)
     rates = {axis.name: axis for axis in axes if axis.name in ("generator_lr", "critic_lr")}
     points = np.log10([[trial.point["generator_lr"], trial.point["critic_lr"]] for trial in ranked])
     kids = np.array([trial.kid for trial in ranked])
@@ -162,7 +165,7 @@ def _plane(axes: Sequence[Axis], ranked: Sequence[TrialRecord], source: TrialRec
     panel.set_yscale("log")
     panel.set_xlabel("generator_lr")
     panel.set_ylabel("critic_lr")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _low(axis: Axis) -> float:
@@ -189,19 +192,6 @@ def _samples(ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes
         name = "source" if trial is source else trial.number
         panels.append((f"{name}: KID {trial.kid:.3g}", sample(load_generator(folder)[0], _SAMPLES, seed=1)))
     return draw.png(draw.side_by_side(panels, _COLUMNS)) if panels else b""
-
-
-def _figure(panels: int, width: float = 0.0) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width or 4 * panels, 3.6), layout="constrained")
-    return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 def _short(value: Any) -> str:

@@ -37,9 +37,8 @@ from raygan.batches import Photos, load_photos
 from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
-from raygan.gan.latents import latents_of, slerp
+from raygan.gan.latents import images_of, latents_of, slerp
 from raygan.gan.networks import Generator
-from raygan.gan.step import to_uint8
 from raygan.quality import Quality
 from raygan.runs import InBackground, RunRecord, recorded
 from raygan.schedule import Schedule
@@ -112,7 +111,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     data = check(settings)
     tracking.connect(settings)
     cluster.connect()
-    resources = worker_resources(settings)
+    resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = RunRecord.open(
@@ -169,7 +168,6 @@ def _check_enough(data: DataSet, settings: TrainSettings) -> None:
             f"--batch-size: {settings.data} has only {count} {kind}, "
             f"fewer than one batch of {settings.batch_size}: add photos, or lower --batch-size to at most {count}"
         )
-
     held_back = data.manifest.count("validation", settings.label)
     if settings.quality_every != 0 and not quality.can_judge(held_back):
         raise ConfigurationError(
@@ -180,14 +178,6 @@ def _check_enough(data: DataSet, settings: TrainSettings) -> None:
         raise ConfigurationError(
             f"--conditional: {settings.data} has the one label {data.manifest.classes[0]}: leave --conditional out"
         )
-
-
-def worker_resources(settings: TrainSettings) -> dict[str, float]:
-    """What each worker reserves. A cluster must be connected."""
-    resources: dict[str, float] = {"CPU": settings.cpus_per_worker}
-    if cluster.use_gpus(settings.gpu, settings.fewest_workers):
-        resources["GPU"] = 1
-    return resources
 
 
 @dataclass(frozen=True)
@@ -433,8 +423,7 @@ def interpolation(generator: Generator, rows: int = 6, columns: int = 10) -> Ima
     classes = None
     if generator.labels:
         classes = (torch.arange(rows) % len(generator.labels)).repeat_interleave(columns)
-    with torch.inference_mode():
-        return pictures.grid(to_uint8(generator(latents, classes)), columns)
+    return pictures.grid(images_of(generator, latents, classes), columns)
 
 
 def _export(checkpoint: Path, folder: Path) -> None:

@@ -42,7 +42,7 @@ from raygan.quality import Quality, start_measuring
 from raygan.runs import RunRecord
 from raygan.search_space import Axis, parse_space, settings_of, source_point
 from raygan.shards import DataSet
-from raygan.train import CollapsedError, Shared, TrialTraining, check, train, worker_resources
+from raygan.train import CollapsedError, Shared, TrialTraining, check, train
 
 #: What a trial's KID counts as when its training collapsed: worse than any, and still a number to schedulers.
 COLLAPSED = 1e9
@@ -95,7 +95,7 @@ def tune(settings: TuneSettings) -> TuneResult:
     base = trial_base(settings)
     axes = parse_space(settings.space, base)
     data = check(base)
-    resources = worker_resources(base)
+    resources = cluster.worker_resources(base)
     cluster.require(base.fewest_workers, resources)
     at_once = min(settings.trials, settings.concurrent or cluster.room(resources) // base.fewest_workers)
     name = settings.name or time.strftime(f"search-{settings.label or 'all'}-%Y%m%d-%H%M%S")

@@ -21,12 +21,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises RayganError if it is missing or damaged."""
+def load_tensors(path: Path, *, part_of: str = "folder") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises RayganError if it is missing or damaged.
+
+    part_of: what is incomplete without the file, in words.
+    """
     try:
         return dict(load_file(path))
     except FileNotFoundError:
-        raise RayganError(f"{path} is missing: the folder is incomplete") from None
+        raise RayganError(f"{path} is missing: the {part_of} is incomplete") from None
     except (SafetensorError, OSError) as error:
         raise RayganError(f"{path} is damaged or truncated: {error}") from None
 
@@ -44,12 +47,15 @@ def save_description(path: Path, version: int, values: dict[str, Any]) -> None:
     path.write_text(json.dumps({"version": version, **values}, indent=2) + "\n", encoding="utf-8")
 
 
-def load_description(path: Path, version: int) -> dict[str, Any]:
-    """The values of a JSON file. Raises RayganError if it is missing, damaged or of another version."""
+def load_description(path: Path, version: int, *, kind: str = "model") -> dict[str, Any]:
+    """The values of a JSON file. Raises RayganError if it is missing, damaged or of another version.
+
+    kind: of folder that should have the file, in words.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RayganError(f"{path} is missing: this is no model folder") from None
+        raise RayganError(f"{path} is missing: this is no {kind} folder") from None
     except (ValueError, OSError):
         raise RayganError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(values, dict) or values.get("version") != version:

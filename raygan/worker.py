@@ -13,20 +13,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 from ray.util.queue import Queue
 
 from raygan import pictures, storage
 from raygan.batches import BatchStream, Photos
-from raygan.config import TrainSettings
+from raygan.config import TrainSettings, WorkerOptions
 from raygan.gan.checkpoint import load_training, save_training
 from raygan.gan.health import Health, spread
 from raygan.gan.networks import NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
-from raygan.inference import computes_bf16
+from raygan.inference import pick_precision
 from raygan.schedule import Schedule
 
 #: Images in each half of a sample grid, and in a row of it.
@@ -97,10 +96,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """One rank's training loop; runs under Ray Train, which has set up the process group."""
     task: WorkerTask = config["task"]
     settings = task.settings
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size())
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    share, device = place_of(settings)
     networks = network_settings(settings, task.labels)
     step = GanStep(networks, step_settings(settings, task.schedule, device), device, share)
     before: dict[str, Any] = {}
@@ -112,6 +108,13 @@ def train_worker(config: dict[str, Any]) -> None:
             before = load_training(Path(folder), step)
     stream = BatchStream(task.photos.rows, task.photos.block, settings.batch_size, settings.seed, share)
     TrainLoop(task, step, stream, before).run()
+
+
+def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
+    """This rank's share and device under Ray Train; torch takes as many threads as cores are reserved."""
+    torch.set_num_threads(max(1, int(options.cpus_per_worker)))
+    context = ray.train.get_context()
+    return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()
 
 
 class TrainLoop:
@@ -231,13 +234,7 @@ class TrainLoop:
     def _reals(self) -> torch.Tensor:
         """Real images (GRID_IMAGES, 3, S, S), spread evenly over all shards."""
         photos = self.task.photos
-        ends = np.cumsum(photos.rows)
-        chosen = []
-        for number in pictures.spread(GRID_IMAGES, len(photos)):
-            shard = int(np.searchsorted(ends, number, side="right"))
-            pixels, _ = photos.block(shard)
-            chosen.append(pixels[number - (ends[shard] - photos.rows[shard])])
-        return torch.from_numpy(np.stack(chosen))
+        return torch.from_numpy(photos.pixels(photos.spread(GRID_IMAGES)))
 
     def _tick(self) -> None:
         """Tell the driver how far we are, every other second."""
@@ -300,6 +297,5 @@ def step_settings(settings: TrainSettings, schedule: Schedule, device: torch.dev
     values = {field.name: getattr(settings, field.name) for field in fields(StepSettings) if field.name != "total_kimg"}
     values["augment"] = tuple(settings.augment)
     values["total_kimg"] = schedule.total * settings.batch_size / 1000
-    if settings.precision == "auto":
-        values["precision"] = "bf16" if computes_bf16(device) else "fp32"
+    values["precision"] = pick_precision(settings.precision, device)
     return StepSettings(**values)

@@ -15,18 +15,16 @@ Random states are not stored: `GanStep` derives every draw from the seed and the
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raygan.errors import RayganError
 from raygan.gan.networks import Generator, NetworkSettings
 from raygan.gan.step import GanStep
+from raygan.weights import fill, load_description, load_tensors, save_description, save_tensors
 
 VERSION = 1
 
@@ -34,8 +32,8 @@ VERSION = 1
 def save_generator(folder: Path, generator: Generator, about: dict[str, Any]) -> None:
     """Write `generator` into `folder` (made if missing); `about` is JSON-ready and given back on loading."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save_tensors(folder / "generator.safetensors", generator.state_dict())
-    _save_json(folder / "generator.json", {"networks": generator.settings.to_dict(), "about": about})
+    save_tensors(folder / "generator.safetensors", generator.state_dict())
+    save_description(folder / "generator.json", VERSION, {"networks": generator.settings.to_dict(), "about": about})
 
 
 def load_generator(folder: Path) -> tuple[Generator, dict[str, Any]]:
@@ -45,7 +43,7 @@ def load_generator(folder: Path) -> tuple[Generator, dict[str, Any]]:
     """
     description = _load_json(folder / "generator.json")
     generator = Generator(_network_settings(folder / "generator.json", description))
-    _fill(generator, _load_tensors(folder / "generator.safetensors"), folder / "generator.safetensors")
+    fill(generator, _load_tensors(folder / "generator.safetensors"), folder / "generator.safetensors")
     return generator.eval(), dict(description.get("about", {}))
 
 
@@ -58,9 +56,10 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     for part, optimizer in _optimizers(step).items():
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{part}.{number}.{name}": value for name, value in state.items()}
-    _save_tensors(folder / "training.safetensors", tensors)
-    _save_json(
+    save_tensors(folder / "training.safetensors", tensors)
+    save_description(
         folder / "training.json",
+        VERSION,
         {"networks": step.networks.to_dict(), "step": step.settings.to_dict(), "batches": step.batches},
     )
 
@@ -76,7 +75,7 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     path = folder / "training.safetensors"
     tensors = _load_tensors(path)
     for part, module in _modules(step).items():
-        _fill(module, _under(tensors, part), path)
+        fill(module, _under(tensors, part), path)
     for part, optimizer in _optimizers(step).items():
         _fill_optimizer(optimizer, _under(tensors, part))
     step.batches = int(description["batches"])
@@ -100,13 +99,6 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError:
-        raise RayganError(f"{path} does not fit the architecture that its JSON file describes") from None
-
-
 def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     prefix = part + "."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -119,31 +111,9 @@ def _network_settings(path: Path, description: dict[str, Any]) -> NetworkSetting
         raise RayganError(f"{path} describes no network that this version knows: {error}") from None
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-
-
 def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(path))
-    except FileNotFoundError:
-        raise RayganError(f"{path} is missing: the checkpoint is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise RayganError(f"{path} is damaged or truncated: {error}") from None
-
-
-def _save_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"version": VERSION, **values}, indent=2) + "\n", encoding="utf-8")
+    return load_tensors(path, part_of="checkpoint")
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RayganError(f"{path} is missing: this is no checkpoint folder") from None
-    except (ValueError, OSError):
-        raise RayganError(f"{path} is damaged: it is not JSON") from None
-    if not isinstance(values, dict) or values.get("version") != VERSION:
-        found = values.get("version") if isinstance(values, dict) else None
-        raise RayganError(f"{path} has format version {found}; this raygan reads version {VERSION}")
-    return values
+    return load_description(path, VERSION, kind="checkpoint")

@@ -1,4 +1,4 @@
-"""Latents of seeds, and the way between two of them.
+"""Latents of seeds, the way between two of them, and the images of latents.
 
 A seed names one image, wherever it is asked for: image i of a set with seed s is the image of seed s + i, alone or
 among others, so that a seed copied from a grid gives that very face.
@@ -11,8 +11,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from raygan.gan.networks import draw_latents
-from raygan.gan.step import seeded
+from raygan.gan.networks import Generator, draw_latents
+from raygan.gan.step import seeded, to_uint8
+
+#: Images that go through a generator at a time.
+_AT_ONCE = 64
 
 
 def latents_of(seeds: Iterable[int], z_dim: int) -> Tensor:
@@ -42,3 +45,15 @@ def slerp(starts: Tensor, ends: Tensor, shares: Tensor) -> Tensor:
     arc = (((1 - shares) * angles).sin() * unit_starts + (shares * angles).sin() * unit_ends) / sines
     arc = arc * lengths[0][:, None].lerp(lengths[1][:, None], shares)
     return torch.where(sines > 1e-4, arc, straight)  # (nearly) the same or opposite directions have no one arc
+
+
+def images_of(generator: Generator, latents: Tensor, classes: Tensor | None = None) -> Tensor:
+    """uint8 images (n, 3, S, S) of latents (n, z_dim) and, for a conditional generator, classes (n,).
+
+    The generator is in evaluation mode, on the latents' device.
+    """
+    parts = torch.arange(len(latents)).split(_AT_ONCE)
+    with torch.inference_mode():
+        return torch.cat(
+            [to_uint8(generator(latents[part], None if classes is None else classes[part])) for part in parts]
+        )

@@ -7,6 +7,8 @@ classifier, which only knows cats from dogs and must call noise one of them. Rea
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,6 +51,12 @@ class AnimalMass:
         low, high = CLASSES[label]
         parts = [self._net(_input(part)).softmax(1)[:, low:high].sum(1) for part in images.split(_BATCH)]
         return torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=1)
+def animal_mass() -> AnimalMass:
+    """The network, kept for the process's life."""
+    return AnimalMass()
 
 
 def _input(images: Tensor) -> Tensor:

@@ -85,7 +85,6 @@ class Sender:
         self._client, self._spool = client, spool
         self._last_steps: dict[str, int] = {}
         self._closing = threading.Event()
-        self._idle = threading.Event()
         self._complained = False
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
         self._thread.start()
