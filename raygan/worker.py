@@ -7,6 +7,8 @@ are its news for the driver. Nothing here speaks to MLflow, so that a worker nei
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, fields
@@ -113,8 +115,22 @@ def train_worker(config: dict[str, Any]) -> None:
 def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
     """This rank's share and device under Ray Train; torch takes as many threads as cores are reserved."""
     torch.set_num_threads(max(1, int(options.cpus_per_worker)))
+    _keep_freed_memory()
     context = ray.train.get_context()
     return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse what a step has freed, instead of giving it back and faulting in fresh pages at the next.
+
+    A step at 64 px and batch 32 took 9,000 page faults, a seventh of a core's time.
+    """
+    if sys.platform != "linux":
+        return
+    change = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if change is not None:
+        change(-3, 32 << 20)  # M_MMAP_THRESHOLD: its greatest value
+        change(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class TrainLoop:
