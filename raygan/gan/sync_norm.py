@@ -1,40 +1,38 @@
 """Batch normalisation over all ranks, on any device.
 
-torch's own `SyncBatchNorm` works on GPUs only. This one does the same arithmetic with `torch.distributed`'s
-differentiable all-reduce, so that training on CPUs with gloo is the same mathematics.
+torch's own `SyncBatchNorm` works on GPUs only. This one does the same arithmetic, with one collective call forwards
+and one backwards, so that training on CPUs with gloo is the same mathematics.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose batch is that of all ranks together, in training mode within a process group.
 
-    Ranks may have different numbers of images. State and output in evaluation mode are `nn.BatchNorm2d`'s.
+    Ranks may have different numbers of images, or none. State and output in evaluation mode are `nn.BatchNorm2d`'s.
+    It has no second derivative.
     """
 
     def forward(self, images: Tensor) -> Tensor:
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(images)
         wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
-        count = wide.new_tensor([images.numel() / images.shape[1]])
-        totals = differentiable.all_reduce(torch.cat([wide.sum((0, 2, 3)), count]))
-        count, mean = totals[-1], totals[:-1] / totals[-1]
-        # The mean is subtracted before squaring: the difference of two large sums would lose the variance.
-        centred = wide - mean[:, None, None]
-        variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
+        count, mean, variance = _statistics(wide.detach())
         with torch.no_grad():
             momentum = 0.1 if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
             self.running_var.lerp_(variance * count / (count - 1), momentum)  # type: ignore[union-attr]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        normalised: Tensor = _Normalise.apply(wide, self.weight, self.bias, mean, variance, count, self.eps)
         return normalised.to(images.dtype)
 
 
@@ -43,3 +41,53 @@ def synchronise(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean (C,) and biased variance (C,) over the images (n, C, H, W) of all ranks."""
+    count = images.numel() // images.shape[1]
+    if count:
+        variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
+    else:
+        variance = mean = images.new_zeros(images.shape[1])
+    own = torch.cat([images.new_tensor([count]), mean, variance])
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    everyone = torch.stack(gathered)
+    counts, (means, variances) = everyone[:, :1], everyone[:, 1:].chunk(2, 1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    # Chan et al. 1983: the ranks' own spreads and that of their means; squares of large means never cancel.
+    return total, mean, (counts * (variances + (means - mean).square())).sum(0) / total
+
+
+class _Normalise(torch.autograd.Function):
+    """Normalisation by statistics of all ranks' images, differentiated through these (Ioffe and Szegedy 2015)."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        eps: float,
+    ) -> Tensor:
+        context.save_for_backward(images, weight, mean, torch.rsqrt(variance + eps), count)
+        return functional.batch_norm(images, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight, mean, inverse, count = context.saved_tensors
+        centred = images - mean[:, None, None]
+        own = torch.stack([gradient.sum((0, 2, 3)), (gradient * centred).sum((0, 2, 3)) * inverse])
+        totals = own.clone()
+        dist.all_reduce(totals)
+        along_bias, along_weight = totals / count
+        scale = (weight * inverse)[:, None, None]
+        change = gradient - along_bias[:, None, None]
+        change = change.addcmul_(centred, (along_weight * inverse)[:, None, None], value=-1).mul_(scale)
+        return change, own[1], own[0], None, None, None, None
