@@ -91,7 +91,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     check_data(data)
     tracking.connect(settings)
     start = _start(settings)
-    cluster.connect()
+    cluster.connect(settings)
     resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     default_name = time.strftime("classify-%Y%m%d-%H%M%S")

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from raygan.config import Settings, allowed_range, load_preset, load_yaml
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError, RayganError, Terminated
 
 S = TypeVar("S", bound=Settings)
 
@@ -30,7 +30,7 @@ S = TypeVar("S", bound=Settings)
 def run_job(
     settings_class: type[S], main: Callable[[S], None], *, doc: str | None, argv: Sequence[str] | None = None
 ) -> NoReturn:
-    """Parse the command line, run `main` and exit with 0, or 2 for a wrong command line, or 1.
+    """Parse the command line, run `main` and exit: 0, 2 for a wrong command line, 130 or 143 when stopped, else 1.
 
     doc: shown by `--help`; the first line is the summary. `--dry-run` prints the resolved settings as YAML,
     unless the settings have a `dry_run` of their own, which the job then honours.
@@ -46,9 +46,9 @@ def run_job(
         text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
         print(text, file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
         # The reader of our output went away (`| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from raygan.config import WorkerOptions
-from raygan.errors import ConfigurationError, RayganError
+from raygan.config import StorageSettings, WorkerOptions
+from raygan.errors import ConfigurationError, RayganError, Terminated
+
+#: Seconds in which every node must have looked whether it sees the job's folders.
+_LOOK_S = 60
 
 
-def connect() -> None:
+def connect(settings: StorageSettings | None = None) -> None:
     """Connect to the cluster of RAY_ADDRESS, else one running on this machine, else start a local one.
 
-    Does nothing when connected already. Raises RayganError if an address is given and doesn't answer.
+    Does nothing when connected already. From here on SIGTERM raises `Terminated` in the main thread.
+
+    settings: of the job, whose folders and files every node must see. Raises ConfigurationError that names the one
+    that a node doesn't see, RayganError if an address is given and doesn't answer.
     """
     if ray.is_initialized():
         return
@@ -31,14 +41,83 @@ def connect() -> None:
         raise RayganError(
             f"the Ray cluster {address} does not answer ({reason}): check RAY_ADDRESS, or unset it to run locally"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler prints a stack and ends the process before anything is put away.
+        signal.signal(signal.SIGTERM, _terminate)
+    if settings is not None:
+        _check_shared(settings)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _check_shared(settings: StorageSettings) -> None:
+    """Raise ConfigurationError if another node of the cluster doesn't see a folder or file of the settings."""
+    own = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    if not others:
+        return
+    with ExitStack() as stack:
+        wanted = _addresses(settings)
+        if "://" not in settings.storage:
+            # A folder of the same name on another disk would not do.
+            marker = stack.enter_context(_marker(settings.storage))
+            wanted.append(("--storage", settings.storage, marker))
+        look = ray.remote(_missing)
+        paths = [path for *_, path in wanted]
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
+        looks = [look.options(num_cpus=0, scheduling_strategy=place).remote(paths) for place in places]
+        try:
+            found = ray.get(looks, timeout=_LOOK_S)
+        except ray.exceptions.GetTimeoutError:
+            raise RayganError(f"the cluster's nodes do not answer within {_LOOK_S} s: see `ray status`") from None
+    for node, missing in zip(others, found, strict=True):
+        for number in missing:
+            flag, address, _ = wanted[number]
+            way_out = (
+                "the address of an MLflow server" if flag == "--tracking-uri" else "a shared folder, s3:// or gs://"
+            )
+            raise ConfigurationError(
+                f"{flag}: {address} of this node is not seen by node {node['NodeManagerHostname']} "
+                f"({node['NodeManagerAddress']}): on a cluster of several nodes give {way_out}"
+            )
+
+
+def _addresses(settings: StorageSettings) -> list[tuple[str, str, str]]:
+    """Flag, address and absolute path of each local file and folder that the settings name and that is there."""
+    named: list[tuple[str, str]] = []
+    for name in ("data", "output", "input"):
+        value = getattr(settings, name, None) or []
+        named += [(f"--{name}", address) for address in ([value] if isinstance(value, str) else value)]
+    if (settings.tracking_uri or "").startswith("sqlite:///"):
+        named.append(("--tracking-uri", str(settings.tracking_uri).removeprefix("sqlite:///")))
+    local = [(flag, address, os.path.abspath(address)) for flag, address in named if "://" not in address]
+    return [each for each in local if os.path.exists(each[-1])]
 
 
 @contextmanager
-def ray_data(**options: Any) -> Iterator[None]:
+def _marker(folder: str) -> Iterator[str]:
+    """A file for a while, in a folder that is made if need be."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".visible-", dir=folder) as file:
+            yield os.path.abspath(file.name)
+    except OSError as error:
+        raise RayganError(f"--storage: can't write into {folder}: {error.strerror}") from None
+
+
+def _missing(paths: Sequence[str]) -> list[int]:
+    """Which of the paths this node doesn't see."""
+    return [number for number, path in enumerate(paths) if not os.path.exists(path)]
+
+
+@contextmanager
+def ray_data(settings: StorageSettings, **options: Any) -> Iterator[None]:
     """Ray connected, and Ray Data silent: progress is shown by the jobs. options: of its `DataContext`."""
     import ray.data
 
-    connect()
+    connect(settings)
     context = ray.data.DataContext.get_current()
     ours = {"enable_progress_bars": False, "print_on_execution_start": False, **options}
     before = {name: getattr(context, name) for name in ours}

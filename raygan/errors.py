@@ -1,4 +1,4 @@
-"""The two ways in which a job ends badly and says so in one line, without a traceback."""
+"""The ways in which a job ends before its time and says so in one line, without a traceback."""
 
 
 class RayganError(Exception):
@@ -14,3 +14,7 @@ class ConfigurationError(RayganError):
     """The command line or a configuration file is wrong. Exit status 2."""
 
     exit_status = 2
+
+
+class Terminated(KeyboardInterrupt):
+    """Somebody sent SIGTERM: `ray job stop`, a batch system, a node that is drained. Exit status 143."""

@@ -102,7 +102,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """
     data = DataSet.open(settings.data)
     tracking.connect(settings)
-    cluster.connect()
+    cluster.connect(settings)
     candidates = find_candidates(settings, data)
     judges = find_judges(settings)
     labels = list(dict.fromkeys(label for candidate in candidates for label in candidate.sources))

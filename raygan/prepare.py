@@ -76,7 +76,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             print(f"{settings.output} holds these photos with these settings already: nothing to do")
             return known
         tracking.connect(settings)  # better to hear now than after the work that the address is wrong
-    with _work_folder(settings) as folder, cluster.ray_data(**_TASKS_QUEUE):
+    with _work_folder(settings) as folder, cluster.ray_data(settings, **_TASKS_QUEUE):
         work = _Work(settings, listing, folder)
         work.examine()
         records, outlier_notes = work.judge()

@@ -44,6 +44,9 @@ SHOWN = 12
 #: Samples that the animal mass is measured on: its network is the slowest, and a mean needs no more.
 MASS_SAMPLES = 100
 
+#: The metric by which checkpoints are kept: higher is better.
+SCORE = "negative_kid"
+
 #: Validation photos without which quality isn't measured.
 LEAST_VALIDATION = 4
 
@@ -111,7 +114,9 @@ class Judge:
             metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = animal_mass()(drawn[:MASS_SAMPLES], self.label)
         self.events.put(Quality(metrics, images, value, checkpoint.path))
         self._show_nearest(drawn[:SHOWN], neighbours[:SHOWN], reference, images)
-        return {"kid": value}
+        # Ray Train holds a checkpoint without the metric for the best one where lower is better, and would keep those
+        # that were never judged.
+        return {"kid": value, SCORE: -value}
 
     def _show_nearest(self, drawn: Tensor, neighbours: Tensor, reference: Reference, images: int) -> None:
         photos = torch.from_numpy(self.photos.pixels(reference.places[neighbours.numpy()]))

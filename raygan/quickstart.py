@@ -32,6 +32,9 @@ DRAWN_FACES, DRAWN_KIMG = 640, 20
 #: How long photos are trained: enough for recognisable faces.
 PHOTOS_KIMG = 100
 
+#: Cores that the training takes at most: its batches are too small to be shared among more.
+MOST_CORES = 8
+
 HOST = "127.0.0.1"
 
 
@@ -46,7 +49,7 @@ def quickstart(settings: QuickstartSettings) -> None:
     if "://" in settings.storage:
         raise ConfigurationError("--storage: the quickstart works in a local folder; jobs/train.py takes URIs")
     tracking.connect(settings)
-    cluster.connect()
+    cluster.connect(settings)
     inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
     label = settings.label if settings.input else settings.label or "cat"
     data = _shards(settings, inputs)
@@ -112,14 +115,20 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
 
 def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> dict[str, Any]:
     """Workers for the cores there are, and a length that suits the photos."""
-    workers = min(2, max(1, int(cluster.total("CPU"))))
+    # One worker with all cores: on a CPU, threads share a step at less cost than workers do.
+    cores = max(1, int(max(node.get("CPU", 0) for node in cluster.nodes())))
     if settings.epochs:
         length = {"epochs": settings.epochs, "kimg": None}
     else:
         length = {"kimg": PHOTOS_KIMG if settings.input else DRAWN_KIMG}
     # Of a few held-back photos no quality can be told, and the drawn faces are for a first look.
     judged = settings.input and quality.can_judge(data.manifest.count("validation", label))
-    return {"num_workers": workers, **length, **({} if judged else {"quality_every": 0})}
+    return {
+        "num_workers": 1,
+        "cpus_per_worker": min(cores, MOST_CORES),
+        **length,
+        **({} if judged else {"quality_every": 0}),
+    }
 
 
 def _digest(*parts: str) -> str:

@@ -74,7 +74,7 @@ def sample(settings: SampleSettings) -> SampleResult:
     name = time.strftime(f"sample-{label}-%Y%m%d-%H%M%S")
     tags = {"raygan.label": label}
     with (
-        cluster.ray_data(),
+        cluster.ray_data(settings),
         tracking.start_run(settings, name, job="sample", params=what, tags=tags) as log,
     ):
         _draw(settings, named, label, todo, done)

@@ -110,7 +110,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     """
     data = check(settings)
     tracking.connect(settings)
-    cluster.connect()
+    cluster.connect(settings)
     resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
@@ -230,8 +230,7 @@ class Training:
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=settings.keep_checkpoints,
-                    checkpoint_score_attribute="kid" if self.schedule.quality else None,
-                    checkpoint_score_order="min",
+                    checkpoint_score_attribute=quality.SCORE if self.schedule.quality else None,
                 ),
                 callbacks=[ForwardReports(self.events), MLflowCallback(self.log.spool, step="images")],
                 logging_config=LoggingConfig(log_level="ERROR"),

@@ -107,7 +107,7 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     data = DataSet.open(settings.data)
     check_data(data)
     tracking.connect(settings)
-    cluster.connect()
+    cluster.connect(settings)
     found = find_generators(settings, settings.model, data.manifest.classes)
     check_labels(found, data)
     check_size(found, data)

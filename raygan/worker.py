@@ -8,6 +8,7 @@ are its news for the driver. Nothing here speaks to MLflow, so that a worker nei
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import tempfile
 import time
@@ -113,8 +114,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
-    """This rank's share and device under Ray Train; torch takes as many threads as cores are reserved."""
-    torch.set_num_threads(max(1, int(options.cpus_per_worker)))
+    """This rank's share and device under Ray Train; torch takes as many threads as cores are reserved and there."""
+    torch.set_num_threads(max(1, min(int(options.cpus_per_worker), os.cpu_count() or 1)))
     _keep_freed_memory()
     context = ray.train.get_context()
     return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()

@@ -161,22 +161,23 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
             name="judged",
             conditional=True,
             kimg=0.16,
-            checkpoint_every=0.04,
+            checkpoint_every=0.02,  # every other one is never judged, and isn't the best for that
             quality_every=0.04,
             quality_samples=16,
+            generator_lr=0.03,  # too much: the best comes before the last
             snapshot_every=1,
-            keep_checkpoints=2,
+            keep_checkpoints=1,
         )
     )
     client = tracking.connect(train_settings(data=data))
     history = client.get_metric_history(result.run_id, "kid16_efficientnet_lite0")
-    assert [metric.step for metric in history] == [40, 80, 120, 160]
+    assert [metric.step for metric in history] == [32, 64, 96, 128, 160]
     best = min(history, key=lambda metric: metric.value).step
     with open(os.path.join(result.checkpoint, "generator.json")) as file:
         about = json.load(file)["about"]
     assert about["metrics"]["images"] == best
     kept = checkpoints(os.path.dirname(result.checkpoint))
-    assert len(kept) == 2  # the best and the last
+    assert len(kept) == (1 if best == 160 else 2)  # the best and the last
     assert "nearest-000000160-images.png" in os.listdir(result.pictures)
     # One generator for both labels, and the service is told so.
     served = tracking.serving_generators(client)
