@@ -5,6 +5,7 @@
   python jobs/benchmark.py prepare --input photos --memory 3000 30000
   python jobs/benchmark.py serve
   python jobs/benchmark.py serve-drill --seconds 120 --faults
+  python jobs/benchmark.py tune --data shards --preset quick --label cat --trials 3 --trial-kimg 20
 
 Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 """
@@ -12,7 +13,7 @@ Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 import sys
 
 from raygan.cli import run_job
-from raygan.config import PrepareBenchmarkSettings, ServeBenchmarkSettings, ServeDrillSettings
+from raygan.config import PrepareBenchmarkSettings, ServeBenchmarkSettings, ServeDrillSettings, TuneSettings
 
 
 def prepare(settings: PrepareBenchmarkSettings) -> None:
@@ -33,10 +34,17 @@ def serve_drill(settings: ServeDrillSettings) -> None:
     drill(settings)
 
 
+def tune(settings: TuneSettings) -> None:
+    from raygan.benchmarks.tune import benchmark
+
+    benchmark(settings)
+
+
 BENCHMARKS = {
     "prepare": (PrepareBenchmarkSettings, prepare),
     "serve": (ServeBenchmarkSettings, serve),
     "serve-drill": (ServeDrillSettings, serve_drill),
+    "tune": (TuneSettings, tune),
 }
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import posixpath
 import time
 from dataclasses import dataclass, field
@@ -95,6 +96,8 @@ def tune(settings: TuneSettings) -> TuneResult:
     base = trial_base(settings)
     axes = parse_space(settings.space, base)
     data = check(base)
+    tracking.connect(settings)
+    cluster.connect(settings)
     resources = cluster.worker_resources(base)
     cluster.require(base.fewest_workers, resources)
     at_once = min(settings.trials, settings.concurrent or cluster.room(resources) // base.fewest_workers)
@@ -177,12 +180,13 @@ def _search(
         ray.tune.with_parameters(run_trial, base=base, shared=shared, search=record.name, parent=log.id),
         {"memory": 2**20},  # cores are for the training's workers; Tune wants something reserved
     )
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 would print a table and hints all the same
     progress = _Progress(settings, storage.join(settings.storage, "runs", record.name))
     folder = storage.join(record.folder, "tune")
     if ray.tune.Tuner.can_restore(folder):
         tuner = ray.tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
     else:
-        scheduler, searcher = _scheduler(settings, axes), _searcher(settings, axes)
+        scheduler, searcher = _scheduler(settings, axes), _searcher(settings, axes, at_once)
         tuner = ray.tune.Tuner(
             trainable,
             param_space=_distributions(settings, axes),
@@ -218,11 +222,12 @@ def _distributions(settings: TuneSettings, axes: list[Axis]) -> dict[str, Any]:
     return {**space, _POPULATION: True} if settings.scheduler == "pbt" else space
 
 
-def _searcher(settings: TuneSettings, axes: list[Axis]) -> SearchAlgorithm | Searcher:
+def _searcher(settings: TuneSettings, axes: list[Axis], at_once: int) -> SearchAlgorithm | Searcher:
     """Where trials come from; the source's point is the first, and the seed decides the others."""
     first = [source_point(axes)]
     if settings.search == "random":
-        return BasicVariantGenerator(points_to_evaluate=first, random_state=settings.seed)
+        # TuneConfig's max_concurrent_trials is for other searchers only.
+        return BasicVariantGenerator(first, max_concurrent=at_once, random_state=settings.seed)
     from ray.tune.search.optuna import OptunaSearch
 
     return OptunaSearch(metric="kid", mode="min", points_to_evaluate=first, seed=settings.seed)
@@ -231,9 +236,9 @@ def _searcher(settings: TuneSettings, axes: list[Axis]) -> SearchAlgorithm | Sea
 def _scheduler(settings: TuneSettings, axes: list[Axis]) -> TrialScheduler:
     every = round(settings.judged_every * 1000)
     if settings.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="images", max_t=round(settings.trial_kimg * 1000), grace_period=every, reduction_factor=2
-        )
+        # Longer than any trial, which is to come to its own end: Tune kills those that have reached it.
+        longest = round(settings.trial_kimg * 1000) + settings.batch_size + 1
+        return AsyncHyperBandScheduler(time_attr="images", max_t=longest, grace_period=every, reduction_factor=2)
     if settings.scheduler == "median":
         return MedianStoppingRule(time_attr="images", grace_period=every, min_samples_required=3)
     if settings.scheduler == "pbt":

@@ -49,6 +49,8 @@ def test_a_search_finds_records_and_writes_what_train_takes(search_settings, cap
     points = [(run.data.params["generator_lr"], run.data.params["z_dim"]) for run in children]
     # The source's values come first, though its z_dim is outside this space.
     assert ("0.00035", "200") in points
+    earlier, later = sorted(children, key=lambda run: run.info.start_time)
+    assert earlier.info.end_time <= later.info.start_time  # one at a time, as asked for
     kids = {
         run.info.run_id: [m.value for m in client.get_metric_history(run.info.run_id, "kid16_efficientnet_lite0")]
         for run in children

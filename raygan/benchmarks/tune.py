@@ -1,0 +1,58 @@
+"""A search beside the same trainings run one after another: what Ray Tune costs.
+
+Both train the same settings for the same number of images with KID measured as often, one training at a time and
+none stopped early. The search also draws its report; each single training registers its model, as trainings do. A
+short training before the clock fills caches. Everything is written into a temporary storage.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import Any
+
+from raygan import cluster, tracking
+from raygan.config import TuneSettings
+from raygan.search_space import parse_space, settings_of
+from raygan.train import train
+from raygan.tune import trial_base, tune
+
+#: Thousands of images in the training before the clock.
+_WARM_KIMG = 0.5
+
+
+def benchmark(settings: TuneSettings) -> dict[str, Any]:
+    """Measure, print a table and return the numbers."""
+    with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
+        plain = {"storage": folder, "tracking_uri": None, "scheduler": "none", "concurrent": 1, "train_best": False}
+        settings = settings.model_copy(update={**plain, "name": "search"})
+        base = trial_base(settings)
+        axes = parse_space(settings.space, base)
+        cluster.connect(settings)
+        train(base.model_copy(update={"kimg": _WARM_KIMG, "quality_every": _WARM_KIMG, "name": "warm"}))
+
+        start = time.monotonic()
+        found = tune(settings)
+        searched = time.monotonic() - start
+        client = tracking.connect(settings)
+        parent = client.get_run(found.run_id)
+        children = client.search_runs(
+            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{found.run_id}'", max_results=settings.trials
+        )
+        points = [{axis.name: child.data.params[axis.name] for axis in axes} for child in children]
+
+        start = time.monotonic()
+        for number, point in enumerate(points):
+            train(settings_of(base, point).model_copy(update={"name": f"single-{number}"}))
+        alone = time.monotonic() - start
+    numbers = {
+        "trials": len(points),
+        "kimg_each": settings.trial_kimg,
+        "search_s": round(searched, 1),
+        "one_after_another_s": round(alone, 1),
+        "overhead": round(searched / alone - 1, 4),
+    }
+    print(f"\n{len(points)} trainings of {settings.trial_kimg:g} kimg, one at a time")
+    print(f"  one after another  {alone:7.1f} s")
+    print(f"  as a search        {searched:7.1f} s   {100 * (searched / alone - 1):+.1f} %")
+    return numbers

@@ -1,0 +1,74 @@
+"""The Kubernetes files say what the jobs and Ray itself accept. Nothing here talks to a Kubernetes cluster."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from raygan.cli import parse
+from raygan.config import TrainSettings, TuneSettings
+
+REPOSITORY = Path(__file__).parent.parent
+FOLDER = REPOSITORY / "jobs" / "kuberay"
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
+
+
+def clusters() -> dict[str, dict]:
+    """The cluster within each file."""
+    found = {name: read(name)["spec"]["rayClusterSpec"] for name in ("rayjob-train.yaml", "rayjob-tune.yaml")}
+    return {**found, "rayservice.yaml": read("rayservice.yaml")["spec"]["rayClusterConfig"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"), [("rayjob-train.yaml", TrainSettings), ("rayjob-tune.yaml", TuneSettings)]
+)
+def test_a_job_runs_a_job_with_flags_it_knows(file, settings):
+    python, script, *flags = shlex.split(read(file)["spec"]["entrypoint"])
+    assert python == "python"
+    assert (REPOSITORY / Path(script).relative_to("/home/ray/raygan")).is_file()
+    chosen, _ = parse(settings, flags, doc=None)
+    assert chosen.data.startswith("/raygan/")
+
+
+def test_the_service_is_one_that_serve_accepts_and_differs_where_it_must():
+    served = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(served)
+    local = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+    assert served["controller_options"] == local["controller_options"]
+    assert served["applications"][0]["import_path"] == local["applications"][0]["import_path"]
+    assert {"Gateway", "Classifier"} < {each["name"] for each in served["applications"][0]["deployments"]}
+    secret = clusters()["rayservice.yaml"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"][-1]
+    assert secret["name"] == "RAYGAN_TOKEN"  # without it the service refuses to listen to other machines
+
+
+@pytest.mark.parametrize("file", ["rayjob-train.yaml", "rayjob-tune.yaml", "rayservice.yaml"])
+def test_every_pod_has_the_image_the_storage_and_the_right_ray(file):
+    cluster = clusters()[file]
+    least = re.search(r'"ray\[.*\]>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
+    assert numbers(cluster["rayVersion"]) >= numbers(least)
+    assert f"FROM rayproject/ray:{cluster['rayVersion']}-" in (FOLDER / "Dockerfile").read_text()
+    assert cluster["authOptions"] == {"mode": "token"}
+    claims = [each["metadata"]["name"] for each in yaml.safe_load_all((FOLDER / "shared.yaml").read_text())]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    assert len(groups) == 2
+    for group in groups:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        values = {each["name"]: each.get("value") for each in container["env"]}
+        assert values["RAYGAN_STORAGE"] == container["volumeMounts"][0]["mountPath"]
+        assert not values["MLFLOW_TRACKING_URI"].startswith("sqlite")
+        assert pod["volumes"][0]["name"] == container["volumeMounts"][0]["name"]
+        assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] in claims
+        assert container["image"] == "YOUR-REGISTRY/raygan"
