@@ -101,10 +101,14 @@ def _marker(folder: str) -> Iterator[str]:
     """A file for a while, in a folder that is made if need be."""
     try:
         os.makedirs(folder, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".visible-", dir=folder) as file:
-            yield os.path.abspath(file.name)
+        descriptor, path = tempfile.mkstemp(prefix=".visible-", dir=folder)
     except OSError as error:
         raise RayganError(f"--storage: can't write into {folder}: {error.strerror}") from None
+    os.close(descriptor)
+    try:
+        yield os.path.abspath(path)
+    finally:
+        os.unlink(path)
 
 
 def _missing(paths: Sequence[str]) -> list[int]:
