@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -61,6 +63,9 @@ def second_node(ray_cluster, tmp_path):
     if unshare is None or os.geteuid() or subprocess.run([unshare, "--mount", "true"], check=False).returncode:
         pytest.skip("takes mount namespaces")
     before = len(cluster.nodes())
+    # `ray start` writes the cluster's address where later jobs of this machine look for one.
+    known = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    kept = known.read_bytes() if known.exists() else None
     node = subprocess.Popen([unshare, "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(cluster.nodes()) == before:
@@ -70,6 +75,10 @@ def second_node(ray_cluster, tmp_path):
     yield apart
     node.terminate()
     node.wait()
+    if kept is not None:
+        known.write_bytes(kept)
+    else:
+        known.unlink(missing_ok=True)
     while len(cluster.nodes()) > before:
         assert time.monotonic() < deadline + 60
         time.sleep(0.1)
