@@ -90,8 +90,9 @@ def _addresses(settings: StorageSettings) -> list[tuple[str, str, str]]:
     for name in ("data", "output", "input"):
         value = getattr(settings, name, None) or []
         named += [(f"--{name}", address) for address in ([value] if isinstance(value, str) else value)]
-    if (settings.tracking_uri or "").startswith("sqlite:///"):
-        named.append(("--tracking-uri", str(settings.tracking_uri).removeprefix("sqlite:///")))
+    uri = settings.tracking_uri or ""  # by default within the storage
+    if uri.startswith("sqlite:///"):
+        named.append(("--tracking-uri", uri.removeprefix("sqlite:///")))
     local = [(flag, address, os.path.abspath(address)) for flag, address in named if "://" not in address]
     return [each for each in local if os.path.exists(each[-1])]
 

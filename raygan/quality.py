@@ -5,8 +5,8 @@ The mental model:
 1. Once a run, a Ray task computes features of the validation split and of the training photos (`Reference`).
 2. Ray Train calls a `Judge` with each checkpoint that is due, in a task of its own, beside the training and off
    its workers where the cluster has room.
-3. The judge draws samples, compares their features with the reference, tells the driver and returns ``kid``, by
-   which Ray Train knows the best checkpoint.
+3. The judge draws samples, compares their features with the reference, tells the driver and returns ``kid`` and its
+   negative, by which Ray Train knows the best checkpoint.
 
 The metrics are monitors on a few hundred samples; `jobs/evaluate.py` makes the report card.
 """

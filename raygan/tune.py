@@ -32,7 +32,7 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from tqdm import tqdm
 
 from raygan import cluster, search_report, storage, tracking
@@ -194,7 +194,6 @@ def _search(
                 metric="kid",
                 mode="min",
                 num_samples=settings.trials,
-                max_concurrent_trials=at_once,
                 scheduler=scheduler,
                 search_alg=searcher,
             ),
@@ -223,14 +222,17 @@ def _distributions(settings: TuneSettings, axes: list[Axis]) -> dict[str, Any]:
 
 
 def _searcher(settings: TuneSettings, axes: list[Axis], at_once: int) -> SearchAlgorithm | Searcher:
-    """Where trials come from; the source's point is the first, and the seed decides the others."""
+    """Where trials come from; the source's point is the first, and the seed decides the others.
+
+    It also holds trials back until there is room: TuneConfig's max_concurrent_trials does nothing for the random one.
+    """
     first = [source_point(axes)]
     if settings.search == "random":
-        # TuneConfig's max_concurrent_trials is for other searchers only.
         return BasicVariantGenerator(first, max_concurrent=at_once, random_state=settings.seed)
     from ray.tune.search.optuna import OptunaSearch
 
-    return OptunaSearch(metric="kid", mode="min", points_to_evaluate=first, seed=settings.seed)
+    optuna = OptunaSearch(metric="kid", mode="min", points_to_evaluate=first, seed=settings.seed)
+    return ConcurrencyLimiter(optuna, max_concurrent=at_once)
 
 
 def _scheduler(settings: TuneSettings, axes: list[Axis]) -> TrialScheduler:

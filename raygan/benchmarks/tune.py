@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from typing import Any
 
 from raygan import cluster, tracking
 from raygan.config import TuneSettings
@@ -21,8 +20,8 @@ from raygan.tune import trial_base, tune
 _WARM_KIMG = 0.5
 
 
-def benchmark(settings: TuneSettings) -> dict[str, Any]:
-    """Measure, print a table and return the numbers."""
+def benchmark(settings: TuneSettings) -> None:
+    """Measure and print a table."""
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
         plain = {"storage": folder, "tracking_uri": None, "scheduler": "none", "concurrent": 1, "train_best": False}
         settings = settings.model_copy(update={**plain, "name": "search"})
@@ -45,14 +44,7 @@ def benchmark(settings: TuneSettings) -> dict[str, Any]:
         for number, point in enumerate(points):
             train(settings_of(base, point).model_copy(update={"name": f"single-{number}"}))
         alone = time.monotonic() - start
-    numbers = {
-        "trials": len(points),
-        "kimg_each": settings.trial_kimg,
-        "search_s": round(searched, 1),
-        "one_after_another_s": round(alone, 1),
-        "overhead": round(searched / alone - 1, 4),
-    }
+    overhead = searched / alone - 1
     print(f"\n{len(points)} trainings of {settings.trial_kimg:g} kimg, one at a time")
     print(f"  one after another  {alone:7.1f} s")
-    print(f"  as a search        {searched:7.1f} s   {100 * (searched / alone - 1):+.1f} %")
-    return numbers
+    print(f"  as a search        {searched:7.1f} s   {overhead:+.1%}")
