@@ -4,10 +4,11 @@ An objective is stateless. It sees the critic as a function from images to score
 per image of the local batch, so that ranks with unequal shares can weight them rightly, together with
 detached per-image terms for the log.
 
-The critic is called **once** per critic loss, on reals, fakes and (for WGAN-GP) interpolates together:
-one forward is faster than three, and `DistributedDataParallel` synchronises a penalty's second backward
-rightly only when all terms come from the same forward. A critic with batch statistics is the exception:
-DCGAN normalises reals and fakes as separate batches, so `SigmoidBCE` calls it twice.
+The critic is called once on reals and fakes together, and for WGAN-GP once more on the interpolates: together with
+them, the penalty's two backward passes would go through reals and fakes too, whose zeros cost as much as numbers do.
+All terms meet in one backward pass of the loss, so that `DistributedDataParallel` averages each gradient once, when it
+is whole. A critic with batch statistics is the exception: DCGAN normalises reals and fakes as separate batches, so
+`SigmoidBCE` calls it twice.
 """
 
 from __future__ import annotations
@@ -58,10 +59,9 @@ class WassersteinGP:
             loss = on_fake - on_real
             terms = {"wasserstein": -loss.detach()}
         else:
+            on_real, on_fake = _wide(critic(torch.cat([reals, fakes]))).split(count)
             between = torch.lerp(reals, fakes, mix).requires_grad_()
-            scores = _wide(critic(torch.cat([reals, fakes, between])))
-            on_real, on_fake, on_between = scores.split(count)
-            norms = _gradient_norms(on_between, between)
+            norms = _gradient_norms(_wide(critic(between)), between)
             penalty = (norms - 1.0).square()
             loss = on_fake - on_real
             terms = {
