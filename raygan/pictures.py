@@ -30,8 +30,8 @@ def grid(images: torch.Tensor, columns: int) -> Image.Image:
 
 
 def side_by_side(panels: list[tuple[str, torch.Tensor]], columns: int) -> Image.Image:
-    """Grids beside each other, each under its caption."""
-    grids = [(caption, grid(images, columns)) for caption, images in panels]
+    """Grids beside each other, each under its caption; images below 64 px are magnified, so that one sees them."""
+    grids = [(caption, grid(_magnified(images), columns)) for caption, images in panels]
     gap = 4 * _GAP
     size = (sum(g.width + gap for _, g in grids) - gap, max(g.height for _, g in grids) + _CAPTION)
     canvas = Image.new("RGB", size, _PAPER)
@@ -42,6 +42,11 @@ def side_by_side(panels: list[tuple[str, torch.Tensor]], columns: int) -> Image.
         canvas.paste(picture, (left, _CAPTION))
         left += picture.width + gap
     return canvas
+
+
+def _magnified(images: torch.Tensor) -> torch.Tensor:
+    times = max(1, 64 // images.shape[-1])
+    return images.repeat_interleave(times, 2).repeat_interleave(times, 3)
 
 
 def animation(frames: list[Image.Image], seconds: float = 8.0) -> bytes:

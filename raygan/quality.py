@@ -3,10 +3,11 @@
 The mental model:
 
 1. Once a run, a Ray task computes features of the validation split and of the training photos (`Reference`).
-2. Ray Train calls a `Judge` with each checkpoint that is due, in a task of its own, beside the training and off
-   its workers where the cluster has room.
-3. The judge draws samples, compares their features with the reference, tells the driver and returns ``kid`` and its
-   negative, by which Ray Train knows the best checkpoint.
+2. Where the cluster has room beside the workers, Ray Train calls a `Judge` with each checkpoint that is due, in a task
+   of its own. Where it has none, the first worker asks the judge itself and the training waits: it would lose the
+   cores all the same, and a judge that shares them comes minutes late, when a search can stop nobody any more.
+3. The judge draws samples and compares their features with the reference. The driver is told, and Ray Train gets the
+   number by which it knows the best checkpoint.
 
 The metrics are monitors on a few hundred samples; `jobs/evaluate.py` makes the report card.
 """
@@ -32,8 +33,8 @@ from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of
 from raygan.gan.networks import Generator, draw_latents
 from raygan.gan.step import seeded
+from raygan.news import SCORE, Picture, Quality
 from raygan.shards import DataSet
-from raygan.worker import Picture
 
 #: Training photos that memorisation looks among, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000
@@ -43,9 +44,6 @@ SHOWN = 12
 
 #: Samples that the animal mass is measured on: its network is the slowest, and a mean needs no more.
 MASS_SAMPLES = 100
-
-#: The metric by which checkpoints are kept: higher is better.
-SCORE = "negative_kid"
 
 #: Validation photos without which quality isn't measured.
 LEAST_VALIDATION = 4
@@ -62,20 +60,11 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """A checkpoint's metrics, at so many images seen; `kid` is among them under its full name."""
-
-    metrics: dict[str, float]
-    images: int
-    kid: float
-    checkpoint: str
-
-
-@dataclass(frozen=True)
 class Judge:
-    """Ray Train's validation function.
+    """Measures generators; also Ray Train's validation function.
 
-    reference: of a `Reference` in the object store. label: of the one kind of animal, or None for several.
+    reference: of a `Reference` in the object store. label: of the one kind of animal, or None for several. threads: of
+    a task of its own.
     """
 
     reference: ray.ObjectRef
@@ -88,15 +77,22 @@ class Judge:
     folder: str
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
+        """Judge a checkpoint in a task of its own."""
+        torch.set_num_threads(self.threads)
+        with checkpoint.as_directory() as folder:
+            generator, about = load_generator(Path(folder))
+        images = round(about["kimg"] * 1000)
+        metrics, value = self.measure(generator, images)
+        self.events.put(Quality(metrics, images, value, checkpoint.path))
+        return {SCORE: -value}
+
+    def measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float]:
+        """Metrics of a generator that has seen so many images, by their full names, and its KID."""
         # Here, not above: the driver needs none of it, and torch-fidelity takes seconds to import.
         from raygan.judge.animals import AnimalMass, animal_mass
         from raygan.judge.distances import kid, nearest
 
-        torch.set_num_threads(self.threads)
         reference: Reference = ray.get(self.reference)
-        with checkpoint.as_directory() as folder:
-            generator, about = load_generator(Path(folder))
-        images = round(about["kimg"] * 1000)
         drawn = draw(generator, self.samples, seed=1, like=reference.classes)
         network = load_features(self.network)
         features = network(drawn)
@@ -112,11 +108,8 @@ class Judge:
         }
         if self.label and AnimalMass.knows(self.label):
             metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = animal_mass()(drawn[:MASS_SAMPLES], self.label)
-        self.events.put(Quality(metrics, images, value, checkpoint.path))
         self._show_nearest(drawn[:SHOWN], neighbours[:SHOWN], reference, images)
-        # Ray Train holds a checkpoint without the metric for the best one where lower is better, and would keep those
-        # that were never judged.
-        return {"kid": value, SCORE: -value}
+        return metrics, value
 
     def _show_nearest(self, drawn: Tensor, neighbours: Tensor, reference: Reference, images: int) -> None:
         photos = torch.from_numpy(self.photos.pixels(reference.places[neighbours.numpy()]))
@@ -152,10 +145,16 @@ def measure(train: Photos, validation: Photos, network: str) -> Reference:
     return Reference(vectors, classes, trained, places)
 
 
-def start_measuring(settings: TrainSettings, data: DataSet, train: Photos) -> tuple[ray.ObjectRef, float]:
-    """Start the task that measures the reference; its future result, and the cores that each judge may take."""
+def start_measuring(
+    settings: TrainSettings, data: DataSet, train: Photos, at_once: int = 1
+) -> tuple[ray.ObjectRef, float]:
+    """Start the task that measures the reference; its future result, and the cores that each judge may take.
+
+    at_once: trainings that share the cluster.
+    """
     validation = load_photos(data, "validation", settings.label)
-    cores = cores_beside(cluster.total("CPU") - settings.most_workers * settings.cpus_per_worker)
+    taken = at_once * settings.most_workers * settings.cpus_per_worker
+    cores = cores_beside(cluster.total("CPU") - taken)
     measuring = ray.remote(measure).options(num_cpus=cores)
     return measuring.remote(train, validation, settings.quality_network), cores
 
@@ -166,8 +165,5 @@ def can_judge(validation: int) -> bool:
 
 
 def cores_beside(free: float) -> float:
-    """Cores that a judge reserves, of so many that the training leaves free.
-
-    With none free it reserves nothing and shares the workers' cores: it would wait for ever otherwise.
-    """
+    """Cores that a judge reserves, of so many that the training leaves free; 0 if there is no room for one."""
     return min(free, float(os.cpu_count() or 1) / 2) if free >= 1 else 0

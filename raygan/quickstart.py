@@ -22,6 +22,7 @@ from raygan.config import PrepareSettings, QuickstartSettings, ServeSettings, Tr
 from raygan.errors import ConfigurationError
 from raygan.photos import draw
 from raygan.prepare import prepare
+from raygan.runs import is_finished
 from raygan.serve import build, check_port
 from raygan.shards import DataSet
 from raygan.train import train
@@ -96,8 +97,7 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
     """Train, unless that was finished before on these shards; the folder of the pictures."""
     name = f"quickstart-{label or 'all'}-{_digest(data.manifest.fingerprint, str(settings.epochs))}"
     folder = storage.join(settings.storage, "runs", name)
-    record = storage.read_json(storage.join(folder, "run.json"))
-    if record is not None and record.get("state") == "finished":
+    if is_finished(settings, name):
         print(f"run {name} is trained already")
     else:
         values = {

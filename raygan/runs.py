@@ -79,6 +79,12 @@ class RunRecord:
         storage.write_json(storage.join(self.folder, "run.json"), self._values)
 
 
+def is_finished(settings: StorageSettings, name: str) -> bool:
+    """Whether a training of this name came to its end."""
+    record = storage.read_json(storage.join(settings.storage, "runs", name, "run.json"))
+    return record is not None and record.get("state") == "finished"
+
+
 def recorded(settings: StorageSettings) -> dict[str, Any]:
     """The settings as they may be shown to everyone: an address may carry a password."""
     return settings.model_dump(mode="json", exclude={"tracking_uri"})

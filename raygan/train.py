@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -39,12 +40,12 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of, latents_of, slerp
 from raygan.gan.networks import Generator
-from raygan.quality import Quality
+from raygan.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
 from raygan.runs import InBackground, RunRecord, recorded
 from raygan.schedule import Schedule
 from raygan.shards import DataSet
 from raygan.tracking.callback import MLflowCallback, numbers
-from raygan.worker import Collapse, ForwardReports, Picture, Report, Tick, WorkerTask, train_worker
+from raygan.worker import ForwardReports, WorkerTask, train_worker
 
 #: Seconds between two looks whether an elastic training could have more workers.
 _RESIZE_S = 30.0
@@ -210,11 +211,50 @@ class Training:
 
     def fit(self, resources: dict[str, float]) -> Outcome:
         """Train, following the events. Raises RayganError if the training failed or collapsed."""
+        judge, cores = self._judge() if self.schedule.quality else (None, 0.0)
+        cluster.poll_training_often()
+        training = InBackground(lambda: self._fit(resources, judge, cores), "training")
+        with _Follower(self) as follower:
+            while not training.finished():
+                follower.follow(self.events, wait_s=0.5)
+            follower.follow(self.events, wait_s=0.1)
+        result = training.result()
+        if follower.collapse:
+            self._say_collapse(follower.collapse, result)
+        if result.checkpoint is None:
+            raise RayganError(f"run {self.run.name} ended without a checkpoint")
+        return Outcome(_best(result), result.checkpoint, self.history.latest, follower.images)
+
+    def _fit(self, resources: dict[str, float], judge: quality.Judge | None, judge_cores: float) -> ray.train.Result:
+        """Ray Train to its end; it starts failed workers again itself, but nobody starts its controller again."""
+        left = self.settings.max_failures
+        while True:
+            try:
+                return self._trainer(resources, judge, judge_cores).fit()
+            except ray.exceptions.RayActorError:
+                if not left:
+                    raise
+                left -= 1
+                tqdm.write("the training's controller has died; going on from the last checkpoint", file=sys.stderr)
+
+    def _trainer(self, resources: dict[str, float], judge: quality.Judge | None, judge_cores: float) -> TorchTrainer:
         settings = self.settings
-        labels = tuple(self.data.manifest.classes) if settings.conditional else ()
-        begin_from = self.trial.begin_from if self.trial else None
-        task = WorkerTask(settings, self.schedule, self.photos, labels, self.events, self.run.folder, begin_from)
-        trainer = TorchTrainer(
+        validation = None
+        if judge and judge_cores:
+            # A trial's placement group has no room for its judge; the cluster has.
+            place = {"num_cpus": judge_cores, "scheduling_strategy": "DEFAULT"}
+            validation = ValidationConfig(fn=judge, ray_remote_kwargs=place)
+        task = WorkerTask(
+            settings=settings,
+            schedule=self.schedule,
+            photos=self.photos,
+            labels=tuple(self.data.manifest.classes) if settings.conditional else (),
+            events=self.events,
+            folder=self.run.folder,
+            begin_from=self.trial.begin_from if self.trial else None,
+            judge=None if validation else judge,
+        )
+        return TorchTrainer(
             train_worker,
             train_loop_config={"task": task},
             torch_config=TorchConfig(timeout_s=600),
@@ -230,30 +270,19 @@ class Training:
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=settings.keep_checkpoints,
-                    checkpoint_score_attribute=quality.SCORE if self.schedule.quality else None,
+                    checkpoint_score_attribute=SCORE if self.schedule.quality else None,
                 ),
-                callbacks=[ForwardReports(self.events), MLflowCallback(self.log.spool, step="images")],
+                callbacks=[
+                    ForwardReports(self.events),
+                    MLflowCallback(self.log.spool, step="images", leave_out={SCORE}),
+                ],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
-            validation_config=self._validation(),
+            validation_config=validation,
         )
-        cluster.poll_training_often()
-        training = InBackground(trainer.fit, "training")
-        with _Follower(self) as follower:
-            while not training.finished():
-                follower.follow(self.events, wait_s=0.5)
-            follower.follow(self.events, wait_s=0.1)
-        result = training.result()
-        if follower.collapse:
-            self._say_collapse(follower.collapse, result)
-        if result.checkpoint is None:
-            raise RayganError(f"run {self.run.name} ended without a checkpoint")
-        return Outcome(_best(result), result.checkpoint, self.history.latest, follower.images)
 
-    def _validation(self) -> ValidationConfig | None:
-        """What judges checkpoints, or None if quality is off."""
-        if not self.schedule.quality:
-            return None
+    def _judge(self) -> tuple[quality.Judge, float]:
+        """What judges checkpoints, and the cores that there are for it beside the workers."""
         settings = self.settings
         if self.trial:
             reference, cores = self.trial.shared.reference, self.trial.shared.judge_cores
@@ -269,8 +298,7 @@ class Training:
             events=self.events,
             folder=self.run.folder,
         )
-        # A trial's placement group has no room for its judge; the cluster has.
-        return ValidationConfig(fn=judge, ray_remote_kwargs={"num_cpus": cores, "scheduling_strategy": "DEFAULT"})
+        return judge, cores
 
     def _say_collapse(self, collapse: Collapse, result: ray.train.Result) -> None:
         self.log.log_tags({"collapsed": f"at {collapse.kimg:.3g} kimg: {collapse.reason}"})
@@ -305,8 +333,8 @@ class Training:
 
 def _best(result: ray.train.Result) -> ray.train.Checkpoint:
     """The checkpoint of the lowest KID, or the last one where none was judged."""
-    judged = [(metrics["kid"], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if "kid" in metrics]
-    return min(judged, key=lambda pair: pair[0])[1] if judged else result.checkpoint
+    judged = [(metrics[SCORE], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if SCORE in metrics]
+    return max(judged, key=lambda pair: pair[0])[1] if judged else result.checkpoint
 
 
 class History:
@@ -377,6 +405,8 @@ class _Follower:
                 self._report(numbers(event.metrics))
             elif isinstance(event, Quality):
                 self._judge(event)
+            elif isinstance(event, Notice):
+                tqdm.write(f"a node is about to be taken away: saving at {event.kimg:.3g} kimg", file=sys.stderr)
             elif isinstance(event, Collapse):
                 self.collapse = event
         self._training.history.save(at_least_every_s=5)

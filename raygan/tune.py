@@ -39,11 +39,12 @@ from raygan import cluster, search_report, storage, tracking
 from raygan.batches import load_photos
 from raygan.config import SearchOptions, StorageSettings, TrainSettings, TuneSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.quality import Quality, start_measuring
-from raygan.runs import RunRecord
+from raygan.news import Quality
+from raygan.quality import start_measuring
+from raygan.runs import RunRecord, is_finished
 from raygan.search_space import Axis, parse_space, settings_of, source_point
 from raygan.shards import DataSet
-from raygan.train import CollapsedError, Shared, TrialTraining, check, train
+from raygan.train import CollapsedError, History, Shared, TrialTraining, check, train
 
 #: What a trial's KID counts as when its training collapsed: worse than any, and still a number to schedulers.
 COLLAPSED = 1e9
@@ -120,6 +121,7 @@ def tune(settings: TuneSettings) -> TuneResult:
         record.save(mlflow_run_id=log.id, state="running")
         print(f"search {name} in {record.folder}; --name {name} resumes it", flush=True)
         trials = _search(settings, base, axes, data, record, log, at_once)
+        tracking.close_children(settings, log)
         result = _conclude(settings, base, axes, trials, record, log)
         record.save(state="finished")
     if settings.train_best:
@@ -150,9 +152,19 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
         # Another trial's weights at another trial's age: a run of its own, so that its own checkpoints don't win.
         changes["name"] += f".{int(time.time())}"
     settings = settings_of(base, point).model_copy(update=changes)
+    kept_in = storage.join(settings.storage, "runs", changes["name"], "judged.json")
+    judged: list[dict[str, Any]] = (storage.read_json(kept_in) or {}).get("reports", [])
+    if is_finished(settings, changes["name"]):
+        # Its end had not reached Tune's records when the search was killed.
+        for metrics in judged:
+            ray.tune.report(metrics)
+        return
 
     def told(quality: Quality) -> None:
         metrics = {**quality.metrics, "kid": quality.kid, "images": quality.images, "checkpoint": quality.checkpoint}
+        metrics["run"] = settings.name
+        judged.append(metrics)
+        storage.write_json(kept_in, {"reports": judged})
         kept = ray.tune.Checkpoint.from_directory(quality.checkpoint) if population else None
         ray.tune.report(metrics, checkpoint=kept)
 
@@ -175,7 +187,7 @@ def _search(
 ) -> list[TrialRecord]:
     """Run the trials, or those that an interrupted search has left."""
     photos = load_photos(data, "train", base.label)
-    shared = Shared(photos, *start_measuring(base, data, photos))
+    shared = Shared(photos, *start_measuring(base, data, photos, at_once))
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, base=base, shared=shared, search=record.name, parent=log.id),
         {"memory": 2**20},  # cores are for the training's workers; Tune wants something reserved
@@ -210,7 +222,7 @@ def _search(
         results = tuner.fit()
     finally:
         progress.close()
-    return [_read(result) for result in results]
+    return [_read(result, settings) for result in results]
 
 
 def _distributions(settings: TuneSettings, axes: list[Axis]) -> dict[str, Any]:
@@ -253,19 +265,24 @@ def _scheduler(settings: TuneSettings, axes: list[Axis]) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def _read(result: ray.tune.Result) -> TrialRecord:
-    """A trial as Tune kept it."""
+def _read(result: ray.tune.Result, settings: TuneSettings) -> TrialRecord:
+    """A trial as Tune kept it, and its training as it went on: a judgement may come when that is further."""
     point = {name: value for name, value in (result.config or {}).items() if name != _POPULATION}
     metrics = result.metrics or {}
     record = TrialRecord(number=str(metrics.get("trial_id", "")), point=point)
     frame = result.metrics_dataframe
     if frame is not None and "kid" in frame:
         alive = frame[frame["kid"] < COLLAPSED]
-        record.curve = [(int(row.images), float(row.kid)) for row in alive.itertuples()]
+        # By images: what a killed search had measured may have been told twice.
+        record.curve = sorted({int(row.images): float(row.kid) for row in alive.itertuples()}.items())
         if len(alive):
             best = alive.loc[alive["kid"].idxmin()]
             record.kid, record.kid_at = float(best["kid"]), int(best["images"])
-            record.checkpoint, record.images = str(best["checkpoint"]), int(alive["images"].max())
+            record.checkpoint = str(best["checkpoint"])
+            run = str(alive["run"].iloc[-1])
+            history = History(storage.join(settings.storage, "runs", run, "metrics.jsonl"))
+            record.images = max(int(each["images"]) for each in history.records)
+            record.state = "finished" if is_finished(settings, run) else "stopped"
     if result.error is not None:
         record.state = "failed"
     elif metrics.get("kid", COLLAPSED) >= COLLAPSED:
@@ -283,9 +300,6 @@ def _conclude(
 ) -> TuneResult:
     """Table, pictures and ``best.yaml``. Raises RayganError if no trial was ever judged."""
     full = round(settings.trial_kimg * 1000)
-    for trial in trials:
-        if trial.state == "running":
-            trial.state = "finished" if trial.images >= full * (1 - 1 / settings.judgements) else "stopped"
     ranked = sorted((trial for trial in trials if trial.kid < COLLAPSED), key=lambda trial: trial.kid)
     if not ranked:
         states = ", ".join(trial.state for trial in trials)

@@ -1,12 +1,13 @@
 """What runs in every training worker, and what it tells the driver.
 
 `train_worker` is the loop that Ray Train starts on each rank: a `GanStep` over the rank's rows of each global
-batch, and metrics, pictures and checkpoints when the `Schedule` says so. `Tick`, `Picture`, `Report` and `Collapse`
-are its news for the driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
+batch, and metrics, pictures, checkpoints and judgements when the `Schedule` says so. `raygan.news` is what it tells the
+driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
 """
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray.train
 import torch
@@ -25,57 +26,40 @@ from raygan.batches import BatchStream, Photos
 from raygan.config import TrainSettings, WorkerOptions
 from raygan.gan.checkpoint import load_training, save_training
 from raygan.gan.health import Health, spread
-from raygan.gan.networks import NetworkSettings, draw_latents
+from raygan.gan.networks import Generator, NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
 from raygan.inference import pick_precision
+from raygan.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
 from raygan.schedule import Schedule
+
+if TYPE_CHECKING:
+    from raygan.quality import Judge
 
 #: Images in each half of a sample grid, and in a row of it.
 GRID_IMAGES, GRID_COLUMNS = 64, 8
+
+#: Seconds, about, between two looks whether a node of the training is about to be taken away.
+NOTICE_S = 5.0
 
 #: Samples that every log looks at, to see whether they still differ.
 SPREAD_IMAGES = 16
 
 
-@dataclass(frozen=True)
-class Tick:
-    """Progress."""
-
-    batches: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was written under the run's folder."""
-
-    path: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """Metrics of the images since the last report; its checkpoint, if it has one, is safe in storage."""
-
-    metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Collapse:
-    """The training has died and stopped itself."""
-
-    reason: str
-    kimg: float
-
-
 class ForwardReports(ray.train.UserCallback):
-    """Passes every report, once its checkpoint is safe, from Ray Train's controller to a queue."""
+    """Passes every report and judgement, once its checkpoint is safe, from Ray Train's controller to a queue."""
 
     def __init__(self, events: Queue):
         self._events = events
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        numbers = dict(metrics[0])
+        numbers.pop(SCORE, None)
+        judged = numbers.pop("judged", None)
         # Waits until the queue has it: the driver must find the last report when the training has returned.
-        self._events.put(Report(metrics[0]))
+        self._events.put(Report(numbers))
+        if judged:
+            self._events.put(Quality(images=numbers["images"], checkpoint=checkpoint.path, **judged))
 
 
 @dataclass(frozen=True)
@@ -83,7 +67,8 @@ class WorkerTask:
     """What every worker is given.
 
     labels: classes of a conditional generator, else empty. begin_from: another run's checkpoint that a run without
-    one of its own goes on from.
+    one of its own goes on from. judge: what the first worker measures quality with, where the cluster has no room for
+    that beside the workers.
     """
 
     settings: TrainSettings
@@ -93,6 +78,7 @@ class WorkerTask:
     events: Queue
     folder: str
     begin_from: str | None = None
+    judge: Judge | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -116,12 +102,12 @@ def train_worker(config: dict[str, Any]) -> None:
 def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
     """This rank's share and device under Ray Train; torch takes as many threads as cores are reserved and there."""
     torch.set_num_threads(max(1, min(int(options.cpus_per_worker), os.cpu_count() or 1)))
-    _keep_freed_memory()
+    keep_freed_memory()
     context = ray.train.get_context()
     return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse what a step has freed, instead of giving it back and faulting in fresh pages at the next.
 
     A step at 64 px and batch 32 took 9,000 page faults, a seventh of a core's time.
@@ -145,8 +131,9 @@ class TrainLoop:
         self.settings, self.first_rank = task.settings, step.share.rank == 0
         self.means, self.health = Means(step.settings.batch_size), Health()
         self.before = before
-        self.spent_minutes = float(before.get("minutes", 0.0))
-        self.logged = self.ticked = time.monotonic()
+        self.minutes_before = float(before.get("minutes", 0.0))
+        self.began = self.logged = self.ticked = time.monotonic()
+        self.noticed, self.look_every = False, self.schedule.log
 
     def run(self) -> None:
         """Train to the end of the schedule, or until the training has died."""
@@ -162,10 +149,21 @@ class TrainLoop:
             self.means.add(self.step.step(reals, classes))
             self._tick()
             last = self.step.batches == self.schedule.total
-            if (last or self.step.batches % self.schedule.log == 0) and not self._log(last):
+            noticed = self._notice()
+            due = last or noticed or self.step.batches % self.schedule.log == 0
+            if due and not self._log(last, keep=noticed):
                 break
 
-    def _log(self, last: bool) -> bool:
+    def _notice(self) -> bool:
+        """Whether a node is about to be taken away that was not known to be. Every rank looks, at the same batches."""
+        if self.noticed or self.step.batches % self.look_every:
+            return False
+        self.noticed = ray.train.get_preemption_info() is not None
+        if self.noticed:
+            self._tell(Notice(self.step.images_seen / 1000))
+        return self.noticed
+
+    def _log(self, last: bool, *, keep: bool) -> bool:
         """Report, with pictures and a checkpoint where they are due; whether to go on.
 
         Every rank comes to the same decisions, since they are taken on numbers summed over ranks.
@@ -181,29 +179,31 @@ class TrainLoop:
         if last or batch % schedule.snapshot == 0:
             self._snapshot()
         judged = schedule.quality > 0 and (last or batch % schedule.quality == 0)
-        self._report(metrics, keep=last or judged or batch % schedule.checkpoint == 0, judge=judged)
+        keep = keep or last or judged or batch % schedule.checkpoint == 0
+        self._report(metrics, keep=keep, judge=judged)
+        self.look_every = max(1, round(NOTICE_S * metrics["images_per_second"] / self.settings.batch_size))
         self.logged = time.monotonic()
         return not last
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last log, over all ranks, and where the run stands. A collective call."""
-        own = {"seconds": 0.0, "sample_spread": 0.0}
+        own = {"seconds": 0.0, "minutes": 0.0, "sample_spread": 0.0}
         if self.first_rank:
             # The ranks' clocks differ; the first one's counts, and one look at the samples is enough.
             own = {
                 "seconds": time.monotonic() - self.logged,
+                "minutes": (time.monotonic() - self.began) / 60,
                 "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
             }
         batches = self.means.batches
         means = self.means.take(self.step.share.world_size, own)
-        seconds = means.pop("seconds")
-        self.spent_minutes += seconds / 60
+        seconds, minutes = means.pop("seconds"), means.pop("minutes")
         return {
             **means,
             "epoch": self.step.batches / self.stream.batches_per_epoch,
             "kimg": self.step.images_seen / 1000,
             "images": self.step.images_seen,
-            "minutes": self.spent_minutes,
+            "minutes": self.minutes_before + minutes,
             "images_per_second": batches * self.settings.batch_size / max(seconds, 1e-9),
             "learning_rate_share": self.step.settings.rate(self.step.images_seen),
         }
@@ -222,12 +222,18 @@ class TrainLoop:
         }
         folder = tempfile.mkdtemp(prefix="raygan-checkpoint-")
         save_training(Path(folder), self.step, about)
+        news: dict[str, Any] = {**metrics}
+        own = self.task.judge if judge else None
+        if own:
+            generator = cast(Generator, copy.deepcopy(self.step.ema.module))
+            found, kid = own.measure(generator.cpu(), self.step.images_seen)
+            news |= {SCORE: -kid, "judged": {"metrics": found, "kid": kid}}
         # The step goes on while the files are copied to storage and judged; Ray deletes the folder afterwards.
         ray.train.report(
-            metrics,
+            news,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            validation=judge,
+            validation=judge and not own,
         )
 
     def _snapshot(self) -> None:
@@ -259,7 +265,7 @@ class TrainLoop:
             self._tell(Tick(self.step.batches))
             self.ticked = time.monotonic()
 
-    def _tell(self, event: Tick | Picture | Collapse) -> None:
+    def _tell(self, event: Tick | Picture | Notice | Collapse) -> None:
         """Send the driver an event from the first rank, without waiting for an answer."""
         if self.first_rank:
             self.task.events.actor.put_nowait.remote(event)

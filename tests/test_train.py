@@ -46,6 +46,8 @@ STEP = StepSettings(
     generator_lr=1e-3,
 )
 
+REALS = np.random.default_rng(0).integers(0, 256, (2, 7, 3, 32, 32), dtype=np.uint8)
+
 
 def one_iteration(config):
     """A critic step, whose gradients are kept, then another and a generator step."""
@@ -79,19 +81,22 @@ def relative_error(found, expected):
 
 
 def test_one_iteration_of_two_workers_equals_a_single_process(tmp_path):
-    """The oracle is a plain float64 loop on the whole batch, with torch's Adam and no DDP."""
-    reals = np.random.default_rng(0).integers(0, 256, (2, 7, 3, 32, 32), dtype=np.uint8)
     TorchTrainer(
         one_iteration,
-        train_loop_config={"reals": reals, "out": str(tmp_path)},
+        train_loop_config={"reals": REALS, "out": str(tmp_path)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(storage_path=str(tmp_path), name="iteration"),
     ).fit()
+    assert_a_single_process_does_the_same(tmp_path)
+
+
+def assert_a_single_process_does_the_same(folder):
+    """The oracle is a plain float64 loop on the whole batch, with torch's Adam and no DDP."""
     torch.manual_seed(0)
     generator, critic = Generator(NETWORKS).double(), Critic(NETWORKS).double()
     critic_adam = torch.optim.Adam(critic.parameters(), 1e-3, (0.5, 0.9))
     generator_adam = torch.optim.Adam(generator.parameters(), 1e-3, (0.5, 0.9))
-    images = torch.from_numpy(reals).double() / 127.5 - 1
+    images = torch.from_numpy(REALS).double() / 127.5 - 1
     for batch in range(2):
         critic_adam.zero_grad()
         textbook_critic_loss(critic, generator, images[batch], batch).backward()
@@ -104,11 +109,11 @@ def test_one_iteration_of_two_workers_equals_a_single_process(tmp_path):
     (-critic(generator(latents)).mean()).backward()
     generator_adam.step()
 
-    found = load_file(tmp_path / "gradients")
+    found = load_file(folder / "gradients")
     for name, gradient in gradients.items():
         assert relative_error(found[f"gradient.{name}"], gradient) < 1e-6, name
     for file, network in (("critic", critic), ("generator", generator)):
-        found = load_file(tmp_path / file)
+        found = load_file(folder / file)
         for name, parameter in network.named_parameters():
             if name != "exit.bias" or file == "generator":
                 assert relative_error(found[name], parameter.detach()) < 1e-6, f"{file} {name}"

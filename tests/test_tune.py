@@ -2,8 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 
 import pytest
+import ray
 import yaml
 from PIL import Image
 
@@ -12,6 +16,7 @@ from raygan.cli import parse
 from raygan.config import TrainSettings, TuneSettings
 from raygan.errors import ConfigurationError
 from raygan.tune import tune
+from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -38,14 +43,18 @@ def search_settings(train_settings, write_shards):
 SPACE = ["generator_lr=1e-4..1e-3", "z_dim=4,8"]
 
 
-def test_a_search_finds_records_and_writes_what_train_takes(search_settings, capsys):
+def test_a_search_killed_on_its_way_goes_on_finds_and_writes_what_train_takes(search_settings, capsys):
     settings = search_settings()
-    result = tune(settings)
     client = tracking.connect(settings)
-    children = client.search_runs(
-        [client.get_experiment_by_name("raygan").experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'"
-    )
+    kill_after_a_trial(settings, client)
+    (done,) = trials(client, "attributes.status = 'FINISHED'")
+    result = tune(settings)
+    children = trials(client)
     assert len(children) == 2
+    # The second one is stopped where it is worse than the first was.
+    assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {result.run_id}
+    assert done.info in [run.info for run in children]  # not trained again
     points = [(run.data.params["generator_lr"], run.data.params["z_dim"]) for run in children]
     # The source's values come first, though its z_dim is outside this space.
     assert ("0.00035", "200") in points
@@ -72,6 +81,32 @@ def test_a_search_finds_records_and_writes_what_train_takes(search_settings, cap
     assert set(json.loads(result.to_json())) == {"run_id", "best", "kid", "trials", "settings_file", "pictures"}
     with pytest.raises(ConfigurationError, match="is finished"):
         tune(settings)
+
+
+def kill_after_a_trial(settings, client):
+    """Start the search as a job of its own, and kill it when one of its trials has ended."""
+    config = os.path.join(settings.storage, "search.json")
+    with open(config, "w") as file:
+        json.dump(settings.plain(), file)  # JSON is YAML
+    driver = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs/tune.py"), "--config", config],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    )
+    deadline = time.monotonic() + 180
+    while not trials(client, "attributes.status = 'FINISHED'"):
+        assert driver.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    driver.kill()
+    driver.wait()
+
+
+def trials(client, condition=""):
+    experiment = client.get_experiment_by_name("raygan")
+    runs = client.search_runs([experiment.experiment_id], condition) if experiment else []
+    return [run for run in runs if "mlflow.parentRunId" in run.data.tags]
 
 
 def test_more_workers_than_the_cluster_can_give(search_settings):

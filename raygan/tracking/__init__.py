@@ -12,13 +12,14 @@ from raygan.tracking.registry import (
     serving_classifier,
     serving_generators,
 )
-from raygan.tracking.runs import Run, connect, start_run, tracking_uri, ui_command
+from raygan.tracking.runs import Run, close_children, connect, start_run, tracking_uri, ui_command
 
 __all__ = [
     "CLASSIFIER_NAME",
     "SERVING_ALIAS",
     "RegisteredModel",
     "Run",
+    "close_children",
     "connect",
     "download_model",
     "find_model",

@@ -14,6 +14,7 @@ MLflow.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from ray.train import UserCallback
@@ -24,16 +25,18 @@ from raygan.tracking.spool import Spool
 class MLflowCallback(UserCallback):
     """Records the numbers that rank 0 reports, and why workers failed.
 
-    spool: of the run, `Run.spool`. step: the reported metric that counts the steps, such as images seen.
+    spool: of the run, `Run.spool`. step: the reported metric that counts the steps, such as images seen. leave_out:
+    reported metrics that are not for people.
     """
 
-    def __init__(self, spool: Spool, step: str):
-        self._spool, self._step = spool, step
+    def __init__(self, spool: Spool, step: str, leave_out: Collection[str] = ()):
+        self._spool, self._step, self._leave_out = spool, step, frozenset(leave_out)
         self._failures = 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record a report; its checkpoint, if it has one, is safe by now."""
-        self._spool.put_metrics(numbers(metrics[0]), int(metrics[0][self._step]))
+        values = {name: value for name, value in numbers(metrics[0]).items() if name not in self._leave_out}
+        self._spool.put_metrics(values, int(metrics[0][self._step]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Tag the run with the workers' failure; Ray Train decides whether it goes on."""

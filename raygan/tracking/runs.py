@@ -39,6 +39,9 @@ _PARAM_LENGTH = 500
 #: Seconds that a job waits at its end for MLflow to take what is left.
 _CLOSING_S = 20.0
 
+#: Seconds that a process may take to end when it was told to.
+_ENDING_S = 15.0
+
 #: File of a spool that names the process that sends its records.
 _OWNER = "owner"
 
@@ -192,21 +195,41 @@ def _outbox(settings: StorageSettings) -> Path:
 def _finish_orphans(client: MlflowClient, outbox: Path, but: str | None) -> None:
     """Send what killed jobs left behind, and close their runs as KILLED; `but` is about to be resumed."""
     for folder in sorted(outbox.glob("*/")) if outbox.exists() else []:
-        if folder.name == but or _alive(folder / _OWNER):
-            continue
-        try:
-            spool = Spool(outbox, folder.name)
-            send_records(client, spool, {})
-            if client.get_run(folder.name).info.status == "RUNNING":
-                client.set_terminated(folder.name, "KILLED")
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue  # another job that starts now has found them, too
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                shutil.rmtree(folder, ignore_errors=True)  # the run was deleted: nobody will ask for its records
-            else:
-                print(f"warning: records in {folder} still wait: {str(error).splitlines()[0]}", file=sys.stderr)
+        if folder.name != but and not _alive(folder / _OWNER):
+            _finish_orphan(client, outbox, folder)
+
+
+def _finish_orphan(client: MlflowClient, outbox: Path, folder: Path) -> None:
+    try:
+        spool = Spool(outbox, folder.name)
+        send_records(client, spool, {})
+        if client.get_run(folder.name).info.status == "RUNNING":
+            client.set_terminated(folder.name, "KILLED")
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # another job that starts now has found them, too
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            shutil.rmtree(folder, ignore_errors=True)  # the run was deleted: nobody will ask for its records
+        else:
+            print(f"warning: records in {folder} still wait: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def close_children(settings: StorageSettings, parent: Run) -> None:
+    """Close as KILLED the runs under a parent that were ended from outside, with what they left to be sent."""
+    client, outbox = parent.client, _outbox(settings)
+    experiment = client.get_run(parent.id).info.experiment_id
+    still = f"tags.`mlflow.parentRunId` = '{parent.id}' and attributes.status = 'RUNNING'"
+    for child in client.search_runs([experiment], still):
+        folder = outbox / child.info.run_id
+        _, pid = _read_owner(folder / _OWNER)
+        deadline = time.monotonic() + _ENDING_S
+        while _alive(folder / _OWNER) and _runs(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if folder.exists():
+            _finish_orphan(client, outbox, folder)
+        else:  # on another node's disk, which sends them with that node's next job
+            client.set_terminated(child.info.run_id, "KILLED")
 
 
 def _check_alone(owner: Path, name: str) -> None:
