@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+from ray._private.services import find_bootstrap_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
@@ -20,6 +23,9 @@ from raygan.errors import ConfigurationError, RayganError, Terminated
 
 #: Seconds in which every node must have looked whether it sees the job's folders.
 _LOOK_S = 60
+
+#: Seconds in which a cluster's head must take a connection.
+_ANSWER_S = 10
 
 
 def connect(settings: StorageSettings | None = None) -> None:
@@ -33,19 +39,51 @@ def connect(settings: StorageSettings | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = _cluster_address()
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "of this machine")
-        reason = str(error).strip().splitlines()[0]
-        raise RayganError(
-            f"the Ray cluster {address} does not answer ({reason}): check RAY_ADDRESS, or unset it to run locally"
-        ) from None
+        raise _no_answer(address or "of this machine", str(error).strip().splitlines()[0]) from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack and ends the process before anything is put away.
         signal.signal(signal.SIGTERM, _terminate)
     if settings is not None:
         _check_shared(settings)
+
+
+def _cluster_address() -> str | None:
+    """What to give `ray.init`, having seen that somebody listens there: by itself it would try for minutes.
+
+    RAY_ADDRESS; else the cluster that was last started on this machine, if it is still there; else None.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    left: str | None = find_bootstrap_address(None)
+    if given and given not in ("local", "auto"):
+        if not _listens(given):
+            raise _no_answer(given, "nothing listens there")
+        return given
+    if not given and left and not _listens(left):
+        print(f"the Ray cluster at {left} is gone; running on this machine alone", file=sys.stderr)
+        return "local"
+    return given
+
+
+def _listens(address: str) -> bool:
+    """Whether a connection to "host:port", with or without a scheme, is taken; true where that can't be told."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not (host and port.isdigit()):
+        return True
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S):
+            return True
+    except OSError:
+        return False
+
+
+def _no_answer(address: str, reason: str) -> RayganError:
+    return RayganError(
+        f"the Ray cluster {address} does not answer ({reason}): check RAY_ADDRESS, or unset it to run locally"
+    )
 
 
 def _terminate(*_: object) -> None:

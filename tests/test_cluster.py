@@ -9,14 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import ray
+import ray.train
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from raygan import cluster, tracking
 from raygan.config import StorageSettings
 from raygan.errors import ConfigurationError
+from tests.test_train import REALS, assert_a_single_process_does_the_same, one_iteration
 
 JOB = """
 import time
@@ -53,35 +58,99 @@ def test_a_stopped_job_says_so_and_closes_its_run(ray_cluster, new_storage, sent
     assert run.info.status == "KILLED"
 
 
+CONNECT = """
+from raygan import cluster
+from raygan.cli import run_job
+from raygan.config import StorageSettings
+
+def main(settings):
+    cluster.connect()
+    print("connected")
+
+run_job(StorageSettings, main, doc="A job that connects.")
+"""
+
+
+def test_a_wrong_address_is_said_at_once():
+    job = run_apart({"RAY_ADDRESS": "127.0.0.1:9"})
+    assert job.returncode == 1
+    assert job.stderr == (
+        "error: the Ray cluster 127.0.0.1:9 does not answer (nothing listens there): "
+        "check RAY_ADDRESS, or unset it to run locally\n"
+    )
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for():
+    with tempfile.TemporaryDirectory(prefix="r") as folder:  # short: Ray's sockets are below it
+        Path(folder, "ray").mkdir()
+        Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
+        job = run_apart({"RAY_TMPDIR": folder}, without="RAY_ADDRESS")
+    assert (job.returncode, job.stdout) == (0, "connected\n"), job.stderr
+    assert job.stderr == "the Ray cluster at 127.0.0.1:9 is gone; running on this machine alone\n"
+
+
+def run_apart(changes, without=None):
+    environment = {key: value for key, value in {**os.environ, **changes}.items() if key != without}
+    command = [sys.executable, "-c", CONNECT]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+
+
 @pytest.fixture
 def second_node(ray_cluster, tmp_path):
     """A second node without CPUs, on whose side of the machine the folder `apart` is another, empty one."""
     apart = tmp_path / "apart"
     apart.mkdir()
-    start = f"mount -t tmpfs none {apart} && exec ray start --block --num-cpus=0 --address={gcs_address()}"
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() or subprocess.run([unshare, "--mount", "true"], check=False).returncode:
         pytest.skip("takes mount namespaces")
+    with another_node(0, [unshare, "--mount", "sh", "-c", f'mount -t tmpfs none {apart} && exec "$@"', "sh"]):
+        yield apart
+
+
+@contextmanager
+def another_node(cpus, within=()):
+    """A node of the tests' cluster for the length of a `with` block; `within` is a command that runs commands."""
     before = len(cluster.nodes())
     # `ray start` writes the cluster's address where later jobs of this machine look for one.
     known = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
     kept = known.read_bytes() if known.exists() else None
-    node = subprocess.Popen([unshare, "--mount", "sh", "-c", start], stdout=subprocess.DEVNULL)
+    start = ["ray", "start", "--block", f"--num-cpus={cpus}", f"--address={gcs_address()}"]
+    node = subprocess.Popen([*within, *start], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(cluster.nodes()) == before:
         assert node.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    yield apart
-    node.terminate()
-    node.wait()
-    if kept is not None:
-        known.write_bytes(kept)
-    else:
-        known.unlink(missing_ok=True)
-    while len(cluster.nodes()) > before:
-        assert time.monotonic() < deadline + 60
-        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        node.terminate()
+        node.wait()
+        if kept is not None:
+            known.write_bytes(kept)
+        else:
+            known.unlink(missing_ok=True)
+        while len(cluster.nodes()) > before:
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.1)
+
+
+def one_iteration_somewhere(config):
+    context = ray.train.get_context()
+    Path(config["out"], f"node-{context.get_world_rank()}").write_text(ray.get_runtime_context().get_node_id())
+    one_iteration(config)
+
+
+def test_four_workers_on_two_nodes_do_what_a_single_process_does(ray_cluster, tmp_path):
+    with another_node(2):
+        TorchTrainer(
+            one_iteration_somewhere,
+            train_loop_config={"reals": REALS, "out": str(tmp_path)},
+            scaling_config=ScalingConfig(num_workers=4, placement_strategy="SPREAD"),
+            run_config=RunConfig(storage_path=str(tmp_path), name="iteration"),
+        ).fit()
+    assert len({path.read_text() for path in tmp_path.glob("node-*")}) == 2
+    assert_a_single_process_does_the_same(tmp_path)
 
 
 def gcs_address() -> str:
