@@ -3,6 +3,8 @@
 
   python jobs/benchmark.py prepare --input photos
   python jobs/benchmark.py prepare --input photos --memory 3000 30000
+  python jobs/benchmark.py train-step
+  python jobs/benchmark.py train --data shards --preset best-64 --label cat
   python jobs/benchmark.py serve
   python jobs/benchmark.py serve-drill --seconds 120 --faults
   python jobs/benchmark.py tune --data shards --preset quick --label cat --trials 3 --trial-kimg 20
@@ -13,11 +15,30 @@ Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 import sys
 
 from raygan.cli import run_job
-from raygan.config import PrepareBenchmarkSettings, ServeBenchmarkSettings, ServeDrillSettings, TuneSettings
+from raygan.config import (
+    PrepareBenchmarkSettings,
+    ServeBenchmarkSettings,
+    ServeDrillSettings,
+    TrainBenchmarkSettings,
+    TrainStepBenchmarkSettings,
+    TuneSettings,
+)
 
 
 def prepare(settings: PrepareBenchmarkSettings) -> None:
     from raygan.benchmarks.prepare import benchmark
+
+    benchmark(settings)
+
+
+def train_step(settings: TrainStepBenchmarkSettings) -> None:
+    from raygan.benchmarks.train_step import benchmark
+
+    benchmark(settings)
+
+
+def train(settings: TrainBenchmarkSettings) -> None:
+    from raygan.benchmarks.train import benchmark
 
     benchmark(settings)
 
@@ -42,6 +63,8 @@ def tune(settings: TuneSettings) -> None:
 
 BENCHMARKS = {
     "prepare": (PrepareBenchmarkSettings, prepare),
+    "train-step": (TrainStepBenchmarkSettings, train_step),
+    "train": (TrainBenchmarkSettings, train),
     "serve": (ServeBenchmarkSettings, serve),
     "serve-drill": (ServeDrillSettings, serve_drill),
     "tune": (TuneSettings, tune),

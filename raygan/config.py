@@ -236,7 +236,7 @@ class TrainSettings(WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptio
     """Everything `jobs/train.py` can be told."""
 
     group: ClassVar[str] = "run"
-    presets: ClassVar[tuple[str, ...]] = ("quick", "best-64", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
+    presets: ClassVar[tuple[str, ...]] = ("quick", "best-64", "best-128", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
 
     data: str = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels together")
@@ -607,6 +607,38 @@ class PrepareBenchmarkSettings(Settings):
     json_file: str | None = option(None, "file to write the numbers to")
 
 
+class TrainStepBenchmarkSettings(Settings):
+    """Everything `jobs/benchmark.py train-step` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    presets: list[str] = option(
+        None,
+        "presets whose objective, networks and cadence are measured, all of the size below",
+        default_factory=lambda: ["wgan-gp-128", "wgan-gp-64", "best-64", "dcgan-64"],
+    )
+    precisions: list[Literal["fp32", "bf16"]] = option(
+        None, "precisions; by default fp32, and bf16 where the hardware computes it", default_factory=list
+    )
+    image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
+    width: int = option(64, "channels of the block next to the image", ge=1, le=512)
+    batch_size: int = option(64, "reals in a critic step", unit="images", ge=1)
+    rounds: int = option(5, "times everything is measured; the median counts", ge=1, le=100)
+    seconds: float = option(3.0, "how long each is measured in a round", unit="s", gt=0)
+    json_file: str | None = option(None, "file to write the numbers to")
+
+
+class TrainBenchmarkSettings(TrainSettings):
+    """Everything `jobs/benchmark.py train` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    measure_kimg: float = option(6.0, "length of each training", unit="thousands of images", gt=0)
+    workers: list[int] = option(None, "numbers of workers that share the cores", default_factory=lambda: [1, 2])
+    rounds: int = option(3, "times everything is measured; the median counts", ge=1, le=100)
+    json_file: str | None = option(None, "file to write the numbers to")
+
+
 class ServeBenchmarkSettings(Settings):
     """Everything `jobs/benchmark.py serve` can be told."""
 
@@ -636,3 +668,16 @@ class ServeDrillSettings(Settings):
     seconds: float = option(120.0, "how long", unit="s", gt=0)
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
+
+
+class DrillSettings(Settings):
+    """Everything `jobs/drill.py` can be told."""
+
+    group: ClassVar[str] = "drill"
+
+    drills: list[Literal["worker", "controller", "node", "notice", "prepare", "tune", "mlflow", "storage"]] = option(
+        None,
+        "what is broken; by default everything",
+        default_factory=lambda: ["worker", "controller", "node", "notice", "prepare", "tune", "mlflow", "storage"],
+    )
+    json_file: str | None = option(None, "file to write the numbers to")

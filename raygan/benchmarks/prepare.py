@@ -39,6 +39,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from raygan import cluster, tracking
+from raygan.benchmarks.results import machine, write_json
 from raygan.config import PrepareBenchmarkSettings, PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.photos import compare
@@ -58,9 +59,8 @@ _LOOK_EVERY = 0.2
 def benchmark(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
     result = _memory(settings) if settings.memory else _speed(settings)
-    result["machine"] = {"cores": os.cpu_count(), "python": sys.version.split()[0]}
-    if settings.json_file:
-        Path(settings.json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result["machine"] = machine()
+    write_json(settings.json_file, result)
     return result
 
 

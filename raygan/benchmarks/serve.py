@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 
 from raygan.benchmarks.http_client import Connection, load
+from raygan.benchmarks.results import machine, write_json
 from raygan.config import ServeBenchmarkSettings
 from raygan.errors import RayganError
 
@@ -50,15 +50,14 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
     for text in aims:
         print(text)
     result = {
-        "machine": {"cores": len(os.sched_getaffinity(0)), "python": sys.version.split()[0]},
+        "machine": machine(),
         "bare": bare,
         "servers": {
             name: {f"n={n} clients={c}": row for (n, c), row in rows.items()} for name, rows in servers.items()
         },
         "aims": aims,
     }
-    if settings.json_file:
-        Path(settings.json_file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(settings.json_file, result)
     return result
 
 

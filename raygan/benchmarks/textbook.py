@@ -1,0 +1,58 @@
+"""WGAN-GP as research repositories write it: what `benchmark train-step` and `benchmark train` compare with.
+
+Algorithm 1 of Gulrajani et al. 2017, line by line and without a thought for speed: the critic is called on reals,
+on fakes and on interpolates separately, the fakes keep the generator's graph in the critic's step, everything is
+float32 in the default layout, and every step's losses are read by the host. torch only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raygan.gan.networks import Critic, Generator, NetworkSettings, draw_latents
+from raygan.gan.step import StepSettings
+
+
+class TextbookStep:
+    """Generator, critic and their Adams; the networks are raygan's layer for layer, and begin with its weights.
+
+    settings: of which the batch, the rates, the betas, `n_critic` and `penalty_weight` are heeded.
+    """
+
+    def __init__(self, networks: NetworkSettings, settings: StepSettings, device: torch.device | str = "cpu"):
+        self.networks, self.settings, self.device = networks, settings, torch.device(device)
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self.generator = Generator(networks).to(self.device)
+            self.critic = Critic(networks).to(self.device)
+        betas = (float(settings.beta1), float(settings.beta2))
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas)
+
+    def critic_step(self, reals: Tensor, draws: torch.Generator) -> float:
+        """One step on reals, uint8 (n, 3, S, S); the loss before it. draws: whence latents and mixes come."""
+        reals = (reals.to(self.device) / 255 - 0.5) / 0.5
+        latents = draw_latents(len(reals), self.networks.z_dim, draws).to(self.device)
+        mix = torch.rand(len(reals), 1, 1, 1, generator=draws).to(self.device)
+        fakes = self.generator(latents)
+        interpolates = ((1 - mix) * reals + mix * fakes).detach().requires_grad_()
+        on_real, on_fake, on_between = self.critic(reals), self.critic(fakes), self.critic(interpolates)
+        (gradients,) = torch.autograd.grad(
+            on_between, interpolates, torch.ones_like(on_between), create_graph=True, retain_graph=True
+        )
+        penalty = ((gradients.view(len(reals), -1).norm(2, dim=1) - 1) ** 2).mean()
+        loss = on_fake.mean() - on_real.mean() + self.settings.penalty_weight * penalty
+        self.critic_optimizer.zero_grad()
+        loss.backward()
+        self.critic_optimizer.step()
+        return float(loss.item())
+
+    def generator_step(self, draws: torch.Generator) -> float:
+        """One step of the generator; the loss before it."""
+        latents = draw_latents(self.settings.batch_size, self.networks.z_dim, draws).to(self.device)
+        loss = -self.critic(self.generator(latents)).mean()
+        self.generator_optimizer.zero_grad()
+        loss.backward()
+        self.generator_optimizer.step()
+        return float(loss.item())

@@ -1,0 +1,150 @@
+"""Training under Ray Train beside the bare loop: what the cluster and the streamed shards cost.
+
+The same preset and the same photos for all, one after the other in every round, each in fresh processes:
+
+    bare loop   `GanStep` on photos in memory, in one process with a thread for each core; nothing is written
+    1 worker    the whole of `jobs/train.py`, quality left out: one worker with all cores
+    2 workers   the same, each with half of the cores
+
+Images/s are those from the first metrics to the last, by the clock, with all that happens between; what comes before
+and after (processes, imports, shards, the export) stands beside. A round's ratios are taken within it; the median
+counts.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raygan import cluster, tracking
+from raygan.benchmarks.results import machine, write_json
+from raygan.config import TrainBenchmarkSettings, TrainSettings
+from raygan.errors import RayganError
+from raygan.gan.step import GanStep
+from raygan.schedule import Schedule
+from raygan.shards import DataSet, read_shard
+from raygan.train import check, train
+from raygan.worker import keep_freed_memory, network_settings, step_settings
+
+BARE = "bare loop"
+
+#: Metrics in a run, between the first and last of which is measured.
+_LOGS = 10
+
+
+def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
+    """Measure, print a table, write JSON if asked, and return the numbers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rounds: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
+        base = _training(settings, folder)
+        check(base)
+        tracking.connect(base)
+        cluster.connect(base)
+        for number in range(settings.rounds):
+            rounds.setdefault(BARE, []).append(_apart(base, cores))
+            for workers in settings.workers:
+                run = {
+                    "num_workers": workers,
+                    "cpus_per_worker": max(1.0, cores / workers),
+                    "name": f"{workers}-{number}",
+                }
+                rounds.setdefault(f"{workers} worker{'s' * (workers > 1)}", []).append(_under_ray(base, run))
+            print(f"round {number + 1} of {settings.rounds}", file=sys.stderr)
+    rows = {name: _row(found, rounds[BARE]) for name, found in rounds.items()}
+    for name, row in rows.items():
+        rate, ratio = row["images_per_second"], row["ratio"]
+        print(f"{name:10} {rate:8.1f} images/s  {ratio:.3f}x  around it {row['around']:5.1f} s")
+    result = {"machine": machine(), "settings": base.plain(), "rounds": rounds, "rows": rows}
+    write_json(settings.json_file, result)
+    return result
+
+
+def _training(settings: TrainBenchmarkSettings, folder: str) -> TrainSettings:
+    """The training that all do, with its records in a folder that goes away."""
+    names = set(TrainSettings.model_fields)
+    values = {name: value for name, value in settings.model_dump().items() if name in names}
+    return TrainSettings.model_validate(
+        {
+            **values,
+            "storage": folder,
+            "tracking_uri": None,
+            "kimg": settings.measure_kimg,
+            "minutes": None,
+            "log_every": settings.measure_kimg / _LOGS,
+            "snapshot_every": settings.measure_kimg,
+            "checkpoint_every": settings.measure_kimg,
+            "quality_every": 0,
+            "promote": False,
+        }
+    )
+
+
+def _row(own: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, float]:
+    rate = "images_per_second"
+    return {
+        rate: statistics.median(each[rate] for each in own),
+        "ratio": statistics.median(a[rate] / b[rate] for a, b in zip(own, bare, strict=True)),
+        "around": statistics.median(each["around"] for each in own),
+    }
+
+
+def _under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
+    """One training by `raygan.train`: images_per_second, and the seconds around the loop."""
+    began = time.monotonic()
+    done = train(base.model_copy(update=run))
+    wall = time.monotonic() - began
+    text = Path(base.storage, "runs", run["name"], "metrics.jsonl").read_text(encoding="utf-8")
+    records = [record for record in map(json.loads, text.splitlines()) if "minutes" in record]
+    first, last = records[0], records[-1]
+    rate = (last["images"] - first["images"]) / (60 * (last["minutes"] - first["minutes"]))
+    return {"images_per_second": rate, "around": wall - 60 * done.metrics["minutes"]}
+
+
+def _apart(base: TrainSettings, threads: int) -> dict[str, float]:
+    """The bare loop in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    began = time.monotonic()
+    process = context.Process(target=_loop, args=(answers, base, threads))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RayganError(f"the bare loop ended with status {process.exitcode}; it said why above")
+    rate, seconds = answers.get()
+    return {"images_per_second": rate, "around": time.monotonic() - began - seconds}
+
+
+def _loop(answers: Any, settings: TrainSettings, threads: int) -> None:
+    """Train on photos in memory, and answer with images/s since the first metrics and the seconds in the loop."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()  # as the workers do: the difference shall be Ray's
+    data = DataSet.open(settings.data)
+    shards = data.shards("train", settings.label)
+    blocks = [read_shard(data.address, data.manifest, shard, settings.label) for shard in shards]
+    photos, classes = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    schedule = Schedule.of(settings, len(photos), settings.batch_size)
+    labels = tuple(data.manifest.classes) if settings.conditional else ()
+    step = GanStep(network_settings(settings, labels), step_settings(settings, schedule, device), device)
+    began = time.monotonic()
+    first: tuple[int, float] | None = None
+    while step.batches < schedule.total:
+        rows = torch.randint(len(photos), (settings.batch_size,))
+        terms = step.step(photos[rows], classes[rows])
+        if step.batches % schedule.log == 0:
+            float(terms["critic_loss"])  # waits for the device
+            first = first or (step.images_seen, time.monotonic())
+    now = time.monotonic()
+    images, since = first or (0, began)
+    answers.put(((step.images_seen - images) / (now - since), now - began))

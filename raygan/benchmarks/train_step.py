@@ -1,0 +1,317 @@
+"""A training step beside textbook WGAN-GP's: images/s, memory, and the share of the hardware's peak.
+
+The mental model:
+
+1. A `Candidate` is a preset at one precision, or the textbook; a `Part` is a critic step or a full iteration
+   (`n_critic` critic steps and a generator step). Every pair lives in a process of its own, so that its memory is
+   its own, and waits there.
+2. In each round every pair runs for a while, one after another. A round's ratios are taken within it, and the median
+   of the rounds counts: a machine whose clock drifts slows all alike.
+3. Floating-point operations are counted where torch dispatches them, not estimated; the peak is the fastest square
+   matrix product of the same run, at the same precision.
+4. Before anything is timed, the textbook and the preset that shares its objective take an iteration's steps from the
+   same weights on the same draws, and their losses must agree.
+
+torch only: this runs where there is no Ray.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from raygan.benchmarks.results import machine, write_json
+from raygan.benchmarks.textbook import TextbookStep
+from raygan.config import TrainSettings, TrainStepBenchmarkSettings, load_preset
+from raygan.errors import RayganError
+from raygan.gan.networks import NetworkSettings
+from raygan.gan.step import GanStep, Precision, StepSettings, seeded
+from raygan.inference import computes_bf16
+
+Part = Literal["critic", "iteration"]
+PARTS: tuple[Part, ...] = ("critic", "iteration")
+
+TEXTBOOK = "textbook"
+
+#: The preset whose settings the textbook has too.
+_SOURCE = "wgan-gp-128"
+
+#: How far losses of the same weights and draws may be apart, as a share of the loss or of 1.
+_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is measured. name: `TEXTBOOK` or a preset's."""
+
+    name: str
+    networks: NetworkSettings
+    settings: StepSettings
+    device: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.settings.precision}"
+
+
+def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
+    """Measure, print a table, write JSON if asked, and return the numbers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    candidates = _candidates(settings, device)
+    precisions = list(dict.fromkeys(candidate.settings.precision for candidate in candidates))
+    differences = {each.title: losses_apart(each, candidates[0]) for each in candidates if each.name == _SOURCE}
+    for title, difference in differences.items():
+        print(f"{title}: the losses of an iteration are within {difference:.0e} of the textbook's")
+    peaks = {precision: matrix_peak(device, precision) for precision in precisions}
+    print("matrix peak: " + ", ".join(f"{name} {peak / 1e12:.2f} TFLOP/s" for name, peak in peaks.items()))
+    rows = _measure(settings, candidates)
+    for candidate in candidates:
+        for part in PARTS:
+            row = rows[candidate.title][part]
+            row["flops_per_image"] = count_flops(candidate, part)
+            flops = row["flops_per_image"] * row["images_per_second"]
+            row["share_of_peak"] = flops / peaks[candidate.settings.precision]
+            print(
+                f"{candidate.title:18} {part:9} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f}x  "
+                f"{row['peak_megabytes']:6.0f} MB  {row['share_of_peak']:5.1%} of peak"
+            )
+    result = {"machine": machine(), "losses_differ_by": differences, "matrix_peak": peaks, "rows": rows}
+    write_json(settings.json_file, result)
+    return result
+
+
+def _candidates(settings: TrainStepBenchmarkSettings, device: torch.device) -> list[Candidate]:
+    """The textbook, and each preset at each precision, all of the same size."""
+    precisions: list[Precision] = [*settings.precisions] or ["fp32"]
+    if not settings.precisions and computes_bf16(device):
+        precisions.append("bf16")
+    found = [candidate_of(TEXTBOOK, _SOURCE, "fp32", settings, device)]
+    for preset in settings.presets:
+        found += [candidate_of(preset, preset, precision, settings, device) for precision in precisions]
+    return found
+
+
+def candidate_of(
+    name: str, preset: str, precision: Precision, settings: TrainStepBenchmarkSettings, device: torch.device
+) -> Candidate:
+    values = load_preset(preset, TrainSettings.presets)
+    values |= {"batch_size": settings.batch_size, "precision": precision, "augment": tuple(values["augment"])}
+    networks = NetworkSettings(settings.image_size, values["z_dim"], settings.width, values["critic_norm"])
+    step = StepSettings(**{each.name: values[each.name] for each in fields(StepSettings) if each.name in values})
+    return Candidate(name, networks, step, device.type)
+
+
+# ---------------------------------------------------------------- what runs
+
+
+class Runner:
+    """A candidate's part, step by step, on reals that are there already."""
+
+    def __init__(self, candidate: Candidate, part: Part):
+        self.candidate, self.part, self.batch = candidate, part, 0
+        self._critic_steps = candidate.settings.n_critic if part == "iteration" else 1
+        settings, size = candidate.settings, candidate.networks.image_size
+        shape = (settings.batch_size, 3, size, size)
+        self.reals = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        self.reals = self.reals.to(candidate.device)
+        if candidate.name == TEXTBOOK:
+            self._textbook = TextbookStep(candidate.networks, settings, candidate.device)
+            self.step: Callable[[], list[Tensor | float]] = self._textbook_step
+        else:
+            if part == "critic":
+                settings = replace(settings, n_critic=2**62)
+            self._ours = GanStep(candidate.networks, settings, candidate.device)
+            self.step = self._our_step
+
+    @property
+    def images(self) -> int:
+        """Reals that one run shows to the critic."""
+        return self._critic_steps * self.candidate.settings.batch_size
+
+    def run(self) -> list[Tensor | float]:
+        """A critic step, or a full iteration; its losses in order, on the device if the candidate leaves them there."""
+        return [loss for _ in range(self._critic_steps) for loss in self.step()]
+
+    def take_weights(self, ours: Runner) -> None:
+        """Go on, as the textbook, from the weights of raygan's networks."""
+        self._textbook.generator.load_state_dict(ours._ours.generator.state_dict())
+        self._textbook.critic.load_state_dict(ours._ours.critic.state_dict())
+
+    def _our_step(self) -> list[Tensor | float]:
+        terms = self._ours.step(self.reals)
+        losses = [terms[name] for name in ("critic_loss", "generator_loss") if name in terms]
+        return [loss / self.candidate.settings.batch_size for loss in losses]
+
+    def _textbook_step(self) -> list[Tensor | float]:
+        settings, batch = self.candidate.settings, self.batch
+        self.batch += 1
+        losses: list[Tensor | float] = [self._textbook.critic_step(self.reals, seeded(settings.seed, batch, "critic"))]
+        if self.part == "iteration" and self.batch % settings.n_critic == 0:
+            losses.append(self._textbook.generator_step(seeded(settings.seed, batch, "generator")))
+        return losses
+
+
+def losses_apart(ours: Candidate, textbook: Candidate) -> float:
+    """How far losses of the same weights are apart, at most. Raises RayganError if that is more than rounding."""
+    mine, its = Runner(ours, "iteration"), Runner(textbook, "iteration")
+    worst = 0.0
+    for _ in range(ours.settings.n_critic):
+        its.take_weights(mine)
+        for loss, wanted in zip(mine.step(), its.step(), strict=True):
+            worst = max(worst, abs(float(loss) - float(wanted)) / max(1.0, abs(float(wanted))))
+    if not worst <= _TOLERANCE[ours.settings.precision]:  # NaN, too
+        raise RayganError(f"{ours.title}: its losses differ from the textbook's by {worst:.1e}: not the same objective")
+    return worst
+
+
+# ---------------------------------------------------------------- how it is measured
+
+
+def _measure(settings: TrainStepBenchmarkSettings, candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
+    """images_per_second, ratio to the textbook and peak_megabytes of each candidate's parts."""
+    places = [(candidate, part) for candidate in candidates for part in PARTS]
+    rates: dict[tuple[str, Part], list[float]] = {(candidate.title, part): [] for candidate, part in places}
+    rows: dict[str, dict[str, Any]] = {candidate.title: {} for candidate in candidates}
+    with _processes(places) as pipes:
+        for number in range(settings.rounds):
+            for (candidate, part), pipe in zip(places, pipes, strict=True):
+                rates[candidate.title, part].append(_ask(pipe, settings.seconds))
+            print(f"round {number + 1} of {settings.rounds}", file=sys.stderr)
+        memory = [_ask(pipe, 0.0) for pipe in pipes]
+    for (candidate, part), peak in zip(places, memory, strict=True):
+        own, yardstick = rates[candidate.title, part], rates[candidates[0].title, part]
+        rows[candidate.title][part] = {
+            "images_per_second": statistics.median(own),
+            "ratio": statistics.median(a / b for a, b in zip(own, yardstick, strict=True)),
+            "peak_megabytes": peak,
+        }
+    return rows
+
+
+@contextmanager
+def _processes(places: Sequence[tuple[Candidate, Part]]) -> Iterator[list[Connection]]:
+    """A process for each candidate and part, warmed up, at the other end of a pipe."""
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    processes = []
+    for candidate, part in places:
+        ours, its = context.Pipe()
+        process = context.Process(target=_serve, args=(its, candidate, part), daemon=True)
+        process.start()
+        its.close()  # so that its end is seen here
+        pipes.append(ours)
+        processes.append(process)
+        _receive(ours)  # one at a time: they would spoil each other's warm-up
+    try:
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join()
+
+
+def _ask(pipe: Connection, seconds: float) -> float:
+    pipe.send(seconds)
+    return _receive(pipe)
+
+
+def _receive(pipe: Connection) -> float:
+    try:
+        return float(pipe.recv())
+    except EOFError:
+        raise RayganError(
+            "a process of the benchmark has died, likely for want of memory: --batch-size or --width"
+        ) from None
+
+
+def _serve(pipe: Connection, candidate: Candidate, part: Part) -> None:
+    """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    runner = Runner(candidate, part)
+    runner.run()
+    runner.run()
+    pipe.send(0.0)
+    while True:
+        try:
+            seconds = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_rate(runner, seconds) if seconds else _peak_bytes(before) / 1e6)
+
+
+def _rate(runner: Runner, seconds: float) -> float:
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        runner.run()
+        # Launches run ahead of a GPU; a loop that never waited would have measured the launches.
+        if runner.candidate.device == "cuda":
+            torch.cuda.synchronize()
+        done += runner.images
+    return done / (time.perf_counter() - start)
+
+
+def _peak_bytes(before: int) -> int:
+    """The most memory held at once: the GPU's, or what this process grew by since `before`."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    # Not getrusage: what it says begins with the peak of the process that started this one.
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024 - before
+
+
+def matrix_peak(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of the fastest square matrix product, measured."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    best = 0.0
+    for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192, 16384):
+        left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            began = time.perf_counter()
+            torch.mm(left, right)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def count_flops(candidate: Candidate, part: Part) -> float:
+    """Floating-point operations for each real image, of convolutions and products, as torch dispatches them."""
+    runner = Runner(candidate, part)
+    # A lazy penalty comes once in so many critic steps.
+    repeats = 1 if candidate.name == TEXTBOOK else candidate.settings.penalty_every
+    with _Operations() as counter:
+        for _ in range(repeats):
+            runner.run()
+    return float(counter.count) / (repeats * runner.images)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts by torch's own formulas. (Its `FlopCounterMode` hooks modules, which a gradient penalty doesn't bear.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out

@@ -1,0 +1,77 @@
+"""The yardstick computes what raygan computes, operations are counted right, and ratios are what they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raygan.benchmarks.train_step import TEXTBOOK, Candidate, benchmark, candidate_of, count_flops, losses_apart
+from raygan.config import TrainStepBenchmarkSettings
+from raygan.errors import RayganError
+
+
+@pytest.fixture
+def tiny():
+    return TrainStepBenchmarkSettings(image_size=32, width=4, batch_size=4, rounds=1, seconds=0.05)
+
+
+@pytest.fixture
+def make(tiny):
+    def candidate(preset: str, name: str = "") -> Candidate:
+        return candidate_of(name or preset, preset, "fp32", tiny, torch.device("cpu"))
+
+    return candidate
+
+
+def test_losses_are_the_textbooks(make):
+    assert losses_apart(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK)) < 1e-5
+
+
+def test_another_objective_is_found_out(make):
+    ours = make("wgan-gp-128")
+    changed = replace(ours, settings=replace(ours.settings, penalty_weight=10.1))
+    with pytest.raises(RayganError, match="not the same objective"):
+        losses_apart(changed, make("wgan-gp-128", TEXTBOOK))
+
+
+def test_operations_of_a_critic_step_are_those_of_its_convolutions(make):
+    """DCGAN at 32 px, by hand: a generator's forward, and forward and backward of the critic on reals and fakes."""
+    candidate = make("dcgan-64")
+    z_dim, width = candidate.networks.z_dim, candidate.networks.width
+    taps = 2 * 4 * 4  # a multiplication and an addition for each tap of a 4 x 4 kernel
+    # A transposed convolution has as many taps as inputs, a convolution as outputs; three blocks and the exit.
+    generator = taps * (z_dim * 4 * width + 4**2 * 4 * width * 2 * width + 8**2 * 2 * width * width + 16**2 * width * 3)
+    first = taps * 16**2 * 3 * width
+    critic = first + taps * (8**2 * width * 2 * width + 4**2 * 2 * width * 4 * width + 4 * width)
+    # Backward takes a product for the weights and one for the inputs, of which the images' isn't needed.
+    by_hand = generator + 2 * (3 * critic - first)
+    assert count_flops(candidate, "critic") == by_hand
+
+
+def test_a_lazy_penalty_is_counted_as_often_as_it_is_taken(make):
+    lazy = make("wgan-gp-64")
+    always = replace(lazy, settings=replace(lazy.settings, penalty_every=1))
+    never = replace(lazy, settings=replace(lazy.settings, penalty_weight=0.0))
+    wanted = (count_flops(always, "critic") + 3 * count_flops(never, "critic")) / 4
+    assert lazy.settings.penalty_every == 4
+    assert count_flops(lazy, "critic") == pytest.approx(wanted)
+
+
+def test_the_table(tiny, tmp_path, capsys):
+    file = tmp_path / "numbers.json"
+    presets = {"presets": ["wgan-gp-128"], "precisions": ["fp32"], "json_file": str(file)}
+    result = benchmark(tiny.model_copy(update=presets))
+    assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+    yardstick, ours = result["rows"]["textbook fp32"], result["rows"]["wgan-gp-128 fp32"]
+    for part in ("critic", "iteration"):
+        assert yardstick[part]["ratio"] == 1
+        rates = ours[part]["images_per_second"] / yardstick[part]["images_per_second"]
+        assert ours[part]["ratio"] == pytest.approx(rates)
+        share = ours[part]["images_per_second"] * ours[part]["flops_per_image"] / result["matrix_peak"]["fp32"]
+        assert ours[part]["share_of_peak"] == pytest.approx(share)
+        # The generator's graph is kept by the textbook only.
+        assert ours[part]["flops_per_image"] < yardstick[part]["flops_per_image"]
+    assert "losses of an iteration" in capsys.readouterr().out
