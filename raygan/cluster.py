@@ -41,7 +41,8 @@ def connect(settings: StorageSettings | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = _cluster_address()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        # Of the dashboard Ray Train hears whether a controller is dead; its workers' cores are given back only then.
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_answer(address or "of this machine", str(error).strip().splitlines()[0]) from None
     if threading.current_thread() is threading.main_thread():

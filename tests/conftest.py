@@ -21,7 +21,7 @@ def ray_cluster():
     """A local cluster with more CPU slots than cores, so that placement never decides a test."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -219,8 +219,9 @@ def weights(result):
 
 def test_a_killed_driver_started_again_goes_on_to_the_undisturbed_weights(train_settings, write_shards):
     data = str(write_shards(folder="resumed"))
-    whole = train(train_settings(data=data, name="undisturbed", epochs=12, snapshot_every=1000))
-    settings = train_settings(data=data, name="killed", epochs=12, snapshot_every=1000)
+    length = {"epochs": 12, "snapshot_every": 1000, "log_every": 0.056}
+    whole = train(train_settings(data=data, name="undisturbed", **length))
+    settings = train_settings(data=data, name="killed", **length)
     config = os.path.join(settings.storage, "settings.yaml")
     with open(config, "w") as file:
         json.dump(settings.plain(), file)  # JSON is YAML

@@ -32,6 +32,7 @@ def search_settings(train_settings, write_shards):
             "concurrent": 1,
             "trial_kimg": 0.08,
             "judgements": 2,
+            "cpus_per_worker": 8.0,  # all there are: the worker judges itself
             "space": SPACE,
             **changes,
         }
@@ -81,6 +82,10 @@ def test_a_search_killed_on_its_way_goes_on_finds_and_writes_what_train_takes(se
     assert set(json.loads(result.to_json())) == {"run_id", "best", "kid", "trials", "settings_file", "pictures"}
     with pytest.raises(ConfigurationError, match="is finished"):
         tune(settings)
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 8:  # a stopped trial's cores are given back, too
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def kill_after_a_trial(settings, client):

@@ -30,11 +30,12 @@ from raygan import cluster, tracking
 from raygan.benchmarks.results import machine, write_json
 from raygan.config import TrainBenchmarkSettings, TrainSettings
 from raygan.errors import RayganError
+from raygan.gan.memory import keep_freed_memory
 from raygan.gan.step import GanStep
 from raygan.schedule import Schedule
 from raygan.shards import DataSet, read_shard
 from raygan.train import check, train
-from raygan.worker import keep_freed_memory, network_settings, step_settings
+from raygan.worker import network_settings, step_settings
 
 BARE = "bare loop"
 

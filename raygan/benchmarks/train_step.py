@@ -38,6 +38,7 @@ from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.config import TrainSettings, TrainStepBenchmarkSettings, load_preset
 from raygan.errors import RayganError
+from raygan.gan.memory import keep_freed_memory
 from raygan.gan.networks import NetworkSettings
 from raygan.gan.step import GanStep, Precision, StepSettings, seeded
 from raygan.inference import computes_bf16
@@ -243,6 +244,8 @@ def _serve(pipe: Connection, candidate: Candidate, part: Part) -> None:
     """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB."""
     process = psutil.Process()
     before = process.memory_info().rss
+    if candidate.name != TEXTBOOK:
+        keep_freed_memory()  # as the training's workers do
     runner = Runner(candidate, part)
     runner.run()
     runner.run()
