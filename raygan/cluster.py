@@ -44,7 +44,7 @@ def connect(settings: StorageSettings | None = None) -> None:
         # Of the dashboard Ray Train hears whether a controller is dead; its workers' cores are given back only then.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _no_answer(address or "of this machine", str(error).strip().splitlines()[0]) from None
+        raise _refusal(address or "of this machine", error) from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack and ends the process before anything is put away.
         signal.signal(signal.SIGTERM, _terminate)
@@ -79,6 +79,21 @@ def _listens(address: str) -> bool:
             return True
     except OSError:
         return False
+
+
+def _refusal(address: str, error: BaseException) -> RayganError:
+    """What went wrong with the connection, and the way out."""
+    said, cause = str(error).strip(), error.__cause__
+    if "InvalidAuthToken" in f"{said}{cause}":
+        return RayganError(
+            f"the Ray cluster {address} refuses the token: set RAY_AUTH_TOKEN to the cluster's, "
+            f"or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        )
+    if "Version mismatch" in said:
+        return RayganError(
+            f"the Ray cluster {address} has another version ({' '.join(said.split())}): install the cluster's here"
+        )
+    return _no_answer(address, said.splitlines()[0])
 
 
 def _no_answer(address: str, reason: str) -> RayganError:

@@ -213,7 +213,8 @@ def _search(
                 name="tune",
                 storage_path=record.folder,
                 failure_config=ray.tune.FailureConfig(max_failures=2),
-                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=1),
+                # Only a population reports checkpoints; with fewer kept, one is gone before another trial has copied it.
+                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
                 callbacks=[progress],
                 verbose=0,
             ),

@@ -80,6 +80,24 @@ def test_a_wrong_address_is_said_at_once():
     )
 
 
+def test_a_refused_token_is_said(ray_cluster):
+    job = run_apart({"RAY_ADDRESS": gcs_address(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-another-cluster"})
+    assert job.returncode == 1
+    assert job.stderr.splitlines()[-1] == (
+        f"error: the Ray cluster {gcs_address()} refuses the token: set RAY_AUTH_TOKEN to the cluster's, "
+        "or RAY_AUTH_TOKEN_PATH to a file that holds it"
+    )
+
+
+def test_another_version_is_said():
+    """As Ray words it."""
+    said = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.8.1")
+    assert str(cluster._refusal("head:6379", said)) == (
+        "the Ray cluster head:6379 has another version (Version mismatch: The cluster was started with: "
+        "Ray: 2.9.0 Python: 3.8.1): install the cluster's here"
+    )
+
+
 def test_a_cluster_that_is_gone_is_not_waited_for():
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # short: Ray's sockets are below it
         Path(folder, "ray").mkdir()
