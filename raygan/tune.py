@@ -213,7 +213,7 @@ def _search(
                 name="tune",
                 storage_path=record.folder,
                 failure_config=ray.tune.FailureConfig(max_failures=2),
-                # Only a population reports checkpoints; with fewer kept, one is gone before another trial has copied it.
+                # Of a population. With fewer, one is gone before another trial has copied it.
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
                 callbacks=[progress],
                 verbose=0,

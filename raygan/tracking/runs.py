@@ -20,11 +20,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -38,6 +39,9 @@ _PARAM_LENGTH = 500
 
 #: Seconds that a job waits at its end for MLflow to take what is left.
 _CLOSING_S = 20.0
+
+#: Seconds that another job may take to make MLflow's tables.
+_TABLES_S = 60.0
 
 #: Seconds that a process may take to end when it was told to.
 _ENDING_S = 15.0
@@ -71,13 +75,18 @@ def connect(settings: StorageSettings) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every table it makes
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    alone: AbstractContextManager[Any] = nullcontext()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
     elif uri.startswith("sqlite:///"):
-        _make_folder(Path(uri.removeprefix("sqlite:///")).parent)
+        database = Path(uri.removeprefix("sqlite:///"))
+        _make_folder(database.parent)
+        # Two that make the tables at once leave half of them.
+        alone = FileLock(f"{database}.lock", timeout=_TABLES_S)
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+        with alone:
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
     except Exception as error:
         # Stores raise what their drivers raise; whichever it is, the address is what the user can change.
         reason = str(error).strip().splitlines()[0]
