@@ -675,9 +675,7 @@ class DrillSettings(Settings):
 
     group: ClassVar[str] = "drill"
 
-    drills: list[Literal["worker", "controller", "node", "notice", "prepare", "tune", "mlflow", "storage"]] = option(
-        None,
-        "what is broken; by default everything",
-        default_factory=lambda: ["worker", "controller", "node", "notice", "prepare", "tune", "mlflow", "storage"],
+    drills: list[Literal["worker", "controller"]] = option(
+        None, "what is broken; by default everything", default_factory=lambda: ["worker", "controller"]
     )
     json_file: str | None = option(None, "file to write the numbers to")
