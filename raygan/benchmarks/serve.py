@@ -52,9 +52,7 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
     result = {
         "machine": machine(),
         "bare": bare,
-        "servers": {
-            name: {f"n={n} clients={c}": row for (n, c), row in rows.items()} for name, rows in servers.items()
-        },
+        "servers": {name: _by_text(rows) for name, rows in servers.items()},
         "aims": aims,
     }
     write_json(settings.json_file, result)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from raygan import cluster, tracking
-from raygan.benchmarks.results import machine, write_json
+from raygan.benchmarks.results import cores, machine, write_json
 from raygan.config import TrainBenchmarkSettings, TrainSettings
 from raygan.errors import RayganError
 from raygan.gan.memory import keep_freed_memory
@@ -45,7 +44,6 @@ _LOGS = 10
 
 def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
         base = _training(settings, folder)
@@ -53,11 +51,11 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
         tracking.connect(base)
         cluster.connect(base)
         for number in range(settings.rounds):
-            rounds.setdefault(BARE, []).append(_apart(base, cores))
+            rounds.setdefault(BARE, []).append(_apart(base, cores()))
             for workers in settings.workers:
                 run = {
                     "num_workers": workers,
-                    "cpus_per_worker": max(1.0, cores / workers),
+                    "cpus_per_worker": max(1.0, cores() / workers),
                     "name": f"{workers}-{number}",
                 }
                 rounds.setdefault(f"{workers} worker{'s' * (workers > 1)}", []).append(_under_ray(base, run))

@@ -233,7 +233,7 @@ def close_children(settings: StorageSettings, parent: Run) -> None:
         folder = outbox / child.info.run_id
         _, pid = _read_owner(folder / _OWNER)
         deadline = time.monotonic() + _ENDING_S
-        while _alive(folder / _OWNER) and _runs(pid) and time.monotonic() < deadline:
+        while pid and _runs(pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         if folder.exists():
             _finish_orphan(client, outbox, folder)
