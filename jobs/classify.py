@@ -12,7 +12,7 @@ from raygan.config import ClassifySettings
 
 
 def main(settings: ClassifySettings) -> None:
-    from raygan.classify import classify
+    from raygan.classification.classify import classify
 
     print(classify(settings).to_json())
 

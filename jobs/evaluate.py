@@ -12,7 +12,7 @@ from raygan.config import EvaluateSettings
 
 
 def main(settings: EvaluateSettings) -> None:
-    from raygan.evaluate import evaluate
+    from raygan.evaluation.evaluate import evaluate
 
     print(evaluate(settings).to_json())
 

@@ -11,7 +11,7 @@ from raygan.config import TrainSettings
 
 
 def main(settings: TrainSettings) -> None:
-    from raygan.train import train
+    from raygan.training.train import train
 
     print(train(settings).to_json())
 

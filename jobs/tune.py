@@ -13,7 +13,7 @@ from raygan.config import TuneSettings
 
 
 def main(settings: TuneSettings) -> None:
-    from raygan.tune import tune
+    from raygan.tuning.tune import tune
 
     print(tune(settings).to_json())
 

@@ -12,7 +12,7 @@ from raygan.config import UsefulnessSettings
 
 
 def main(settings: UsefulnessSettings) -> None:
-    from raygan.usefulness import study
+    from raygan.classification.usefulness import study
 
     print(study(settings).to_json())
 

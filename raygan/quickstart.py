@@ -16,7 +16,7 @@ from typing import Any
 
 from ray import serve
 
-from raygan import cluster, quality, storage, tracking
+from raygan import cluster, storage, tracking
 from raygan.cli import validate
 from raygan.config import PrepareSettings, QuickstartSettings, ServeSettings, TrainSettings, load_preset
 from raygan.errors import ConfigurationError
@@ -25,7 +25,8 @@ from raygan.prepare import prepare
 from raygan.runs import is_finished
 from raygan.serve import build, check_port
 from raygan.shards import DataSet
-from raygan.train import train
+from raygan.training import quality
+from raygan.training.train import train
 
 #: Drawn faces of each label, and how long they are trained: enough to see faces appear in a few minutes.
 DRAWN_FACES, DRAWN_KIMG = 640, 20

@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from raygan import cluster, tracking
 from raygan.config import StorageSettings
 from raygan.errors import ConfigurationError
-from tests.test_train import REALS, assert_a_single_process_does_the_same, one_iteration
+from tests.training.test_train import REALS, assert_a_single_process_does_the_same, one_iteration
 
 JOB = """
 import time

@@ -31,10 +31,10 @@ from raygan.config import TrainBenchmarkSettings, TrainSettings
 from raygan.errors import RayganError
 from raygan.gan.memory import keep_freed_memory
 from raygan.gan.step import GanStep
-from raygan.schedule import Schedule
 from raygan.shards import DataSet, read_shard
-from raygan.train import check, train
-from raygan.worker import network_settings, step_settings
+from raygan.training.schedule import Schedule
+from raygan.training.train import check, train
+from raygan.training.worker import network_settings, step_settings
 
 BARE = "bare loop"
 
@@ -99,7 +99,7 @@ def _row(own: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str,
 
 
 def _under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
-    """One training by `raygan.train`: images_per_second, and the seconds around the loop."""
+    """One training by `raygan.training.train`: images_per_second, and the seconds around the loop."""
     began = time.monotonic()
     done = train(base.model_copy(update=run))
     wall = time.monotonic() - began

@@ -12,9 +12,9 @@ import time
 
 from raygan import cluster, tracking
 from raygan.config import TuneSettings
-from raygan.search_space import parse_space, settings_of
-from raygan.train import train
-from raygan.tune import trial_base, tune
+from raygan.training.train import train
+from raygan.tuning.space import parse_space, settings_of
+from raygan.tuning.tune import trial_base, tune
 
 #: Thousands of images in the training before the clock.
 _WARM_KIMG = 0.5

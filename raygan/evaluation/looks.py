@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from raygan import cluster, storage
-from raygan.candidates import Source
+from raygan.evaluation.candidates import Source
 from raygan.features import load_features
 from raygan.judge.animals import AnimalMass, animal_mass
 from raygan.judge.googlenet import Classifier, load_classifier

@@ -1,8 +1,8 @@
 """What runs in every training worker, and what it tells the driver.
 
 `train_worker` is the loop that Ray Train starts on each rank: a `GanStep` over the rank's rows of each global
-batch, and metrics, pictures, checkpoints and judgements when the `Schedule` says so. `raygan.news` is what it tells the
-driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
+batch, and metrics, pictures, checkpoints and judgements when the `Schedule` says so. `raygan.training.news` is what it
+tells the driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from raygan.gan.networks import Generator, NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
 from raygan.inference import pick_precision
-from raygan.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
-from raygan.schedule import Schedule
+from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
+from raygan.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from raygan.quality import Judge
+    from raygan.training.quality import Judge
 
 #: Images in each half of a sample grid, and in a row of it.
 GRID_IMAGES, GRID_COLUMNS = 64, 8

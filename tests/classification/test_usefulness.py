@@ -8,11 +8,11 @@ import os
 import pytest
 
 from raygan import tracking
+from raygan.classification.usefulness import Trial, in_words, plan, study, summarise
 from raygan.config import UsefulnessSettings
 from raygan.errors import ConfigurationError
 from raygan.gan.checkpoint import save_generator
 from raygan.gan.networks import Generator, NetworkSettings
-from raygan.usefulness import Trial, in_words, plan, study, summarise
 
 
 def settings_of(**changes):

@@ -4,7 +4,7 @@ The mental model:
 
 1. `train` runs in the driver. It checks everything that can be checked before work starts, reads the
    shards into the object store, opens the MLflow run and starts a `TorchTrainer`.
-2. `raygan.worker.train_worker` runs in every worker and does the training.
+2. `raygan.training.worker.train_worker` runs in every worker and does the training.
 3. Workers and Ray's controller send what happens (`Tick`, `Picture`, `Report`) through one queue to the
    driver, which shows progress and writes to MLflow. So MLflow is spoken to from one process only, and a
    worker never waits for it.
@@ -33,19 +33,20 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-from raygan import cluster, pictures, plots, quality, storage, tracking
+from raygan import cluster, pictures, storage, tracking
 from raygan.batches import Photos, load_photos
 from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of, latents_of, slerp
 from raygan.gan.networks import Generator
-from raygan.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
 from raygan.runs import InBackground, RunRecord, recorded
-from raygan.schedule import Schedule
 from raygan.shards import DataSet
 from raygan.tracking.callback import MLflowCallback, numbers
-from raygan.worker import ForwardReports, WorkerTask, train_worker
+from raygan.training import plots, quality
+from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
+from raygan.training.schedule import Schedule
+from raygan.training.worker import ForwardReports, WorkerTask, train_worker
 
 #: Seconds between two looks whether an elastic training could have more workers.
 _RESIZE_S = 30.0

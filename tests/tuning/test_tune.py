@@ -15,7 +15,7 @@ from raygan import tracking
 from raygan.cli import parse
 from raygan.config import TrainSettings, TuneSettings
 from raygan.errors import ConfigurationError
-from raygan.tune import tune
+from raygan.tuning.tune import tune
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

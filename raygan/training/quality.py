@@ -33,8 +33,8 @@ from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of
 from raygan.gan.networks import Generator, draw_latents
 from raygan.gan.step import seeded
-from raygan.news import SCORE, Picture, Quality
 from raygan.shards import DataSet
+from raygan.training.news import SCORE, Picture, Quality
 
 #: Training photos that memorisation looks among, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000

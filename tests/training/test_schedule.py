@@ -5,7 +5,7 @@ import pytest
 from raygan.cli import validate
 from raygan.config import TrainSettings
 from raygan.errors import ConfigurationError
-from raygan.schedule import Schedule
+from raygan.training.schedule import Schedule
 
 
 def of(photos=1000, batch_size=10, **changes):

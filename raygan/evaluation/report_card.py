@@ -17,7 +17,7 @@ import torch
 from raygan import charts, pictures
 
 if TYPE_CHECKING:
-    from raygan.evaluate import Reals, Verdict
+    from raygan.evaluation.evaluate import Reals, Verdict
 
 #: File name of the page in its folder and among the run's artifacts.
 PAGE = "report.html"

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from raygan import tracking
-from raygan.candidates import Noise, RealPhotos, untrained_generator
 from raygan.config import EvaluateSettings
 from raygan.errors import ConfigurationError, RayganError
-from raygan.evaluate import Reals, evaluate, find_judges, measure
+from raygan.evaluation.candidates import Noise, RealPhotos, untrained_generator
+from raygan.evaluation.evaluate import Reals, evaluate, find_judges, measure
+from raygan.evaluation.looks import Look, network_digest
 from raygan.features import load_features
 from raygan.gan.checkpoint import save_generator
 from raygan.gan.networks import Generator, NetworkSettings
 from raygan.generators import NamedGenerator
 from raygan.judge.googlenet import build_googlenet, save_classifier
-from raygan.looks import Look, network_digest
 from raygan.photos.draw import draw_face
 
 NETWORK = NetworkSettings(image_size=32, z_dim=4, width=2)

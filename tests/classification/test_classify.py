@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from raygan import tracking
 from raygan.batches import load_photos
-from raygan.classify import classify, training_images
+from raygan.classification.classify import classify, training_images
+from raygan.classification.mixture import balanced, mixture_sizes
 from raygan.config import ClassifySettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.features import load_features
@@ -25,7 +26,6 @@ from raygan.gan.step import Share, seeded
 from raygan.generators import NamedGenerator
 from raygan.judge.fitting import ClassifierFit, FitSettings
 from raygan.judge.googlenet import build_googlenet, load_classifier
-from raygan.mixture import balanced, mixture_sizes
 from raygan.shards import DataSet
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

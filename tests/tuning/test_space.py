@@ -5,8 +5,8 @@ import pytest
 from raygan.cli import validate
 from raygan.config import TrainSettings, TuneSettings
 from raygan.errors import ConfigurationError
-from raygan.search_space import SOURCE, Axis, parse_space, settings_of, source_point
-from raygan.tune import trial_base
+from raygan.tuning.space import SOURCE, Axis, parse_space, settings_of, source_point
+from raygan.tuning.tune import trial_base
 
 
 def base(**changes):

@@ -23,7 +23,7 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.networks import Critic, Generator, NetworkSettings
 from raygan.gan.step import GanStep, Share, StepSettings, seeded
-from raygan.train import train
+from raygan.training.train import train
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -2,10 +2,10 @@
 
 The mental model:
 
-1. Candidates are found by name (`raygan.candidates`): generators, and with --baselines real photos, an untrained
-   generator and noise.
-2. Ray tasks draw each candidate's samples and look at them (`raygan.looks`). Features of the real photos come from
-   storage if an earlier report has put them there.
+1. Candidates are found by name (`raygan.evaluation.candidates`): generators, and with --baselines real photos, an
+   untrained generator and noise.
+2. Ray tasks draw each candidate's samples and look at them (`raygan.evaluation.looks`). Features of the real photos
+   come from storage if an earlier report has put them there.
 3. Further tasks compare each candidate with the reals, label by label and over all labels (`measure`).
 4. Nothing is written before everything is known: then the page, the JSON file and MLflow's records.
 
@@ -27,11 +27,13 @@ import ray
 import torch
 from torch import Tensor
 
-from raygan import cluster, report_card, storage, tracking
+from raygan import cluster, storage, tracking
 from raygan.batches import load_photos
-from raygan.candidates import Candidate, baselines, find_candidates
 from raygan.config import EvaluateSettings, StorageSettings
 from raygan.errors import ConfigurationError, RayganError
+from raygan.evaluation import report_card
+from raygan.evaluation.candidates import Candidate, baselines, find_candidates
+from raygan.evaluation.looks import Judges, Look, joined, real_features, start_looking
 from raygan.features import INCEPTION, load_features
 from raygan.generators import ALL, NamedGenerator
 from raygan.judge.distances import (
@@ -45,7 +47,6 @@ from raygan.judge.distances import (
     precision_recall,
 )
 from raygan.judge.googlenet import load_classifier
-from raygan.looks import Judges, Look, joined, real_features, start_looking
 from raygan.runs import recorded
 from raygan.shards import DataSet
 

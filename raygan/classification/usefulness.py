@@ -31,13 +31,13 @@ from ray.util.queue import Queue
 
 from raygan import charts, cluster, storage, tracking
 from raygan.batches import Photos, load_photos
-from raygan.classify import check_data
+from raygan.classification.classify import check_data
+from raygan.classification.lessons import Lessons, fit_settings
+from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import StorageSettings, UsefulnessSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.generators import NamedGenerator, check_labels, check_size, find_generators
 from raygan.judge.fitting import ClassifierFit
-from raygan.lessons import Lessons, fit_settings
-from raygan.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
 from raygan.shards import DataSet
 

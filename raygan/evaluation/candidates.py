@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from raygan.classification.mixture import missing_generator
 from raygan.config import EvaluateSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.networks import Generator
 from raygan.gan.step import seeded
 from raygan.generators import NamedGenerator, check_labels, check_size, find_generators
-from raygan.mixture import missing_generator
 from raygan.shards import DataSet
 
 

@@ -3,10 +3,10 @@
 The mental model:
 
 1. `tune` reads the shards into the object store once, measures the reference of KID once, and starts Ray Tune.
-2. Each trial (`run_trial`) is `raygan.train.train` with its own Ray Train workers, on settings from one point of the
-   space (`raygan.search_space`), its MLflow run a child of the search's. After each measurement of KID it reports to
-   Tune, whose scheduler may stop it or, with PBT, hand it a better trial's checkpoint.
-3. At the end `raygan.search_report` draws what was found, and ``best.yaml`` is written, which `jobs/train.py` takes.
+2. Each trial (`run_trial`) is `raygan.training.train.train` with its own Ray Train workers, on settings from one point
+   of the space (`raygan.tuning.space`), its MLflow run a child of the search's. After each measurement of KID it
+   reports to Tune, whose scheduler may stop it or, with PBT, hand it a better trial's checkpoint.
+3. At the end `raygan.tuning.report` draws what was found, and ``best.yaml`` is written, which `jobs/train.py` takes.
 
 A search lives in ``<storage>/searches/<name>``; the same command goes on with an interrupted one. What Tune keeps
 there is a pickle: only resume searches from a storage that nobody else writes to.
@@ -35,16 +35,17 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from tqdm import tqdm
 
-from raygan import cluster, search_report, storage, tracking
+from raygan import cluster, storage, tracking
 from raygan.batches import load_photos
 from raygan.config import SearchOptions, StorageSettings, TrainSettings, TuneSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.news import Quality
-from raygan.quality import start_measuring
 from raygan.runs import RunRecord, is_finished
-from raygan.search_space import Axis, parse_space, settings_of, source_point
 from raygan.shards import DataSet
-from raygan.train import CollapsedError, History, Shared, TrialTraining, check, train
+from raygan.training.news import Quality
+from raygan.training.quality import start_measuring
+from raygan.training.train import CollapsedError, History, Shared, TrialTraining, check, train
+from raygan.tuning import report as search_report
+from raygan.tuning.space import Axis, parse_space, settings_of, source_point
 
 #: What a trial's KID counts as when its training collapsed: worse than any, and still a number to schedulers.
 COLLAPSED = 1e9

@@ -31,19 +31,19 @@ from ray.util.queue import Queue
 
 from raygan import charts, cluster, pictures, storage, tracking
 from raygan.batches import Photos, load_photos
+from raygan.classification.lessons import Lessons, fit_settings
+from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import ClassifySettings, StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
 from raygan.generators import check_labels, check_size, find_generators
 from raygan.judge.fitting import ClassifierFit, imagenet_start
 from raygan.judge.googlenet import Classifier, load_classifier, save_classifier
 from raygan.judge.scores import confusion, score
-from raygan.lessons import Lessons, fit_settings
-from raygan.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
 from raygan.shards import DataSet
 from raygan.tracking.callback import MLflowCallback
+from raygan.training.worker import place_of
 from raygan.weights import load_description, load_tensors, save_description, save_tensors
-from raygan.worker import place_of
 
 #: Settings that may change between a run and its resumption without making it another run.
 MAY_CHANGE = {*WorkerOptions.model_fields, *StorageSettings.model_fields, "data", "name", "promote", "allow_changes"}

@@ -1,0 +1,1 @@
+"""The report card: `evaluate` judges `candidates` by `looks` at their images, and `report_card` puts it on a page."""
