@@ -5,6 +5,7 @@
   python jobs/benchmark.py prepare --input photos --memory 3000 30000
   python jobs/benchmark.py train-step
   python jobs/benchmark.py train --data shards --preset best-64 --label cat
+  python jobs/benchmark.py scale --data shards --preset best-64 --label cat --input photos
   python jobs/benchmark.py serve
   python jobs/benchmark.py serve-drill --seconds 120 --faults
   python jobs/benchmark.py tune --data shards --preset quick --label cat --trials 3 --trial-kimg 20
@@ -17,6 +18,7 @@ import sys
 from raygan.cli import run_job
 from raygan.config import (
     PrepareBenchmarkSettings,
+    ScaleBenchmarkSettings,
     ServeBenchmarkSettings,
     ServeDrillSettings,
     TrainBenchmarkSettings,
@@ -43,6 +45,12 @@ def train(settings: TrainBenchmarkSettings) -> None:
     benchmark(settings)
 
 
+def scale(settings: ScaleBenchmarkSettings) -> None:
+    from raygan.benchmarks.scale import benchmark
+
+    benchmark(settings)
+
+
 def serve(settings: ServeBenchmarkSettings) -> None:
     from raygan.benchmarks.serve import benchmark
 
@@ -65,6 +73,7 @@ BENCHMARKS = {
     "prepare": (PrepareBenchmarkSettings, prepare),
     "train-step": (TrainStepBenchmarkSettings, train_step),
     "train": (TrainBenchmarkSettings, train),
+    "scale": (ScaleBenchmarkSettings, scale),
     "serve": (ServeBenchmarkSettings, serve),
     "serve-drill": (ServeDrillSettings, serve_drill),
     "tune": (TuneSettings, tune),

@@ -639,6 +639,13 @@ class TrainBenchmarkSettings(TrainSettings):
     json_file: str | None = option(None, "file to write the numbers to")
 
 
+class ScaleBenchmarkSettings(TrainBenchmarkSettings):
+    """Everything `jobs/benchmark.py scale` can be told."""
+
+    input: list[str] = option(None, "folders of photos, to measure `prepare` too", default_factory=list)
+    prepare_photos: int = option(6000, "photos for one core, which are those of --input repeated", ge=100)
+
+
 class ServeBenchmarkSettings(Settings):
     """Everything `jobs/benchmark.py serve` can be told."""
 

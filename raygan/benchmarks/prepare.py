@@ -229,7 +229,7 @@ def _memory(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
     rows = {}
     for count in settings.memory:
         with tempfile.TemporaryDirectory(prefix="raygan-", dir=settings.scratch) as scratch:
-            _repeat(settings.input, Path(scratch, "photos"), count)
+            repeat(settings.input, os.path.join(scratch, "photos"), count)
             rows[count] = _peaks(settings, Path(scratch))
         print(
             f"{count:9,} photos: driver {rows[count]['driver']:6.0f} MB, largest worker {rows[count]['worker']:6.0f} MB"
@@ -240,7 +240,7 @@ def _memory(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
     return {"peak_megabytes": {str(count): row for count, row in rows.items()}, "growth": growth}
 
 
-def _repeat(inputs: list[str], folder: Path, count: int) -> None:
+def repeat(inputs: list[str], folder: str, count: int) -> None:
     """Fill a folder with `count` photos: those of the inputs again and again, in their folders, renamed."""
     found = [
         (Path(root), path) for root in inputs for path in sorted(Path(root).rglob("*")) if is_image_name(path.name)
@@ -249,7 +249,7 @@ def _repeat(inputs: list[str], folder: Path, count: int) -> None:
         raise ConfigurationError(f"--input: there are no photos in {', '.join(inputs)}")
     for number in range(count):
         root, path = found[number % len(found)]
-        parent = folder / path.parent.relative_to(root)
+        parent = Path(folder) / path.parent.relative_to(root)
         parent.mkdir(parents=True, exist_ok=True)
         target = parent / f"{path.stem}-{number:07}{path.suffix}"
         target.symlink_to(path.resolve())

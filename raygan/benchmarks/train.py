@@ -46,19 +46,19 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
-        base = _training(settings, folder)
+        base = shared_settings(settings, folder)
         check(base)
         tracking.connect(base)
         cluster.connect(base)
         for number in range(settings.rounds):
-            rounds.setdefault(BARE, []).append(_apart(base, cores()))
+            rounds.setdefault(BARE, []).append(apart(base, cores()))
             for workers in settings.workers:
                 run = {
                     "num_workers": workers,
                     "cpus_per_worker": max(1.0, cores() / workers),
                     "name": f"{workers}-{number}",
                 }
-                rounds.setdefault(f"{workers} worker{'s' * (workers > 1)}", []).append(_under_ray(base, run))
+                rounds.setdefault(f"{workers} worker{'s' * (workers > 1)}", []).append(under_ray(base, run))
             print(f"round {number + 1} of {settings.rounds}", file=sys.stderr)
     rows = {name: _row(found, rounds[BARE]) for name, found in rounds.items()}
     for name, row in rows.items():
@@ -69,7 +69,7 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
     return result
 
 
-def _training(settings: TrainBenchmarkSettings, folder: str) -> TrainSettings:
+def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSettings:
     """The training that all do, with its records in a folder that goes away."""
     names = set(TrainSettings.model_fields)
     values = {name: value for name, value in settings.model_dump().items() if name in names}
@@ -98,7 +98,7 @@ def _row(own: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str,
     }
 
 
-def _under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
+def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
     """One training by `raygan.training.train`: images_per_second, and the seconds around the loop."""
     began = time.monotonic()
     done = train(base.model_copy(update=run))
@@ -110,7 +110,7 @@ def _under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
     return {"images_per_second": rate, "around": wall - 60 * done.metrics["minutes"]}
 
 
-def _apart(base: TrainSettings, threads: int) -> dict[str, float]:
+def apart(base: TrainSettings, threads: int) -> dict[str, float]:
     """The bare loop in a process of its own."""
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import tempfile
 import time
@@ -375,10 +376,16 @@ class _Follower:
         self.collapse: Collapse | None = None
         self.images = 0
         self._batch = training.settings.batch_size
-        total = training.schedule.total * self._batch
+        self._most = training.schedule.total * self._batch
+        by_clock = training.schedule.minutes < math.inf
         # A search has a bar of its own.
         self._bar = tqdm(
-            total=total, desc="training", unit="img", unit_scale=True, smoothing=0.05, disable=bool(training.trial)
+            total=None if by_clock else self._most,
+            desc="training",
+            unit="img",
+            unit_scale=True,
+            smoothing=0.05,
+            disable=bool(training.trial),
         )
         self._shown: dict[str, str] = {}
         self._started = False
@@ -414,6 +421,10 @@ class _Follower:
 
     def _report(self, metrics: dict[str, float]) -> None:
         self._training.history.add(metrics)
+        minutes_left = self._training.schedule.minutes - metrics["minutes"]
+        if minutes_left < math.inf:
+            coming = 60 * max(0.0, minutes_left) * metrics["images_per_second"]
+            self._bar.total = min(self._most, int(metrics["images"] + coming))
         self._show(int(metrics["images"]))
         self._shown |= {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith("loss")}
 

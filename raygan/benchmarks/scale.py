@@ -1,0 +1,275 @@
+"""How training and `prepare` scale over workers of this machine, and a model of training beyond it.
+
+Measured, with one core for each worker (or a GPU, if there is one for each), in every round one after the other:
+
+    train, strong     one global batch shared out among the workers
+    train, weak       the same batch for every worker
+    prepare, strong   the same photos for so many cores
+    prepare, weak     so many times the photos
+
+An efficiency is the speed over that of one worker times their number; the median of the rounds counts.
+
+The model. Training is data parallel: every worker computes on its share of the batch, then all add their gradients up
+by a ring, in which each sends 2 (w - 1) / w of the gradient's bytes in 2 (w - 1) messages (Patarasuk and Yuan 2009).
+An iteration of n critic steps and a generator step over w workers, of b images each, takes
+
+    n compute_critic(b) + compute_generator(b) + sum over steps of 2 (w - 1) (bytes / w / bandwidth + latency)
+
+with compute(b) = fixed + slope b, by least squares on the iteration's seconds at several b in one worker of one core.
+It assumes that sums don't overlap with the backward pass, that all workers are alike and wait for nothing else, and
+that all links have the same bandwidth; so it errs on the side of scaling too little. Its share for two workers here, on
+gloo's bandwidth and latency as measured between two processes, stands beside what two workers really did.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raygan import cluster, tracking
+from raygan.benchmarks.prepare import repeat
+from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.train import apart, shared_settings, under_ray
+from raygan.config import PrepareSettings, ScaleBenchmarkSettings, TrainSettings
+from raygan.errors import ConfigurationError
+from raygan.gan.step import GanStep
+from raygan.prepare import prepare
+from raygan.training.schedule import Schedule
+from raygan.training.train import check
+from raygan.training.worker import network_settings, step_settings
+
+#: An efficiency below which more workers are said not to pay.
+_WORTH = 0.5
+
+#: Workers that the model goes up to.
+_MOST = 4096
+
+#: Bytes of a sum that gloo's bandwidth is measured with.
+_LARGE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Link:
+    """What is between two workers: bytes a second in each direction, and seconds that a message takes at least."""
+
+    bandwidth: float
+    latency: float
+
+
+#: Links that the model is worked out for.
+LINKS = {
+    "1 Gbit/s Ethernet": Link(1e9 / 8, 100e-6),
+    "10 Gbit/s Ethernet": Link(10e9 / 8, 50e-6),
+    "100 Gbit/s InfiniBand": Link(100e9 / 8, 5e-6),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The model of this module's docstring.
+
+    fixed, slope: seconds of a batch of reals in one worker, and of each image more; a generator step's are in them in
+    their share. critic_bytes, generator_bytes: of gradients. n_critic: critic steps to a generator step.
+    """
+
+    fixed: float
+    slope: float
+    critic_bytes: int
+    generator_bytes: int
+    n_critic: int
+
+    def seconds(self, workers: int, images: float, link: Link) -> float:
+        """Of a batch of reals, of which each worker has so many images."""
+        sums = 1 + 1 / self.n_critic
+        sent = (self.critic_bytes + self.generator_bytes / self.n_critic) / workers / link.bandwidth
+        return self.fixed + self.slope * images + 2 * (workers - 1) * (sent + sums * link.latency)
+
+    def efficiency(self, workers: int, batch: int, link: Link, *, weak: bool) -> float:
+        """Speed over that of one worker times their number; batch: of all workers, or if weak of each."""
+        share, work = (batch, 1) if weak else (batch / workers, workers)
+        return self.seconds(1, batch, link) / (work * self.seconds(workers, share, link))
+
+    def most_workers(self, batch: int, link: Link, *, weak: bool) -> int:
+        """The largest number of workers, of the powers of two, that is efficient enough."""
+        most = 1
+        while most < _MOST and self.efficiency(2 * most, batch, link, weak=weak) >= _WORTH:
+            most *= 2
+        return most
+
+
+def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
+    """Measure, print tables, write JSON if asked, and return the numbers."""
+    if max(settings.workers) > cores():
+        raise ConfigurationError(
+            f"--workers: {max(settings.workers)} workers of a core each; there are {cores()} cores"
+        )
+    if 1 not in settings.workers:
+        raise ConfigurationError("--workers: efficiencies are against one worker: name 1 too")
+    with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
+        base = shared_settings(settings, folder)
+        check(base)
+        tracking.connect(base)
+        rates = _measure_prepare(settings, folder) if settings.input else {}
+        cluster.connect(base)
+        rates |= _measure_training(settings, base)
+    rows = {what: _row(by_workers) for what, by_workers in rates.items()}
+    for what, row in rows.items():
+        for workers, (rate, efficiency) in row.items():
+            print(f"{what:16} {workers:3} workers {rate:8.1f} images/s  efficiency {efficiency:.2f}")
+    model = _model(base, rows)
+    result = {"machine": machine(), "settings": base.plain(), "rows": rows, "model": model}
+    write_json(settings.json_file, result)
+    return result
+
+
+def _row(by_workers: dict[int, list[float]]) -> dict[int, tuple[float, float]]:
+    """Images/s and efficiency by number of workers."""
+    alone = by_workers[1]
+    return {
+        workers: (
+            statistics.median(rates),
+            statistics.median(rate / (workers * one) for rate, one in zip(rates, alone, strict=True)),
+        )
+        for workers, rates in by_workers.items()
+    }
+
+
+def _measure_training(settings: ScaleBenchmarkSettings, base: TrainSettings) -> dict[str, dict[int, list[float]]]:
+    found: dict[str, dict[int, list[float]]] = {"train, strong": {}, "train, weak": {}}
+    for number, workers in itertools.product(range(settings.rounds), settings.workers):
+        for what, by_workers in found.items():
+            batch = base.batch_size * (workers if what == "train, weak" else 1)
+            if workers == 1 and what == "train, weak":
+                by_workers.setdefault(1, []).append(found["train, strong"][1][-1])
+                continue
+            name = f"{what.replace(', ', '-')}-{workers}-{number}"
+            run = {"num_workers": workers, "cpus_per_worker": 1.0, "batch_size": batch, "name": name}
+            by_workers.setdefault(workers, []).append(under_ray(base, run)["images_per_second"])
+    return found
+
+
+def _measure_prepare(settings: ScaleBenchmarkSettings, folder: str) -> dict[str, dict[int, list[float]]]:
+    """Each number of cores is a Ray cluster of its own; its processes are started before the clock."""
+    found: dict[str, dict[int, list[float]]] = {"prepare, strong": {}, "prepare, weak": {}}
+    photos = {workers: os.path.join(folder, f"photos-{workers}") for workers in settings.workers}
+    for workers, place in photos.items():
+        repeat(settings.input, place, workers * settings.prepare_photos)
+    for workers in settings.workers:
+        ray.init(address="local", num_cpus=workers, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        try:
+            _prepared(folder, photos[1], settings)
+            for _ in range(settings.rounds):
+                strong = settings.prepare_photos / _prepared(folder, photos[1], settings)
+                found["prepare, strong"].setdefault(workers, []).append(strong)
+                seconds = _prepared(folder, photos[workers], settings) if workers > 1 else 0.0
+                weak = workers * settings.prepare_photos / seconds if seconds else strong
+                found["prepare, weak"].setdefault(workers, []).append(weak)
+        finally:
+            ray.shutdown()
+    return found
+
+
+def _prepared(folder: str, photos: str, settings: ScaleBenchmarkSettings) -> float:
+    """Seconds that the photos take; repeated photos are duplicates, so filters that throw those out are off."""
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        began = time.perf_counter()
+        prepare(
+            PrepareSettings(
+                input=[photos],
+                output=os.path.join(output, "shards"),
+                storage=folder,
+                tracking_uri=None,
+                image_size=settings.image_size,
+                skip=["duplicate", "near_duplicate", "outlier"],
+            )
+        )
+        return time.perf_counter() - began
+
+
+def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]]) -> dict[str, Any]:
+    """Work the model out, print it, and return its numbers."""
+    seconds = {
+        batch: _batch_seconds(base, batch) for batch in sorted({base.batch_size // part for part in (1, 2, 4, 8)})
+    }
+    slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
+    cost = Cost(float(fixed), float(slope), _bytes(base, "critic"), _bytes(base, "generator"), base.n_critic)
+    here = _gloo()
+    print(
+        f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one core; gradients "
+        f"of {cost.critic_bytes / 1e6:.2f} MB (critic) and {cost.generator_bytes / 1e6:.2f} MB (generator); "
+        f"gloo here {8e-9 * here.bandwidth:.1f} Gbit/s, {1e6 * here.latency:.0f} us a message"
+    )
+    checked: dict[str, dict[str, float]] = {}
+    for what, row in rows.items():
+        if what.startswith("train") and 2 in row:
+            predicted = cost.efficiency(2, base.batch_size, here, weak=what.endswith("weak"))
+            checked[what] = {"predicted": predicted, "measured": row[2][1]}
+            print(f"model, {what}, 2 workers: efficiency {predicted:.2f} by the model, {row[2][1]:.2f} measured")
+    ends: dict[str, dict[str, int]] = {}
+    for name, link in LINKS.items():
+        ends[name] = {way: cost.most_workers(base.batch_size, link, weak=way == "weak") for way in ("strong", "weak")}
+        most = ", ".join(f"{workers}{'+' * (workers == _MOST)} {way}" for way, workers in ends[name].items())
+        print(f"model, {name}: workers at an efficiency of {_WORTH} or more: {most}")
+    return {
+        "cost": asdict(cost),
+        "batch_seconds": seconds,
+        "gloo": asdict(here),
+        "two_workers": checked,
+        "most_workers": ends,
+    }
+
+
+def _batch_seconds(base: TrainSettings, batch: int) -> float:
+    """Seconds for a batch of reals in one process with one thread, generator steps included in their turn."""
+    length = max(4 * base.n_critic, 24) * batch / 1000
+    bare = base.model_copy(update={"batch_size": batch, "kimg": length, "log_every": length / 4})
+    return batch / apart(bare, 1)["images_per_second"]
+
+
+def _bytes(base: TrainSettings, network: str) -> int:
+    """Bytes of a network's gradients."""
+    schedule = Schedule.of(base, base.batch_size, base.batch_size)
+    step = GanStep(network_settings(base, ()), step_settings(base, schedule, torch.device("cpu")))
+    return sum(4 * weights.numel() for weights in getattr(step, network).parameters())
+
+
+def _gloo() -> Link:
+    """The link of gloo's sums between two processes of this machine."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    with tempfile.TemporaryDirectory(prefix="raygan-gloo-") as folder:
+        place = f"file://{folder}/meet"
+        pair = [context.Process(target=_sum, args=(rank, place, answers)) for rank in range(2)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join()
+    small, large = answers.get()
+    # Each of two workers sends two messages, of half of the bytes each.
+    return Link(_LARGE_BYTES / (large - small), small / 2)
+
+
+def _sum(rank: int, place: str, answers: Any) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+    found = []
+    for numbers, times in ((1, 200), (_LARGE_BYTES // 4, 10)):
+        values = torch.zeros(numbers)
+        torch.distributed.all_reduce(values)
+        began = time.perf_counter()
+        for _ in range(times):
+            torch.distributed.all_reduce(values)
+        found.append((time.perf_counter() - began) / times)
+    if rank == 0:
+        answers.put(tuple(found))
+    torch.distributed.destroy_process_group()

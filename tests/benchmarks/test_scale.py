@@ -1,0 +1,34 @@
+"""The model of how training scales, against cases that can be worked out by hand."""
+
+import pytest
+
+from raygan.benchmarks.scale import Cost, Link
+
+NOTHING_BETWEEN = Link(bandwidth=float("inf"), latency=0.0)
+
+
+def test_work_that_divides_scales_without_loss():
+    cost = Cost(fixed=0.0, slope=0.01, critic_bytes=10**6, generator_bytes=10**6, n_critic=5)
+    assert [cost.efficiency(w, 64, NOTHING_BETWEEN, weak=weak) for w in (1, 2, 64) for weak in (False, True)] == [
+        1.0
+    ] * 6
+
+
+def test_fixed_work_is_done_by_every_worker():
+    cost = Cost(fixed=0.32, slope=0.01, critic_bytes=0, generator_bytes=0, n_critic=1)
+    # Alone 0.32 + 32 * 0.01 = 0.64 s; over 4 workers 0.32 + 8 * 0.01 = 0.40 s.
+    assert cost.efficiency(4, 32, NOTHING_BETWEEN, weak=False) == pytest.approx(0.64 / (4 * 0.40))
+    assert cost.efficiency(4, 32, NOTHING_BETWEEN, weak=True) == 1.0
+
+
+def test_gradients_of_both_networks_go_round_the_ring():
+    cost = Cost(fixed=0.0, slope=0.01, critic_bytes=4_000_000, generator_bytes=10_000_000, n_critic=5)
+    link = Link(bandwidth=1e8, latency=0.001)
+    # In each batch 4 MB, and 10 MB in every fifth: 6 MB in 1.2 sums; each of 3 workers sends 4 messages a sum.
+    assert cost.seconds(3, 20, link) == pytest.approx(20 * 0.01 + 4 * 2_000_000 / 1e8 + 4 * 1.2 * 0.001)
+
+
+def test_workers_are_added_while_they_are_half_used():
+    # Over w workers a batch takes 1 / w + 1 / 8 s: efficiency 9 / (8 + w), a half at 10 workers.
+    cost = Cost(fixed=0.125, slope=1 / 64, critic_bytes=0, generator_bytes=0, n_critic=1)
+    assert cost.most_workers(64, NOTHING_BETWEEN, weak=False) == 8
