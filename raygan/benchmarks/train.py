@@ -7,8 +7,8 @@ The same preset and the same photos for all, one after the other in every round,
     2 workers   the same, each with half of the cores
 
 Images/s are those from the first metrics to the last, by the clock, with all that happens between; what comes before
-and after (processes, imports, shards, the export) stands beside. A round's ratios are taken within it; the median
-counts.
+and after (processes, imports, shards, the export) stands beside, and the resident memory of the process that trains. A
+round's ratios are taken within it; the median counts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from raygan import cluster, tracking
@@ -63,7 +64,10 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
     rows = {name: _row(found, rounds[BARE]) for name, found in rounds.items()}
     for name, row in rows.items():
         rate, ratio = row["images_per_second"], row["ratio"]
-        print(f"{name:10} {rate:8.1f} images/s  {ratio:.3f}x  around it {row['around']:5.1f} s")
+        print(
+            f"{name:10} {rate:8.1f} images/s  {ratio:.3f}x  around it {row['around']:5.1f} s  "
+            f"resident {row['resident_megabytes']:5.0f} MB, since the first metrics {row['resident_growth']:+.0f} MB"
+        )
     result = {"machine": machine(), "settings": base.plain(), "rounds": rounds, "rows": rows}
     write_json(settings.json_file, result)
     return result
@@ -91,11 +95,8 @@ def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSetti
 
 def _row(own: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, float]:
     rate = "images_per_second"
-    return {
-        rate: statistics.median(each[rate] for each in own),
-        "ratio": statistics.median(a[rate] / b[rate] for a, b in zip(own, bare, strict=True)),
-        "around": statistics.median(each["around"] for each in own),
-    }
+    medians = {name: statistics.median(each[name] for each in own) for name in own[0]}
+    return {**medians, "ratio": statistics.median(a[rate] / b[rate] for a, b in zip(own, bare, strict=True))}
 
 
 def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
@@ -107,7 +108,13 @@ def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
     records = [record for record in map(json.loads, text.splitlines()) if "minutes" in record]
     first, last = records[0], records[-1]
     rate = (last["images"] - first["images"]) / (60 * (last["minutes"] - first["minutes"]))
-    return {"images_per_second": rate, "around": wall - 60 * done.metrics["minutes"]}
+    memory = [record["resident_megabytes"] for record in records]
+    return {
+        "images_per_second": rate,
+        "around": wall - 60 * done.metrics["minutes"],
+        "resident_megabytes": max(memory),
+        "resident_growth": memory[-1] - memory[0],
+    }
 
 
 def apart(base: TrainSettings, threads: int) -> dict[str, float]:
@@ -120,12 +127,12 @@ def apart(base: TrainSettings, threads: int) -> dict[str, float]:
     process.join()
     if process.exitcode:
         raise RayganError(f"the bare loop ended with status {process.exitcode}; it said why above")
-    rate, seconds = answers.get()
-    return {"images_per_second": rate, "around": time.monotonic() - began - seconds}
+    seconds, found = answers.get()
+    return {**found, "around": time.monotonic() - began - seconds}
 
 
 def _loop(answers: Any, settings: TrainSettings, threads: int) -> None:
-    """Train on photos in memory, and answer with images/s since the first metrics and the seconds in the loop."""
+    """Train on photos in memory, and answer with the seconds in the loop and what was measured in it."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the workers do: the difference shall be Ray's
     data = DataSet.open(settings.data)
@@ -137,13 +144,18 @@ def _loop(answers: Any, settings: TrainSettings, threads: int) -> None:
     labels = tuple(data.manifest.classes) if settings.conditional else ()
     step = GanStep(network_settings(settings, labels), step_settings(settings, schedule, device), device)
     began = time.monotonic()
-    first: tuple[int, float] | None = None
+    first: tuple[int, float, float] | None = None
+    memory = 0.0
     while step.batches < schedule.total:
         rows = torch.randint(len(photos), (settings.batch_size,))
         terms = step.step(photos[rows], classes[rows])
         if step.batches % schedule.log == 0:
             float(terms["critic_loss"])  # waits for the device
-            first = first or (step.images_seen, time.monotonic())
+            memory = psutil.Process().memory_info().rss / 2**20
+            first = first or (step.images_seen, time.monotonic(), memory)
     now = time.monotonic()
-    images, since = first or (0, began)
-    answers.put(((step.images_seen - images) / (now - since), now - began))
+    images, since, at_first = first or (0, began, memory)
+    rate = (step.images_seen - images) / (now - since)
+    answers.put(
+        (now - began, {"images_per_second": rate, "resident_megabytes": memory, "resident_growth": memory - at_first})
+    )

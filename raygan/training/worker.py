@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import psutil
 import ray.train
 import torch
 from ray.util.queue import Queue
@@ -173,13 +174,14 @@ class TrainLoop:
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last log, over all ranks, and where the run stands. A collective call."""
-        own = {"seconds": 0.0, "minutes": 0.0, "sample_spread": 0.0}
+        own = dict.fromkeys(("seconds", "minutes", "sample_spread", "resident_megabytes"), 0.0)
         if self.first_rank:
-            # The ranks' clocks differ; the first one's counts, and one look at the samples is enough.
+            # The ranks' clocks differ; the first one's counts, and one look at the samples and the memory is enough.
             own = {
                 "seconds": time.monotonic() - self.logged,
                 "minutes": (time.monotonic() - self.began) / 60,
                 "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
+                "resident_megabytes": psutil.Process().memory_info().rss / 2**20,
             }
         batches = self.means.batches
         means = self.means.take(self.step.share.world_size, own)
