@@ -1,4 +1,4 @@
-"""The Kubernetes files say what the jobs and Ray itself accept. Nothing here talks to a Kubernetes cluster."""
+"""The Kubernetes files say what the jobs, Ray, KubeRay and Kubernetes accept. Nothing here talks to a cluster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
 from raygan.cli import parse
@@ -29,6 +31,62 @@ def clusters() -> dict[str, dict]:
     """The cluster within each file."""
     found = {name: read(name)["spec"]["rayClusterSpec"] for name in ("rayjob-train.yaml", "rayjob-tune.yaml")}
     return {**found, "rayservice.yaml": read("rayservice.yaml")["spec"]["rayClusterConfig"]}
+
+
+def fields(required, **others):
+    """A schema of an object with these fields and no others."""
+    return {"type": "object", "properties": others, "required": required.split(), "additionalProperties": False}
+
+
+TEXT, COUNT, SWITCH, OBJECT = (
+    {"type": "string"},
+    {"type": "integer", "minimum": 0},
+    {"type": "boolean"},
+    {"type": "object"},
+)
+#: Parameters of `ray start`: Kubernetes has them as text, numbers too.
+PARAMETERS = {"type": "object", "additionalProperties": TEXT}
+GROUP = {"rayStartParams": PARAMETERS, "template": OBJECT}
+SIZES = dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), COUNT)
+CLUSTER = fields(
+    "headGroupSpec rayVersion",
+    rayVersion=TEXT,
+    authOptions=fields("mode", mode={"enum": ["disabled", "token"]}),
+    enableInTreeAutoscaling=SWITCH,
+    headGroupSpec=fields("rayStartParams template", **GROUP),
+    workerGroupSpecs={
+        "type": "array",
+        "items": fields("groupName minReplicas maxReplicas rayStartParams template", groupName=TEXT, **SIZES, **GROUP),
+    },
+)
+#: What KubeRay 1.5 calls the fields that we use, and of which kinds they are (ray.io/v1, types of its API).
+KUBERAY = {
+    "RayJob": fields(
+        "entrypoint rayClusterSpec",
+        entrypoint=TEXT,
+        shutdownAfterJobFinishes=SWITCH,
+        ttlSecondsAfterFinished=COUNT,
+        backoffLimit=COUNT,
+        rayClusterSpec=CLUSTER,
+    ),
+    "RayService": fields("serveConfigV2 rayClusterConfig", serveConfigV2=TEXT, rayClusterConfig=CLUSTER),
+}
+
+
+@pytest.mark.parametrize("file", ["rayjob-train.yaml", "rayjob-tune.yaml", "rayservice.yaml"])
+def test_fields_are_kuberays_and_pods_are_kubernetes(file):
+    resource = read(file)
+    assert resource["apiVersion"] == "ray.io/v1"
+    Draft202012Validator(KUBERAY[resource["kind"]]).validate(resource["spec"])
+    cluster = clusters()[file]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, **group["template"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_what_pods_share_is_kubernetes():
+    for resource in yaml.safe_load_all((FOLDER / "shared.yaml").read_text()):
+        kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize(
