@@ -1,7 +1,7 @@
 """Drills for the service: is it right under load, what do killed processes cost, does hostile input leave traces?
 
 Many clients ask for everything that the service offers. Every image must be the one that the same request gave when
-it was asked for alone; every other answer must be 503 with Retry-After, or a connection that the kill of the proxy
+it was asked for alone; every other answer must be 503 with Retry-After, or a connection that the kill of the gateway
 cut (counted apart: there is nobody left to answer on it). The last line of standard output is one JSON object.
 """
 
@@ -152,7 +152,7 @@ def _same(path: str, body: bytes, known: bytes) -> bool:
 
 async def _faults(port: int, seconds: float, known: dict[str, bytes], outcome: Outcome) -> None:
     """Kill a part at each quarter of the time, and wait until a request is answered rightly again by a new one."""
-    for what in (":generator-cat", ":Classifier", "proxy"):
+    for what in (":generator-cat", ":Classifier", ":Gateway"):
         await asyncio.sleep(seconds / 5)
         victims = _processes(what)
         for process in victims:
@@ -185,9 +185,7 @@ def _processes(what: str) -> list[psutil.Process]:
             title = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        replica = title.startswith("ray::ServeReplica") and what in title
-        proxy = "bin/haproxy" in title or title.startswith("ray::ProxyActor")
-        if replica or (what == "proxy" and proxy):
+        if title.startswith("ray::ServeReplica") and what in title:
             found.append(process)
     return found
 

@@ -158,7 +158,7 @@ def serve_raygan(folder: Path, port: int, options: dict[str, Any]) -> None:
     from raygan.serve import build
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(proxy_location=service["proxy_location"], http_options={"host": "127.0.0.1", "port": port})
     arguments = {"storage": str(folder), "tracking_uri": None, "access_log": False, **options}
     serve.run(build(arguments), name="raygan")
     signal.sigwait([signal.SIGTERM, signal.SIGINT])

@@ -5,7 +5,8 @@ The mental model:
 1. `build` asks the registry which generators are champions and binds a deployment to each registered model, one to
    the classifier, one to the registry itself, and the HTTP gateway in front of them. It runs when the application is
    deployed; importing this package does nothing.
-2. A request goes gateway -> generator -> gateway -> classifier -> gateway. `api` says what may be asked, `service`
+2. The gateway listens itself, or behind Serve's proxies where `proxy_location` has any (`listener`).
+   A request goes gateway -> generator -> gateway -> classifier -> gateway. `api` says what may be asked, `service`
    what it means, `stages` gathers requests into calls, `replicas` compute them in `lanes`, `encode` makes pictures.
    Arrays travel between them, never pictures.
 3. The gateway follows the registry's alias and names a version with every call; replicas load versions as they are
@@ -45,9 +46,11 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
     from raygan import tracking
     from raygan.serve import gateway
+    from raygan.serve.listener import Address
 
     settings = validate(ServeSettings, arguments)
-    check_token(settings, _serve_host())
+    host, port, has_proxies = _serve_http()
+    check_token(settings, host)
     models = sorted({model.name for model in tracking.serving_generators(tracking.connect(settings)).values()})
     registry = _deployment(gateway.RegistryDeployment, "Registry", num_cpus=0).bind(settings)
     generators = {
@@ -60,10 +63,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     ingress = serve.deployment(gateway.GatewayDeployment).options(
         name="Gateway",
         max_ongoing_requests=1000,
+        health_check_period_s=1,  # nobody answers until Serve sees that the gateway has died
         logging_config=_QUIET,
         ray_actor_options={"num_cpus": 0.1},
     )
-    application: serve.Application = ingress.bind(settings, generators, classifier, registry)
+    address = None if has_proxies else Address(host, port)
+    application: serve.Application = ingress.bind(settings, generators, classifier, registry, address)
     return application
 
 
@@ -135,9 +140,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _serve_host() -> str:
-    """The address that Serve listens on, where Serve runs already; else the default, which is loopback."""
+def _serve_http() -> tuple[str, int, bool]:
+    """Host and port of the service, and whether Serve's proxies listen there; the defaults where Serve isn't up yet."""
+    from ray.serve.config import ProxyLocation
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
-    return str(client.http_config.host or "127.0.0.1") if client else "127.0.0.1"
+    if client is None:
+        return "127.0.0.1", 8000, True
+    details = client.get_serve_details()
+    http, location = details["http_options"], ProxyLocation(details["proxy_location"])
+    return str(http["host"] or "127.0.0.1"), int(http["port"]), location is not ProxyLocation.Disabled

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from raygan.config import ServeSettings
 from raygan.serve.api import create_app
 from raygan.serve.guard import Guard
+from raygan.serve.listener import Address, Listener
 from raygan.serve.meters import RayMeters
 from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Verdicts
 from raygan.serve.registry import Fetch, Files, Registry
@@ -149,7 +150,12 @@ class ClassifierDeployment:
 
 @serve.ingress()
 class GatewayDeployment:
-    """The HTTP side of the graph."""
+    """The HTTP side of the graph.
+
+    address: where it listens itself; without one it answers what Serve's proxies pass on.
+    """
+
+    _listener: Listener | None = None
 
     async def __init__(  # type: ignore[misc]
         self,
@@ -157,6 +163,7 @@ class GatewayDeployment:
         generators: dict[str, DeploymentHandle],
         classifier: DeploymentHandle,
         registry: DeploymentHandle,
+        address: Address | None = None,
     ):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self._settings, self._registry, self._meters = settings, registry, RayMeters()
@@ -177,8 +184,19 @@ class GatewayDeployment:
         deadline = time.monotonic() + _PATIENCE
         while self._missing and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
+        if address:
+            self._listener = Listener(self._app(tells_id=True), address)
+            await self._listener.open()
+
+    async def __del__(self) -> None:
+        """What Serve awaits before it stops a replica."""
+        if self._listener:
+            await self._listener.close()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._app(tells_id=False)  # Serve's proxy does
+
+    def _app(self, *, tells_id: bool) -> ASGIApp:
         settings = self._settings
         return Guard(
             create_app(self.service, settings, lambda: self._missing),
@@ -187,7 +205,7 @@ class GatewayDeployment:
             most_bytes=int(settings.max_request_megabytes * 1e6),
             seconds=settings.timeout_seconds,
             access_log=settings.access_log,
-            tells_id=False,  # Serve does
+            tells_id=tells_id,
         )
 
     async def _follow(self) -> None:

@@ -47,7 +47,7 @@ def address(ray_cluster, settings):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.start(proxy_location="Disabled", http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(settings.plain()), name="raygan")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -181,4 +181,5 @@ def test_the_shipped_configuration_is_one_that_ray_serve_takes():
 
     config = ServeDeploySchema.model_validate(load_yaml(str(REPOSITORY / "serve_config.yaml")))
     assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
+    assert config.proxy_location == "Disabled"
     assert [application.import_path for application in config.applications] == ["raygan.serve:build"]

@@ -1,0 +1,83 @@
+"""The gateway's own port, asked by a real client."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import httpx
+import pytest
+
+from raygan.errors import RayganError
+from raygan.serve.listener import Address, Listener
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answering(body: bytes, wait: asyncio.Event | None = None):
+    """An application with one answer, given as soon as the event is set."""
+
+    async def application(scope, receive, send):
+        if wait is not None:
+            await wait.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    return application
+
+
+def test_a_request_under_way_is_answered_and_none_is_taken_after_the_end():
+    async def run():
+        address, go_on = Address("127.0.0.1", free_port()), asyncio.Event()
+        listener = Listener(answering(b"late", go_on), address)
+        await listener.open()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address.port}") as client:
+            asked = asyncio.ensure_future(client.get("/"))
+            await asyncio.sleep(0.2)
+            ending = asyncio.ensure_future(listener.close())
+            await asyncio.sleep(0.2)
+            assert not ending.done()
+            go_on.set()
+            assert (await asked).content == b"late"
+            await ending
+        async with httpx.AsyncClient() as other:
+            with pytest.raises(httpx.ConnectError):
+                await other.get(f"http://127.0.0.1:{address.port}/")
+
+    asyncio.run(run())
+
+
+def test_gateways_of_a_machine_share_the_port_and_one_that_ends_leaves_it_to_the_others():
+    async def run():
+        address = Address("127.0.0.1", free_port())
+        first, second = Listener(answering(b"1"), address), Listener(answering(b"2"), address)
+        await first.open()
+        await second.open()
+        assert await _answers(address, 40) == {b"1", b"2"}
+        await first.close()
+        assert await _answers(address, 10) == {b"2"}
+        await second.close()
+
+    asyncio.run(run())
+
+
+async def _answers(address: Address, times: int) -> set[bytes]:
+    """What clients hear, each on a connection of its own."""
+    heard = set()
+    for _ in range(times):
+        async with httpx.AsyncClient() as client:
+            heard.add((await client.get(f"http://127.0.0.1:{address.port}/")).content)
+    return heard
+
+
+def test_a_port_that_is_taken_is_said():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(RayganError, match=f"port {port} of 127.0.0.1: Address already in use"):
+            asyncio.run(Listener(answering(b""), Address("127.0.0.1", port)).open())
