@@ -40,6 +40,7 @@ def run_job(
         if dry_run:
             print(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), end="")
         else:
+            _keep_ray_on_this_machine()
             main(settings)
     except RayganError as error:
         # A message may hold a path with undecodable bytes; it must not become a traceback.
@@ -54,6 +55,15 @@ def run_job(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(0)
+
+
+def _keep_ray_on_this_machine() -> None:
+    """Have a Ray cluster that the job starts for itself listen on loopback only, as Ray does outside Linux.
+
+    Ray reads this when it is imported, so it must not be yet. A cluster that is there already stays as it is.
+    """
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> tuple[S, bool]:

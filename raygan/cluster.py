@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray._private.services import find_bootstrap_address
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
@@ -200,6 +201,12 @@ def poll_training_often() -> None:
     the time of a run with short epochs.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
+def queue() -> Queue:
+    """A queue for what workers tell this process. It lives on this node: losing another must not end the job."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def nodes() -> list[dict[str, Any]]:

@@ -59,12 +59,20 @@ def test_a_stopped_job_says_so_and_closes_its_run(ray_cluster, new_storage, sent
 
 
 CONNECT = """
-from raygan import cluster
+import psutil
 from raygan.cli import run_job
 from raygan.config import StorageSettings
 
 def main(settings):
+    from raygan import cluster
     cluster.connect()
+    here = psutil.Process()
+    for process in (here, *here.children(recursive=True)):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                host = connection.laddr.ip.removeprefix("::ffff:")
+                if host not in ("127.0.0.1", "::1"):
+                    print(process.name(), "listens on", host)
     print("connected")
 
 run_job(StorageSettings, main, doc="A job that connects.")
@@ -98,7 +106,7 @@ def test_another_version_is_said():
     )
 
 
-def test_a_cluster_that_is_gone_is_not_waited_for():
+def test_a_cluster_that_is_gone_is_not_waited_for_and_ones_own_listens_on_loopback():
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # short: Ray's sockets are below it
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")

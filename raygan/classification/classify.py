@@ -111,7 +111,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
         images=images,
         validation=load_photos(data, "validation", None),
         start=start,
-        events=Queue(actor_options={"num_cpus": 0}),
+        events=cluster.queue(),
     )
     params = {**recorded(settings), **made_of, "fingerprint": data.manifest.fingerprint}
     with tracking.start_run(settings, run.name, job="classify", params=params, run_id=run.mlflow_run_id) as log:

@@ -159,7 +159,7 @@ def _run(
     if missing:
         batches = max(1, settings.images // settings.batch_size)
         with ImageProgress(batches * settings.batch_size * len(missing), "training") as progress:
-            events = Queue(actor_options={"num_cpus": 0})
+            events = cluster.queue()
             room = _Room(settings, data, found, folder, events, batches)
             progress.follow(events, InBackground(lambda: room.tune(missing), "the study"))
     results = {trial: result for trial in trials if (result := storage.read_json(_place(folder, trial)))}

@@ -208,7 +208,7 @@ class Training:
     ):
         self.settings, self.schedule, self.run, self.log, self.trial = settings, schedule, run, log, trial
         self.data, self.photos = data, photos
-        self.events = Queue(actor_options={"num_cpus": 0})
+        self.events = cluster.queue()
         self.history = History(storage.join(run.folder, "metrics.jsonl"))
 
     def fit(self, resources: dict[str, float]) -> Outcome:
