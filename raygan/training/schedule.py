@@ -10,6 +10,10 @@ from raygan.config import LengthOptions
 #: Parts of the run between two of each, where the settings leave it open.
 _LOGS, _SNAPSHOTS, _CHECKPOINTS, _QUALITIES = 100, 20, 20, 10
 
+#: Images trained, at least, for each sample that is judged, where the settings leave it open: judging a sample takes
+#: as long as training on one or two.
+_TRAINED_PER_SAMPLE = 4
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -32,18 +36,21 @@ class Schedule:
         thousand = 1000 / batch_size
         total = max(1, round(settings.kimg * thousand)) if settings.kimg else settings.epochs * (photos // batch_size)
 
-        def every(kimg: float | None, parts: int, of: int) -> int:
-            batches = total / parts if kimg is None else kimg * thousand
+        def every(kimg: float | None, parts: int, least: float = 0.0) -> float:
+            return max(total / parts, least) if kimg is None else kimg * thousand
+
+        def multiple(batches: float, of: int) -> int:
             return of * max(1, round(batches / of))
 
-        log = every(settings.log_every, _LOGS, 1)
-        checkpoint = every(settings.checkpoint_every, _CHECKPOINTS, log)
-        quality = 0 if settings.quality_every == 0 else every(settings.quality_every, _QUALITIES, checkpoint)
+        log = multiple(every(settings.log_every, _LOGS), 1)
+        checkpoint = multiple(every(settings.checkpoint_every, _CHECKPOINTS), log)
+        rarely = _TRAINED_PER_SAMPLE * settings.quality_samples / batch_size
+        judged = every(settings.quality_every, _QUALITIES, rarely)
         return cls(
             total=total,
             log=log,
-            snapshot=every(settings.snapshot_every, _SNAPSHOTS, log),
+            snapshot=multiple(every(settings.snapshot_every, _SNAPSHOTS), log),
             checkpoint=checkpoint,
-            quality=quality,
+            quality=multiple(judged, checkpoint) if judged else 0,
             minutes=settings.minutes or math.inf,
         )

@@ -362,6 +362,7 @@ class _Progress(ray.tune.Callback):
     def close(self) -> None:
         """Leave the last line standing."""
         if self._bar is not None:
+            self._show([])
             self._bar.close()
 
     def _end(self, trial: Any, how: str, trials: list[Any]) -> None:

@@ -14,7 +14,7 @@ def of(photos=1000, batch_size=10, **changes):
 
 
 def test_by_default_the_run_is_cut_into_equal_parts():
-    schedule = of()
+    schedule = of(quality_samples=100)
     assert (schedule.total, schedule.log, schedule.snapshot, schedule.checkpoint, schedule.quality) == (
         800, 8, 40, 40, 80,
     )  # fmt: skip
@@ -30,6 +30,10 @@ def test_cadences_in_kimg_fall_on_logs_and_judgements_on_checkpoints():
     assert schedule.snapshot == 7
     assert schedule.checkpoint == 21  # 20 batches, to the nearest whole number of logs
     assert schedule.quality == 42  # 50 batches, to the nearest whole number of checkpoints
+
+
+def test_short_runs_are_not_judged_longer_than_trained():
+    assert of(quality_samples=300).quality == 120  # 1200 images, of 8000
 
 
 def test_tiny_runs_and_no_quality():
