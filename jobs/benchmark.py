@@ -5,6 +5,7 @@
   python jobs/benchmark.py prepare --input photos --memory 3000 30000
   python jobs/benchmark.py train-step
   python jobs/benchmark.py train --data shards --preset best-64 --label cat
+  python jobs/benchmark.py quality --data shards --label cat --minutes 20 --picture kid.png
   python jobs/benchmark.py scale --data shards --preset best-64 --label cat --input photos
   python jobs/benchmark.py serve
   python jobs/benchmark.py serve-drill --seconds 120 --faults
@@ -18,6 +19,7 @@ import sys
 from raygan.cli import run_job
 from raygan.config import (
     PrepareBenchmarkSettings,
+    QualityBenchmarkSettings,
     ScaleBenchmarkSettings,
     ServeBenchmarkSettings,
     ServeDrillSettings,
@@ -41,6 +43,12 @@ def train_step(settings: TrainStepBenchmarkSettings) -> None:
 
 def train(settings: TrainBenchmarkSettings) -> None:
     from raygan.benchmarks.train import benchmark
+
+    benchmark(settings)
+
+
+def quality(settings: QualityBenchmarkSettings) -> None:
+    from raygan.benchmarks.quality import benchmark
 
     benchmark(settings)
 
@@ -73,6 +81,7 @@ BENCHMARKS = {
     "prepare": (PrepareBenchmarkSettings, prepare),
     "train-step": (TrainStepBenchmarkSettings, train_step),
     "train": (TrainBenchmarkSettings, train),
+    "quality": (QualityBenchmarkSettings, quality),
     "scale": (ScaleBenchmarkSettings, scale),
     "serve": (ServeBenchmarkSettings, serve),
     "serve-drill": (ServeDrillSettings, serve_drill),

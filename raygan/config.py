@@ -192,7 +192,7 @@ class LengthOptions(Settings):
     quality_every: float | None = option(
         None,
         "between measurements of quality (KID, memorisation), which choose the best checkpoint; by default a tenth "
-        "of the run, 0 for never",
+        "of the run and at least four images for each sample, 0 for never",
         unit="thousands of images",
         ge=0,
     )
@@ -639,6 +639,24 @@ class TrainBenchmarkSettings(TrainSettings):
     json_file: str | None = option(None, "file to write the numbers to")
 
 
+class QualityBenchmarkSettings(StorageSettings):
+    """Everything `jobs/benchmark.py quality` can be told."""
+
+    group: ClassVar[str] = "benchmark"
+
+    data: str = option(..., "folder of shards that jobs/prepare.py wrote")
+    label: str | None = option(None, "train on this label only; by default on all labels together")
+    presets: list[str] = option(None, "presets to train", default_factory=lambda: ["best-64", "wgan-gp-64"])
+    textbook: bool = option(True, "train WGAN-GP as research repositories write it too")
+    minutes: float = option(20.0, "how long each trains", unit="minutes", gt=0)
+    points: int = option(4, "times at which KID is measured", ge=1, le=100)
+    every: float = option(2.0, "images between two checkpoints", unit="thousands of images", gt=0)
+    samples: int = option(1000, "samples that KID is measured on", unit="images", ge=16, le=50_000)
+    network: str = option("efficientnet_lite0", "feature network, as in jobs/evaluate.py --network")
+    json_file: str | None = option(None, "file to write the numbers to")
+    picture: str | None = option(None, "PNG file to draw KID against time and the samples to")
+
+
 class ScaleBenchmarkSettings(TrainBenchmarkSettings):
     """Everything `jobs/benchmark.py scale` can be told."""
 
@@ -669,7 +687,7 @@ class ServeDrillSettings(Settings):
 
     group: ClassVar[str] = "drill"
 
-    faults: bool = option(False, "kill a generator replica, a classifier replica and the proxy meanwhile")
+    faults: bool = option(False, "kill a generator replica, a classifier replica and the gateway meanwhile")
     hostile: bool = option(False, "send hostile requests and uploads too, and watch the service's memory")
     clients: int = option(64, "clients that ask as soon as they are answered", ge=1, le=1024)
     seconds: float = option(120.0, "how long", unit="s", gt=0)
@@ -682,7 +700,7 @@ class DrillSettings(Settings):
 
     group: ClassVar[str] = "drill"
 
-    drills: list[Literal["worker", "controller"]] = option(
-        None, "what is broken; by default everything", default_factory=lambda: ["worker", "controller"]
-    )
+    drills: list[
+        Literal["worker", "controller", "node", "notice", "submitted", "prepare", "tune", "mlflow", "storage"]
+    ] = option(None, "what is broken; by default everything", default_factory=list)
     json_file: str | None = option(None, "file to write the numbers to")

@@ -1,0 +1,199 @@
+"""KID against time: presets under Ray Train, and textbook WGAN-GP, on the same photos and the same cores.
+
+Each trains alone for as many minutes as the others, one after the other, with all cores in one worker:
+
+    PRESET     the whole of `jobs/train.py`, judgements left out
+    textbook   `TextbookStep` with the source project's settings (preset wgan-gp-128) at the shards' size, on photos in
+               memory, in one process with a thread for each core; it has no moving average: its generator is judged
+
+What each had made at equal times is then compared with all real photos of the label. Each is a run in the storage
+folder; the same command goes on where it was stopped, and what is finished isn't trained again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from raygan import pictures
+from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.textbook import TextbookStep
+from raygan.charts import row_of_axes, to_png
+from raygan.config import QualityBenchmarkSettings, TrainSettings, load_preset
+from raygan.errors import ConfigurationError, RayganError
+from raygan.features import load_features
+from raygan.gan.checkpoint import load_generator, save_generator
+from raygan.gan.memory import keep_freed_memory
+from raygan.gan.step import StepSettings, seeded
+from raygan.judge.distances import kid
+from raygan.runs import is_finished
+from raygan.shards import DataSet, Split, read_shard
+from raygan.training.quality import draw
+from raygan.training.train import check, train
+from raygan.training.worker import network_settings
+
+TEXTBOOK = "textbook"
+
+#: The preset whose settings the textbook has.
+_SOURCE = "wgan-gp-128"
+
+#: Images of each that are shown at the end.
+_SHOWN = 24
+
+
+def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
+    """Train, judge, print a table, draw, write JSON if asked, and return the numbers.
+
+    Raises ConfigurationError if the storage folder isn't one of this machine: checkpoints are read from it.
+    """
+    if "://" in settings.storage:
+        raise ConfigurationError(f"--storage: this benchmark wants a folder of this machine, not {settings.storage}")
+    trainings = {name: _training(settings, name) for name in settings.presets}
+    source = _training(settings, _SOURCE)
+    for training in (*trainings.values(), *([source] if settings.textbook else [])):
+        check(training)
+    folders = {}
+    for preset, training in trainings.items():
+        name = str(training.name)
+        folders[preset] = Path(settings.storage, "runs", name)
+        if not is_finished(settings, name):
+            print(f"training {preset}", file=sys.stderr)
+            train(training)
+    if settings.textbook:
+        folders[TEXTBOOK] = _textbook(settings, source)
+    reals = _photos(settings, "train", "validation")
+    network = load_features(settings.network)
+    real_features = network(reals)
+    times = np.linspace(0, settings.minutes, settings.points + 1)[1:]
+    rows: dict[str, list[dict[str, float]]] = {}
+    shown = [("real", reals[torch.linspace(0, len(reals) - 1, _SHOWN).long()])]
+    for name, folder in folders.items():
+        for minutes in times:
+            checkpoint, about = _nearest(folder, float(minutes))
+            drawn = draw(load_generator(checkpoint)[0], settings.samples, seed=1)
+            value, error = kid(real_features, network(drawn))
+            row = {"minutes": about["minutes"], "kimg": about["kimg"], "kid": value, "error": error}
+            rows.setdefault(name, []).append(row)
+            print(
+                f"{name:12} {row['minutes']:5.1f} min {row['kimg']:7.1f} kimg  KID {value:.3f} +- {error:.3f}",
+                flush=True,
+            )
+        shown.append((f"{name}, {settings.minutes:g} min", drawn[:_SHOWN]))
+    result = {"machine": machine(), "network": network.name, "samples": settings.samples, "rows": rows}
+    write_json(settings.json_file, result)
+    if settings.picture:
+        Path(settings.picture).write_bytes(_picture(rows, shown, f"KID, {settings.samples} samples, {network.name}"))
+    return result
+
+
+def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
+    """A preset's training, of the size and length asked for."""
+    return TrainSettings.model_validate(
+        {
+            **load_preset(preset, TrainSettings.presets),
+            "storage": settings.storage,
+            "tracking_uri": settings.tracking_uri,
+            "experiment": settings.experiment,
+            "data": settings.data,
+            "label": settings.label,
+            "image_size": DataSet.open(settings.data).manifest.image_size,
+            "name": f"quality-{preset}",
+            "kimg": 1e6,
+            "minutes": settings.minutes,
+            "log_every": settings.every,
+            "checkpoint_every": settings.every,
+            "snapshot_every": 1e6,
+            "quality_every": 0,
+            "keep_checkpoints": 10_000,
+            "cpus_per_worker": cores(),
+            "promote": False,
+        }
+    )
+
+
+def _photos(settings: QualityBenchmarkSettings, *splits: Split) -> torch.Tensor:
+    """Photos of the label, uint8 (n, 3, S, S)."""
+    data = DataSet.open(settings.data)
+    shards = [shard for split in splits for shard in data.shards(split, settings.label)]
+    blocks = [read_shard(data.address, data.manifest, shard, settings.label)[0] for shard in shards]
+    return torch.from_numpy(np.concatenate(blocks))
+
+
+def _nearest(folder: Path, minutes: float) -> tuple[Path, dict[str, float]]:
+    """The checkpoint that was written nearest to a time, and what it says about itself."""
+    found = []
+    for path in folder.glob("*/generator.json"):
+        about = json.loads(path.read_text(encoding="utf-8"))["about"]
+        found.append((abs(about["minutes"] - minutes), path.parent, about))
+    if not found:
+        raise RayganError(f"{folder} has no checkpoints: delete it, and train again")
+    _, checkpoint, about = min(found, key=lambda each: each[0])
+    return checkpoint, about
+
+
+def _textbook(settings: QualityBenchmarkSettings, source: TrainSettings) -> Path:
+    """Train by the textbook, in a process of its own, if that isn't done; the folder with its generators."""
+    folder = Path(settings.storage, "runs", f"quality-{TEXTBOOK}")
+    if (folder / "finished").exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    print(f"training {TEXTBOOK}", file=sys.stderr)
+    process = multiprocessing.get_context("spawn").Process(target=_loop, args=(settings, source, folder))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RayganError(f"the textbook's training ended with status {process.exitcode}; it said why above")
+    (folder / "finished").touch()
+    return folder
+
+
+def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Path) -> None:
+    """Algorithm 1 until the minutes are over; a generator is kept whenever a part of them is."""
+    torch.set_num_threads(cores())
+    keep_freed_memory()
+    photos = _photos(settings, "train")
+    values = {name: getattr(source, name) for name in StepSettings.__dataclass_fields__ if hasattr(source, name)}
+    step = TextbookStep(network_settings(source, ()), StepSettings(**{**values, "precision": "fp32", "augment": ()}))
+    batch, done, kept, began = source.batch_size, 0, 0, time.monotonic()
+    bar = tqdm(total=settings.minutes, desc="training", unit="min", bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f} min")
+    while kept < settings.points:
+        draws = seeded(source.seed, done, "textbook")
+        step.critic_step(photos[torch.randint(len(photos), (batch,), generator=draws)], draws)
+        done += 1
+        if done % source.n_critic == 0:
+            step.generator_step(draws)
+        minutes = (time.monotonic() - began) / 60
+        bar.update(min(minutes, settings.minutes) - bar.n)
+        if minutes >= settings.minutes * (kept + 1) / settings.points:
+            kept += 1
+            about = {"kimg": done * batch / 1000, "minutes": minutes, "label": source.label or "all"}
+            save_generator(folder / f"{kept:03}", step.generator, about)
+
+
+def _picture(rows: dict[str, list[dict[str, float]]], shown: list[tuple[str, torch.Tensor]], title: str) -> bytes:
+    """KID against minutes above, and what was drawn at the end below."""
+    figure, (axes,) = row_of_axes(7.0, 3.6, 1)
+    for name, points in rows.items():
+        minutes, kids, errors = ([point[key] for point in points] for key in ("minutes", "kid", "error"))
+        axes.errorbar(minutes, kids, errors, label=name, marker="o", markersize=3, capsize=2, linewidth=1.4)
+    axes.set(xlabel="minutes of training", ylabel=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    chart = Image.open(io.BytesIO(to_png(figure)))
+    panels = pictures.side_by_side(shown, 4)
+    sheet = Image.new("RGB", (max(chart.width, panels.width), chart.height + panels.height), "white")
+    sheet.paste(chart, (0, 0))
+    sheet.paste(panels, (0, chart.height))
+    return pictures.png(sheet)
