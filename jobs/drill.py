@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Break things while raygan trains, and see what is lost: SIGKILL to a training worker, and to Ray Train's controller.
+"""Break things while raygan works, and see what is lost: nodes, workers, the controller, MLflow, the disk.
 
   python jobs/drill.py
-  python jobs/drill.py --drills worker
+  python jobs/drill.py --drills worker node
 
-Runs on this machine, with a Ray cluster and trainings of its own; nothing else should use Ray here meanwhile.
+Runs on this machine, with Ray nodes and a training of its own; nothing else should use Ray here meanwhile.
 """
 
 from raygan.cli import run_job

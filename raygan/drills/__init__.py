@@ -1,11 +1,12 @@
-"""Fault drills: real trainings on a Ray cluster of this machine, what is done to them, and what that costs.
+"""Fault drills: real jobs on several Ray nodes of this machine, what is done to them, and what that costs.
 
 The mental model:
 
-1. `stage` sets the scene: a cluster by Ray's own cluster utilities, jobs started as users start them, and eyes on what
-   they leave in storage and in MLflow.
-2. `faults` are the drills. Each starts a job, waits until it works, breaks something with SIGKILL, and compares what
-   came out with what an undisturbed job left: weights to the last bit, MLflow's metrics without gaps or doubles.
+1. `stage` sets the scene: Ray nodes with processes of their own (Ray's cluster utilities), jobs started as users start
+   them, and eyes on what they leave in storage and in MLflow.
+2. `faults` are the drills. Each starts a job, waits until it works, breaks something with SIGKILL, a drain or a full
+   disk, and compares what came out with what an undisturbed job left: weights and shards to the last bit where
+   that is promised, MLflow's metrics without gaps or doubles always.
 3. `drill` runs them one after another and prints what was lost. A check that fails fails the command.
 """
 
@@ -35,7 +36,7 @@ def drill(settings: DrillSettings) -> dict[str, Any]:
         stage = Stage(Path(folder))
         print("preparing faces and an undisturbed training", file=sys.stderr)
         stage.rehearse()
-        for name in settings.drills:
+        for name in settings.drills or DRILLS:
             began = time.monotonic()
             print(f"{name}: {DRILLS[name].about}", file=sys.stderr)
             try:
@@ -53,6 +54,8 @@ def drill(settings: DrillSettings) -> dict[str, Any]:
 
 
 def _line(name: str, found: Found) -> str:
+    if found.left_out:
+        return f"{name:11} left out: {found.left_out}"
     back = f"back after {found.back_after:5.1f} s" if found.back_after is not None else " " * 18
     again = f"{1000 * found.again_kimg:6.0f} images again" if found.again_kimg is not None else " " * 19
     checks = "; ".join(f"{text}: {'yes' if right else 'NO'}" for text, right in found.checks.items())
