@@ -1,6 +1,7 @@
 """Records on their way to MLflow: none lost, none twice, whatever the server or the process does."""
 
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -143,6 +144,19 @@ def test_a_run_ends_as_its_job_ended(settings, error, status):
     record = run.client.get_run(run.id)
     assert record.info.status == status
     assert record.data.params == {"a.b": "1"}
+
+
+def test_why_a_job_failed_is_said_even_where_nothing_can_be_recorded(settings):
+    def work():
+        with tracking.start_run(settings, "full", job="test", params={}) as run:
+            shutil.rmtree(run.spool.folder)
+            run.spool.folder.write_text("in the way")
+            with pytest.raises(RayganError, match=f"cannot write {run.spool.folder}"):
+                run.spool.put_metrics({"loss": 1.0}, 1)
+            raise RayganError("the reason")
+
+    with pytest.raises(RayganError, match="the reason"):
+        work()
 
 
 def test_the_callback_records_rank_0_and_failures(settings, tmp_path):

@@ -20,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def connect(settings: StorageSettings) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every table it makes
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # It tells of every table that it upgrades, and prints pages of SQL for an error that it also raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     alone: AbstractContextManager[Any] = nullcontext()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
@@ -185,11 +186,10 @@ def start_run(
     run.log_params(params)
     try:
         yield run
-    except (KeyboardInterrupt, SystemExit):
-        run.close("KILLED")
-        raise
-    except BaseException:
-        run.close("FAILED")
+    except BaseException as error:
+        # Where even this can't be recorded, the reason is what counts; the next job closes the run.
+        with suppress(RayganError):
+            run.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     run.close("FINISHED")
 

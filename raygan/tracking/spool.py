@@ -17,13 +17,16 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
+
+from raygan.errors import RayganError
 
 #: Most metrics that MLflow takes in one call.
 _BATCH = 1000
@@ -35,7 +38,10 @@ _numbers = itertools.count()
 
 
 class Spool:
-    """The folder of one run's records. Writing is quick and never speaks to MLflow."""
+    """The folder of one run's records. Writing is quick and never speaks to MLflow.
+
+    Raises RayganError where a record can't be written: the disk is full, or the folder is somebody else's.
+    """
 
     def __init__(self, folder: Path, run_id: str):
         self.run_id, self.folder = run_id, folder / run_id
@@ -55,8 +61,9 @@ class Spool:
 
     def put_artifact(self, content: bytes, path: str) -> None:
         """A file for the run's artifacts, at ``path`` such as ``pictures/samples.png``."""
-        kept = self.folder / f"{self._name()}.content"
-        kept.write_bytes(content)
+        with self._on_disk():
+            kept = self.folder / f"{self._name()}.content"
+            kept.write_bytes(content)
         self._put({"artifact": path, "content": kept.name})
 
     def put_status(self, status: str) -> None:
@@ -68,10 +75,18 @@ class Spool:
         return sorted(self.folder.glob("*.json"))
 
     def _put(self, record: dict[str, Any]) -> None:
-        name = self._name()
-        part = self.folder / f"{name}.part"
-        part.write_text(json.dumps(record), encoding="utf-8")
-        part.rename(self.folder / f"{name}.json")
+        with self._on_disk():
+            name = self._name()
+            part = self.folder / f"{name}.part"
+            part.write_text(json.dumps(record), encoding="utf-8")
+            part.rename(self.folder / f"{name}.json")
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RayganError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from None
 
     def _name(self) -> str:
         self.folder.mkdir(parents=True, exist_ok=True)  # whoever deleted it, it must not end a job
