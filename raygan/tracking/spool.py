@@ -25,6 +25,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
+from tqdm import tqdm
 
 from raygan.errors import RayganError
 
@@ -132,11 +133,11 @@ class Sender:
             # Tracking must never end a job: whatever the store raises is said once and tried again.
             if not self._complained:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                print(f"warning: MLflow does not take records ({reason}); they wait on disk", file=sys.stderr)
+                tqdm.write(f"warning: MLflow does not take records ({reason}); they wait on disk", file=sys.stderr)
             self._complained = True
             return False
         if self._complained:
-            print("MLflow takes records again; nothing was lost", file=sys.stderr)
+            tqdm.write("MLflow takes records again; nothing was lost", file=sys.stderr)
         self._complained = False
         return True
 
