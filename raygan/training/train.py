@@ -394,8 +394,8 @@ class _Follower:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._bar.close()  # first: what is said next begins on a line of its own
         self._training.history.save()
-        self._bar.close()
 
     def follow(self, events: Queue, wait_s: float) -> None:
         """Handle what has come, waiting up to `wait_s` seconds for the first event."""
