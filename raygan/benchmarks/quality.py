@@ -29,6 +29,7 @@ from tqdm import tqdm
 from raygan import pictures
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
+from raygan.benchmarks.train import in_memory
 from raygan.charts import row_of_axes, to_png
 from raygan.config import QualityBenchmarkSettings, TrainSettings, load_preset
 from raygan.errors import ConfigurationError, RayganError
@@ -38,7 +39,7 @@ from raygan.gan.memory import keep_freed_memory
 from raygan.gan.step import StepSettings, seeded
 from raygan.judge.distances import kid
 from raygan.runs import is_finished
-from raygan.shards import DataSet, Split, read_shard
+from raygan.shards import DataSet
 from raygan.training.quality import draw
 from raygan.training.train import check, train
 from raygan.training.worker import network_settings
@@ -72,7 +73,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
             train(training)
     if settings.textbook:
         folders[TEXTBOOK] = _textbook(settings, source)
-    reals = _photos(settings, "train", "validation")
+    reals, _ = in_memory(DataSet.open(settings.data), settings.label, "train", "validation")
     network = load_features(settings.network)
     real_features = network(reals)
     times = np.linspace(0, settings.minutes, settings.points + 1)[1:]
@@ -122,14 +123,6 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
     )
 
 
-def _photos(settings: QualityBenchmarkSettings, *splits: Split) -> torch.Tensor:
-    """Photos of the label, uint8 (n, 3, S, S)."""
-    data = DataSet.open(settings.data)
-    shards = [shard for split in splits for shard in data.shards(split, settings.label)]
-    blocks = [read_shard(data.address, data.manifest, shard, settings.label)[0] for shard in shards]
-    return torch.from_numpy(np.concatenate(blocks))
-
-
 def _nearest(folder: Path, minutes: float) -> tuple[Path, dict[str, float]]:
     """The checkpoint that was written nearest to a time, and what it says about itself."""
     found = []
@@ -163,7 +156,7 @@ def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Pat
     """Algorithm 1 until the minutes are over; a generator is kept whenever a part of them is."""
     torch.set_num_threads(cores())
     keep_freed_memory()
-    photos = _photos(settings, "train")
+    photos, _ = in_memory(DataSet.open(settings.data), settings.label, "train")
     values = {name: getattr(source, name) for name in StepSettings.__dataclass_fields__ if hasattr(source, name)}
     step = TextbookStep(network_settings(source, ()), StepSettings(**{**values, "precision": "fp32", "augment": ()}))
     batch, done, kept, began = source.batch_size, 0, 0, time.monotonic()

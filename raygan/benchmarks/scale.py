@@ -202,7 +202,7 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
         batch: _batch_seconds(base, batch) for batch in sorted({base.batch_size // part for part in (1, 2, 4, 8)})
     }
     slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
-    cost = Cost(float(fixed), float(slope), _bytes(base, "critic"), _bytes(base, "generator"), base.n_critic)
+    cost = Cost(float(fixed), float(slope), *_gradient_bytes(base), base.n_critic)
     here = _gloo()
     print(
         f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one core; gradients "
@@ -236,11 +236,12 @@ def _batch_seconds(base: TrainSettings, batch: int) -> float:
     return batch / apart(bare, 1)["images_per_second"]
 
 
-def _bytes(base: TrainSettings, network: str) -> int:
-    """Bytes of a network's gradients."""
+def _gradient_bytes(base: TrainSettings) -> tuple[int, int]:
+    """Of the critic and of the generator."""
     schedule = Schedule.of(base, base.batch_size, base.batch_size)
     step = GanStep(network_settings(base, ()), step_settings(base, schedule, torch.device("cpu")))
-    return sum(4 * weights.numel() for weights in getattr(step, network).parameters())
+    critic, generator = (sum(4 * p.numel() for p in network.parameters()) for network in (step.critic, step.generator))
+    return critic, generator
 
 
 def _gloo() -> Link:

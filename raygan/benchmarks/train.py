@@ -32,7 +32,7 @@ from raygan.config import TrainBenchmarkSettings, TrainSettings
 from raygan.errors import RayganError
 from raygan.gan.memory import keep_freed_memory
 from raygan.gan.step import GanStep
-from raygan.shards import DataSet, read_shard
+from raygan.shards import DataSet, Split, read_shard
 from raygan.training.schedule import Schedule
 from raygan.training.train import check, train
 from raygan.training.worker import network_settings, step_settings
@@ -131,14 +131,20 @@ def apart(base: TrainSettings, threads: int) -> dict[str, float]:
     return {**found, "around": time.monotonic() - began - seconds}
 
 
+def in_memory(data: DataSet, label: str | None, *splits: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """All photos of some splits, uint8 (n, 3, S, S), and their class numbers (n,)."""
+    shards = [shard for split in splits for shard in data.shards(split, label)]
+    blocks = [read_shard(data.address, data.manifest, shard, label) for shard in shards]
+    photos, classes = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
+    return photos, classes
+
+
 def _loop(answers: Any, settings: TrainSettings, threads: int) -> None:
     """Train on photos in memory, and answer with the seconds in the loop and what was measured in it."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the workers do: the difference shall be Ray's
     data = DataSet.open(settings.data)
-    shards = data.shards("train", settings.label)
-    blocks = [read_shard(data.address, data.manifest, shard, settings.label) for shard in shards]
-    photos, classes = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
+    photos, classes = in_memory(data, settings.label, "train")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     schedule = Schedule.of(settings, len(photos), settings.batch_size)
     labels = tuple(data.manifest.classes) if settings.conditional else ()

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 import raygan
 from raygan import tracking
+from raygan.benchmarks.prepare import repeat
 from raygan.config import StorageSettings
 from raygan.errors import RayganError
 from raygan.photos import draw
@@ -93,17 +94,18 @@ class Nodes:
         if done.returncode:
             raise RayganError(f"ray {arguments[0]} failed: {' / '.join(done.stderr.strip().splitlines()[-2:])}")
 
-    def processes(self, title: str) -> list[psutil.Process]:
-        """Processes of Ray's whose title begins so."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or [""]
-            if command[0].startswith(title):
-                found.append(process)
-        return found
-
     def stop(self) -> None:
         self._cluster.shutdown()
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Processes of Ray's whose title begins so."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or [""]
+        if command[0].startswith(title):
+            found.append(process)
+    return found
 
 
 class Job:
@@ -163,11 +165,7 @@ class Stage:
     def rehearse(self) -> None:
         """Draw faces, prepare them, and train undisturbed."""
         draw.draw_folder(self.faces, _FACES)
-        for label in draw.LABELS:
-            (self.many / label).mkdir(parents=True)
-            for number in range(_REPEATED):
-                for face in (self.faces / label).iterdir():
-                    (self.many / label / f"{number:02}-{face.name}").symlink_to(face)
+        repeat([str(self.faces)], str(self.many), _REPEATED * len(draw.LABELS) * _FACES)
         with self.nodes(2) as nodes:
             for start in (
                 lambda: self.prepare(nodes, self.faces, self.shards),
@@ -240,24 +238,21 @@ class Watched:
 
     def runs(self) -> list[Run]:
         """MLflow's runs of this name."""
-        client = self._client()
-        experiment = client.get_experiment_by_name("raygan")
-        return list(client.search_runs([experiment.experiment_id], f"attributes.run_name = '{self.name}'"))
+        return self._search(f"attributes.run_name = '{self.name}'")
 
-    def children(self) -> list[Run]:
-        """MLflow's runs that these are the parents of."""
-        client = self._client()
-        experiment = client.get_experiment_by_name("raygan")
-        found = []
-        for run in self.runs():
-            parent = f"tags.mlflow.parentRunId = '{run.info.run_id}'"
-            found += client.search_runs([experiment.experiment_id], parent)
-        return found
+    def children(self, parent: Run) -> list[Run]:
+        """MLflow's runs below another."""
+        return self._search(f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
 
     def steps(self) -> list[int]:
         """Images at which MLflow has the critic's loss, as often as it has it."""
         client = self._client()
         return [m.step for run in self.runs() for m in client.get_metric_history(run.info.run_id, "critic_loss")]
+
+    def _search(self, query: str) -> list[Run]:
+        client = self._client()
+        experiment = client.get_experiment_by_name("raygan")
+        return list(client.search_runs([experiment.experiment_id], query))
 
     def _client(self) -> MlflowClient:
         return tracking.connect(StorageSettings(storage=str(self._storage), tracking_uri=self._tracking_uri))

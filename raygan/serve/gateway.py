@@ -184,8 +184,17 @@ class GatewayDeployment:
         deadline = time.monotonic() + _PATIENCE
         while self._missing and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
+        self._app = Guard(
+            create_app(self.service, settings, lambda: self._missing),
+            self._meters,
+            token=read_token(settings),
+            most_bytes=int(settings.max_request_megabytes * 1e6),
+            seconds=settings.timeout_seconds,
+            access_log=settings.access_log,
+            tells_id=address is not None,  # Serve's proxies do
+        )
         if address:
-            self._listener = Listener(self._app(tells_id=True), address)
+            self._listener = Listener(self._app, address)
             await self._listener.open()
 
     async def __del__(self) -> None:
@@ -194,19 +203,7 @@ class GatewayDeployment:
             await self._listener.close()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self._app(tells_id=False)  # Serve's proxy does
-
-    def _app(self, *, tells_id: bool) -> ASGIApp:
-        settings = self._settings
-        return Guard(
-            create_app(self.service, settings, lambda: self._missing),
-            self._meters,
-            token=read_token(settings),
-            most_bytes=int(settings.max_request_megabytes * 1e6),
-            seconds=settings.timeout_seconds,
-            access_log=settings.access_log,
-            tells_id=tells_id,
-        )
+        return self._app
 
     async def _follow(self) -> None:
         """Keep up with the registry and with the number of replicas, for ever."""

@@ -17,8 +17,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
-from raygan.errors import RayganError
+from raygan import storage
 
 #: Most metrics that MLflow takes in one call.
 _BATCH = 1000
@@ -62,10 +61,9 @@ class Spool:
 
     def put_artifact(self, content: bytes, path: str) -> None:
         """A file for the run's artifacts, at ``path`` such as ``pictures/samples.png``."""
-        with self._on_disk():
-            kept = self.folder / f"{self._name()}.content"
-            kept.write_bytes(content)
-        self._put({"artifact": path, "content": kept.name})
+        kept = f"{self._name()}.content"
+        storage.write_bytes(str(self.folder / kept), content)
+        self._put({"artifact": path, "content": kept})
 
     def put_status(self, status: str) -> None:
         """The run's end: FINISHED, FAILED or KILLED."""
@@ -76,21 +74,9 @@ class Spool:
         return sorted(self.folder.glob("*.json"))
 
     def _put(self, record: dict[str, Any]) -> None:
-        with self._on_disk():
-            name = self._name()
-            part = self.folder / f"{name}.part"
-            part.write_text(json.dumps(record), encoding="utf-8")
-            part.rename(self.folder / f"{name}.json")
-
-    @contextmanager
-    def _on_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RayganError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from None
+        storage.write_bytes(str(self.folder / f"{self._name()}.json"), json.dumps(record).encode())
 
     def _name(self) -> str:
-        self.folder.mkdir(parents=True, exist_ok=True)  # whoever deleted it, it must not end a job
         return f"{time.time_ns():020d}-{os.getpid()}-{next(_numbers):06d}"
 
 

@@ -8,14 +8,9 @@ import socket
 import httpx
 import pytest
 
+from raygan.benchmarks.serve import free_port
 from raygan.errors import RayganError
 from raygan.serve.listener import Address, Listener
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def answering(body: bytes, wait: asyncio.Event | None = None):

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 
 from raygan import tracking
+from raygan.benchmarks.serve import free_port
 from raygan.config import ServeJobSettings, ServeSettings, load_yaml
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import save_generator
@@ -44,9 +45,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(ray_cluster, settings):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve.start(proxy_location="Disabled", http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(settings.plain()), name="raygan")
     yield f"http://127.0.0.1:{port}"

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import ray.train
@@ -21,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from raygan import tracking
+from raygan.drills.stage import processes
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.networks import Critic, Generator, NetworkSettings
@@ -250,11 +250,9 @@ def kill_a_worker(folder, known, killed):
     deadline = time.monotonic() + 120
     while set(checkpoints(folder)) <= known and time.monotonic() < deadline:
         time.sleep(0.02)
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker"):
-            process.kill()
-            killed.append(process.pid)
-            return
+    for process in processes("ray::RayTrainWorker")[:1]:
+        process.kill()
+        killed.append(process.pid)
 
 
 def checkpoints(folder):
