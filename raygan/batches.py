@@ -24,7 +24,7 @@ import torch
 
 from raygan import cluster, pictures
 from raygan.gan.step import Share
-from raygan.shards import DataSet, Split, read_shard
+from raygan.shards import DataSet, Manifest, ShardFile, Split, read_shard
 
 #: Shards that are shuffled together. Enough to mix small sets wholly, few enough to stay in memory.
 SHARDS_MIXED = 64
@@ -61,19 +61,33 @@ class Photos:
         return np.stack([blocks[int(shard)][row] for shard, row in places])
 
     def block(self, number: int) -> Block:
-        """Pixels (n, 3, S, S) and class numbers (n,) of one shard, mapped, not copied."""
-        pixels, classes = ray.get(self.blocks[number])
+        """Pixels (n, 3, S, S) and class numbers (n,) of one shard, mapped, not copied.
+
+        Raises RayganError if it could not be made, or is lost.
+        """
+        try:
+            pixels, classes = ray.get(self.blocks[number])
+        except ray.exceptions.RayError as error:
+            raise cluster.failure(error) from None
         return pixels, classes
 
 
 def load_photos(data: DataSet, split: Split, label: str | None) -> Photos:
     """Read a split's shards into the object store, with a progress bar. Raises RayganError on a bad shard."""
-    shards = data.shards(split, label)
-    read = ray.remote(read_shard)
-    blocks = [read.remote(data.address, data.manifest, shard, label) for shard in shards]
-    cluster.wait_for(blocks, f"reading {split} shards", unit="shard")
-    rows = tuple(shard.rows[label] if label else sum(shard.rows.values()) for shard in shards)
-    return Photos(rows, tuple(blocks))
+    read = ray.remote(_read).options(num_returns=2)
+    parts = [read.remote(data.address, data.manifest, shard, label) for shard in data.shards(split, label)]
+    blocks, counts = [block for block, _ in parts], [count for _, count in parts]
+    cluster.wait_for(counts, f"reading {split} shards", unit="shard")
+    try:
+        # Not of the blocks themselves, which would come to this node.
+        return Photos(tuple(ray.get(counts)), tuple(blocks))
+    except ray.exceptions.RayError as error:
+        raise cluster.failure(error) from None
+
+
+def _read(address: str, manifest: Manifest, shard: ShardFile, label: str | None) -> tuple[Block, int]:
+    block = read_shard(address, manifest, shard, label)
+    return block, len(block[1])
 
 
 def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:

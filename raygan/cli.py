@@ -38,7 +38,7 @@ def run_job(
     try:
         settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc)
         if dry_run:
-            print(yaml.safe_dump(settings.plain(), sort_keys=False, allow_unicode=True), end="")
+            print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
         else:
             _keep_ray_on_this_machine()
             main(settings)
@@ -55,6 +55,14 @@ def run_job(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(0)
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """The settings without passwords."""
+    from raygan.storage import public  # pyarrow would hold up --help
+
+    values = settings.plain()
+    return {name: public(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def _keep_ray_on_this_machine() -> None:
@@ -78,9 +86,8 @@ def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> t
     preset = flags.pop("preset", None)
     values: dict[str, Any] = {}
     loaded = [load_yaml(path) for path in files]
-    for file_values in loaded:
-        preset = preset or file_values.pop("preset", None)
-        file_values.pop("preset", None)
+    named = [file_values.pop("preset", None) for file_values in loaded]
+    preset = preset or next((name for name in reversed(named) if name), None)
     if preset:
         values |= load_preset(preset, presets)
     for file_values in loaded:

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from raygan.config import StorageSettings, WorkerOptions
-from raygan.errors import ConfigurationError, RayganError, Terminated
+from raygan.errors import ConfigurationError, RayganError, Terminated, first_line, last_line
 
 #: Seconds in which every node must have looked whether it sees the job's folders.
 _LOOK_S = 60
@@ -44,7 +44,7 @@ def connect(settings: StorageSettings | None = None) -> None:
     try:
         # Of the dashboard Ray Train hears whether a controller is dead; its workers' cores are given back only then.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _refusal(address or "of this machine", error) from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack and ends the process before anything is put away.
@@ -85,16 +85,16 @@ def _listens(address: str) -> bool:
 def _refusal(address: str, error: BaseException) -> RayganError:
     """What went wrong with the connection, and the way out."""
     said, cause = str(error).strip(), error.__cause__
-    if "InvalidAuthToken" in f"{said}{cause}":
+    if "InvalidAuthToken" in f"{said}{cause}" or isinstance(error, ray.exceptions.AuthenticationError):
         return RayganError(
-            f"the Ray cluster {address} refuses the token: set RAY_AUTH_TOKEN to the cluster's, "
-            f"or RAY_AUTH_TOKEN_PATH to a file that holds it"
+            f"the Ray cluster {address} refuses the token, or there is none: set RAY_AUTH_MODE=token and "
+            f"RAY_AUTH_TOKEN to the cluster's, or RAY_AUTH_TOKEN_PATH to a file that holds it"
         )
     if "Version mismatch" in said:
         return RayganError(
             f"the Ray cluster {address} has another version ({' '.join(said.split())}): install the cluster's here"
         )
-    return _no_answer(address, said.splitlines()[0])
+    return _no_answer(address, first_line(error))
 
 
 def _no_answer(address: str, reason: str) -> RayganError:
@@ -127,6 +127,11 @@ def _check_shared(settings: StorageSettings) -> None:
             found = ray.get(looks, timeout=_LOOK_S)
         except ray.exceptions.GetTimeoutError:
             raise RayganError(f"the cluster's nodes do not answer within {_LOOK_S} s: see `ray status`") from None
+        except ray.exceptions.RayError as error:
+            raise RayganError(
+                f"a node of the cluster can't run raygan ({last_line(error)}): install it there, or submit the job by "
+                f"jobs/submit.py, which does"
+            ) from None
     for node, missing in zip(others, found, strict=True):
         for number in missing:
             flag, address, _ = wanted[number]
@@ -246,6 +251,12 @@ def wait_for(tasks: Sequence[ray.ObjectRef], doing: str, *, unit: str = "task", 
             bar.update(len(done))
 
 
+def failure(error: ray.exceptions.RayError) -> RayganError:
+    """Why a task failed, in one line: what it raised itself, or what Ray says."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, RayganError) else RayganError(f"a task failed: {last_line(error)}")
+
+
 def room(resources: dict[str, float]) -> int:
     """How many workers of these resources fit the cluster's nodes, if nothing else ran."""
     return sum(_fitting(node, resources) for node in nodes())
@@ -264,7 +275,8 @@ def require(workers: int, resources: dict[str, float]) -> None:
     smaller = ", or for less each with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
     raise ConfigurationError(
         f"--num-workers: {workers} workers of {each} each do not fit this cluster "
-        f"({everything} in all, room for {fitting}): ask for {max(fitting, 1)} or fewer{smaller}, or add nodes"
+        f"({everything} in all, room for {fitting}): ask for {max(fitting, 1)} or fewer{smaller}, for a range such as "
+        f"1:{workers} that follows the cluster, or add nodes"
     )
 
 

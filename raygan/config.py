@@ -77,10 +77,18 @@ def _worker_range(value: Any) -> int | tuple[int, int]:
 WorkerRange = Annotated[int | tuple[int, int], BeforeValidator(_worker_range)]
 
 
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are errors, objects are frozen."""
+def _absolute(address: str) -> str:
+    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+#: A local path or a URI. Paths are made absolute: the processes of a cluster stand in folders of their own.
+Address = Annotated[str, AfterValidator(_absolute)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, numbers are finite, objects are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     #: Heading of the class's fields in `--help`.
     group: ClassVar[str] = "options"
@@ -95,10 +103,10 @@ class StorageSettings(Settings):
 
     group: ClassVar[str] = "storage and tracking"
 
-    storage: str = option(
+    storage: Address = option(
         None,
         "folder for runs, checkpoints and, by default, MLflow's records; RAYGAN_STORAGE sets the default",
-        default_factory=lambda: os.environ.get("RAYGAN_STORAGE") or os.path.expanduser("~/raygan"),
+        default_factory=lambda: _absolute(os.environ.get("RAYGAN_STORAGE") or "~/raygan"),
     )
     tracking_uri: str | None = option(
         None,
@@ -150,9 +158,9 @@ class ObjectiveOptions(Settings):
     mirror: bool = option(False, "flip reals left to right at random")
     ema_kimg: float = option(
         10.0,
-        "half-life of the generator's moving average, which is the model users get",
+        "half-life of the generator's moving average (EMA), which is the model users get; 0 gives them the generator",
         unit="thousands of images",
-        gt=0,
+        ge=0,
     )
     ema_ramp: float = option(
         0.05, "the half-life is at most this share of the images seen so far; 0 leaves it fixed", ge=0, le=1
@@ -198,7 +206,9 @@ class LengthOptions(Settings):
     )
     quality_samples: int = option(500, "samples that quality is measured on", unit="images", ge=16, le=50_000)
     quality_network: str = option(
-        "efficientnet_lite0", "feature network of KID: efficientnet_lite0, or a file or folder of GoogLeNet weights"
+        "efficientnet_lite0",
+        "feature network of KID: efficientnet_lite0, googlenet (the registered classifier), or a file or folder of "
+        "GoogLeNet weights",
     )
     keep_checkpoints: int = option(2, "checkpoints kept: the best by quality, and always the last", ge=1)
     log_checkpoints: Literal["best", "last", "none"] = option(
@@ -212,7 +222,7 @@ class WorkerOptions(Settings):
     group: ClassVar[str] = "cluster"
 
     sync_batch_norm: bool = option(
-        False, "normalise the generator's batches over all workers together, so that their number doesn't matter"
+        False, "batch norm takes the batch of all workers together, so that their number doesn't matter"
     )
     num_workers: WorkerRange = option(
         1, "data-parallel training workers (DDP); a range such as 1:8 follows what the cluster has", unit="workers"
@@ -220,6 +230,16 @@ class WorkerOptions(Settings):
     cpus_per_worker: float = option(1.0, "CPU cores reserved for each worker, also its threads", unit="cores", gt=0)
     gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has enough of them")
     max_failures: int = option(3, "times a failed worker group is started again from the last checkpoint", ge=0)
+
+    @model_validator(mode="after")
+    def _has_work_for_all(self) -> WorkerOptions:
+        batch = getattr(self, "batch_size", None)
+        if batch is not None and batch < self.most_workers:
+            raise ValueError(
+                f"batch_size ({batch}) is smaller than num_workers ({self.most_workers}): "
+                f"every worker needs at least one image of each batch"
+            )
+        return self
 
     @property
     def fewest_workers(self) -> int:
@@ -238,7 +258,7 @@ class TrainSettings(WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptio
     group: ClassVar[str] = "run"
     presets: ClassVar[tuple[str, ...]] = ("quick", "best-64", "best-128", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
 
-    data: str = option(..., "folder of shards that jobs/prepare.py wrote")
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels together")
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
     promote: bool = option(True, "point the registered model's serving alias at this run's generator")
@@ -246,11 +266,6 @@ class TrainSettings(WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptio
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSettings:
-        if self.batch_size < self.most_workers:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) is smaller than num_workers ({self.most_workers}): "
-                f"every worker needs at least one image of each batch"
-            )
         if self.conditional and self.label is not None:
             raise ValueError(f"conditional draws every label, so label can't be {self.label}: leave one of them out")
         if self.objective != "dcgan" and self.critic_norm == "batch":
@@ -303,7 +318,7 @@ class SampleSettings(StorageSettings):
 
     group: ClassVar[str] = "samples"
 
-    output: str = option(..., "folder or URI that the samples are written to")
+    output: Address = option(..., "folder or URI that the samples are written to")
     n: int = option(1000, "samples", unit="images", ge=1)
     label: str | None = option(None, "what to draw; by default what the model draws, if that is one thing")
     model: str | None = option(
@@ -343,6 +358,7 @@ class ServeSettings(StorageSettings):
     max_request_megabytes: float = option(32.0, "biggest request body", unit="MB", gt=0)
     max_upload_megapixels: float = option(24.0, "most pixels of an upload, judged before decoding", gt=0)
     access_log: bool = option(True, "print a line of JSON for each request")
+    revision: str = option("", "anything: `serve deploy` looks for new labels only if its file has changed")
 
 
 class ServeJobSettings(StorageSettings):
@@ -353,12 +369,28 @@ class ServeJobSettings(StorageSettings):
     service: str = option("serve_config.yaml", "Ray Serve's configuration file: host, port, replicas, arguments")
 
 
+class SubmitSettings(Settings):
+    """Everything `jobs/submit.py` can be told."""
+
+    group: ClassVar[str] = "submission"
+
+    address: str = option(
+        None,
+        "address of the cluster's dashboard; by default RAY_API_SERVER_ADDRESS, or this machine's",
+        default_factory=lambda: os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265",
+    )
+    working_dir: Address = option(None, "checkout that is sent there", default_factory=os.getcwd)
+    install: bool = option(True, "install the checkout and all that it needs there, once; not needed in its own image")
+    wait: bool = option(True, "show what the job says, and end with its exit status")
+    name: str | None = option(None, "the job's submission id; by default Ray makes one up")
+
+
 class QuickstartSettings(StorageSettings):
     """Everything `jobs/quickstart.py` can be told."""
 
     group: ClassVar[str] = "quickstart"
 
-    input: list[str] | None = option(None, "folders of your own photos; by default faces that raygan draws itself")
+    input: list[Address] | None = option(None, "folders of your own photos; by default faces that raygan draws itself")
     label: str | None = option(None, "train this label only; by default every label, one generator each")
     epochs: int | None = option(None, "passes over the photos; by default as many as suit their number", ge=1)
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
@@ -392,7 +424,7 @@ class ClassifySettings(WorkerOptions, ClassifierOptions, StorageSettings):
 
     group: ClassVar[str] = "run"
 
-    data: str = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     epochs: int = option(24, "passes over the training images", unit="epochs", ge=1)
     patience: int = option(
         10, "stop when so many epochs have not lowered the validation loss; 0 never stops early", unit="epochs", ge=0
@@ -421,13 +453,22 @@ class ClassifySettings(WorkerOptions, ClassifierOptions, StorageSettings):
     promote: bool = option(True, "point the registered classifier's serving alias at this run's")
     allow_changes: bool = option(False, "resume a run although settings or shards differ from those it began with")
 
+    @model_validator(mode="after")
+    def _uses_all(self) -> ClassifySettings:
+        if self.real_fraction == 1 and (self.generated_images or self.model):
+            given = "generated_images" if self.generated_images else "model"
+            raise ValueError(f"{given} is for generated images, of which real_fraction 1 has none: give a smaller one")
+        if self.real_fraction == 0 and self.real_images:
+            raise ValueError("real_images is for real photos, of which real_fraction 0 has none: give a larger one")
+        return self
+
 
 class UsefulnessSettings(ClassifierOptions, StorageSettings):
     """Everything `jobs/usefulness.py` can be told."""
 
     group: ClassVar[str] = "study"
 
-    data: str = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     real_sizes: list[int] = option(
         None,
         "sizes of the real sets to compare; by default 100, 400 and all training photos",
@@ -466,8 +507,8 @@ class EvaluateSettings(StorageSettings):
 
     group: ClassVar[str] = "report card"
 
-    data: str = option(..., "folder of shards that jobs/prepare.py wrote, to compare with")
-    output: str | None = option(None, "folder of the report; by default <storage>/reports/<name>")
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, to compare with")
+    output: Address | None = option(None, "folder of the report; by default <storage>/reports/<name>")
     label: list[str] = option(None, "labels to judge; by default all that the generators draw", default_factory=list)
     model: list[str] = option(
         None,
@@ -479,8 +520,8 @@ class EvaluateSettings(StorageSettings):
     real_images: int = option(5000, "real photos of each label to compare with, at most", unit="photos", ge=1)
     network: list[str] = option(
         None,
-        "feature networks: efficientnet_lite0, googlenet (the registered classifier), a classifier folder, or "
-        "inception_v3",
+        "feature networks: efficientnet_lite0, googlenet (--classifier, or the registered one), a classifier folder, "
+        "or inception_v3",
         default_factory=lambda: ["efficientnet_lite0"],
     )
     inception_weights: str | None = option(
@@ -493,6 +534,14 @@ class EvaluateSettings(StorageSettings):
     )
     seed: int = option(0, "seed of the samples and of every random choice", ge=0, lt=2**31)
     name: str | None = option(None, "name of the report; by default the time")
+
+    @model_validator(mode="after")
+    def _judges(self) -> EvaluateSettings:
+        if not self.network:
+            raise ValueError("network needs a name, such as efficientnet_lite0")
+        if self.inception_weights and "inception_v3" not in self.network:
+            raise ValueError("inception_weights are for network inception_v3, which is not among network")
+        return self
 
 
 def load_preset(name: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -553,8 +602,8 @@ class FilterOptions(Settings):
     )
     outlier_network: str = option(
         "efficientnet_lite0",
-        "outlier: feature network: efficientnet_lite0, a classifier's folder, or a file of GoogLeNet weights "
-        "(.pth or .safetensors)",
+        "outlier: feature network: efficientnet_lite0, googlenet (the registered classifier), a classifier's folder, "
+        "or a file of GoogLeNet weights (.pth or .safetensors)",
     )
 
 
@@ -563,8 +612,8 @@ class PrepareSettings(FilterOptions, StorageSettings):
 
     group: ClassVar[str] = "photos and shards"
 
-    input: list[str] = option(..., "folders, globs, Parquet files or URIs (s3://, gs://) of photos")
-    output: str = option(..., "folder or URI that the shards are written to")
+    input: list[Address] = option(..., "folders, globs, Parquet files or URIs (s3://, gs://) of photos")
+    output: Address = option(..., "folder or URI that the shards are written to")
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     label: str | None = option(None, "label of every photo; by default labels are found from folders and names")
     layout: Literal["auto", "folders", "names", "columns"] = option(
@@ -591,12 +640,20 @@ class PrepareSettings(FilterOptions, StorageSettings):
     dry_run: bool = option(False, "judge the photos and report, writing nothing")
 
 
-class PrepareBenchmarkSettings(Settings):
+class NumbersFile(Settings):
+    """Where measurements are written to."""
+
+    group: ClassVar[str] = "numbers"
+
+    json_file: str | None = option(None, "JSON file to write the numbers to")
+
+
+class PrepareBenchmarkSettings(NumbersFile):
     """Everything `jobs/benchmark.py prepare` can be told."""
 
     group: ClassVar[str] = "benchmark"
 
-    input: list[str] = option(..., "folders of photos to measure with")
+    input: list[Address] = option(..., "folders of photos to measure with")
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     rounds: int = option(2, "times everything is measured; the best of each counts", ge=1, le=100)
     outlier: bool = option(True, "measure with the outlier filter too; of memory: with it instead of without")
@@ -604,10 +661,9 @@ class PrepareBenchmarkSettings(Settings):
         None, "measure memory, not speed, with so many photos each", unit="photos", default_factory=list
     )
     scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
-    json_file: str | None = option(None, "file to write the numbers to")
 
 
-class TrainStepBenchmarkSettings(Settings):
+class TrainStepBenchmarkSettings(NumbersFile):
     """Everything `jobs/benchmark.py train-step` can be told."""
 
     group: ClassVar[str] = "benchmark"
@@ -625,10 +681,9 @@ class TrainStepBenchmarkSettings(Settings):
     batch_size: int = option(64, "reals in a critic step", unit="images", ge=1)
     rounds: int = option(5, "times everything is measured; the median counts", ge=1, le=100)
     seconds: float = option(3.0, "how long each is measured in a round", unit="s", gt=0)
-    json_file: str | None = option(None, "file to write the numbers to")
 
 
-class TrainBenchmarkSettings(TrainSettings):
+class TrainBenchmarkSettings(NumbersFile, TrainSettings):
     """Everything `jobs/benchmark.py train` can be told."""
 
     group: ClassVar[str] = "benchmark"
@@ -636,15 +691,14 @@ class TrainBenchmarkSettings(TrainSettings):
     measure_kimg: float = option(6.0, "length of each training", unit="thousands of images", gt=0)
     workers: list[int] = option(None, "numbers of workers that share the cores", default_factory=lambda: [1, 2])
     rounds: int = option(3, "times everything is measured; the median counts", ge=1, le=100)
-    json_file: str | None = option(None, "file to write the numbers to")
 
 
-class QualityBenchmarkSettings(StorageSettings):
+class QualityBenchmarkSettings(NumbersFile, StorageSettings):
     """Everything `jobs/benchmark.py quality` can be told."""
 
     group: ClassVar[str] = "benchmark"
 
-    data: str = option(..., "folder of shards that jobs/prepare.py wrote")
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels together")
     presets: list[str] = option(None, "presets to train", default_factory=lambda: ["best-64", "wgan-gp-64"])
     textbook: bool = option(True, "train WGAN-GP as research repositories write it too")
@@ -652,19 +706,22 @@ class QualityBenchmarkSettings(StorageSettings):
     points: int = option(4, "times at which KID is measured", ge=1, le=100)
     every: float = option(2.0, "images between two checkpoints", unit="thousands of images", gt=0)
     samples: int = option(1000, "samples that KID is measured on", unit="images", ge=16, le=50_000)
-    network: str = option("efficientnet_lite0", "feature network, as in jobs/evaluate.py --network")
-    json_file: str | None = option(None, "file to write the numbers to")
+    network: str = option("efficientnet_lite0", "feature network, as in jobs/train.py --quality-network")
     picture: str | None = option(None, "PNG file to draw KID against time and the samples to")
+
+
+class TuneBenchmarkSettings(NumbersFile, TuneSettings):
+    """Everything `jobs/benchmark.py tune` can be told."""
 
 
 class ScaleBenchmarkSettings(TrainBenchmarkSettings):
     """Everything `jobs/benchmark.py scale` can be told."""
 
-    input: list[str] = option(None, "folders of photos, to measure `prepare` too", default_factory=list)
+    input: list[Address] = option(None, "folders of photos, to measure `prepare` too", default_factory=list)
     prepare_photos: int = option(6000, "photos for one core, which are those of --input repeated", ge=100)
 
 
-class ServeBenchmarkSettings(Settings):
+class ServeBenchmarkSettings(NumbersFile):
     """Everything `jobs/benchmark.py serve` can be told."""
 
     group: ClassVar[str] = "benchmark"
@@ -679,10 +736,9 @@ class ServeBenchmarkSettings(Settings):
     seconds: float = option(10.0, "how long each number of clients asks", unit="s", gt=0)
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
-    json_file: str | None = option(None, "file to write the numbers to")
 
 
-class ServeDrillSettings(Settings):
+class ServeDrillSettings(NumbersFile):
     """Everything `jobs/benchmark.py serve-drill` can be told."""
 
     group: ClassVar[str] = "drill"
@@ -695,7 +751,7 @@ class ServeDrillSettings(Settings):
     width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
 
 
-class DrillSettings(Settings):
+class DrillSettings(NumbersFile):
     """Everything `jobs/drill.py` can be told."""
 
     group: ClassVar[str] = "drill"
@@ -703,4 +759,3 @@ class DrillSettings(Settings):
     drills: list[
         Literal["worker", "controller", "node", "notice", "submitted", "prepare", "tune", "mlflow", "storage"]
     ] = option(None, "what is broken; by default everything", default_factory=list)
-    json_file: str | None = option(None, "file to write the numbers to")

@@ -18,3 +18,17 @@ class ConfigurationError(RayganError):
 
 class Terminated(KeyboardInterrupt):
     """Somebody sent SIGTERM: `ray job stop`, a batch system, a node that is drained. Exit status 143."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """What a library's error says first; its kind if it says nothing."""
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException | None) -> str:
+    """What an error says last, which says most in a remote traceback; its kind if it says nothing."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException | None) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

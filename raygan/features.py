@@ -18,6 +18,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 from pathlib import Path
 from typing import cast
 
@@ -25,10 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, first_line
 
 #: Mean and deviation of pixels for networks that take them in [-1, 1].
 HALF = 127.5
+
+#: The network that comes with the installation.
+DEFAULT_NETWORK = "efficientnet_lite0"
 
 #: The network whose FID and KID are called just that.
 INCEPTION = "inception_v3"
@@ -76,13 +80,13 @@ class Features:
 
 
 @functools.lru_cache(maxsize=2)
-def load_features(name: str = "efficientnet_lite0") -> Features:
+def load_features(name: str = DEFAULT_NETWORK) -> Features:
     """The feature network of that name, or GoogLeNet from a file or folder; kept for the process's life.
 
     Raises ConfigurationError if the name is unknown, the file isn't GoogLeNet's weights, or a download fails;
     RayganError if a classifier folder is damaged.
     """
-    if name == "efficientnet_lite0":
+    if name == DEFAULT_NETWORK:
         return _efficientnet_lite0()
     if name.partition(":")[0] == INCEPTION:
         return _inception(name.partition(":")[2] or None)
@@ -91,7 +95,7 @@ def load_features(name: str = "efficientnet_lite0") -> Features:
     if name.endswith((".pth", ".safetensors")):
         return _googlenet(name)
     raise ConfigurationError(
-        f"{name!r} is no feature network: give efficientnet_lite0, a classifier folder, or a .pth or .safetensors file"
+        f"{name!r} is no feature network: give {DEFAULT_NETWORK}, a classifier folder, or a .pth or .safetensors file"
     )
 
 
@@ -112,7 +116,7 @@ def _efficientnet_lite0() -> Features:
     net.classifier = nn.Identity()
     # 128 px: on face crops it ranks outliers better than 224 px or 96 px do, at a third of the cost of 224.
     half = [HALF] * 3
-    return Features("efficientnet_lite0", net, size=128, dim=1280, mean=half, deviation=half)
+    return Features(DEFAULT_NETWORK, net, size=128, dim=1280, mean=half, deviation=half)
 
 
 def _googlenet(path: str) -> Features:
@@ -124,7 +128,7 @@ def _googlenet(path: str) -> Features:
         needed = {key: value for key, value in weights.items() if not key.startswith(("aux", "fc."))}
         missing = net.load_state_dict(needed, strict=False)
     except Exception as error:  # readers of weight files raise many kinds
-        raise ConfigurationError(f"{path} does not hold GoogLeNet's weights: {str(error).splitlines()[0]}") from None
+        raise ConfigurationError(f"{path} does not hold GoogLeNet's weights: {first_line(error)}") from None
     if set(missing.missing_keys) - {"fc.weight", "fc.bias"}:
         raise ConfigurationError(f"{path} does not hold GoogLeNet's weights: {len(missing.missing_keys)} are missing")
     return _googlenet_features(net, os.path.splitext(os.path.basename(path))[0], size=128)
@@ -141,6 +145,7 @@ def _googlenet_features(net: nn.Module, name: str, *, size: int) -> Features:
     net.fc, net.dropout = nn.Identity(), nn.Identity()
     # [-1, 1] is what torchvision's ImageNet weights take, and raygan's (see `raygan.judge.googlenet`).
     half = [HALF] * 3
+    name = re.sub(r"[^\w.-]", "_", name)  # metrics carry it, and MLflow takes few signs
     return Features(f"googlenet_{name}", net, size=size, dim=1024, mean=half, deviation=half)
 
 
@@ -175,7 +180,7 @@ def _inception(path: str | None) -> Features:
         with contextlib.redirect_stderr(io.StringIO()):
             net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
     except Exception as error:  # readers of weight files and downloads raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if path:
             raise ConfigurationError(f"{path} does not hold Inception's weights: {reason}") from None
         raise ConfigurationError(

@@ -33,12 +33,14 @@ import pyarrow.fs as pafs
 from tqdm import tqdm
 
 from raygan import cluster, storage, tracking
+from raygan.classifiers import feature_network
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.photos import chunks, compare, faces, outliers, report, sheets, tasks, variation
 from raygan.photos.chunks import PixelSettings
 from raygan.photos.filters import Limits
 from raygan.photos.sources import Listing, find_photos
+from raygan.runs import recorded
 from raygan.shards import MANIFEST, Manifest, ShardFile, Split
 
 #: Bytes of pixels that a shard has by default at most.
@@ -68,6 +70,9 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     """
     if settings.crop_faces:
         faces.check_detector(settings.detector)
+    if "outlier" not in settings.skip:
+        network = feature_network(settings, settings.outlier_network, "--outlier-network")
+        settings = settings.model_copy(update={"outlier_network": network})
     listing = _list(settings)
     inputs = _fingerprint(listing)
     if not settings.dry_run:
@@ -76,7 +81,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             print(f"{settings.output} holds these photos with these settings already: nothing to do")
             return known
         tracking.connect(settings)  # better to hear now than after the work that the address is wrong
-    with _work_folder(settings) as folder, cluster.ray_data(settings, **_TASKS_QUEUE):
+    with cluster.ray_data(settings, **_TASKS_QUEUE), _work_folder(settings) as folder:
         work = _Work(settings, listing, folder)
         work.examine()
         records, outlier_notes = work.judge()
@@ -286,7 +291,7 @@ def _stream(
                     raise RayganError(answer["error"])
                 yield answer
     except ray.exceptions.RayError as error:
-        raise RayganError(f"Ray gave up on a task: {str(error).strip().splitlines()[-1]}") from error
+        raise cluster.failure(error) from error
 
 
 # ---------------------------------------------------------------- inputs, settings, output
@@ -331,7 +336,7 @@ def pixel_settings(settings: PrepareSettings) -> PixelSettings:
 
 
 def _configuration(settings: PrepareSettings) -> dict[str, Any]:
-    return {name: value for name, value in settings.plain().items() if name not in _CIRCUMSTANCES}
+    return {name: value for name, value in recorded(settings).items() if name not in _CIRCUMSTANCES}
 
 
 def _known_report(settings: PrepareSettings, inputs: str) -> dict[str, Any] | None:
@@ -354,9 +359,10 @@ def _known_report(settings: PrepareSettings, inputs: str) -> dict[str, Any] | No
 
 @contextmanager
 def _work_folder(settings: PrepareSettings) -> Iterator[str]:
-    """Where chunks live: within the output, or for a dry run in a temporary folder."""
+    """Where chunks live: within the output, or for a dry run in a temporary folder that every node sees."""
     if settings.dry_run:
-        with tempfile.TemporaryDirectory(prefix="raygan-") as folder:
+        several = len(cluster.nodes()) > 1
+        with tempfile.TemporaryDirectory(prefix="raygan-", dir=settings.storage if several else None) as folder:
             yield folder
         return
     folder = storage.join(settings.output, ".prepare")

@@ -6,6 +6,8 @@ began with, so that the same command goes on with it and another one doesn't.
 
 from __future__ import annotations
 
+import math
+import posixpath
 import re
 import sys
 import threading
@@ -14,12 +16,13 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import ray.train
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
 from raygan import storage
 from raygan.config import StorageSettings
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError, RayganError, last_line
 
 T = TypeVar("T")
 
@@ -47,22 +50,25 @@ class RunRecord:
         allow_changes: bool = False,
         under: str = "runs",
         images: int | None = None,
+        minutes: float | None = None,
     ) -> RunRecord:
         """The run of this name, old or new.
 
         may_change: settings that a resumed run may have other values of. under: folder of the storage. images: what
-        the run shall have seen at its end; a finished one that has seen fewer goes on.
+        the run shall have seen at its end, and minutes: how long it may have taken, if that is given; a finished one
+        that has seen fewer and taken less goes on.
         Raises ConfigurationError if the run is finished already, or was begun with other settings or shards.
         """
-        if not re.fullmatch(r"[\w.-]{1,120}", name):
+        if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name):
             raise ConfigurationError(f"--name: {name!r} may have letters, digits, '.', '_' and '-' only, at most 120")
         folder = storage.join(settings.storage, under, name)
-        now = {"settings": recorded(settings), "fingerprint": fingerprint}
+        now: dict[str, Any] = {"settings": recorded(settings), "fingerprint": fingerprint}
         before = storage.read_json(storage.join(folder, "run.json"))
         if before is None:
             return cls(name, folder, now, resumed=False)
-        if before.get("state") == "finished" and (images is None or before.get("images", 0) >= images):
-            further = "" if images is None else "train it further with more --epochs or --kimg, or "
+        ended = images is None or before.get("images", 0) >= images or before.get("minutes", 0) >= (minutes or math.inf)
+        if before.get("state") == "finished" and ended:
+            further = "" if images is None else "train it further with more --epochs, --kimg or --minutes, or "
             raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
         differences = _differences(before, now, may_change)
         if differences and not allow_changes:
@@ -71,9 +77,12 @@ class RunRecord:
                 f"--name: {name} was begun differently ({'; '.join(differences)}): give another --name{advice}"
             )
         print(f"resuming {name}")
+        workers = before.get("settings", {}).get("num_workers")
+        if workers != now["settings"].get("num_workers"):
+            print(f"it had --num-workers {workers} before: its numbers may differ from an undisturbed run's")
         return cls(name, folder, {**before, **now}, resumed=True)
 
-    def save(self, **changes: str | int) -> None:
+    def save(self, **changes: str | float) -> None:
         """Record changes of state."""
         self._values |= changes
         storage.write_json(storage.join(self.folder, "run.json"), self._values)
@@ -87,7 +96,14 @@ def is_finished(settings: StorageSettings, name: str) -> bool:
 
 def recorded(settings: StorageSettings) -> dict[str, Any]:
     """The settings as they may be shown to everyone: an address may carry a password."""
-    return settings.model_dump(mode="json", exclude={"tracking_uri"})
+    values = settings.model_dump(mode="json", exclude={"tracking_uri"})
+    return {name: _public(value) for name, value in values.items()}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_public(each) for each in value]
+    return storage.public(value) if isinstance(value, str) and "://" in value else value
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[str]) -> list[str]:
@@ -100,6 +116,11 @@ def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[st
     if before.get("fingerprint") != now["fingerprint"]:
         changed.append("the shards have changed since")
     return changed
+
+
+def address_of(run_folder: str, checkpoint: ray.train.Checkpoint) -> str:
+    """A checkpoint's address, with the scheme that Ray leaves out of its path."""
+    return storage.join(run_folder, posixpath.basename(checkpoint.path))
 
 
 class InBackground(Generic[T]):
@@ -130,19 +151,17 @@ class InBackground(Generic[T]):
         return result
 
 
-def last_line(error: BaseException) -> str:
-    """The line that says most: the last one of a remote traceback."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
 @dataclass(frozen=True)
 class Seen:
-    """News from a worker: it has seen so many images in all; `says` is shown beside the bar."""
+    """News from a worker: it has seen so many images in all.
+
+    says: shown beside the bar. failed: why the work ended before its time, if it did.
+    """
 
     images: int
     worker: str = ""
     says: str = ""
+    failed: str = ""
 
 
 class ImageProgress:
@@ -151,6 +170,7 @@ class ImageProgress:
     def __init__(self, total: int, doing: str):
         self._bar = tqdm(total=total, desc=doing, unit="img", unit_scale=True, smoothing=0.05, file=sys.stderr)
         self._seen: dict[str, int] = {}
+        self._failed = ""
 
     def __enter__(self) -> ImageProgress:
         return self
@@ -159,11 +179,14 @@ class ImageProgress:
         self._bar.close()
 
     def follow(self, events: Queue, call: InBackground[T]) -> T:
-        """Show what comes until the call has ended, and return its result."""
+        """Show what comes until the call has ended, and return its result. Raises RayganError if a worker failed."""
         while not call.finished():
             self._take(events, wait_s=0.5)
         self._take(events, wait_s=0.1)
-        return call.result()
+        result = call.result()
+        if self._failed:
+            raise RayganError(self._failed)
+        return result
 
     def _take(self, events: Queue, wait_s: float) -> None:
         try:
@@ -182,5 +205,6 @@ class ImageProgress:
         else:
             self._bar.update(max(0, event.images - self._seen.get(event.worker, 0)))
         self._seen[event.worker] = event.images
+        self._failed = self._failed or event.failed
         if event.says:
             self._bar.set_postfix_str(event.says)

@@ -24,18 +24,18 @@ import hashlib
 import io
 import json
 import posixpath
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raygan.errors import ConfigurationError, RayganError
-from raygan.storage import resolve, write_bytes
+from raygan.errors import ConfigurationError, RayganError, first_line
+from raygan.storage import join, read_text, resolve, write_bytes
 
 MANIFEST = "manifest.json"
 
@@ -90,16 +90,15 @@ class DataSet:
     @classmethod
     def open(cls, address: str) -> DataSet:
         """Read the manifest. Raises RayganError naming what is missing or wrong."""
-        filesystem, root = resolve(address)
-        path = posixpath.join(root, MANIFEST)
-        if filesystem.get_file_info(path).type != pafs.FileType.File:
+        path = join(address, MANIFEST)
+        content = read_text(path)
+        if content is None:
             raise RayganError(
                 f"{address} holds no finished shards ({MANIFEST} is missing): write them with "
                 f"`python jobs/prepare.py --input PHOTOS --output {address}`"
             )
         try:
-            with filesystem.open_input_file(path) as file:
-                manifest = Manifest.model_validate(json.loads(file.read()))
+            manifest = Manifest.model_validate(json.loads(content))
         except (ValueError, ValidationError):
             raise RayganError(f"{path} is not a manifest that this version reads: prepare the shards again") from None
         return cls(address, manifest)
@@ -130,7 +129,8 @@ def read_shard(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 3, S, S) uint8 and class indices (n,) int64 of one shard, in file order.
 
-    label: keep this label's photos only. Raises RayganError if the file is damaged or gone.
+    label: keep this label's photos only. Raises RayganError if the file is damaged, gone, or not what the manifest
+    says.
     """
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
@@ -138,9 +138,12 @@ def read_shard(
     try:
         table = pq.read_table(path, columns=["image", "label"], filters=filters, filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
-        raise RayganError(f"cannot read shard {path}: {str(error).splitlines()[0]}; prepare the shards again") from None
+        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
+    names = table["label"].to_pylist()
+    if Counter(names) != {name: rows for name, rows in shard.rows.items() if rows and label in (None, name)}:
+        raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
     index = {name: number for number, name in enumerate(manifest.classes)}
-    labels = np.array([index[name] for name in table["label"].to_pylist()], dtype=np.int64)
+    labels = np.array([index[name] for name in names], dtype=np.int64)
     pixels = _pixels(table["image"].combine_chunks(), manifest)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
 

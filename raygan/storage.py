@@ -9,12 +9,13 @@ import fnmatch
 import json
 import os
 import posixpath
+import urllib.parse
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raygan.errors import RayganError
+from raygan.errors import RayganError, first_line
 
 
 def resolve(address: str) -> tuple[pafs.FileSystem, str]:
@@ -25,7 +26,22 @@ def resolve(address: str) -> tuple[pafs.FileSystem, str]:
             return filesystem, str(path)
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(address))
     except (pa.ArrowInvalid, OSError) as error:
-        raise RayganError(f"cannot open {address}: {str(error).splitlines()[0]}") from None
+        raise RayganError(f"cannot open {public(address)}: {first_line(error)}") from None
+
+
+def public(address: str) -> str:
+    """The address without a user name and password."""
+    parts = urllib.parse.urlsplit(address)
+    return address.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else address
+
+
+def is_file(address: str) -> bool:
+    """Whether there is such a file. Raises RayganError if that can't be found out."""
+    filesystem, path = resolve(address)
+    try:
+        return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+    except OSError as error:
+        raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
 
 def join(address: str, *parts: str) -> str:
@@ -34,15 +50,14 @@ def join(address: str, *parts: str) -> str:
 
 
 def read_json(address: str) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file. Raises RayganError if it is damaged."""
-    filesystem, path = resolve(address)
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
+    """A JSON object, or None where there is no such file. Raises RayganError if it is damaged or can't be read."""
+    text = read_text(address)
+    if text is None:
         return None
-    with filesystem.open_input_file(path) as file:
-        try:
-            values = json.loads(file.read())
-        except ValueError:
-            raise RayganError(f"{address} is damaged: it is not JSON") from None
+    try:
+        values = json.loads(text)
+    except ValueError:
+        raise RayganError(f"{address} is damaged: it is not JSON") from None
     if not isinstance(values, dict):
         raise RayganError(f"{address} is damaged: it is not a JSON object")
     return values
@@ -62,15 +77,25 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
             file.write(content)
         filesystem.move(path + ".part", path)
     except OSError as error:
-        raise RayganError(f"cannot write {address}: {error.strerror or error}") from None
+        raise RayganError(f"cannot write {public(address)}: {error.strerror or error}") from None
+
+
+def check_writable(address: str) -> None:
+    """Make a folder and try it with a file. Raises RayganError if it can't be written."""
+    probe = join(address, ".writable")
+    write_bytes(probe, b"")
+    filesystem, path = resolve(probe)
+    filesystem.delete_file(path)
 
 
 def read_text(address: str) -> str | None:
-    """A text file's content, or None where there is no such file."""
-    filesystem, path = resolve(address)
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
+    """A text file's content, or None where there is no such file. Raises RayganError if it can't be read."""
+    if not is_file(address):
         return None
-    return read_bytes(address).decode()
+    try:
+        return read_bytes(address).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
 
 def list_files(address: str, pattern: str) -> list[str]:

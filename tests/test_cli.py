@@ -1,5 +1,6 @@
 """The edge: what may be said on the command line, and how a mistake is answered."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from raygan.cli import parse
 from raygan.config import PrepareSettings, QuickstartSettings, ServeJobSettings, TrainSettings
 from raygan.errors import ConfigurationError
+from raygan.runs import recorded
 from tests.conftest import REPOSITORY
 
 
@@ -19,9 +21,10 @@ def test_later_sources_win(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("preset: wgan-gp-128\ndata: from-file\nz_dim: 17\nwidth: 9\n")
     settings = train("--config", str(file), "--width", "8")
-    assert (settings.width, settings.z_dim, settings.data) == (8, 17, "from-file")
+    assert (settings.width, settings.z_dim, settings.data) == (8, 17, os.path.abspath("from-file"))
     assert settings.generator_lr == 0.00035  # the preset's
-    assert settings.ema_kimg == 10  # the class's
+    assert settings.penalty_every == 1
+    assert settings.keep_checkpoints == 2  # the class's
 
 
 def test_the_first_source_projects_settings_are_exact():
@@ -38,9 +41,32 @@ def test_the_first_source_projects_settings_are_exact():
     }
 
 
+def test_the_last_file_names_the_preset_and_a_flag_another(tmp_path):
+    files = []
+    for preset in ("dcgan-64", "wgan-gp-128"):
+        (tmp_path / preset).write_text(f"preset: {preset}\n")
+        files.append(str(tmp_path / preset))
+    assert train("--data", "x", "--config", files[0], "--config", files[1]).z_dim == 200
+    assert train("--data", "x", "--config", files[1], "--preset", "dcgan-64").z_dim == 100
+
+
+def test_paths_are_absolute_and_addresses_are_left_alone():
+    settings = train("--data", "s3://bucket/shards", "--storage", "~/here")
+    assert (settings.data, settings.storage) == ("s3://bucket/shards", os.path.expanduser("~/here"))
+
+
+def test_passwords_are_not_shown():
+    settings = train("--data", "s3://key:secret@bucket/x", "--tracking-uri", "https://me:secret@mlflow")
+    assert recorded(settings)["data"] == "s3://bucket/x"
+    assert "secret" not in str(recorded(settings))
+    job = [sys.executable, "jobs/train.py", "--dry-run", "--data", "x", "--tracking-uri", "https://me:secret@mlflow"]
+    shown = subprocess.run(job, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    assert "tracking_uri: https://mlflow" in shown
+
+
 @pytest.mark.parametrize("preset", TrainSettings.presets)
 def test_every_preset_is_valid_and_changes_only_known_fields(preset):
-    assert train("--data", "x", "--preset", preset).data == "x"
+    assert train("--data", "x", "--preset", preset).data == os.path.abspath("x")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +75,7 @@ def test_every_preset_is_valid_and_changes_only_known_fields(preset):
         ((), "--data is required"),
         (("--data", "x", "--epoch", "3"), "did you mean --epochs"),
         (("--data", "x", "--epochs", "many"), "--epochs"),
+        (("--data", "x", "--kimg", "inf"), "--kimg"),
         (("--data", "x", "--epochs", "0"), "--epochs"),
         (("--data", "x", "--image-size", "48"), "power of two from 32 to 256"),
         (("--data", "x", "--image-size", "512"), "power of two from 32 to 256"),

@@ -92,9 +92,15 @@ def test_a_refused_token_is_said(ray_cluster):
     job = run_apart({"RAY_ADDRESS": gcs_address(), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-another-cluster"})
     assert job.returncode == 1
     assert job.stderr.splitlines()[-1] == (
-        f"error: the Ray cluster {gcs_address()} refuses the token: set RAY_AUTH_TOKEN to the cluster's, "
-        "or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        f"error: the Ray cluster {gcs_address()} refuses the token, or there is none: set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN to the cluster's, or RAY_AUTH_TOKEN_PATH to a file that holds it"
     )
+
+
+def test_a_missing_token_is_said_likewise():
+    """Ray raises this where RAY_AUTH_MODE asks for a token and there is none."""
+    said = ray.exceptions.AuthenticationError("Token authentication is enabled but no token was found")
+    assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in str(cluster._refusal("head:6379", said))
 
 
 def test_another_version_is_said():

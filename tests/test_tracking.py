@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from raygan import tracking
-from raygan.config import StorageSettings
+from raygan.config import ServeSettings, StorageSettings
 from raygan.errors import RayganError
+from raygan.serve.registry import Registry
 from raygan.tracking.callback import MLflowCallback
 from raygan.tracking.runs import flatten
 from raygan.tracking.spool import Sender, Spool, send_records
@@ -86,6 +90,18 @@ def test_steps_that_come_again_after_a_restart_are_logged_once(settings, tmp_pat
     assert steps(run.client, run.id, "late") == [10]
 
 
+def test_steps_that_come_again_while_the_server_is_away_are_logged_once(settings, tmp_path):
+    """The records of the killed worker and of its successor leave in one lot."""
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+    spool = Spool(tmp_path, run.id)
+    for step in (10, 20, 30, 20, 30, 40):
+        spool.put_metrics({"loss": float(len(spool.waiting()))}, step)
+    send_records(run.client, spool, {})
+    history = run.client.get_metric_history(run.id, "loss")
+    assert [(m.step, m.value) for m in history] == [(10, 0.0), (20, 1.0), (30, 2.0), (40, 5.0)]
+
+
 def test_what_is_not_finite_is_told_by_a_tag(settings):
     with tracking.start_run(settings, "r", job="test", params={}) as run:
         run.log_metrics({"loss": math.nan, "other": 3.0, "norm": math.inf}, 7)
@@ -125,12 +141,16 @@ def test_two_processes_cannot_work_on_one_run(settings):
         owner = run.spool.folder / "owner"
     beside = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     owner.parent.mkdir(parents=True)
-    owner.write_text(f"{socket.gethostname()} {beside.pid}")
+    began = int(psutil.Process(beside.pid).create_time())
+    owner.write_text(f"{socket.gethostname()} {beside.pid} {began}")
     with (
         pytest.raises(RayganError, match=f"being worked on by process {beside.pid}"),
         tracking.start_run(settings, "r", job="test", params={}, run_id=run.id),
     ):
         pass
+    owner.write_text(f"{socket.gethostname()} {beside.pid} {began - 1000}")  # the number is another process's now
+    with tracking.start_run(settings, "r", job="test", params={}, run_id=run.id) as again:
+        assert again.id == run.id
     beside.kill()
     beside.wait()
     with tracking.start_run(settings, "r", job="test", params={}, run_id=run.id) as again:
@@ -174,10 +194,53 @@ def test_a_record_that_is_refused_holds_up_nothing(settings, tmp_path, capsys):
         pass
     spool = Spool(tmp_path, run.id)
     spool.put_tags({"no\nname?": "x" * 10})
+    spool.put_metrics({"kid (2)": 1.0}, 1)
+    send_records(MlflowClient(tracking.tracking_uri(settings)), spool, {})
     spool.put_metrics({"loss": 1.0}, 1)
     send_records(MlflowClient(tracking.tracking_uri(settings)), spool, {})
     assert steps(run.client, run.id, "loss") == [1]
-    assert "refuses" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("refuses") == 2
+
+
+class Refusing:
+    """A registry that answers everything with one error."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __getattr__(self, name):
+        def refuse(*args, **kwargs):
+            raise MlflowException("no", error_code=self.code)
+
+        return refuse
+
+
+def test_a_registry_that_does_not_answer_is_not_an_empty_one(settings):
+    assert tracking.serving_classifier(tracking.connect(settings)) is None
+    assert tracking.find_model(tracking.connect(settings), "nobody/3") is None
+    away = Refusing(TEMPORARILY_UNAVAILABLE)
+    for ask in (tracking.serving_classifier, tracking.serving_generators):
+        with pytest.raises(RayganError, match="registry does not answer"):
+            ask(away)
+
+
+def test_the_service_goes_on_with_what_the_registry_said_last(settings):
+    registry = Registry(ServeSettings(storage=settings.storage, tracking_uri=None))
+    before = registry.champions()
+    registry._client = Refusing(TEMPORARILY_UNAVAILABLE)
+    assert registry.champions() == before
+    with pytest.raises(RayganError, match="registry does not answer"):
+        registry._ask()
+
+
+def test_an_experiment_that_was_deleted_is_said(settings):
+    client = tracking.connect(settings)
+    client.delete_experiment(client.create_experiment(settings.experiment))
+    with (
+        pytest.raises(RayganError, match="opens no run in experiment raygan"),
+        tracking.start_run(settings, "r", job="test", params={}),
+    ):
+        pass
 
 
 def test_flatten_joins_keys_with_dots():

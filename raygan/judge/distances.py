@@ -92,7 +92,7 @@ def precision_recall(real_features: Tensor, fake_features: Tensor) -> tuple[floa
         F.normalize(real_features, dim=1),
         prc_neighborhood=PRECISION_NEIGHBOURS,
         prc_batch_size=10_000,
-        save_cpu_ram=len(real_features) > 10_000,
+        save_cpu_ram=max(len(real_features), len(fake_features)) > 10_000,
         verbose=False,
     )
     return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]

@@ -10,6 +10,7 @@ learning rate rises linearly for a few steps and falls linearly to zero, with Ad
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from raygan.errors import RayganError
+from raygan.errors import RayganError, first_line
 from raygan.gan.step import Share, seeded
 from raygan.gan.sync_norm import synchronise
 from raygan.judge.googlenet import build_googlenet, to_input
@@ -220,6 +221,9 @@ def imagenet_start(path: str | None, *, auxiliary: bool) -> dict[str, Tensor]:
     wrong = [name for name in found if found[name].shape != own[name].shape]
     if not needed <= set(found) or wrong:
         raise RayganError(f"--weights: {path or 'the download'} does not hold GoogLeNet's weights")
+    broken = [name for name, value in found.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise RayganError(f"--weights: {path or 'the download'} holds weights that are not numbers, in {broken[0]}")
     return found
 
 
@@ -231,7 +235,7 @@ def _read(path: str) -> dict[str, Tensor]:
             return dict(load_file(path))
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # readers of weight files raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RayganError(f"--weights: {path} does not hold GoogLeNet's weights: {reason}") from None
     return dict(weights) if isinstance(weights, dict) else {}
 
@@ -241,7 +245,8 @@ def _download() -> dict[str, Tensor]:
 
     try:
         return dict(GoogLeNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
-    except OSError as error:  # no network, no such address, no room for the file
+    # No network, no such address, no room for the file; cut short; with another checksum.
+    except (OSError, http.client.HTTPException, RuntimeError) as error:
         reason = getattr(error, "reason", error)
         raise RayganError(
             f"--weights: ImageNet weights can't be downloaded ({reason}): give the path of a file that holds them, "

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raygan.errors import RayganError
+from raygan.errors import RayganError, first_line
 from raygan.photos import faces, outliers, variation
 from raygan.photos.decode import Fit, looks_like_image
 from raygan.photos.filters import Limits, Photo, judge, look
@@ -172,7 +172,7 @@ def _read(address: str, names: Sequence[str]) -> pa.Table:
         return pq.read_table(path, columns=list(names), filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise RayganError(
-            f"cannot read {address}: {str(error).splitlines()[0]}; remove {posixpath.dirname(address)} and start again"
+            f"cannot read {address}: {first_line(error)}; remove {posixpath.dirname(address)} and start again"
         ) from None
 
 
@@ -230,7 +230,7 @@ def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterat
                         yield data if data is not None else Photo("unreadable", detail="no image in this row")
     except (OSError, pa.ArrowException) as error:
         _still_there(source)
-        yield from [Photo("unreadable", detail=f"cannot be read: {str(error).splitlines()[0]}")] * (count - done)
+        yield from [Photo("unreadable", detail=f"cannot be read: {first_line(error)}")] * (count - done)
 
 
 def _row_groups(metadata: pq.FileMetaData, first: int, count: int) -> tuple[list[int], int]:

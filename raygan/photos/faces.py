@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, first_line
 
 #: Side of the cut over the longer side of the box: ears and chin belong to a face.
 MARGIN = 1.3
@@ -57,7 +57,7 @@ def load_detector(path: str) -> Cutter:
     except ImportError as error:
         raise ConfigurationError(f"--detector: {error.name} is missing: pip install 'raygan[faces]'") from None
     except Exception as error:  # both libraries have exceptions of their own
-        raise ConfigurationError(f"--detector: {path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise ConfigurationError(f"--detector: {path} cannot be loaded: {first_line(error)}") from None
 
     def cut(photo: Image.Image) -> Image.Image | None:
         box = find(photo)

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.storage import resolve
 
 Layout = Literal["auto", "folders", "names", "columns"]
@@ -221,7 +221,7 @@ def _source(address: str, image_column: str, label_column: str) -> Source:
     try:
         kind = filesystem.get_file_info(path).type
     except OSError as error:
-        raise RayganError(f"--input: cannot open {address}: {str(error).splitlines()[0]}") from None
+        raise RayganError(f"--input: cannot open {address}: {first_line(error)}") from None
     if kind == pafs.FileType.NotFound:
         raise ConfigurationError(f"--input: {root} does not exist")
     if kind == pafs.FileType.File:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from raygan.errors import last_line
 from raygan.tracking.spool import Spool
 
 
@@ -42,7 +43,7 @@ class MLflowCallback(UserCallback):
         """Tag the run with the workers' failure; Ray Train decides whether it goes on."""
         self._failures += 1
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        reason = (str(next(iter(worker_exceptions.values()), "")).strip() or "killed").splitlines()[-1]
+        reason = last_line(next(iter(worker_exceptions.values()))) if worker_exceptions else "killed"
         self._spool.put_tags({f"failure_{self._failures}": f"rank {ranks}: {reason}"[:500]})
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel as MlflowModel
 from mlflow.exceptions import MlflowException
 
-from raygan.errors import RayganError
+from raygan.errors import RayganError, first_line
 from raygan.tracking.runs import Run
+
+T = TypeVar("T")
 
 #: Registry alias of the version that the service answers with.
 SERVING_ALIAS = "champion"
@@ -61,13 +65,16 @@ def serving_classifier(client: MlflowClient) -> RegisteredModel | None:
 def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
     """The promoted generator of each label that has one.
 
-    A conditional generator stands for each of its labels that has no generator of its own.
+    A conditional generator stands for each of its labels that has no generator of its own. Raises RayganError if MLflow
+    doesn't answer.
     """
     found: dict[str, RegisteredModel] = {}
-    for model in client.search_registered_models():
+    for model in _all_models(client):
         if model.tags.get("raygan.kind") != "generator" or SERVING_ALIAS not in model.aliases:
             continue
-        version = client.get_model_version_by_alias(model.name, SERVING_ALIAS)
+        version = _answer(client.get_model_version_by_alias, model.name, SERVING_ALIAS)
+        if version is None:  # the alias was taken away just now
+            continue
         registered = RegisteredModel(model.name, str(version.version), version.run_id)
         labels = version.tags.get("raygan.labels", model.tags.get("raygan.label", "")).split(",")
         for label in filter(None, labels):
@@ -77,16 +84,36 @@ def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    """The version of ``NAME/VERSION``, or for ``NAME`` the one under the serving alias; None if there is none."""
+    """The version of ``NAME/VERSION``, or for ``NAME`` the one under the serving alias; None if there is none.
+
+    Raises RayganError if MLflow doesn't answer.
+    """
     model, _, number = name.partition("/")
+    if number:
+        version = _answer(client.get_model_version, model, number)
+    else:
+        version = _answer(client.get_model_version_by_alias, model, SERVING_ALIAS)
+    return RegisteredModel(model, str(version.version), version.run_id) if version else None
+
+
+def _all_models(client: MlflowClient) -> Iterator[MlflowModel]:
+    token = None
+    while True:
+        page = _answer(client.search_registered_models, page_token=token)
+        yield from page or ()
+        token = page.token if page else None
+        if not token:
+            return
+
+
+def _answer(ask: Callable[..., T], *arguments: str, **options: Any) -> T | None:
+    """What the registry answers; None if there is no such thing. Raises RayganError if it doesn't answer."""
     try:
-        if number:
-            version = client.get_model_version(model, number)
-        else:
-            version = client.get_model_version_by_alias(model, SERVING_ALIAS)
-    except MlflowException:
-        return None
-    return RegisteredModel(model, str(version.version), version.run_id)
+        return ask(*arguments, **options)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise RayganError(f"MLflow's registry does not answer: {first_line(error)}") from None
 
 
 def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -> Path:
@@ -98,7 +125,7 @@ def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -
         source = client.get_model_version_download_uri(model.name, model.version)
         return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=client.tracking_uri))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RayganError(f"cannot fetch {model.name} version {model.version} from MLflow: {reason}") from None
 
 
@@ -111,7 +138,7 @@ def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str]
         if promote:
             run.client.set_registered_model_alias(name, SERVING_ALIAS, version.version)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RayganError(f"MLflow did not register the {kind}: {reason}; the same command tries again") from None
     return RegisteredModel(name, str(version.version), run.id)
 

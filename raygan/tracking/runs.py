@@ -17,10 +17,10 @@ import socket
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from raygan.config import StorageSettings
-from raygan.errors import RayganError
+from raygan.errors import RayganError, first_line
+from raygan.storage import public
 from raygan.tracking.spool import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store takes.
@@ -39,6 +40,9 @@ _PARAM_LENGTH = 500
 
 #: Seconds that a job waits at its end for MLflow to take what is left.
 _CLOSING_S = 20.0
+
+#: Bytes of artifacts a second that MLflow must take on top of that, to be waited for.
+_BYTES_PER_S = 1e6
 
 #: Seconds that another job may take to make MLflow's tables.
 _TABLES_S = 60.0
@@ -63,7 +67,7 @@ def tracking_uri(settings: StorageSettings) -> str:
 
 def ui_command(settings: StorageSettings) -> str:
     """The command that opens MLflow's pages on these records."""
-    uri = tracking_uri(settings)
+    uri = public(tracking_uri(settings))
     return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
@@ -90,8 +94,8 @@ def connect(settings: StorageSettings) -> MlflowClient:
             client.search_experiments(max_results=1)
     except Exception as error:
         # Stores raise what their drivers raise; whichever it is, the address is what the user can change.
-        reason = str(error).strip().splitlines()[0]
-        raise RayganError(f"MLflow at {_public(uri)} does not work: {reason}; check --tracking-uri") from None
+        reason = first_line(error)
+        raise RayganError(f"MLflow at {public(uri)} does not work: {reason}; check --tracking-uri") from None
     return client
 
 
@@ -104,7 +108,9 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str, outbox: Path):
         self.client, self.id = client, run_id
         self.spool = Spool(outbox, run_id)
-        (self.spool.folder / _OWNER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
+        # Numbers of processes are used again; with the second in which it began, one is unmistakable.
+        owner = f"{socket.gethostname()} {os.getpid()} {int(psutil.Process().create_time())}"
+        (self.spool.folder / _OWNER).write_text(owner, encoding="utf-8")
         self._sender = Sender(client, self.spool)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -142,7 +148,7 @@ class Run:
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED, once all is delivered, or say where it waits."""
         self.spool.put_status(status)
-        left = self._sender.close(_CLOSING_S)
+        left = self._sender.close(_CLOSING_S + self.spool.bytes_waiting() / _BYTES_PER_S)
         if left:
             print(
                 f"warning: MLflow did not take {left} records; they wait in {self.spool.folder} "
@@ -182,8 +188,11 @@ def start_run(
     if run_id is not None:
         _check_alone(outbox / run_id / _OWNER, name)
     _finish_orphans(client, outbox, but=run_id)
-    run = Run(client, _resume(client, run_id) or _create(client, settings, name, job, dict(tags or {})), outbox)
-    run.log_params(params)
+    try:
+        run = Run(client, _resume(client, run_id) or _create(client, settings, name, job, dict(tags or {})), outbox)
+        run.log_params(params)
+    except MlflowException as error:
+        raise RayganError(f"MLflow opens no run in experiment {settings.experiment}: {first_line(error)}") from None
     try:
         yield run
     except BaseException as error:
@@ -221,7 +230,7 @@ def _finish_orphan(client: MlflowClient, outbox: Path, folder: Path) -> None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             shutil.rmtree(folder, ignore_errors=True)  # the run was deleted: nobody will ask for its records
         else:
-            print(f"warning: records in {folder} still wait: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"warning: records in {folder} still wait: {first_line(error)}", file=sys.stderr)
 
 
 def close_children(settings: StorageSettings, parent: Run) -> None:
@@ -231,9 +240,9 @@ def close_children(settings: StorageSettings, parent: Run) -> None:
     still = f"tags.`mlflow.parentRunId` = '{parent.id}' and attributes.status = 'RUNNING'"
     for child in client.search_runs([experiment], still):
         folder = outbox / child.info.run_id
-        _, pid = _read_owner(folder / _OWNER)
+        owner = _read_owner(folder / _OWNER)
         deadline = time.monotonic() + _ENDING_S
-        while pid and _runs(pid) and time.monotonic() < deadline:
+        while owner and owner.runs() and time.monotonic() < deadline:
             time.sleep(0.1)
         if folder.exists():
             _finish_orphan(client, outbox, folder)
@@ -241,31 +250,48 @@ def close_children(settings: StorageSettings, parent: Run) -> None:
             client.set_terminated(child.info.run_id, "KILLED")
 
 
-def _check_alone(owner: Path, name: str) -> None:
-    host, pid = _read_owner(owner)
-    if host == socket.gethostname() and pid != os.getpid() and _runs(pid):
-        raise RayganError(f"{name} is being worked on by process {pid}: wait for it or stop it, or give another --name")
+@dataclass(frozen=True)
+class _Owner:
+    """The process that sends a spool's records: its host, its number, and the second in which it began."""
+
+    host: str
+    pid: int
+    began: int
+
+    @property
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    def runs(self) -> bool:
+        """Whether such a process of this host runs."""
+        try:
+            process = psutil.Process(self.pid)
+            # A second's difference is rounding.
+            return abs(process.create_time() - self.began) < 2 and bool(process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
 
-def _alive(owner: Path) -> bool:
+def _check_alone(path: Path, name: str) -> None:
+    owner = _read_owner(path)
+    if owner and owner.is_here and owner.pid != os.getpid() and owner.runs():
+        raise RayganError(
+            f"{name} is being worked on by process {owner.pid}: wait for it or stop it, or give another --name"
+        )
+
+
+def _alive(path: Path) -> bool:
     """Whether the process that owns a spool lives, or may live: another host's can't be asked."""
-    host, pid = _read_owner(owner)
-    return pid > 0 and (host != socket.gethostname() or _runs(pid))
+    owner = _read_owner(path)
+    return owner is not None and (not owner.is_here or owner.runs())
 
 
-def _runs(pid: int) -> bool:
+def _read_owner(path: Path) -> _Owner | None:
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _read_owner(owner: Path) -> tuple[str, int]:
-    try:
-        host, pid = owner.read_text(encoding="utf-8").split()
-        return host, int(pid)
+        host, pid, began = path.read_text(encoding="utf-8").split()
+        return _Owner(host, int(pid), int(began))
     except (OSError, ValueError):
-        return "", 0
+        return None
 
 
 def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str, tags: dict[str, str]) -> str:
@@ -274,7 +300,13 @@ def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str
         location = None
         if tracking_uri(settings).startswith("sqlite:///") and "://" not in settings.storage:
             location = Path(os.path.abspath(settings.storage), "artifacts").as_uri()
-        experiment_id = client.create_experiment(settings.experiment, artifact_location=location)
+        try:
+            experiment_id = client.create_experiment(settings.experiment, artifact_location=location)
+        except MlflowException as error:
+            there = client.get_experiment_by_name(settings.experiment)  # made by another job in the meantime
+            if there is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment_id = there.experiment_id
     else:
         experiment_id = experiment.experiment_id
     run = client.create_run(experiment_id, run_name=name, tags={"raygan.job": job, **tags})
@@ -302,7 +334,7 @@ def _check_server(uri: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise RayganError(
-            f"MLflow at {_public(uri)} does not answer ({reason}): start it, or correct --tracking-uri "
+            f"MLflow at {public(uri)} does not answer ({reason}): start it, or correct --tracking-uri "
             f"or MLFLOW_TRACKING_URI, or unset it to record in a local file"
         ) from None
 
@@ -312,9 +344,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RayganError(f"--storage: cannot write to {folder}: {error.strerror}") from None
-
-
-def _public(uri: str) -> str:
-    """The address without its user name and password."""
-    parts = urllib.parse.urlsplit(uri)
-    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri

@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from tqdm import tqdm
 
 from raygan import storage
+from raygan.errors import first_line
 
 #: Most metrics that MLflow takes in one call.
 _BATCH = 1000
@@ -73,6 +74,10 @@ class Spool:
         """The records not yet sent, oldest first."""
         return sorted(self.folder.glob("*.json"))
 
+    def bytes_waiting(self) -> int:
+        """Of artifacts that wait."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.content"))
+
     def _put(self, record: dict[str, Any]) -> None:
         storage.write_bytes(str(self.folder / f"{self._name()}.json"), json.dumps(record).encode())
 
@@ -118,7 +123,7 @@ class Sender:
         except Exception as error:
             # Tracking must never end a job: whatever the store raises is said once and tried again.
             if not self._complained:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 tqdm.write(f"warning: MLflow does not take records ({reason}); they wait on disk", file=sys.stderr)
             self._complained = True
             return False
@@ -140,24 +145,29 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
     while records:
         metrics: list[Metric] = []
         taken: list[Path] = []
+        # Not in `last_steps` before the server has them. A job that was killed while the server was away passes the
+        # same steps twice in one lot.
+        steps = dict(last_steps)
         for path in records:
             record = json.loads(path.read_text(encoding="utf-8"))
             if "metrics" not in record or len(metrics) + len(record["metrics"]) > _BATCH:
                 break
-            metrics += _new_metrics(client, spool.run_id, record, last_steps)
+            new = _new_metrics(client, spool.run_id, record, steps)
+            steps |= {metric.key: metric.step for metric in new}
+            metrics += new
             taken.append(path)
-        if metrics:
-            client.log_batch(spool.run_id, metrics=metrics)
-            last_steps |= {metric.key: metric.step for metric in metrics}
-        elif not taken:
-            taken = records[:1]
-            try:
+        try:
+            if metrics:
+                client.log_batch(spool.run_id, metrics=metrics)
+                last_steps |= steps
+            elif not taken:
+                taken = records[:1]
                 _send_other(client, spool, json.loads(taken[0].read_text(encoding="utf-8")))
-            except MlflowException as error:
-                if error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                # It would be refused for ever, and hold up all that comes after it.
-                print(f"warning: MLflow refuses a record: {str(error).splitlines()[0]}", file=sys.stderr)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            # It would be refused for ever, and hold up all that comes after it.
+            tqdm.write(f"warning: MLflow refuses a record: {first_line(error)}", file=sys.stderr)
         for path in taken:
             path.unlink()
         records = records[len(taken) :]

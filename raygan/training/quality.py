@@ -15,6 +15,7 @@ The metrics are monitors on a few hundred samples; `jobs/evaluate.py` makes the 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from torch import Tensor
 
 from raygan import cluster, pictures, storage
 from raygan.batches import Photos, load_photos
+from raygan.classifiers import feature_network
 from raygan.config import TrainSettings
 from raygan.features import load_features
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of
 from raygan.gan.networks import Generator, draw_latents
 from raygan.gan.step import seeded
+from raygan.runs import address_of
 from raygan.shards import DataSet
 from raygan.training.news import SCORE, Picture, Quality
 
@@ -78,12 +81,12 @@ class Judge:
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, float]:
         """Judge a checkpoint in a task of its own."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         with checkpoint.as_directory() as folder:
             generator, about = load_generator(Path(folder))
         images = round(about["kimg"] * 1000)
         metrics, value = self.measure(generator, images)
-        self.events.put(Quality(metrics, images, value, checkpoint.path))
+        self.events.put(Quality(metrics, images, value, address_of(self.folder, checkpoint)))
         return {SCORE: -value}
 
     def measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float]:
@@ -153,8 +156,8 @@ def start_measuring(
     at_once: trainings that share the cluster.
     """
     validation = load_photos(data, "validation", settings.label)
-    taken = at_once * settings.most_workers * settings.cpus_per_worker
-    cores = cores_beside(cluster.total("CPU") - taken)
+    nodes = [node.get("CPU", 0.0) for node in cluster.nodes()]
+    cores = cores_beside(nodes, at_once * settings.most_workers, settings.cpus_per_worker)
     measuring = ray.remote(measure).options(num_cpus=cores)
     return measuring.remote(train, validation, settings.quality_network), cores
 
@@ -164,6 +167,24 @@ def can_judge(validation: int) -> bool:
     return validation >= LEAST_VALIDATION
 
 
-def cores_beside(free: float) -> float:
-    """Cores that a judge reserves, of so many that the training leaves free; 0 if there is no room for one."""
-    return min(free, float(os.cpu_count() or 1) / 2) if free >= 1 else 0
+def with_network(settings: TrainSettings) -> TrainSettings:
+    """The settings with their feature network as workers load it. Raises ConfigurationError if it can't be had."""
+    if settings.quality_every == 0:
+        return settings
+    network = feature_network(settings, settings.quality_network, "--quality-network")
+    return settings.model_copy(update={"quality_network": network})
+
+
+def cores_beside(nodes: Sequence[float], workers: int, each: float) -> float:
+    """Cores that a judge reserves; 0 if some placement of the workers would leave no node with one core for it.
+
+    nodes: cores of each. workers, each: how many workers there are, and how many cores each takes. A judge that fits
+    nowhere would wait until the training is over, and on a node too small for it for ever.
+    """
+    if not nodes:
+        return 0
+    # Whatever the placement, a node has left what the most workers that fit there leave, and some node the average.
+    least = max(cores - each * min(workers, int((cores + 1e-6) // each)) for cores in nodes)
+    average = (sum(nodes) - each * workers) / len(nodes)
+    free = min(max(least, average), max(nodes) / 2)
+    return free if free >= 1 else 0

@@ -41,7 +41,7 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of, latents_of, slerp
 from raygan.gan.networks import Generator
-from raygan.runs import InBackground, RunRecord, recorded
+from raygan.runs import InBackground, RunRecord, address_of, recorded
 from raygan.shards import DataSet
 from raygan.tracking.callback import MLflowCallback, numbers
 from raygan.training import plots, quality
@@ -56,9 +56,9 @@ _RESIZE_S = 30.0
 MAY_CHANGE = {
     *WorkerOptions.model_fields,
     *StorageSettings.model_fields,
-    *(name for name in LengthOptions.model_fields if name != "quality_network"),
+    *LengthOptions.model_fields,
     *("data", "name", "promote", "allow_changes"),
-}
+} - {"quality_network", "sync_batch_norm"}
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     data = check(settings)
     tracking.connect(settings)
     cluster.connect(settings)
+    settings = quality.with_network(settings)
     resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
@@ -124,6 +125,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         may_change=MAY_CHANGE,
         allow_changes=settings.allow_changes,
         images=schedule.total * settings.batch_size,
+        minutes=settings.minutes,
     )
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)
     label = settings.label or "all"
@@ -151,8 +153,9 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
             model = None
             if not trial:
                 model = tracking.register_generator(log, generator, label, labels=labels, promote=settings.promote)
-        run.save(state="finished", images=outcome.images)
-    return TrainResult(log.id, model, outcome.chosen.path, storage.join(run.folder, "pictures"), outcome.metrics)
+        run.save(state="finished", images=outcome.images, minutes=outcome.metrics.get("minutes", 0.0))
+    checkpoint = address_of(run.folder, outcome.chosen)
+    return TrainResult(log.id, model, checkpoint, storage.join(run.folder, "pictures"), outcome.metrics)
 
 
 def check(settings: TrainSettings) -> DataSet:
@@ -275,7 +278,7 @@ class Training:
                     checkpoint_score_attribute=SCORE if self.schedule.quality else None,
                 ),
                 callbacks=[
-                    ForwardReports(self.events),
+                    ForwardReports(self.events, self.run.folder),
                     MLflowCallback(self.log.spool, step="images", leave_out={SCORE}),
                 ],
                 logging_config=LoggingConfig(log_level="ERROR"),
@@ -305,7 +308,9 @@ class Training:
     def _say_collapse(self, collapse: Collapse, result: ray.train.Result) -> None:
         self.log.log_tags({"collapsed": f"at {collapse.kimg:.3g} kimg: {collapse.reason}"})
         self.run.save(state="collapsed")
-        kept = f"the last good checkpoint is {result.checkpoint.path}" if result.checkpoint else "no checkpoint is kept"
+        kept = "no checkpoint is kept"
+        if result.checkpoint:
+            kept = f"the last good checkpoint is {address_of(self.run.folder, result.checkpoint)}"
         raise CollapsedError(
             f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
             f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"

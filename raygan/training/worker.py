@@ -30,6 +30,7 @@ from raygan.gan.networks import Generator, NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
 from raygan.inference import pick_precision
+from raygan.runs import address_of
 from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
 from raygan.training.schedule import Schedule
 
@@ -49,8 +50,8 @@ SPREAD_IMAGES = 16
 class ForwardReports(ray.train.UserCallback):
     """Passes every report and judgement, once its checkpoint is safe, from Ray Train's controller to a queue."""
 
-    def __init__(self, events: Queue):
-        self._events = events
+    def __init__(self, events: Queue, folder: str):
+        self._events, self._folder = events, folder
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         numbers = dict(metrics[0])
@@ -59,7 +60,8 @@ class ForwardReports(ray.train.UserCallback):
         # Waits until the queue has it: the driver must find the last report when the training has returned.
         self._events.put(Report(numbers))
         if judged:
-            self._events.put(Quality(images=numbers["images"], checkpoint=checkpoint.path, **judged))
+            kept = address_of(self._folder, checkpoint)
+            self._events.put(Quality(images=numbers["images"], checkpoint=kept, **judged))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray.train
 
 from raygan import pictures as draw
 from raygan import storage
@@ -186,11 +187,12 @@ def _samples(ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes
         shown.append(source)
     panels = []
     for trial in shown:
-        folder = Path(trial.checkpoint)
         if storage.read_json(storage.join(trial.checkpoint, "generator.json")) is None:
             continue
         name = "source" if trial is source else trial.number
-        panels.append((f"{name}: KID {trial.kid:.3g}", sample(load_generator(folder)[0], _SAMPLES, seed=1)))
+        with ray.train.Checkpoint(trial.checkpoint).as_directory() as folder:
+            generator, _ = load_generator(Path(folder))
+        panels.append((f"{name}: KID {trial.kid:.3g}", sample(generator, _SAMPLES, seed=1)))
     return draw.png(draw.side_by_side(panels, _COLUMNS)) if panels else b""
 
 

@@ -42,7 +42,7 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.runs import RunRecord, is_finished
 from raygan.shards import DataSet
 from raygan.training.news import Quality
-from raygan.training.quality import start_measuring
+from raygan.training.quality import start_measuring, with_network
 from raygan.training.train import CollapsedError, History, Shared, TrialTraining, check, train
 from raygan.tuning import report as search_report
 from raygan.tuning.space import Axis, parse_space, settings_of, source_point
@@ -90,6 +90,14 @@ class TuneResult:
         return json.dumps(self.__dict__)
 
 
+#: Settings that may change between a search and its resumption.
+MAY_CHANGE = {
+    *WorkerOptions.model_fields,
+    *StorageSettings.model_fields,
+    *("concurrent", "train_best", "promote"),
+} - {"sync_batch_norm"}
+
+
 def tune(settings: TuneSettings) -> TuneResult:
     """Search, and say what was best; goes on with an interrupted search of the same name.
 
@@ -100,6 +108,7 @@ def tune(settings: TuneSettings) -> TuneResult:
     data = check(base)
     tracking.connect(settings)
     cluster.connect(settings)
+    base = with_network(base)
     resources = cluster.worker_resources(base)
     cluster.require(base.fewest_workers, resources)
     at_once = min(settings.trials, settings.concurrent or cluster.room(resources) // base.fewest_workers)
@@ -108,7 +117,7 @@ def tune(settings: TuneSettings) -> TuneResult:
         settings,
         name,
         data.manifest.fingerprint,
-        may_change={*WorkerOptions.model_fields, *StorageSettings.model_fields, "concurrent", "train_best", "promote"},
+        may_change=MAY_CHANGE,
         under="searches",
     )
     with tracking.start_run(
@@ -166,7 +175,7 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
         metrics["run"] = settings.name
         judged.append(metrics)
         storage.write_json(kept_in, {"reports": judged})
-        kept = ray.tune.Checkpoint.from_directory(quality.checkpoint) if population else None
+        kept = ray.tune.Checkpoint(quality.checkpoint) if population else None
         ray.tune.report(metrics, checkpoint=kept)
 
     trial = TrialTraining(shared, parent, told, begin_from=donor.path if population and donor else None)

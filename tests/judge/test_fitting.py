@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 
 import pytest
@@ -75,12 +76,24 @@ def test_a_start_from_imagenet_leaves_only_the_last_layers_new(tmp_path):
         imagenet_start(str(tmp_path / "other.pth"), auxiliary=True)
     with pytest.raises(RayganError, match="does not hold GoogLeNet"):
         imagenet_start(str(tmp_path / "none.pth"), auxiliary=True)
+    wrong_shape = {**imagenet.state_dict(), "conv1.conv.weight": torch.zeros(64, 1, 7, 7)}
+    torch.save(wrong_shape, tmp_path / "shape.pth")
+    with pytest.raises(RayganError, match="does not hold GoogLeNet"):
+        imagenet_start(str(tmp_path / "shape.pth"), auxiliary=True)
 
 
-def test_a_download_without_a_network_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (urllib.error.URLError("Name or service not known"), "not known"),
+        (http.client.IncompleteRead(b"half"), "IncompleteRead"),
+        (RuntimeError('invalid hash value (expected "a", got "b")'), "invalid hash"),
+    ],
+)
+def test_a_download_that_fails_is_said(monkeypatch, error, says):
     def refuse(*args, **kwargs):
-        raise urllib.error.URLError("Name or service not known")
+        raise error
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    with pytest.raises(RayganError, match=r"can't be downloaded .*not known.*give the path"):
+    with pytest.raises(RayganError, match=rf"can't be downloaded .*{says}.*give the path"):
         imagenet_start(None, auxiliary=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,8 @@ def checkpoints(folder):
         ({"num_workers": 8, "cpus_per_worker": 3.0}, "do not fit this cluster"),
         ({"tracking_uri": "http://127.0.0.1:9"}, "does not answer"),
         ({"name": "a/b"}, "letters, digits"),
+        ({"quality_every": 0.01, "quality_network": "nobody"}, "--quality-network: 'nobody' is no feature network"),
+        ({"quality_every": 0.01, "quality_network": "googlenet"}, "--quality-network: no classifier is registered"),
         ({"gpu": True}, "GPU"),
     ],
 )
@@ -280,3 +283,17 @@ def test_what_cannot_work_is_said_before_work_starts(train_settings, changes, sa
         train(train_settings(**changes))
     assert "\n" not in str(raised.value)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("damage", ["cut short", "of another data set"])
+def test_a_bad_shard_is_said_before_work_starts(train_settings, write_shards, damage):
+    root = write_shards()
+    shard = root / "b.parquet"
+    if damage == "cut short":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        shutil.copy(write_shards(per_label=8, folder="other") / "b.parquet", shard)
+    says = "cannot read shard" if damage == "cut short" else "has other photos than its manifest says"
+    with pytest.raises(RayganError, match=f"{says}.*prepare") as raised:
+        train(train_settings(data=str(root)))
+    assert "\n" not in str(raised.value)
