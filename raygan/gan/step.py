@@ -41,7 +41,7 @@ class StepSettings:
         many (lazy regularisation, Karras et al. 2020, appendix B); 1 takes it always.
     augment: DiffAugment policies for reals and fakes; none by default.
     mirror: flip reals left to right at random.
-    ema_kimg: half-life of the generator's moving average, in thousands of images.
+    ema_kimg: half-life of the generator's moving average, in thousands of images; with 0 it is the generator.
     ema_ramp: the half-life is at most this share of the images seen so far, so that the average does not
         lag behind a young generator (Karras et al. 2020); 0 leaves it fixed.
     precision: "bf16" runs convolutions in bfloat16 by autocast; losses, the penalty's norm, weights and

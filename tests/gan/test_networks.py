@@ -22,11 +22,13 @@ def test_shapes_at_every_resolution(size):
     assert Critic(settings)(images).shape == (3,)
 
 
-def test_wgan_gp_128_is_the_source_projects_layer_list():
-    settings = NetworkSettings(image_size=128, z_dim=200, width=2)
+@pytest.mark.parametrize(("size", "blocks"), [(32, 3), (64, 4), (128, 5), (256, 6)])
+def test_wgan_gp_is_the_source_projects_layer_list(size, blocks):
+    """Five blocks and an exit layer at the source's 128 px; each halving of the side takes one away."""
+    settings = NetworkSettings(image_size=size, z_dim=200, width=2)
     block = ["ConvTranspose2d", "BatchNorm2d", "ReLU"]
-    assert layers(Generator(settings)) == block * 5 + ["ConvTranspose2d", "Tanh"]
-    assert layers(Critic(settings)) == ["Conv2d", "InstanceNorm2d", "LeakyReLU"] * 5 + ["Conv2d"]
+    assert layers(Generator(settings)) == block * blocks + ["ConvTranspose2d", "Tanh"]
+    assert layers(Critic(settings)) == ["Conv2d", "InstanceNorm2d", "LeakyReLU"] * blocks + ["Conv2d"]
 
 
 def test_dcgan_64_is_the_source_projects_channel_list():
@@ -40,7 +42,16 @@ def test_dcgan_64_is_the_source_projects_channel_list():
     assert layers(critic) == ["Conv2d", "LeakyReLU"] + ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3 + ["Conv2d"]
 
 
-def test_parameter_counts_by_hand():
+def test_wgan_gp_128_parameter_counts_by_hand():
+    settings = NetworkSettings(image_size=128, z_dim=200, width=64)
+    inner = 64 * 128 + 128 * 256 + 256 * 512 + 512 * 1024
+    norms = 2 * (64 + 128 + 256 + 512 + 1024)
+    generator = 16 * (200 * 1024 + inner + 64 * 3) + norms + 3
+    assert sum(p.numel() for p in Generator(settings).parameters()) == generator
+    assert sum(p.numel() for p in Critic(settings).parameters()) == 16 * (3 * 64 + inner + 1024) + norms + 1
+
+
+def test_dcgan_64_parameter_counts_by_hand():
     settings = NetworkSettings(image_size=64, z_dim=100, width=64, critic_norm="batch")
     kernels = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3)
     norms = 2 * (512 + 256 + 128 + 64)
