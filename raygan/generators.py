@@ -8,9 +8,11 @@ however the work is split; with seed 0 it is the image that the service gives fo
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,29 @@ class NamedGenerator:
 def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:
     """The named generators, or if none is named the champion of each of the labels that has one.
 
-    Raises ConfigurationError if a name is unknown, RayganError if files are missing or damaged.
+    A champion of several labels is there once, and draws those that it is champion of. No two have the same name.
+    Raises ConfigurationError if a name is unknown or given twice, RayganError if files are missing or damaged.
     """
     if named:
-        return [_folder(name) if _is_folder(name) else _registered(settings, name) for name in named]
-    client = tracking.connect(settings)
-    champions = tracking.serving_generators(client)
-    return [_download(settings, champions[label]) for label in labels if label in champions]
+        return _distinct([_folder(name) if _is_folder(name) else _registered(settings, name) for name in named], named)
+    champions = tracking.serving_generators(tracking.connect(settings))
+    draws: dict[tracking.RegisteredModel, list[str]] = {}
+    for label in labels:
+        if label in champions:
+            draws.setdefault(champions[label], []).append(label)
+    return [replace(_download(settings, model), labels=tuple(own)) for model, own in draws.items()]
+
+
+def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[NamedGenerator]:
+    """The generators; those that share a name have what they were asked for by instead."""
+    times = Counter(one.name for one in found)
+    distinct = [
+        replace(one, name=asked) if times[one.name] > 1 else one for one, asked in zip(found, named, strict=True)
+    ]
+    again = [name for name, count in Counter(one.name for one in distinct).items() if count > 1]
+    if again:
+        raise ConfigurationError(f"--model: {again[0]} is given twice")
+    return distinct
 
 
 def _is_folder(name: str) -> bool:
@@ -72,8 +90,8 @@ def _is_folder(name: str) -> bool:
 
 
 def _folder(path: str) -> NamedGenerator:
-    folder = Path(path)
-    name = folder.name if folder.name != "generator" else folder.absolute().parent.name
+    folder = Path(os.path.abspath(path))  # "." has no name
+    name = folder.name if folder.name != "generator" else folder.parent.name
     return _named(name, *load_generator(folder))
 
 
@@ -98,6 +116,16 @@ def _download(settings: StorageSettings, model: tracking.RegisteredModel) -> Nam
 def _named(name: str, generator: Generator, about: dict[str, Any]) -> NamedGenerator:
     labels = generator.labels or (str(about.get("label", ALL)),)
     return NamedGenerator(name, generator, labels, about)
+
+
+def check_drawn(found: Sequence[NamedGenerator], labels: Sequence[str]) -> None:
+    """Raise RayganError if no generator draws one of the labels."""
+    for label in labels:
+        if not any(label in one.labels for one in found):
+            raise RayganError(
+                f"no generator draws {label}: train one with `python jobs/train.py --label {label}`, "
+                f"or name one with --model (a registered model or a folder)"
+            )
 
 
 def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:

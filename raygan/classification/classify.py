@@ -15,8 +15,10 @@ The record is kept as `jobs/train.py` keeps it: ``<storage>/runs/<name>``, resum
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from raygan.classification.lessons import Lessons, fit_settings
 from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import ClassifySettings, StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.generators import check_labels, check_size, find_generators
+from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators
 from raygan.judge.fitting import ClassifierFit, imagenet_start
 from raygan.judge.googlenet import Classifier, load_classifier, save_classifier
 from raygan.judge.scores import confusion, score
@@ -46,7 +48,11 @@ from raygan.training.worker import place_of
 from raygan.weights import load_description, load_tensors, save_description, save_tensors
 
 #: Settings that may change between a run and its resumption without making it another run.
-MAY_CHANGE = {*WorkerOptions.model_fields, *StorageSettings.model_fields, "data", "name", "promote", "allow_changes"}
+MAY_CHANGE = {
+    *WorkerOptions.model_fields,
+    *StorageSettings.model_fields,
+    *("data", "name", "promote", "allow_changes"),
+} - {"sync_batch_norm"}
 
 #: Wrongly judged photos on the contact sheet.
 SHOWN = 48
@@ -95,15 +101,17 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     default_name = time.strftime("classify-%Y%m%d-%H%M%S")
+    found = chosen_generators(settings, data)
     run = RunRecord.open(
-        settings,
+        # As they are now: whoever is champion later must not change what another began.
+        settings.model_copy(update={"model": [one.name for one in found]}),
         settings.name or default_name,
         data.manifest.fingerprint,
         may_change=MAY_CHANGE,
         allow_changes=settings.allow_changes,
     )
     labels = tuple(data.manifest.classes)
-    images, made_of = training_images(settings, data)
+    images, made_of = training_images(settings, data, found)
     task = ClassifyTask(
         settings=settings,
         labels=labels,
@@ -141,14 +149,47 @@ def check_data(data: DataSet) -> None:
                 f"--data: {data.address} has no validation photo of {label}: "
                 f"prepare the shards with a larger --validation"
             )
+        if not manifest.count("train", label):
+            raise ConfigurationError(f"--data: {data.address} has no photo of {label} to train on: add some")
 
 
-def training_images(settings: ClassifySettings, data: DataSet) -> tuple[Photos, dict[str, Any]]:
-    """The images to train on, and what they are made of, for the record.
+def chosen_generators(settings: ClassifySettings, data: DataSet) -> list[NamedGenerator]:
+    """The generators to draw training images from; none if they are all real.
 
-    Raises RayganError if generators are needed and can't be had, ConfigurationError if there are too few images.
+    Raises RayganError or ConfigurationError if they can't be had, or don't draw what the shards hold.
+    """
+    _, generated = _sizes(settings, data)
+    if not generated:
+        return []
+    found = find_generators(settings, settings.model, data.manifest.classes)
+    check_labels(found, data)
+    check_size(found, data)
+    check_drawn(found, data.manifest.classes)
+    return found
+
+
+def training_images(
+    settings: ClassifySettings, data: DataSet, found: Sequence[NamedGenerator]
+) -> tuple[Photos, dict[str, Any]]:
+    """The images to train on, and what they are made of, for the record. found: generators of the generated ones.
+
+    Raises ConfigurationError if there are too few images.
     """
     classes = data.manifest.classes
+    real, generated = _sizes(settings, data)
+    parts = []
+    made_of: dict[str, Any] = {"real": real, "generated": generated}
+    if real:
+        photos = load_photos(data, "train", None)
+        parts.append(photos if real == len(photos) else balanced_subset(photos, real, len(classes), settings.seed))
+    if generated:
+        made_of["generators"] = ", ".join(one.name for one in found)
+        parts.append(generated_photos(found, classes, generated, settings.seed))
+    return combined(*parts), made_of
+
+
+def _sizes(settings: ClassifySettings, data: DataSet) -> tuple[int, int]:
+    """Real photos and generated images to train on. Raises ConfigurationError if they don't make a batch."""
     there = data.manifest.count("train")
     real, generated = mixture_sizes(settings.real_images, settings.real_fraction, there, settings.generated_images)
     if real + generated < settings.batch_size:
@@ -156,18 +197,7 @@ def training_images(settings: ClassifySettings, data: DataSet) -> tuple[Photos, 
             f"--batch-size: {real + generated} training images are fewer than one batch of {settings.batch_size}: "
             f"lower --batch-size, or add images"
         )
-    parts = []
-    made_of: dict[str, Any] = {"real": real, "generated": generated}
-    if real:
-        photos = load_photos(data, "train", None)
-        parts.append(photos if real == there else balanced_subset(photos, real, len(classes), settings.seed))
-    if generated:
-        found = find_generators(settings, settings.model, classes)
-        check_labels(found, data)
-        made_of["generators"] = ", ".join(one.name for one in found)
-        check_size(found, data)
-        parts.append(generated_photos(found, classes, generated, settings.seed))
-    return combined(*parts), made_of
+    return real, generated
 
 
 def _start(settings: ClassifySettings) -> dict[str, torch.Tensor] | None:
@@ -231,9 +261,9 @@ def classify_worker(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             best = _load(Path(folder), fit)
 
-    def tell(images: int) -> None:
+    def tell(images: int, failed: str = "") -> None:
         if share.rank == 0:
-            task.events.actor.put_nowait.remote(Seen(images, says=best.says()))
+            task.events.actor.put_nowait.remote(Seen(images, says=best.says(), failed=failed))
 
     lessons = Lessons(fit, task.images, task.validation, tell)
     tell(lessons.images_seen)
@@ -241,6 +271,9 @@ def classify_worker(config: dict[str, Any]) -> None:
         epoch = fit.batches_done // per_epoch + 1
         metrics = lessons.learn(epoch * per_epoch)
         metrics |= {f"validation_{name}": value for name, value in lessons.examine().items()}
+        if not math.isfinite(metrics["validation_nll"]):
+            tell(lessons.images_seen, f"the training diverged in epoch {epoch}: give a lower --learning-rate")
+            return
         best.saw(metrics)
         _report(metrics | {"epoch": epoch, "images": lessons.images_seen}, fit, task, best)
 

@@ -13,8 +13,8 @@ import ray
 
 from raygan import cluster
 from raygan.batches import Block, Photos
-from raygan.errors import ConfigurationError, RayganError
-from raygan.generators import NamedGenerator
+from raygan.errors import ConfigurationError
+from raygan.generators import NamedGenerator, check_drawn
 
 #: Images that one task generates.
 _TASK = 256
@@ -59,14 +59,13 @@ def generated_photos(found: Sequence[NamedGenerator], labels: Sequence[str], cou
 
     A label that several generators draw is shared between them. Raises RayganError if one has no generator.
     """
+    check_drawn(found, labels)
     held = {one.name: ray.put(one) for one in found}
     generate = ray.remote(_generate)
     rows: list[int] = []
     blocks: list[ray.ObjectRef] = []
     for number, label in enumerate(labels):
         able = [one for one in found if label in one.labels]
-        if not able:
-            raise RayganError(missing_generator(label))
         wanted = count * (number + 1) // len(labels) - count * number // len(labels)
         for turn, one in enumerate(able):
             share = wanted * (turn + 1) // len(able) - wanted * turn // len(able)
@@ -75,14 +74,6 @@ def generated_photos(found: Sequence[NamedGenerator], labels: Sequence[str], cou
                 blocks.append(generate.remote(held[one.name], label, number, rows[-1], seed, first))
     cluster.wait_for(blocks, "generating images", unit="block")
     return Photos(tuple(rows), tuple(blocks))
-
-
-def missing_generator(label: str) -> str:
-    """What to say when a label has no generator."""
-    return (
-        f"no generator draws {label}: train one with `python jobs/train.py --label {label}`, "
-        f"or name one with --model (a registered model or a folder)"
-    )
 
 
 def mixture_sizes(real: int | None, fraction: float, photos: int, generated: int | None) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -35,8 +36,8 @@ from raygan.classification.classify import check_data
 from raygan.classification.lessons import Lessons, fit_settings
 from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import StorageSettings, UsefulnessSettings
-from raygan.errors import ConfigurationError, RayganError
-from raygan.generators import NamedGenerator, check_labels, check_size, find_generators
+from raygan.errors import ConfigurationError, RayganError, last_line
+from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators
 from raygan.judge.fitting import ClassifierFit
 from raygan.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
 from raygan.shards import DataSet
@@ -108,12 +109,20 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     check_data(data)
     tracking.connect(settings)
     cluster.connect(settings)
+    needs = {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
+    if not cluster.room(needs):
+        raise ConfigurationError(
+            f"--cpus-per-trial: no node of this cluster has {needs['CPU']:g} CPU and {needs['GPU']:g} GPU: ask for less"
+        )
     found = find_generators(settings, settings.model, data.manifest.classes)
     check_labels(found, data)
     check_size(found, data)
+    check_drawn(found, data.manifest.classes)
     trials = plan(settings, data.manifest.count("train"))
     name = settings.name or time.strftime("usefulness-%Y%m%d-%H%M%S")
-    run = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="studies")
+    # As they are now: whoever is champion later must not finish what another began.
+    pinned = settings.model_copy(update={"model": [one.name for one in found]})
+    run = RunRecord.open(pinned, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="studies")
     params = {
         **recorded(settings),
         "fingerprint": data.manifest.fingerprint,
@@ -132,7 +141,7 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
 def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
     """Every training of the grid; CAS comes first. photos: real ones to train on.
 
-    Raises ConfigurationError if a training set would be smaller than a batch or than the photos there are.
+    Raises ConfigurationError if a training set would be smaller than a batch, or larger than the photos there are.
     """
     sizes = sorted(set(settings.real_sizes or [*(size for size in DEFAULT_SIZES if size < photos), photos]))
     if sizes[-1] > photos:
@@ -209,7 +218,9 @@ class _Room:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        errors = tuner.fit().errors
+        if errors:
+            raise RayganError(f"{len(errors)} of {len(trials)} trainings ended with: {last_line(errors[0])}")
 
     def _images(self, trial: Trial) -> Photos:
         """The trial's training images. Those of a seed share their samples, smaller sets being part of larger."""
@@ -237,6 +248,8 @@ def train_one(config: dict[str, Any], task: dict[str, Any], lots: Sequence[tuple
     lessons = Lessons(fit, images, task["validation"], tell)
     learnt = lessons.learn(task["batches"])
     result = {**asdict(trial), **learnt, **lessons.examine()}
+    if not math.isfinite(result["nll"]):
+        raise RayganError(f"the training {trial.key} diverged: give a lower --learning-rate")
     storage.write_json(_place(task["folder"], trial), result)
     ray.tune.report(result)
 
@@ -276,7 +289,8 @@ def in_words(rows: Sequence[Row]) -> str:
     width = max(len(row.mixture) for row in rows)
     lines = [f"{'training set':{width}}  real  generated  accuracy"]
     lines += [
-        f"{row.mixture:{width}} {row.real:5,} {row.generated:10,}  {row.accuracy:.1%} ± {row.deviation:.1%}"
+        f"{row.mixture:{width}} {row.real:5,} {row.generated:10,}  {row.accuracy:.1%}"
+        + (f" ± {row.deviation:.1%}" if row.trainings > 1 else "")
         for row in rows
     ]
     alone = {row.real: row for row in rows if row.real and not row.generated}
@@ -285,6 +299,8 @@ def in_words(rows: Sequence[Row]) -> str:
             gain = row.accuracy - alone[row.real].accuracy
             spread = max((row.deviation**2 + alone[row.real].deviation ** 2) ** 0.5, 1e-9)
             verdict = "no clear change" if abs(gain) < spread else "helps" if gain > 0 else "hurts"
+            if min(row.trainings, alone[row.real].trainings) < 2:
+                verdict = "of one training each: more --seeds would tell"
             lines.append(f"{row.generated:,} generated beside {row.real:,} real: {gain:+.1%}, {verdict}")
     return "\n".join(lines)
 

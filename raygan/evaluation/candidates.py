@@ -7,18 +7,17 @@ baselines that show what the numbers mean: real photos, an untrained generator, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from raygan.classification.mixture import missing_generator
 from raygan.config import EvaluateSettings
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError
 from raygan.gan.networks import Generator
 from raygan.gan.step import seeded
-from raygan.generators import NamedGenerator, check_labels, check_size, find_generators
+from raygan.generators import ALL, NamedGenerator, check_drawn, check_labels, check_size, find_generators
 from raygan.shards import DataSet
 
 
@@ -74,9 +73,11 @@ def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate
     check_size(found, data)
     if settings.model:
         return [_alone(one, settings.label) for one in found]
+    if not found and not settings.label:
+        found = find_generators(settings, [], [ALL])
     if not found:
-        raise RayganError(missing_generator(" or ".join(settings.label or classes)))
-    sources = {label: one for one in found for label in one.labels if not settings.label or label in settings.label}
+        check_drawn(found, settings.label or classes)
+    sources = {label: one for one in found for label in one.labels}
     return [Candidate("champion", sources, tuple(dict.fromkeys(one.name for one in found)))]
 
 
@@ -96,7 +97,8 @@ def untrained_generator(like: NamedGenerator, labels: Sequence[str], seed: int) 
     """A generator of the same shape with fresh weights, as a training begins with it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = Generator(like.generator.settings)
+        # It draws alike whatever it is asked for, so that it needs to know none of the labels.
+        generator = Generator(replace(like.generator.settings, labels=()))
     return NamedGenerator("untrained", generator.eval(), tuple(labels), {})
 
 

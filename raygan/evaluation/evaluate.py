@@ -7,17 +7,20 @@ The mental model:
 2. Ray tasks draw each candidate's samples and look at them (`raygan.evaluation.looks`). Features of the real photos
    come from storage if an earlier report has put them there.
 3. Further tasks compare each candidate with the reals, label by label and over all labels (`measure`).
-4. Nothing is written before everything is known: then the page, the JSON file and MLflow's records.
+4. Nothing is written before everything is known: then the page, the JSON file and MLflow's records, in this order.
 
-Metric names say the number of samples and the feature network, as in ``fid2000_efficientnet_lite0``; only those of
-``inception_v3`` go without a network, as in ``fid2000``.
+Names of metrics between features say the number of samples and the feature network, as in
+``fid2000_efficientnet_lite0``; only those of ``inception_v3`` go without a network, as in ``fid2000``. Agreement and
+confidence are of the classifier that the record names, animal mass always of the same network.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
+import posixpath
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +32,8 @@ from torch import Tensor
 
 from raygan import cluster, storage, tracking
 from raygan.batches import load_photos
-from raygan.config import EvaluateSettings, StorageSettings
+from raygan.classifiers import GOOGLENET, feature_network, registered_classifier
+from raygan.config import EvaluateSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation import report_card
 from raygan.evaluation.candidates import Candidate, baselines, find_candidates
@@ -49,6 +53,9 @@ from raygan.judge.distances import (
 from raygan.judge.googlenet import load_classifier
 from raygan.runs import recorded
 from raygan.shards import DataSet
+
+#: File name of the numbers, beside the page.
+REPORT = "report.json"
 
 #: Images that every metric has enough of.
 LEAST = COVERAGE_NEIGHBOURS + 1
@@ -101,11 +108,15 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
 
     Raises ConfigurationError or RayganError in one line if something can't be judged; then nothing is written.
     """
+    if settings.samples < LEAST:
+        raise ConfigurationError(f"--samples: {settings.samples} are too few, at least {LEAST}")
     data = DataSet.open(settings.data)
     tracking.connect(settings)
     cluster.connect(settings)
     candidates = find_candidates(settings, data)
     judges = find_judges(settings)
+    name = settings.name or time.strftime("report-%Y%m%d-%H%M%S")
+    folder = _folder(settings, name)
     labels = list(dict.fromkeys(label for candidate in candidates for label in candidate.sources))
     photos = {label: real_photos(data, label, settings.real_images) for label in labels}
     features = {
@@ -124,10 +135,22 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         size = data.manifest.image_size
         rows = baselines(labels, held_out, like, size, settings.seed)
         candidates = [rows[0], *candidates, *rows[1:]]
+    again = [one for one, times in Counter(candidate.name for candidate in candidates).items() if times > 1]
+    if again:
+        raise ConfigurationError(f"--model: a folder can't be called {again[0]!r} beside the baseline: rename it")
     _check_enough(reals, counts)
     looks = _look_at_all(candidates, counts, judges, settings.seed)
     verdicts = _measure_all(candidates, looks, reals, judges)
-    return _publish(settings, data, candidates, verdicts, reals, judges)
+    return _publish(settings, name, folder, data, candidates, verdicts, reals, judges)
+
+
+def _folder(settings: EvaluateSettings, name: str) -> str:
+    """Where the report goes, tried before the work; says if it will replace another."""
+    folder = settings.output or storage.join(settings.storage, "reports", name)
+    if storage.read_json(storage.join(folder, REPORT)) is not None:
+        print(f"the report in {folder} will be replaced", flush=True)
+    storage.check_writable(folder)
+    return folder
 
 
 def find_judges(settings: EvaluateSettings) -> Judges:
@@ -136,43 +159,16 @@ def find_judges(settings: EvaluateSettings) -> Judges:
     Raises ConfigurationError if one can't be had: better now than after the samples are drawn.
     """
     folder = settings.classifier or registered_classifier(settings)
-    names = []
-    for name in settings.network:
-        if name == "googlenet":
-            if folder is None:
-                raise ConfigurationError(
-                    "--network: no classifier is registered: train one with `python jobs/classify.py`, "
-                    "or give its folder"
-                )
-            names.append(folder)
-        elif name == INCEPTION and settings.inception_weights:
-            names.append(f"{INCEPTION}:{settings.inception_weights}")
-        else:
-            names.append(name)
-    for name in names:
-        load_features(name)
     if folder is not None:
         load_classifier(Path(folder))
+    names = []
+    for name in settings.network:
+        if name == GOOGLENET and settings.classifier:
+            name = settings.classifier
+        elif name == INCEPTION and settings.inception_weights:
+            name = f"{INCEPTION}:{settings.inception_weights}"
+        names.append(feature_network(settings, name, "--network"))
     return Judges(tuple(dict.fromkeys(names)), folder)
-
-
-def registered_classifier(settings: StorageSettings) -> str | None:
-    """A local folder with the registered classifier under the serving alias, or None if there is none.
-
-    It is fetched once into the storage folder, under its version.
-    """
-    client = tracking.connect(settings)
-    model = tracking.serving_classifier(client)
-    if model is None:
-        return None
-    root = Path.home() / ".cache" / "raygan" if "://" in settings.storage else Path(settings.storage)
-    folder = root / "classifiers" / f"v{model.version}"
-    if not (folder / "classifier.json").is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            fetched = tracking.download_model(client, model, Path(scratch))
-            for name in ("classifier.safetensors", "classifier.json"):  # the JSON last: it makes the folder whole
-                storage.write_bytes(str(folder / name), (fetched / name).read_bytes())
-    return str(folder)
 
 
 def real_photos(data: DataSet, label: str, most: int) -> Tensor:
@@ -201,7 +197,9 @@ def _check_enough(reals: Mapping[str, Reals], counts: Mapping[str, int]) -> None
                 f"--data: {len(real.pixels)} photos of {label} are left to compare with; the metrics need {LEAST}"
             )
         if counts[label] < LEAST:
-            raise ConfigurationError(f"--samples: {counts[label]} samples of {label} are too few, at least {LEAST}")
+            raise RayganError(
+                f"--data: {counts[label]} photos of {label} are left as a baseline; the metrics need {LEAST}"
+            )
 
 
 def _look_at_all(
@@ -216,13 +214,14 @@ def _look_at_all(
         cluster.wait_for([task for parts in tasks.values() for task in parts], "drawing and looking", leave=True)
         return {key: joined(ray.get(parts)) for key, parts in tasks.items()}
     except ray.exceptions.RayError as error:
-        raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
+        raise cluster.failure(error) from error
 
 
 def _measure_all(
     candidates: Sequence[Candidate], looks: Mapping[tuple[str, str], Look], reals: Mapping[str, Reals], judges: Judges
 ) -> list[Verdict]:
-    everything = _together([reals[label] for label in reals]) if len(reals) > 1 else None
+    # Beside a generator of all labels there is no telling whose "all" would be meant.
+    everything = _together(list(reals.values())) if len(reals) > 1 and ALL not in reals else None
     classes = load_classifier(Path(judges.classifier)).labels if judges.classifier else ()
     jobs: dict[tuple[str, str], tuple[Look, Reals]] = {}
     for candidate in candidates:
@@ -230,9 +229,9 @@ def _measure_all(
             jobs[candidate.name, label] = looks[candidate.name, label], reals[label]
         if everything is not None and set(candidate.sources) == set(reals):
             jobs[candidate.name, ALL] = joined([looks[candidate.name, label] for label in reals]), everything
-    held = {label: ray.put(real) for label, real in reals.items()} | {ALL: ray.put(everything)}
-    if everything is None and ALL in reals:
-        held[ALL] = ray.put(reals[ALL])
+    held = {label: ray.put(real) for label, real in reals.items()}
+    if everything is not None:
+        held[ALL] = ray.put(everything)
     measuring = ray.remote(measure)
     tasks = {
         key: measuring.remote(_for_measuring(look), held[key[1]], key[1], classes) for key, (look, _) in jobs.items()
@@ -240,10 +239,8 @@ def _measure_all(
     try:
         cluster.wait_for(list(tasks.values()), "comparing", leave=True)
         found = {key: ray.get(task) for key, task in tasks.items()}
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayganError):
-            raise RayganError(str(error.cause)) from None
-        raise RayganError(f"a task failed: {str(error).strip().splitlines()[-1]}") from error
+    except ray.exceptions.RayError as error:
+        raise cluster.failure(error) from error
     for name, label in jobs:
         if label == ALL and everything is not None:
             found[name, ALL][0].update(_mean_agreement([found[name, one][0] for one in reals]))
@@ -337,14 +334,14 @@ def _suffixed(name: str, suffix: str) -> str:
 
 def _publish(
     settings: EvaluateSettings,
+    name: str,
+    folder: str,
     data: DataSet,
     candidates: Sequence[Candidate],
     verdicts: Sequence[Verdict],
     reals: Mapping[str, Reals],
     judges: Judges,
 ) -> EvaluateResult:
-    name = settings.name or time.strftime("report-%Y%m%d-%H%M%S")
-    folder = settings.output or storage.join(settings.storage, "reports", name)
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for verdict in verdicts:
         metrics.setdefault(verdict.candidate, {})[verdict.label] = verdict.metrics
@@ -353,32 +350,47 @@ def _publish(
         "fingerprint": data.manifest.fingerprint,
         "real_photos": {label: len(real.pixels) for label, real in reals.items()},
         "candidates": {candidate.name: list(candidate.made_of) for candidate in candidates},
-        "flags": flags(verdicts),
+        "networks": list(judges.networks),
+        "classifier": judges.classifier,
+        "flags": flags(verdicts, reals, settings.samples, judges.classifier is not None),
         "metrics": metrics,
     }
     page = report_card.page(name, record, verdicts, reals)
     params = {**recorded(settings), "fingerprint": data.manifest.fingerprint}
+    storage.write_bytes(storage.join(folder, report_card.PAGE), page.encode())
+    storage.write_json(storage.join(folder, REPORT), record)
     with tracking.start_run(settings, name, job="evaluate", params=params) as log:
         for verdict in verdicts:
-            prefix = f"{verdict.candidate}/{verdict.label}/"
+            prefix = f"{_mlflow_name(verdict.candidate)}/{_mlflow_name(verdict.label)}/"
             log.log_metrics({prefix + metric: value for metric, value in verdict.metrics.items()}, step=0)
         log.log_bytes(page.encode(), report_card.PAGE)
-        log.log_bytes(json.dumps(record, indent=2).encode(), "report.json")
-        storage.write_json(storage.join(folder, "report.json"), record)
-        storage.write_bytes(storage.join(folder, report_card.PAGE), page.encode())
+        log.log_bytes(json.dumps(record, indent=2).encode(), REPORT)
     return EvaluateResult(log.id, folder, metrics)
 
 
-def flags(verdicts: Sequence[Verdict]) -> list[str]:
-    """What a reader must know before comparing the numbers."""
+def _mlflow_name(name: str) -> str:
+    """A name as part of a metric's, with what MLflow doesn't allow there replaced."""
+    return posixpath.normpath(re.sub(r"[^\w./ -]", "_", name)).strip("./")
+
+
+def flags(verdicts: Sequence[Verdict], reals: Mapping[str, Reals], wanted: int, has_classifier: bool) -> list[str]:
+    """What a reader must know before comparing the numbers. wanted: samples of each label that were asked for."""
     fewest = min(verdict.samples for verdict in verdicts)
+    fewest_reals = min(len(real.pixels) for real in reals.values())
+    least = min(fewest, fewest_reals)
     found = []
-    if fewest < FID_STEADY:
+    if least < FID_STEADY:
         found.append(
-            f"FID from {fewest:,} samples is biased upwards (steady from about {FID_STEADY:,}): compare it only with "
-            f"FID of as many samples, and trust KID, which is unbiased, with its standard error"
+            f"FID between {fewest:,} samples and {fewest_reals:,} photos is biased upwards (steady from about "
+            f"{FID_STEADY:,} of each): compare it only with FID of as many, and trust KID, which is unbiased, with its "
+            f"standard error"
         )
     dims = {name: vectors.shape[1] for verdict in verdicts for name, vectors in verdict.look.features.items()}
-    if any(fewest <= dim for dim in dims.values()):
-        found.append(f"{fewest:,} samples are fewer than features have numbers: FID's covariance is singular")
+    if any(least <= dim for dim in dims.values()):
+        found.append(f"{least:,} images are fewer than features have numbers: FID's covariance is singular")
+    if fewest < wanted:
+        found.append(f"{wanted:,} samples were asked for; with baselines there are as many as photos held out for them")
+    unknown = sorted({v.label for v in verdicts if v.confidence is None and v.label != ALL})
+    if has_classifier and unknown:
+        found.append(f"the classifier doesn't know {', '.join(unknown)}: there is no agreement with it")
     return found

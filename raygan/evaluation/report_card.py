@@ -29,8 +29,8 @@ SHOWN, NEAREST_SHOWN = 48, 8
 MEANINGS: dict[str, tuple[bool | None, str]] = {
     "fid": (False, "distance between the Gaussians nearest to the features; 0 is the same set"),
     "kid": (False, "kernel distance between the features, unbiased, with its standard error; about 0 is the same set"),
-    "precision": (True, "share of samples that lie among the real photos"),
-    "recall": (True, "share of real photos that lie among the samples"),
+    "precision": (True, "share of samples that lie among the real photos, by features scaled to unit length"),
+    "recall": (True, "share of real photos that lie among the samples, likewise"),
     "density": (True, "how densely real photos surround the samples; 1 is as densely as each other"),
     "coverage": (True, "share of real photos with a sample near by"),
     "diversity": (None, "how unlike samples are to each other; 1 is as unlike as real photos"),
@@ -39,7 +39,10 @@ MEANINGS: dict[str, tuple[bool | None, str]] = {
         "distance to the nearest real photo; 1 is as far as real photos from each other, less is copying",
     ),
     "copies": (None, "share of samples nearer to a real photo than 99 % of real photos are to another; 1 % is chance"),
-    "agreement": (True, "share of samples that the classifier calls by their label"),
+    "agreement": (
+        True,
+        "share of samples that the classifier calls by their label; noise is called something, too",
+    ),
     "confidence": (True, "mean probability that the classifier gives to the label"),
     "animal_mass": (True, "mean ImageNet probability of the label's animals, by EfficientNet-Lite0 at 160 px"),
 }

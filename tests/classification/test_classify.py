@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray.train
 import torch
+from pydantic import ValidationError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from raygan import tracking
 from raygan.batches import load_photos
-from raygan.classification.classify import classify, training_images
+from raygan.classification.classify import Best, chosen_generators, classify, training_images
 from raygan.classification.mixture import balanced, mixture_sizes
 from raygan.config import ClassifySettings
 from raygan.errors import ConfigurationError, RayganError
@@ -156,7 +157,7 @@ def test_generated_images_take_the_place_of_real_ones(classify_settings, tmp_pat
     folders = [generator_folder(tmp_path, label) for label in ("cat", "dog")]
     settings = classify_settings(real_fraction=0.25, real_images=8, model=folders)
     data = DataSet.open(settings.data)
-    images, made_of = training_images(settings, data)
+    images, made_of = training_images(settings, data, chosen_generators(settings, data))
     assert made_of == {"real": 8, "generated": 24, "generators": "cat-generator, dog-generator"}
     blocks = [images.block(number) for number in range(len(images.rows))]
     classes = np.concatenate([classes for _, classes in blocks])
@@ -173,6 +174,31 @@ def test_generated_images_depend_on_their_number_alone():
     whole = one.sample("cat", 150, seed=3)
     assert torch.equal(one.sample("cat", 22, seed=3, first=128), whole[128:])
     assert not torch.equal(one.sample("cat", 10, seed=4), whole[:10])
+
+
+def test_the_best_epoch_is_of_the_lowest_loss_and_patience_ends():
+    best = Best()
+    for nll, accuracy, since in ((0.5, 0.8, 0), (0.6, 0.9, 1), (0.4, 0.7, 0), (0.45, 0.95, 1), (0.41, 0.9, 2)):
+        best.saw({"validation_nll": nll, "validation_accuracy": accuracy})
+        assert best.epochs_since == since
+    assert (best.nll, best.accuracy) == (0.4, 0.7)
+    assert best.is_stale(2)
+    assert not best.is_stale(3)
+    assert not best.is_stale(0)  # endless patience
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"generated_images": 5}, "generated_images is for generated images"),
+        ({"model": ["x"]}, "model is for generated images"),
+        ({"real_fraction": 0, "real_images": 5}, "real_images is for real photos"),
+        ({"batch_size": 2, "num_workers": 4}, "smaller than num_workers"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(classify_settings, changes, says):
+    with pytest.raises(ValidationError, match=says):
+        classify_settings(**changes)
 
 
 def test_subsets_are_balanced_and_nested():
@@ -215,7 +241,7 @@ def one_label(root):
         ({"real_fraction": 0.5, "real_images": 8, "generated_images": 80}, "leave one of the three out"),
         ({"real_images": 4000}, "4000 real photos are asked for"),
         ({"weights": "/nowhere.pth"}, "does not hold GoogLeNet"),
-        ({"num_workers": 9}, "do not fit this cluster"),
+        ({"num_workers": 9, "batch_size": 9}, "do not fit this cluster"),
     ],
 )
 def test_what_cannot_work_is_said_before_work_starts(classify_settings, changes, says):
@@ -231,11 +257,11 @@ def test_unfit_data_and_generators_are_said(classify_settings, write_shards, tmp
         classify(classify_settings(data=str(root)))
     strange = classify_settings(real_fraction=0.5, model=[generator_folder(tmp_path, "fox")])
     with pytest.raises(RayganError, match=r"draws fox, but .* has only cat, dog"):
-        training_images(strange, DataSet.open(strange.data))
+        chosen_generators(strange, DataSet.open(strange.data))
     large = classify_settings(
         data=strange.data,
         real_fraction=0.5,
         model=[generator_folder(tmp_path, label, size=64) for label in ("cat", "dog")],
     )
     with pytest.raises(ConfigurationError, match="draws 64 px images"):
-        training_images(large, DataSet.open(large.data))
+        chosen_generators(large, DataSet.open(large.data))

@@ -10,7 +10,7 @@ import pytest
 from raygan import tracking
 from raygan.classification.usefulness import Trial, in_words, plan, study, summarise
 from raygan.config import UsefulnessSettings
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import save_generator
 from raygan.gan.networks import Generator, NetworkSettings
 
@@ -55,6 +55,25 @@ def test_the_table_says_what_helps_and_what_hurts():
     assert "100 generated beside 100 real: +10.0%, helps" in words
     assert "400 generated beside 400 real: +0.1%, no clear change" in words
     assert "generated only (CAS)" in words
+
+
+def test_one_training_of_each_gives_no_verdict():
+    result = {"accuracy": 0.8, "balanced_accuracy": 0.8, "auroc": 0.9, "ece": 0.1}
+    rows = summarise({Trial(100, 0, 1.0, 0): result, Trial(100, 100, 0.5, 0): {**result, "accuracy": 0.9}})
+    assert "+10.0%, of one training each" in in_words(rows)
+    assert "±" not in in_words(rows)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_that_cannot_be_is_said_before_work_starts(new_storage, write_shards):
+    for changes, says in (
+        ({"cpus_per_trial": 1000.0}, "--cpus-per-trial: no node"),
+        ({}, "no generator draws cat"),
+    ):
+        settings = settings_of(data=str(write_shards(folder=f"s{len(changes)}")), storage=str(new_storage), **changes)
+        with pytest.raises(RayganError, match=says):
+            study(settings)
+    assert not (new_storage / "studies").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from raygan import tracking
-from raygan.config import EvaluateSettings
+from raygan.config import EvaluateSettings, StorageSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation.candidates import Noise, RealPhotos, untrained_generator
 from raygan.evaluation.evaluate import Reals, evaluate, find_judges, measure
@@ -19,7 +22,7 @@ from raygan.evaluation.looks import Look, network_digest
 from raygan.features import load_features
 from raygan.gan.checkpoint import save_generator
 from raygan.gan.networks import Generator, NetworkSettings
-from raygan.generators import NamedGenerator
+from raygan.generators import NamedGenerator, find_generators
 from raygan.judge.googlenet import build_googlenet, save_classifier
 from raygan.photos.draw import draw_face
 
@@ -136,14 +139,56 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     assert again.metrics == result.metrics
 
 
+def served(storage, label, *, labels=()):
+    """Register a generator as the champion of its label, or of all of its labels."""
+    torch.manual_seed(0)
+    settings = StorageSettings(storage=str(storage), tracking_uri=None)
+    with tempfile.TemporaryDirectory() as scratch, tracking.start_run(settings, label, job="train", params={}) as run:
+        folder = Path(scratch, "generator")
+        save_generator(folder, Generator(replace(NETWORK, labels=labels)), {"label": label})
+        tracking.register_generator(run, folder, label, labels=list(labels or (label,)), promote=True)
+    return settings
+
+
+def test_a_champion_of_several_labels_is_found_once_and_draws_what_no_other_is_champion_of(new_storage):
+    settings = served(new_storage, "all", labels=("cat", "dog"))
+    (both,) = find_generators(settings, [], ["cat", "dog"])
+    assert both.labels == ("cat", "dog")
+    served(new_storage, "cat")
+    found = {one.labels: one.name for one in find_generators(settings, [], ["cat", "dog"])}
+    assert found == {("dog",): "raygan-generator-all/1", ("cat",): "raygan-generator-cat/1"}
+
+
+def test_no_two_generators_have_the_same_name(new_storage, tmp_path):
+    settings = StorageSettings(storage=str(new_storage), tracking_uri=None)
+    folders = [str(tmp_path / run / "last") for run in ("a", "b")]
+    for folder in folders:
+        save_generator(Path(folder), Generator(NETWORK), {"label": "cat"})
+    assert [one.name for one in find_generators(settings, folders[:1], [])] == ["last"]
+    assert [one.name for one in find_generators(settings, folders, [])] == folders
+    with pytest.raises(ConfigurationError, match="is given twice"):
+        find_generators(settings, [folders[0], folders[0]], [])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_generator_of_one_label_is_judged_beside_one_of_all(settings_of, generators, tmp_path):
+    save_generator(tmp_path / "a+b", Generator(NETWORK), {"label": "all"})
+    settings = settings_of(model=[generators[0], str(tmp_path / "a+b")])
+    result = evaluate(settings)
+    assert {name: set(of) for name, of in result.metrics.items()} == {"cat": {"cat"}, "a+b": {"all"}}
+    recorded = tracking.connect(settings).get_run(result.run_id).data.metrics
+    name = "kid12_efficientnet_lite0"
+    assert recorded[f"a_b/all/{name}"] == pytest.approx(result.metrics["a+b"]["all"][name])
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({}, "no generator draws cat or dog"),
+        ({}, "no generator draws cat"),
         ({"label": ["fox"]}, "has no label 'fox'"),
         ({"model": ["nobody"]}, "neither a folder"),
-        ({"model": "generators", "samples": 3}, "3 samples of cat are too few"),
+        ({"model": "generators", "samples": 3}, "3 are too few"),
         ({"model": "generators", "network": ["googlenet"]}, "no classifier is registered"),
         ({"model": "generators", "network": ["resnet"]}, "no feature network"),
         ({"model": "generators", "classifier": "/nowhere"}, "classifier.json is missing"),
@@ -165,6 +210,16 @@ def test_features_that_are_not_numbers_are_said():
     broken[3] = float("nan")
     with pytest.raises(RayganError, match="1 of 9 generated images are not finite"):
         measure(Look(torch.empty(9, 0), {"efficientnet_lite0": broken}, None, None), reals, "cat", ())
+
+
+def test_only_inceptions_metrics_go_without_a_network(one_thread, monkeypatch):
+    class Network:
+        name = "inception_v3"
+
+    monkeypatch.setattr("raygan.evaluation.evaluate.load_features", lambda name: Network)
+    reals = Reals(torch.empty(9, 0), {"inception_v3:weights.pth": torch.randn(9, 8)})
+    look = Look(torch.empty(9, 0), {"inception_v3:weights.pth": torch.randn(9, 8)}, None, None)
+    assert {"fid9", "kid9", "kid9_error", "precision9"} <= set(measure(look, reals, "cat", ())[0])
 
 
 def test_inception_without_a_network_is_said(settings_of, monkeypatch):
