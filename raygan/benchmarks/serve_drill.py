@@ -1,42 +1,69 @@
 """Drills for the service: is it right under load, what do killed processes cost, does hostile input leave traces?
 
 Many clients ask for everything that the service offers. Every image must be the one that the same request gave when
-it was asked for alone; every other answer must be 503 with Retry-After, or a connection that the kill of the gateway
-cut (counted apart: there is nobody left to answer on it). The last line of standard output is one JSON object.
+it was asked for alone; every other answer must be 503 with Retry-After. Only while the gateway is dead may a connection
+be cut or refused (counted apart: there is nobody left to answer on it). Under hostile input the service's memory must
+come to rest. The last line of standard output is one JSON object.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
+import statistics
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from PIL import Image
 
-from raygan.benchmarks.http_client import Answer, Connection
+from raygan.benchmarks.http_client import Connection
+from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.serve import running
 from raygan.config import ServeDrillSettings
 from raygan.errors import RayganError
 
 _HOST = "127.0.0.1"
 
-#: Requests whose answers are known; small, large, many formats.
-_REQUESTS = [
-    *(f"/v1/sample?label=cat&n={n}&seed={seed}&format=npz" for n in (1, 4, 16) for seed in range(0, 400, 100)),
-    *(f"/v1/sample?label=cat&n=9&seed={seed}&truncation=0.5" for seed in range(3)),
-    "/v1/sample?label=cat&n=64&seed=5",
-    "/v1/sample?label=cat&n=4&seed=5&min_confidence=0.01&format=grid",
-    "/v1/sample?label=cat&n=2&seed=5&format=webp",
-    "/v1/interpolate?label=cat&seed=1&to=2&frames=8&format=gif",
-    "/v1/models",
-]
+#: The most that memory may grow from the second quarter of a hostile drill to its last.
+_MOST_GROWTH = 0.05
+
+#: What a client may ask: a path, and of a POST its body and type.
+_Ask = tuple[str, bytes | None, str]
+
+
+def _part(content: bytes, name: str = "x.png") -> tuple[bytes, str]:
+    """An upload as a form's body, and its type."""
+    head = f'--b\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"
+
+
+def _requests() -> list[_Ask]:
+    """Requests whose answers are known; small, large, of every kind and format."""
+    upload = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)).save(upload, "PNG")
+    paths = [
+        *(f"/v1/sample?label=cat&n={n}&seed={seed}&format=npz" for n in (1, 4, 16) for seed in range(0, 400, 100)),
+        *(f"/v1/sample?label=cat&n=9&seed={seed}&truncation=0.5" for seed in range(3)),
+        "/v1/sample?label=cat&n=64&seed=5",
+        "/v1/sample?label=cat&n=4&seed=5&min_confidence=0.01&format=grid",
+        *(f"/v1/sample?label=cat&n=2&seed=5&format={kind}" for kind in ("webp", "jpeg", "json", "zip")),
+        "/v1/interpolate?label=cat&seed=1&to=2&frames=8&format=gif",
+        "/v1/models",
+    ]
+    gets: list[_Ask] = [(path, None, "") for path in paths]
+    posted = json.dumps({"label": "cat", "n": 3, "seed": 8, "format": "npz"}).encode()
+    return [*gets, ("/v1/sample", posted, "application/json"), ("/v1/classify", *_part(upload.getvalue()))]
+
 
 _HOSTILE = [
     "/v1/sample?label=" + "%00" * 50,
@@ -46,6 +73,7 @@ _HOSTILE = [
     "/pages/..%2f..%2fetc%2fpasswd",
     "/v1/interpolate?label=cat&frames=1e9",
     "/" + "a" * 5000,
+    "/" + "a" * 200_000,
 ]
 
 
@@ -61,12 +89,22 @@ class Outcome:
     slowest: float = 0.0
     megabytes: list[float] = field(default_factory=list)
     back_after: dict[str, float] = field(default_factory=dict)
+    gateway_is_dead: bool = False
+
+    @property
+    def growth(self) -> float:
+        """Share by which the median of memory's last quarter is above that of its second; 0 if it was not watched."""
+        quarter = len(self.megabytes) // 4
+        if not quarter:
+            return 0.0
+        early = statistics.median(self.megabytes[quarter : 2 * quarter])
+        return statistics.median(self.megabytes[-quarter:]) / early - 1
 
 
 def drill(settings: ServeDrillSettings) -> dict[str, Any]:
     """Start a service of untrained models, drill it, print and return what came of it.
 
-    Raises RayganError if an answer was wrong, or full service took more than 30 s to come back.
+    Raises RayganError if an answer was wrong, full service took more than 30 s to come back, or memory went on growing.
     """
     from raygan.benchmarks.serve_peers import make_models
 
@@ -75,6 +113,8 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
         with running("raygan", Path(scratch), {"poll_seconds": 1.0}) as (port, cold):
             outcome = asyncio.run(_drill(settings, port))
     result = {
+        "machine": machine(),
+        "settings": settings.plain(),
         "cold_start_seconds": round(cold, 1),
         "right": outcome.right,
         "wrong": len(outcome.wrong),
@@ -84,19 +124,28 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
         "slowest_seconds": round(outcome.slowest, 2),
         "back_after_seconds": {what: round(seconds, 1) for what, seconds in outcome.back_after.items()},
         "megabytes": [round(value) for value in outcome.megabytes],
+        "memory_growth": round(outcome.growth, 3),
     }
     print(json.dumps(result))
+    write_json(settings.json_file, result)
     if outcome.wrong:
         raise RayganError(f"{len(outcome.wrong)} answers were wrong, the first: {outcome.wrong[0]}")
     if any(seconds > 30 for seconds in outcome.back_after.values()):
         raise RayganError("full service took more than 30 s to come back")
+    if outcome.growth > _MOST_GROWTH:
+        raise RayganError(f"memory grew by {outcome.growth:.0%} from the second quarter of the drill to the last")
     return result
 
 
 async def _drill(settings: ServeDrillSettings, port: int) -> Outcome:
     outcome = Outcome()
     alone = Connection(_HOST, port)
-    known = {path: (await alone.ask(path)).body for path in _REQUESTS}
+    known = {}
+    for ask in _requests():
+        answer = await alone.ask(*ask)
+        if answer.status != 200:
+            raise RayganError(f"{ask[0]} is answered {answer.status} before the drill: {answer.body[:200]!r}")
+        known[ask] = answer.body
     alone.close()
     over = asyncio.Event()
     work = [_client(port, number, over, known, outcome) for number in range(settings.clients)]
@@ -112,49 +161,67 @@ async def _drill(settings: ServeDrillSettings, port: int) -> Outcome:
     return outcome
 
 
-async def _client(port: int, number: int, over: asyncio.Event, known: dict[str, bytes], outcome: Outcome) -> None:
+async def _client(port: int, number: int, over: asyncio.Event, known: dict[_Ask, bytes], outcome: Outcome) -> None:
     connection = Connection(_HOST, port)
-    count = number * 7
+    count, asks = number * 7, list(known)
     while not over.is_set():
-        path = _REQUESTS[count % len(_REQUESTS)]
-        answer = await connection.ask(path)
+        ask = asks[count % len(asks)]
+        answer = await connection.ask(*ask)
         outcome.slowest = max(outcome.slowest, answer.seconds)
-        if answer.status == 200 and _same(path, answer.body, known[path]):
+        if answer.status == 200 and _same(ask, answer.body, known[ask]):
             outcome.right += 1
             count += 1
         elif answer.status == 503 and "retry-after" in answer.headers:
             outcome.turned_away += 1
             await asyncio.sleep(float(answer.headers["retry-after"]))
-        elif answer.status == 0:
+        elif answer.status == 0 and outcome.gateway_is_dead:
             outcome.cut += 1
             await asyncio.sleep(0.2)
         else:
-            outcome.wrong.append(f"{path}: {answer.status} {answer.body[:200]!r}")
+            outcome.wrong.append(f"{ask[0]}: {answer.status} {answer.body[:200]!r}")
             count += 1
     connection.close()
 
 
-def _same(path: str, body: bytes, known: bytes) -> bool:
-    """Whether the images are equal; probabilities may differ in their rounding, so npz is compared by its images."""
-    if "format=npz" not in path:
+def _same(ask: _Ask, body: bytes, known: bytes) -> bool:
+    """Whether the images are equal; probabilities may differ in their rounding."""
+    if ask[0].endswith(("classify", "format=json")):
+        return _equal(json.loads(body), json.loads(known))
+    if "format=zip" in ask[0]:
+        return _pictures(body) == _pictures(known)
+    if "format=npz" not in ask[0] and b"npz" not in (ask[1] or b""):
         return body == known
-    import io
-
-    import numpy as np
-
     first, second = np.load(io.BytesIO(body)), np.load(io.BytesIO(known))
     same = np.array_equal(first["images"], second["images"])
     return bool(same and abs(first["probabilities"] - second["probabilities"]).max() < 0.01)
 
 
+def _pictures(body: bytes) -> dict[str, bytes]:
+    """The PNG files of a ZIP file."""
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name.endswith(".png")}
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two JSON values are equal but for rounding."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, float) and isinstance(second, float):
+        return abs(first - second) < 0.01
+    return bool(first == second)
+
+
 # ---------------------------------------------------------------- faults
 
 
-async def _faults(port: int, seconds: float, known: dict[str, bytes], outcome: Outcome) -> None:
+async def _faults(port: int, seconds: float, known: dict[_Ask, bytes], outcome: Outcome) -> None:
     """Kill a part at each quarter of the time, and wait until a request is answered rightly again by a new one."""
     for what in (":generator-cat", ":Classifier", ":Gateway"):
         await asyncio.sleep(seconds / 5)
         victims = _processes(what)
+        outcome.gateway_is_dead = what == ":Gateway"
         for process in victims:
             process.send_signal(signal.SIGKILL)
         began = time.perf_counter()
@@ -164,17 +231,18 @@ async def _faults(port: int, seconds: float, known: dict[str, bytes], outcome: O
             if time.perf_counter() - began > 120:
                 break
         outcome.back_after[what.strip(":")] = time.perf_counter() - began
+        # Connections that were opened to the dead one may be seen to be cut a little later.
+        await asyncio.sleep(1)
+        outcome.gateway_is_dead = False
 
 
-async def _whole(port: int, what: str, old: set[int], known: dict[str, bytes]) -> bool:
+async def _whole(port: int, what: str, old: set[int], known: dict[_Ask, bytes]) -> bool:
     if not {process.pid for process in _processes(what)} - old:
         return False
-    connection = Connection(_HOST, port)
-    answers: list[Answer] = [await connection.ask(path) for path in ("/readyz", _REQUESTS[0])]
+    connection, ask = Connection(_HOST, port), next(iter(known))
+    ready, drawn = await connection.ask("/readyz"), await connection.ask(*ask)
     connection.close()
-    return [answer.status for answer in answers] == [200, 200] and _same(
-        _REQUESTS[0], answers[1].body, known[_REQUESTS[0]]
-    )
+    return (ready.status, drawn.status) == (200, 200) and _same(ask, drawn.body, known[ask])
 
 
 def _processes(what: str) -> list[psutil.Process]:
@@ -209,11 +277,10 @@ async def _hostile(port: int, over: asyncio.Event, outcome: Outcome) -> None:
             answer = await connection.ask(_HOSTILE[count // 2 % len(_HOSTILE)])
         else:
             file = uploads[count // 2 % len(uploads)]
-            head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="../../x"\r\n\r\n'
-            body = head + file + b"\r\n--b--\r\n"
-            answer = await connection.ask("/v1/classify", body, "multipart/form-data; boundary=b")
+            answer = await connection.ask("/v1/classify", *_part(file, "../../x"))
         outcome.refused[answer.status] += 1
-        if answer.status == 200 or answer.status == 500:
+        dead = answer.status == 0 and outcome.gateway_is_dead
+        if answer.status not in (*range(400, 500), 503) and not dead:
             outcome.wrong.append(f"hostile request {count}: {answer.status}")
         count += 1
         await asyncio.sleep(0.01)

@@ -18,7 +18,6 @@ The mental model:
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import sys
@@ -31,6 +30,7 @@ from raygan.errors import ConfigurationError, RayganError
 
 if TYPE_CHECKING:
     from ray import serve
+    from ray.serve.schema import ServeDeploySchema
 
 
 #: Serve writes a line for every call; the gateway writes one for every request.
@@ -47,6 +47,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     from raygan import tracking
     from raygan.serve import gateway
     from raygan.serve.listener import Address
+    from raygan.serve.token import check_token
 
     settings = validate(ServeSettings, arguments)
     host, port, has_proxies = _serve_http()
@@ -63,12 +64,14 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     ingress = serve.deployment(gateway.GatewayDeployment).options(
         name="Gateway",
         max_ongoing_requests=1000,
+        max_surge_percent=100,  # a new one listens before the old one ends
+        graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # it finishes what it began
         health_check_period_s=1,  # nobody answers until Serve sees that the gateway has died
         logging_config=_QUIET,
         ray_actor_options={"num_cpus": 0.1},
     )
-    address = None if has_proxies else Address(host, port)
-    application: serve.Application = ingress.bind(settings, generators, classifier, registry, address)
+    handles = gateway.Handles(generators, classifier, registry)
+    application: serve.Application = ingress.bind(settings, handles, Address(host, port), has_proxies)
     return application
 
 
@@ -89,13 +92,13 @@ def run(settings: ServeJobSettings) -> None:
     no generator to serve.
     """
     from raygan import tracking
+    from raygan.serve.token import check_token
 
-    service = load_yaml(settings.service)
-    http = service.get("http_options") or {}
-    host = str(http.get("host", "127.0.0.1"))
-    check_port(host, int(http.get("port", 8000)))
-    applications = service.get("applications") or [{}]
-    check_token(validate(ServeSettings, dict(applications[0].get("args") or {})), host)
+    service = _read_service(settings.service)
+    http = service.http_options
+    check_port(http.host, http.port)
+    arguments = service.applications[0].args if service.applications else {}
+    check_token(validate(ServeSettings, arguments), http.host)
     if not tracking.serving_generators(tracking.connect(settings)):
         raise RayganError(
             f"MLflow at {tracking.tracking_uri(settings)} has no generator with alias {tracking.SERVING_ALIAS}: "
@@ -108,9 +111,23 @@ def run(settings: ServeJobSettings) -> None:
     os.execve(program, [program, "run", settings.service], environment)  # noqa: S606 (Ray's own command)
 
 
+def _read_service(path: str) -> ServeDeploySchema:
+    """Ray Serve's configuration file. Raises ConfigurationError that names what is wrong in it."""
+    from pydantic import ValidationError
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        service: ServeDeploySchema = ServeDeploySchema.model_validate({"applications": [], **load_yaml(path)})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigurationError(f"--service: {path}: {where}: {problem['msg']}") from None
+    return service
+
+
 def check_port(host: str, port: int) -> None:
     """Raise ConfigurationError if something listens on the port: Ray Serve would share it or try for ever."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -118,26 +135,6 @@ def check_port(host: str, port: int) -> None:
             raise ConfigurationError(
                 f"port {port} of {host} can't be had ({error.strerror}): stop its user, or choose another"
             ) from None
-
-
-def check_token(settings: ServeSettings, host: str) -> None:
-    """Raise ConfigurationError if the port is open to other machines, and anybody would be answered."""
-    from raygan.serve.token import read_token
-
-    if read_token(settings) is None and not settings.public and not _is_loopback(host):
-        raise ConfigurationError(
-            f"token_file: {host} is open to other machines: give a token (token_file, or RAYGAN_TOKEN), bind to "
-            f"127.0.0.1, or say public: true"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _serve_http() -> tuple[str, int, bool]:

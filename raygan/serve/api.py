@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -212,7 +213,7 @@ def _add_sampling(app: fastapi.FastAPI, service: Service) -> None:
         milliseconds = round(1000 / query.fps)
         body = await encoder.run(encode.animation, frames, query.format, milliseconds=milliseconds)
         headers = {
-            "X-Raygan-Model": model.name,
+            "X-Raygan-Model": _in_header(model.name),
             "X-Raygan-Version": model.version,
             "X-Raygan-Seeds": f"{query.seed},{to}",
         }
@@ -221,7 +222,7 @@ def _add_sampling(app: fastapi.FastAPI, service: Service) -> None:
 
 def _headers(samples: Samples, kind: encode.Format) -> dict[str, str]:
     headers = {
-        "X-Raygan-Model": samples.model.name,
+        "X-Raygan-Model": _in_header(samples.model.name),
         "X-Raygan-Version": samples.model.version,
         "X-Raygan-Seed": str(samples.seeds[0]),
         "X-Raygan-Seeds": _ranges(samples.seeds),
@@ -236,6 +237,11 @@ def _headers(samples: Samples, kind: encode.Format) -> dict[str, str]:
         name = "".join(c for c in samples.label if c.isascii() and c.isalnum()) or "samples"
         headers["Content-Disposition"] = f'attachment; filename="{name}-{samples.seeds[0]}.{kind}"'
     return headers
+
+
+def _in_header(name: str) -> str:
+    """A name as headers may carry it: what isn't ASCII percent-encoded."""
+    return urllib.parse.quote(name, safe=" !#$&'()*+,-./:;=?@[]^_`{|}~")
 
 
 def _probabilities_header(samples: Samples) -> str:

@@ -8,11 +8,15 @@ imports no torch: the replicas do when they start.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
+import grpc.aio
 import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
@@ -21,6 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raygan.config import ServeSettings
+from raygan.errors import last_line
 from raygan.serve.api import create_app
 from raygan.serve.guard import Guard
 from raygan.serve.listener import Address, Listener
@@ -29,7 +34,7 @@ from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, V
 from raygan.serve.registry import Fetch, Files, Registry
 from raygan.serve.service import Service
 from raygan.serve.stages import Busy, Died, Stage
-from raygan.serve.token import read_token
+from raygan.serve.token import check_token, read_token
 
 log = logging.getLogger("raygan.serve")
 
@@ -44,6 +49,7 @@ class _Caller:
 
     def __init__(self, handle: DeploymentHandle):
         self._handle = handle
+        self._methods: dict[str, DeploymentHandle] = {}
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         described = dict(await self._ask("prepare", model))  # waits for the first replica, where there is none yet
@@ -54,12 +60,16 @@ class _Caller:
         return described
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
+        if method not in self._methods:  # to make one takes as long as to call it
+            self._methods[method] = self._handle.options(method_name=method)
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            return await self._methods[method].remote(*arguments)
         except _DEATHS as error:
             raise Died(type(error).__name__) from None
         except DeploymentUnavailableError:
             raise Died("no replica") from None
+        except grpc.aio.AioRpcError as error:  # of a replica that ended while it answered
+            raise Died(error.code().name) from None
         except BackPressureError:
             raise Busy(1) from None
         except RayTaskError as error:
@@ -111,8 +121,16 @@ def fetch_through(registry: DeploymentHandle) -> Fetch:
     return fetch
 
 
+async def _try(prepare: Callable[[ModelVersion], Awaitable[Any]], model: ModelVersion) -> None:
+    """Load the champion; a broken one must not keep the replica from the version that is in force."""
+    try:
+        await prepare(model)
+    except Exception as error:
+        log.warning("%s can't be loaded: %s", model, last_line(error))
+
+
 class GeneratorDeployment:
-    """A generator's replica under Serve: ready when the champion is loaded."""
+    """A generator's replica under Serve: ready when the champion is loaded, or can't be."""
 
     async def __init__(self, settings: ServeSettings, name: str, registry: DeploymentHandle):  # type: ignore[misc]
         from raygan.serve.replicas import GeneratorReplica
@@ -121,7 +139,7 @@ class GeneratorDeployment:
         champions: Champions = await registry.champions.remote()
         for model in set(champions.generators.values()):
             if model.name == name:
-                await self.prepare(model)
+                await _try(self.prepare, model)
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         return await self._replica.prepare(model)
@@ -131,7 +149,7 @@ class GeneratorDeployment:
 
 
 class ClassifierDeployment:
-    """The classifier's replica under Serve: ready when the champion is loaded, or there is none."""
+    """The classifier's replica under Serve: ready when the champion is loaded or can't be, or there is none."""
 
     async def __init__(self, settings: ServeSettings, registry: DeploymentHandle):  # type: ignore[misc]
         from raygan.serve.replicas import ClassifierReplica
@@ -139,7 +157,7 @@ class ClassifierDeployment:
         self._replica = ClassifierReplica(settings, fetch_through(registry))
         champions: Champions = await registry.champions.remote()
         if champions.classifier is not None:
-            await self.prepare(champions.classifier)
+            await _try(self.prepare, champions.classifier)
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         return await self._replica.prepare(model)
@@ -148,11 +166,21 @@ class ClassifierDeployment:
         return await self._replica.classify(model, wanted)
 
 
+@dataclass(frozen=True)
+class Handles:
+    """The gateway's ways to the other deployments. generators: by registered model's name."""
+
+    generators: dict[str, DeploymentHandle]
+    classifier: DeploymentHandle
+    registry: DeploymentHandle
+
+
 @serve.ingress()
 class GatewayDeployment:
     """The HTTP side of the graph.
 
-    address: where it listens itself; without one it answers what Serve's proxies pass on.
+    address: where the service is. has_proxies: Serve's proxies listen there, and it answers what they pass on; else it
+    listens itself. Raises ConfigurationError if a token is needed and this node has none.
     """
 
     _listener: Listener | None = None
@@ -160,19 +188,23 @@ class GatewayDeployment:
     async def __init__(  # type: ignore[misc]
         self,
         settings: ServeSettings,
-        generators: dict[str, DeploymentHandle],
-        classifier: DeploymentHandle,
-        registry: DeploymentHandle,
-        address: Address | None = None,
+        handles: Handles,
+        address: Address,
+        has_proxies: bool,
     ):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        self._settings, self._registry, self._meters = settings, registry, RayMeters()
-        limits: dict[str, Any] = {"most": settings.call_images, "limit": settings.max_waiting_images}
+        check_token(settings, address.host)  # on this node, which needn't be the one that deployed us
+        self._settings, self._registry, self._meters = settings, handles.registry, RayMeters()
+        limits: dict[str, Any] = {
+            "most": settings.call_images,
+            "limit": settings.max_waiting_images,
+            "seconds": settings.timeout_seconds,
+        }
         stages = {
             name: Stage(f"generator:{name}", GeneratorCaller(handle), len, self._meters, **limits)
-            for name, handle in generators.items()
+            for name, handle in handles.generators.items()
         }
-        judge = Stage("classifier", ClassifierCaller(classifier), len, self._meters, **limits)
+        judge = Stage("classifier", ClassifierCaller(handles.classifier), len, self._meters, **limits)
         self.service = Service(stages, judge, self._meters, most_draws=settings.max_draws)
         self._deployments: dict[str, Stage[Any, Any]] = {
             generator_deployment(name): stage for name, stage in stages.items()
@@ -191,10 +223,10 @@ class GatewayDeployment:
             most_bytes=int(settings.max_request_megabytes * 1e6),
             seconds=settings.timeout_seconds,
             access_log=settings.access_log,
-            tells_id=address is not None,  # Serve's proxies do
+            tells_id=not has_proxies,  # which do it themselves
         )
-        if address:
-            self._listener = Listener(self._app, address)
+        if not has_proxies:
+            self._listener = Listener(self._app, address, settings.timeout_seconds)
             await self._listener.open()
 
     async def __del__(self) -> None:
@@ -211,7 +243,7 @@ class GatewayDeployment:
             try:
                 await self._look()
             except Exception as error:  # MLflow or a replica is away: what is loaded goes on, and we look again
-                log.warning("cannot look for new versions: %s", str(error).strip().splitlines()[-1:])
+                log.warning("cannot look for new versions: %s", last_line(error))
             seconds = self._settings.poll_seconds
             await asyncio.sleep(min(seconds, 0.5) if self._missing else seconds)
 
@@ -235,4 +267,6 @@ def _running_replicas() -> dict[str, int]:
 
 def generator_deployment(model: str) -> str:
     """The deployment's name of a registered generator."""
-    return re.sub(r"[^A-Za-z0-9_-]", "-", model.removeprefix("raygan-"))
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", model.removeprefix("raygan-"))
+    # What is replaced might have told it from another.
+    return name if name in model else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

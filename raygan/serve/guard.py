@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -127,6 +128,12 @@ class _Exchange:
                 raise TooLarge(self._guard._most_bytes)
             route = self._guard._app(self._scope, self._counted_receive, self._send_on)
             await asyncio.wait_for(route, self._guard._seconds)
+        except asyncio.CancelledError:
+            # The server ends and waits no longer. Nobody awaits this but the server, which would answer 500.
+            if not self._status:
+                await unavailable("the service is being stopped", 2).response(self.id)(
+                    self._scope, self._receive, self._send_on
+                )
         except Exception as error:
             if self._status:  # answered already, by the application's own handler, or cut short
                 return
@@ -141,12 +148,17 @@ class _Exchange:
     async def _counted_receive(self) -> Message:
         message = await self._receive()
         self._bytes_in += len(message.get("body", b""))
+        self._check_bytes()
+        return message
+
+    def _check_bytes(self) -> None:
         if self._bytes_in > self._guard._most_bytes:
             raise TooLarge(self._guard._most_bytes)
-        return message
 
     async def _send_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            if message["status"] == 400:
+                self._check_bytes()  # the route took it for a body that can't be read
             self._status = message["status"]
             headers = list(message.get("headers", []))
             if self._guard.tells_id:
@@ -173,4 +185,5 @@ class _Exchange:
                 "milliseconds": round(seconds * 1000, 1),
                 "bytes": self._bytes_out,
             }
-            print(json.dumps(line), flush=True)
+            # Not by print: Serve makes log records of that, which are no JSON and wait in a buffer.
+            os.write(1, json.dumps(line).encode() + b"\n")

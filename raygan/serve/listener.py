@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,15 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from raygan.errors import RayganError
 
 #: Seconds that a connection may wait for its next request.
 _KEEP_ALIVE = 75
 
-#: Seconds that requests under way may take when the gateway is stopped; Serve waits somewhat longer.
-_ENDING = 15
+#: Bytes that a request's line and headers may have, and seconds that they may take to come.
+_HEAD_BYTES, _HEAD_SECONDS = 64 * 2**10, 20.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,51 @@ class Address:
     port: int
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself keeps what comes before a request is complete, for ever and in any amount."""
+
+    #: Bytes of the head that is coming; None when it is complete, and the body comes.
+    _head: int | None = 0
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._have_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is None or self.transport.is_closing():
+            return
+        if self._head > _HEAD_BYTES:
+            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+        elif self._head and self._patience is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        self._have_head()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._head = 0
+        super().on_message_complete()
+
+    def _await_head(self) -> None:
+        self._patience = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _have_head(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,14 +89,17 @@ class _Server(uvicorn.Server):
 
 
 class Listener:
-    """An ASGI application at an address, from `open` to `close`."""
+    """An ASGI application at an address, from `open` to `close`.
 
-    def __init__(self, app: ASGIApp, address: Address):
+    ending_seconds: that requests under way may take when it is closed.
+    """
+
+    def __init__(self, app: ASGIApp, address: Address, ending_seconds: float = 30.0):
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._address = address
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             proxy_headers=False,
@@ -57,7 +107,7 @@ class Listener:
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=_ENDING,
+            timeout_graceful_shutdown=math.ceil(ending_seconds),
         )
         self._server = _Server(config)
         self._serving: asyncio.Future[None] | None = None

@@ -6,6 +6,7 @@ each), and a registry that is down for a while stops nothing that is loaded.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 from collections import OrderedDict
@@ -13,7 +14,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from raygan.config import ServeSettings
+from raygan.errors import RayganError
 from raygan.serve.models import Champions, ModelVersion
+
+log = logging.getLogger("raygan.serve")
 
 #: Models whose files are kept in memory, for replicas that start.
 _KEPT_MODELS = 8
@@ -33,9 +37,19 @@ class Registry:
         self._client = tracking.connect(settings)
         self._files: OrderedDict[ModelVersion, Files] = OrderedDict()
         self._lock = threading.Lock()
+        self._last: Champions | None = None
 
     def champions(self) -> Champions:
-        """What the serving alias points at now."""
+        """What the serving alias points at, or did when MLflow last answered. Raises RayganError if it never has."""
+        try:
+            self._last = self._ask()
+        except RayganError as error:
+            if self._last is None:
+                raise
+            log.warning("the registry's last answer goes on: %s", error)
+        return self._last
+
+    def _ask(self) -> Champions:
         from raygan import tracking
 
         generators = {

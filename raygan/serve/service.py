@@ -11,6 +11,7 @@ The mental model:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from raygan.errors import last_line
 from raygan.serve.meters import Meters
 from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Probabilities, Verdicts
 from raygan.serve.problems import Problem
@@ -96,11 +98,15 @@ class Service:
         self.described = {model: about for model, about in self.described.items() if model in in_force}
 
     def not_served(self, champions: Champions) -> list[ModelVersion]:
-        """Champions that should be served, and for which an older version or nothing stands in."""
-        wanted = {*champions.generators.values(), champions.classifier}
-        served = {*self.champions.generators.values(), self.champions.classifier, None}
-        ours = [m for m in wanted - served if m and (m == champions.classifier or m.name in self.generators)]
-        return sorted(ours, key=str)
+        """Champions that should be served, and for which not even an older version stands in."""
+        missing = {
+            model
+            for label, model in champions.generators.items()
+            if model.name in self.generators and label not in self.champions.generators
+        }
+        if champions.classifier is not None and self.champions.classifier is None:
+            missing.add(champions.classifier)
+        return sorted(missing, key=str)
 
     async def _ready(
         self, stage: GeneratorStage | ClassifierStage, model: ModelVersion, label: str | None = None
@@ -110,7 +116,7 @@ class Service:
                 self.described[model] = await stage.prepare(model)
                 log.info("%s is served", model)
         except Exception as error:  # whatever loading raises: the version in force stays
-            log.warning("%s can't be served: %s", model, str(error).strip().splitlines()[-1:])
+            log.warning("%s can't be served: %s", model, last_line(error))
             return False
         labels = self.labels(model)
         return label is None or not labels or label in labels
@@ -183,8 +189,9 @@ class Service:
         Rounding depends on a batch's company, so where it could decide, the image is judged again, alone.
         """
         decided = probabilities >= min_confidence
-        for i in np.flatnonzero(abs(probabilities - min_confidence) < _ROUNDING).tolist():
-            again = await self.classifier.run(classifier, Judge(images[i : i + 1], alone=True))
+        close = np.flatnonzero(abs(probabilities - min_confidence) < _ROUNDING).tolist() if min_confidence > 0 else []
+        alone = [self.classifier.run(classifier, Judge(images[i : i + 1], alone=True)) for i in close]
+        for i, again in zip(close, await asyncio.gather(*alone), strict=True):
             decided[i] = again.of(label)[0] >= min_confidence
         return [int(i) for i in np.flatnonzero(decided)]
 
@@ -217,7 +224,10 @@ class Service:
     def _champion(self, label: str) -> ModelVersion:
         model = self.champions.generators.get(label)
         if model is None:
-            known = ", ".join(sorted(self.champions.generators)) or "none yet: train one, then deploy again"
+            known = (
+                ", ".join(sorted(self.champions.generators))
+                or "none yet: train one, then deploy again with another `revision`"
+            )
             raise Problem(404, f"no generator for {label!r}; there is {known}", field="label")
         return model
 

@@ -16,6 +16,7 @@ The mental model:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import time
 from collections import deque
@@ -68,13 +69,22 @@ class Stage(Generic[I, A]):
     """A queue in front of a deployment; belongs to one event loop.
 
     images_of: the number of images that an item stands for. most: images in a call. limit: images that may wait.
+    seconds: that a call may take.
     """
 
     def __init__(
-        self, name: str, caller: Caller[I, A], images_of: Callable[[I], int], meters: Meters, *, most: int, limit: int
+        self,
+        name: str,
+        caller: Caller[I, A],
+        images_of: Callable[[I], int],
+        meters: Meters,
+        *,
+        most: int,
+        limit: int,
+        seconds: float,
     ):
         self.name, self._caller, self._images_of, self._meters = name, caller, images_of, meters
-        self._most, self._limit = most, limit
+        self._most, self._limit, self._seconds = most, limit, seconds
         self._waiting: deque[_Waiting[I, A]] = deque()
         self._waiting_images = 0
         self._under_way: set[asyncio.Task[None]] = set()
@@ -104,7 +114,9 @@ class Stage(Generic[I, A]):
         while self._waiting and len(self._under_way) < 2 * max(1, self.replicas):
             batch = self._take()
             if batch:
-                task = asyncio.ensure_future(self._answer(batch))
+                # In a context of its own: in a request's, Serve takes the call for a part of that request, and ends it
+                # when that one's client goes away.
+                task = contextvars.Context().run(asyncio.ensure_future, self._answer(batch))
                 self._under_way.add(task)
                 task.add_done_callback(self._ended)
 
@@ -133,6 +145,10 @@ class Stage(Generic[I, A]):
         images = sum(waiting.images for waiting in batch)
         try:
             answers, computing = await self._call(batch)
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.answer.cancel()
+            raise
         except Exception as error:
             await self._failed(batch, error)
             return
@@ -151,7 +167,10 @@ class Stage(Generic[I, A]):
         pause = _FIRST_PAUSE
         while True:
             try:
-                return await self._caller.call(batch[0].model, [waiting.item for waiting in batch])
+                call = self._caller.call(batch[0].model, [waiting.item for waiting in batch])
+                return await asyncio.wait_for(call, self._seconds)
+            except asyncio.TimeoutError:
+                raise Died("no answer in time") from None  # nor has anybody time left to wait for another
             except Died:
                 if all(waiting.answer.done() for waiting in batch):
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -23,3 +24,21 @@ def read_token(settings: ServeSettings) -> str | None:
     if not token:
         raise ConfigurationError(f"token_file: {settings.token_file} is empty")
     return token
+
+
+def check_token(settings: ServeSettings, host: str) -> None:
+    """Raise ConfigurationError if the port is open to other machines, and anybody would be answered."""
+    if read_token(settings) is None and not settings.public and not _is_loopback(host):
+        raise ConfigurationError(
+            f"token_file: {host} is open to other machines: give a token (token_file, or RAYGAN_TOKEN), bind to "
+            f"127.0.0.1, or say public: true"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import httpx
@@ -10,7 +11,9 @@ import pytest
 
 from raygan.benchmarks.serve import free_port
 from raygan.errors import RayganError
+from raygan.serve.guard import Guard
 from raygan.serve.listener import Address, Listener
+from raygan.serve.meters import NoMeters
 
 
 def answering(body: bytes, wait: asyncio.Event | None = None):
@@ -67,6 +70,63 @@ async def _answers(address: Address, times: int) -> set[bytes]:
         async with httpx.AsyncClient() as client:
             heard.add((await client.get(f"http://127.0.0.1:{address.port}/")).content)
     return heard
+
+
+def test_what_outlasts_the_end_is_told_to_come_again():
+    async def run():
+        address, never = Address("127.0.0.1", free_port()), asyncio.Event()
+        options = {"token": None, "most_bytes": 1000, "seconds": 60.0, "access_log": False}
+        listener = Listener(Guard(answering(b"", never), NoMeters(), **options), address, ending_seconds=1)
+        await listener.open()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address.port}") as client:
+            asked = asyncio.ensure_future(client.get("/"))
+            await asyncio.sleep(0.2)
+            await listener.close()
+            answer = await asked
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch, sent):
+    monkeypatch.setattr("raygan.serve.listener._HEAD_SECONDS", 0.3)
+    assert asyncio.run(_hears(sent)) == b""
+
+
+def test_a_head_without_end_is_refused():
+    heard = asyncio.run(_hears(b"GET / HTTP/1.1\r\nX: " + b"a" * 10**6))
+    assert heard.startswith(b"HTTP/1.1 431 ")
+
+
+def test_large_bodies_and_many_requests_on_a_connection_are_no_head_without_end():
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"b" * 100_000
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert asyncio.run(_hears(request * 3 + last)).count(b"HTTP/1.1 200 OK") == 4
+
+
+async def _hears(sent: bytes) -> bytes:
+    """What a listener says to these bytes until it closes the connection."""
+    address = Address("127.0.0.1", free_port())
+    listener = Listener(reading, address)
+    await listener.open()
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(sent)
+    heard = bytearray()
+    with contextlib.suppress(ConnectionResetError):  # where it closes before it has read all
+        while part := await asyncio.wait_for(reader.read(2**16), 10):
+            heard += part
+    writer.close()
+    await listener.close()
+    return bytes(heard)
+
+
+async def reading(scope, receive, send):
+    """An application that reads the body before it answers."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
 
 
 def test_a_port_that_is_taken_is_said():

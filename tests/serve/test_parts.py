@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import json
 
@@ -18,13 +19,14 @@ from raygan.gan.latents import latents_of
 from raygan.gan.step import to_uint8
 from raygan.inference import fast_classifier, fast_network
 from raygan.judge.googlenet import Classifier, build_googlenet, to_input
-from raygan.serve import check_token, encode
+from raygan.serve import encode
 from raygan.serve.guard import SECURITY_HEADERS, Guard
 from raygan.serve.lanes import Lanes, steady
 from raygan.serve.meters import NoMeters
 from raygan.serve.models import Champions, Draws, ModelVersion
 from raygan.serve.replicas import points_of
 from raygan.serve.stages import Busy, Died, Stage
+from raygan.serve.token import check_token
 from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
@@ -196,7 +198,7 @@ class Answering:
 
 
 def stage(caller, **limits):
-    return Stage("test", caller, lambda item: 1, NoMeters(), **{"most": 8, "limit": 100, **limits})
+    return Stage("test", caller, lambda item: 1, NoMeters(), **{"most": 8, "limit": 100, "seconds": 30.0, **limits})
 
 
 async def test_what_waits_goes_in_one_call():
@@ -227,6 +229,29 @@ async def test_a_call_whose_replica_died_is_made_again():
     caller = Answering(deaths=3)
     assert await stage(caller).run(CAT, 4) == 40
     assert len(caller.calls) == 4
+
+
+async def test_a_call_that_hangs_is_given_up():
+    caller = Answering()
+    caller.gate.clear()
+    with pytest.raises(Died):
+        await stage(caller, seconds=0.05).run(CAT, 4)
+    assert len(caller.calls) == 1
+
+
+async def test_a_request_that_is_given_up_leaves_its_neighbours_their_call():
+    """Serve knows by the context which request a call belongs to."""
+    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody's")
+    seen = []
+
+    class Looking(Answering):
+        async def call(self, model, items):
+            seen.append(whose.get())
+            return await super().call(model, items)
+
+    whose.set("a request's")
+    assert await stage(Looking()).run(CAT, 1) == 10
+    assert seen == ["nobody's"]
 
 
 async def test_one_request_cannot_spoil_its_neighbours():
@@ -296,7 +321,7 @@ def test_the_world_needs_a_token(tmp_path, monkeypatch):
         check_token(settings.model_copy(update={"token_file": str(tmp_path / "none")}), "127.0.0.1")
 
 
-async def test_answers_bear_security_headers_an_id_and_a_line_in_the_log(models, capsys):
+async def test_answers_bear_security_headers_an_id_and_a_line_in_the_log(models, capfd):
     local = await local_service(models, Champions({"cat": CAT}, None), access_log=True)
     async with client_of(local.app) as client:
         page = await client.get("/", headers={"X-Request-ID": "mine-1"})
@@ -307,7 +332,7 @@ async def test_answers_bear_security_headers_an_id_and_a_line_in_the_log(models,
         assert "Access-Control-Allow-Origin" not in page.headers
         odd = await client.get("/v1/sample?label=cat&n=1", headers={"X-Request-ID": "a b\t<script>"})
         assert "<" not in odd.headers["X-Request-ID"]
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert (lines[0]["id"], lines[0]["path"], lines[0]["status"]) == ("mine-1", "/", 200)
     assert lines[1]["milliseconds"] > 0
 
@@ -343,8 +368,15 @@ async def test_a_new_version_is_taken_over_and_a_broken_one_is_not(models, tmp_p
         await local.service.refresh(wanted)
         samples = await local.service.sample("cat", 2, 5)
         assert samples.model.version == expected
-        assert bool(local.service.not_served(wanted)) == (version == broken)
+        assert not local.service.not_served(wanted)  # an older version stands in for the broken one
         assert np.array_equal(samples.images, before.images) == (expected == "1")
+
+
+async def test_a_broken_champion_that_nothing_stands_in_for_is_missing(models):
+    broken = ModelVersion(CAT.name, "3")
+    wanted = Champions({"cat": broken}, None)
+    local = await local_service({**models, broken: {"generator.json": b"{"}}, wanted)
+    assert local.service.not_served(wanted) == [broken]
 
 
 async def test_a_replica_keeps_two_versions_and_fetches_others_again(models, tmp_path):
