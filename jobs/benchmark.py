@@ -25,7 +25,7 @@ from raygan.config import (
     ServeDrillSettings,
     TrainBenchmarkSettings,
     TrainStepBenchmarkSettings,
-    TuneSettings,
+    TuneBenchmarkSettings,
 )
 
 
@@ -71,7 +71,7 @@ def serve_drill(settings: ServeDrillSettings) -> None:
     drill(settings)
 
 
-def tune(settings: TuneSettings) -> None:
+def tune(settings: TuneBenchmarkSettings) -> None:
     from raygan.benchmarks.tune import benchmark
 
     benchmark(settings)
@@ -85,7 +85,7 @@ BENCHMARKS = {
     "scale": (ScaleBenchmarkSettings, scale),
     "serve": (ServeBenchmarkSettings, serve),
     "serve-drill": (ServeDrillSettings, serve_drill),
-    "tune": (TuneSettings, tune),
+    "tune": (TuneBenchmarkSettings, tune),
 }
 
 if __name__ == "__main__":

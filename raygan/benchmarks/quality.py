@@ -31,6 +31,7 @@ from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train import in_memory
 from raygan.charts import row_of_axes, to_png
+from raygan.classifiers import feature_network
 from raygan.config import QualityBenchmarkSettings, TrainSettings, load_preset
 from raygan.errors import ConfigurationError, RayganError
 from raygan.features import load_features
@@ -74,7 +75,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
     if settings.textbook:
         folders[TEXTBOOK] = _textbook(settings, source)
     reals, _ = in_memory(DataSet.open(settings.data), settings.label, "train", "validation")
-    network = load_features(settings.network)
+    network = load_features(feature_network(settings, settings.network, "--network"))
     real_features = network(reals)
     times = np.linspace(0, settings.minutes, settings.points + 1)[1:]
     rows: dict[str, list[dict[str, float]]] = {}

@@ -41,7 +41,7 @@ from raygan.benchmarks.prepare import repeat
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.train import apart, shared_settings, under_ray
 from raygan.config import PrepareSettings, ScaleBenchmarkSettings, TrainSettings
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.step import GanStep
 from raygan.prepare import prepare
 from raygan.training.schedule import Schedule
@@ -255,6 +255,8 @@ def _gloo() -> Link:
             process.start()
         for process in pair:
             process.join()
+        if any(process.exitcode for process in pair):
+            raise RayganError("two processes on this machine could not be joined by gloo; their messages stand above")
     small, large = answers.get()
     # Each of two workers sends two messages, of half of the bytes each.
     return Link(_LARGE_BYTES / (large - small), small / 2)

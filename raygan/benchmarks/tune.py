@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import tempfile
 import time
+from typing import Any
 
 from raygan import cluster, tracking
-from raygan.config import TuneSettings
+from raygan.benchmarks.results import machine, write_json
+from raygan.config import TuneBenchmarkSettings
 from raygan.training.train import train
 from raygan.tuning.space import parse_space, settings_of
 from raygan.tuning.tune import trial_base, tune
@@ -20,8 +22,8 @@ from raygan.tuning.tune import trial_base, tune
 _WARM_KIMG = 0.5
 
 
-def benchmark(settings: TuneSettings) -> None:
-    """Measure and print a table."""
+def benchmark(settings: TuneBenchmarkSettings) -> dict[str, Any]:
+    """Measure, print a table, write JSON if asked, and return the numbers."""
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
         plain = {"storage": folder, "tracking_uri": None, "scheduler": "none", "concurrent": 1, "train_best": False}
         settings = settings.model_copy(update={**plain, "name": "search"})
@@ -44,7 +46,15 @@ def benchmark(settings: TuneSettings) -> None:
         for number, point in enumerate(points):
             train(settings_of(base, point).model_copy(update={"name": f"single-{number}"}))
         alone = time.monotonic() - start
-    overhead = searched / alone - 1
     print(f"\n{len(points)} trainings of {settings.trial_kimg:g} kimg, one at a time")
     print(f"  one after another  {alone:7.1f} s")
-    print(f"  as a search        {searched:7.1f} s   {overhead:+.1%}")
+    print(f"  as a search        {searched:7.1f} s   {searched / alone - 1:+.1%}")
+    result = {
+        "machine": machine(),
+        "settings": settings.plain(),
+        "trainings": len(points),
+        "one_after_another_seconds": alone,
+        "search_seconds": searched,
+    }
+    write_json(settings.json_file, result)
+    return result
