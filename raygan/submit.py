@@ -1,0 +1,99 @@
+"""Submit: a job of this checkout, run by a cluster and followed from here.
+
+It is `ray job submit --working-dir .`, with the project installed there by a runtime environment, the job's own exit
+status at the end, and one line for whatever is wrong with address, token, version or size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from raygan.config import SubmitSettings
+from raygan.errors import ConfigurationError, RayganError, first_line
+
+#: Ray puts the place of the unpacked checkout in, on each node.
+_CHECKOUT = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+
+_UNSAID = "the address of the cluster's dashboard, such as http://HEAD:8265"
+
+
+def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
+    """Submit a job, show what it says, and return its exit status. command: ``train.py --data …``, a file of jobs/.
+
+    Raises ConfigurationError if there is no such job, RayganError if the cluster can't be reached or refuses it.
+    """
+    entrypoint = _entrypoint(Path(settings.working_dir), command)
+    client = _connect(settings.address)
+    environment = {"working_dir": settings.working_dir, **({"pip": [_CHECKOUT]} if settings.install else {})}
+    try:
+        name = client.submit_job(entrypoint=entrypoint, runtime_env=environment, submission_id=settings.name)
+    except (RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _refusal(settings, error) from None
+    print(f"job {name}: `ray job stop {name} --address {settings.address}` stops it", flush=True)
+    if not settings.wait:
+        return 0
+    try:
+        asyncio.run(_follow(client, name))
+    except KeyboardInterrupt:
+        print(f"\njob {name} goes on", file=sys.stderr)
+        raise
+    except (RuntimeError, OSError) as error:
+        raise RayganError(f"lost sight of job {name}, which may go on: {first_line(error)}") from None
+    info = client.get_job_info(name)
+    if info.status != JobStatus.SUCCEEDED:
+        print(f"job {name}: {info.status.lower()}", file=sys.stderr)
+    return 0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code or 1
+
+
+def _entrypoint(folder: Path, command: Sequence[str]) -> str:
+    jobs = sorted(path.name for path in (folder / "jobs").glob("*.py") if path.stem != "submit")
+    if not jobs:
+        raise ConfigurationError(f"--working-dir: {folder} is no checkout of raygan: it has no jobs")
+    if not command or Path(command[0]).name not in jobs:
+        given = f"{command[0]!r} is no job" if command else "name a job after --"
+        raise ConfigurationError(f"{given}; choose one of {', '.join(jobs)}")
+    return shlex.join(["python", f"jobs/{Path(command[0]).name}", *command[1:]])
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    if not address.startswith(("http://", "https://")):
+        raise ConfigurationError(f"--address: {address!r} is not {_UNSAID}")
+    try:
+        client = JobSubmissionClient(address)
+    except ray.exceptions.AuthenticationError:
+        raise RayganError(
+            f"--address: {address} refuses the token, or there is none: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
+            f"the cluster's"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise RayganError(f"--address: no cluster answers at {address} ({first_line(error)}): give {_UNSAID}") from None
+    version = client._server_ray_version  # what `get_version` gives is the API's
+    if version != ray.__version__:
+        raise RayganError(
+            f"--address: {address} has Ray {version}, and here is {ray.__version__}: install the cluster's"
+        )
+    return client
+
+
+def _refusal(settings: SubmitSettings, error: Exception) -> RayganError:
+    said = str(error)
+    if "exceeds the maximum size" in said:
+        return RayganError(
+            f"--working-dir: {settings.working_dir} is too large to be sent: name data and results in .rayignore, or "
+            f"keep them elsewhere"
+        )
+    if "already exists" in said:
+        return RayganError(f"--name: the cluster has had a job {settings.name} already: give another")
+    return RayganError(f"the cluster refuses the job: {first_line(error)}")
+
+
+async def _follow(client: JobSubmissionClient, name: str) -> None:
+    async for lines in client.tail_job_logs(name):
+        print(lines, end="", flush=True)
