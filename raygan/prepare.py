@@ -361,8 +361,10 @@ def _known_report(settings: PrepareSettings, inputs: str) -> dict[str, Any] | No
 def _work_folder(settings: PrepareSettings) -> Iterator[str]:
     """Where chunks live: within the output, or for a dry run in a temporary folder that every node sees."""
     if settings.dry_run:
-        several = len(cluster.nodes()) > 1
-        with tempfile.TemporaryDirectory(prefix="raygan-", dir=settings.storage if several else None) as folder:
+        shared = settings.storage if len(cluster.nodes()) > 1 and "://" not in settings.storage else None
+        if shared:
+            os.makedirs(shared, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="raygan-", dir=shared) as folder:
             yield folder
         return
     folder = storage.join(settings.output, ".prepare")

@@ -194,11 +194,12 @@ def test_a_record_that_is_refused_holds_up_nothing(settings, tmp_path, capsys):
         pass
     spool = Spool(tmp_path, run.id)
     spool.put_tags({"no\nname?": "x" * 10})
+    spool.put_metrics({"before": 1.0}, 1)
     spool.put_metrics({"kid (2)": 1.0}, 1)
-    send_records(MlflowClient(tracking.tracking_uri(settings)), spool, {})
     spool.put_metrics({"loss": 1.0}, 1)
     send_records(MlflowClient(tracking.tracking_uri(settings)), spool, {})
-    assert steps(run.client, run.id, "loss") == [1]
+    assert steps(run.client, run.id, "before") == steps(run.client, run.id, "loss") == [1]
+    assert not spool.waiting()
     assert capsys.readouterr().err.count("refuses") == 2
 
 

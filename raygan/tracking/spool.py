@@ -142,6 +142,7 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
     for a step that it has passed: a training that went back to a checkpoint passes the same steps twice.
     """
     records = spool.waiting()
+    alone = 0
     while records:
         metrics: list[Metric] = []
         taken: list[Path] = []
@@ -150,7 +151,7 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
         steps = dict(last_steps)
         for path in records:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if "metrics" not in record or len(metrics) + len(record["metrics"]) > _BATCH:
+            if "metrics" not in record or len(metrics) + len(record["metrics"]) > _BATCH or (alone and taken):
                 break
             new = _new_metrics(client, spool.run_id, record, steps)
             steps |= {metric.key: metric.step for metric in new}
@@ -166,8 +167,12 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
+            if len(taken) > 1:  # one of them: the others must not be lost
+                alone = len(taken)
+                continue
             # It would be refused for ever, and hold up all that comes after it.
             tqdm.write(f"warning: MLflow refuses a record: {first_line(error)}", file=sys.stderr)
+        alone = max(0, alone - len(taken))
         for path in taken:
             path.unlink()
         records = records[len(taken) :]
