@@ -7,6 +7,7 @@ status at the end, and one line for whatever is wrong with address, token, versi
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raygan.config import SubmitSettings
 from raygan.errors import ConfigurationError, RayganError, first_line
+
+#: Loggers that tell of every file that is sent or not.
+_TALKATIVE = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 
 #: Ray puts the place of the unpacked checkout in, on each node.
 _CHECKOUT = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -30,6 +34,8 @@ def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
     Raises ConfigurationError if there is no such job, RayganError if the cluster can't be reached or refuses it.
     """
     entrypoint = _entrypoint(Path(settings.working_dir), command)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     client = _connect(settings.address)
     environment = {"working_dir": settings.working_dir, **({"pip": [_CHECKOUT]} if settings.install else {})}
     try:
@@ -69,8 +75,8 @@ def _connect(address: str) -> JobSubmissionClient:
         client = JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError:
         raise RayganError(
-            f"--address: {address} refuses the token, or there is none: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
-            f"the cluster's"
+            f"--address: {address} refuses the token, or there is none: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
+            f"the cluster's unless ~/.ray/auth_token holds it"
         ) from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise RayganError(f"--address: no cluster answers at {address} ({first_line(error)}): give {_UNSAID}") from None

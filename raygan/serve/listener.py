@@ -27,6 +27,9 @@ _KEEP_ALIVE = 75
 #: Bytes that a request's line and headers may have, and seconds that they may take to come.
 _HEAD_BYTES, _HEAD_SECONDS = 64 * 2**10, 20.0
 
+#: Seconds in which a client may hear that its head is too long, before the connection is cut.
+_LINGER_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class Address:
@@ -41,6 +44,7 @@ class _Protocol(HttpToolsProtocol):
 
     #: Bytes of the head that is coming; None when it is complete, and the body comes.
     _head: int | None = 0
+    _refused = False
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -52,14 +56,19 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self._head is not None:
             self._head += len(data)
         super().data_received(data)
         if self._head is None or self.transport.is_closing():
             return
         if self._head > _HEAD_BYTES:
+            self._refused = True
             self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
-            self.transport.close()
+            self.transport.write_eof()
+            # Closed while there is something unread, the connection would be reset before the client has the answer.
+            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
         elif self._head and self._patience is None:
             self._await_head()
 
