@@ -110,6 +110,7 @@ class _Exchange:
         given = self._headers.get(b"x-request-id", b"")
         self.id = given.decode() if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
         self._status, self._bytes_in, self._bytes_out = 0, 0, 0
+        self._withheld = False
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = self.id
 
@@ -128,6 +129,9 @@ class _Exchange:
                 raise TooLarge(self._guard._most_bytes)
             route = self._guard._app(self._scope, self._counted_receive, self._send_on)
             await asyncio.wait_for(route, self._guard._seconds)
+            if self._withheld:
+                self._withheld = False
+                raise TooLarge(self._guard._most_bytes)
         except asyncio.CancelledError:
             # The server ends and waits no longer. Nobody awaits this but the server, which would answer 500.
             if not self._status:
@@ -148,17 +152,17 @@ class _Exchange:
     async def _counted_receive(self) -> Message:
         message = await self._receive()
         self._bytes_in += len(message.get("body", b""))
-        self._check_bytes()
-        return message
-
-    def _check_bytes(self) -> None:
         if self._bytes_in > self._guard._most_bytes:
             raise TooLarge(self._guard._most_bytes)
+        return message
 
     async def _send_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            if message["status"] == 400:
-                self._check_bytes()  # the route took it for a body that can't be read
+            # The route may take TooLarge for a body that can't be read.
+            self._withheld = message["status"] == 400 and self._bytes_in > self._guard._most_bytes
+        if self._withheld:
+            return
+        if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = list(message.get("headers", []))
             if self._guard.tells_id:

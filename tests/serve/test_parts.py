@@ -20,6 +20,8 @@ from raygan.gan.step import to_uint8
 from raygan.inference import fast_classifier, fast_network
 from raygan.judge.googlenet import Classifier, build_googlenet, to_input
 from raygan.serve import encode
+from raygan.serve.api import _in_header
+from raygan.serve.gateway import generator_deployment
 from raygan.serve.guard import SECURITY_HEADERS, Guard
 from raygan.serve.lanes import Lanes, steady
 from raygan.serve.meters import NoMeters
@@ -302,6 +304,27 @@ async def test_a_token_is_asked_for_where_one_is_set(models):
         assert [(await client.get(path)).status_code for path in ("/", "/healthz", "/readyz", "/pages/app.js")] == [
             200
         ] * 4
+
+
+async def test_an_endless_body_is_too_large_whatever_the_route_makes_of_it(models):
+    """FastAPI answers 400 to whatever happens while it reads JSON."""
+    local = await local_service(models, Champions({"cat": CAT}, None), max_request_megabytes=0.01)
+
+    async def body():
+        for _ in range(100):
+            yield b" " * 1000
+
+    async with client_of(local.app) as client:
+        answer = await client.post("/v1/sample", content=body(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_names_in_any_script_fit_headers_and_deployments():
+    names = [f"raygan-generator-{label}" for label in ("cat", "猫", "狗", "c\u00e4t")]
+    assert [_in_header(name).isascii() for name in names] == [True] * 4
+    deployments = [generator_deployment(name) for name in names]
+    assert deployments[0] == "generator-cat"
+    assert len(set(deployments)) == 4
 
 
 def test_the_world_needs_a_token(tmp_path, monkeypatch):
