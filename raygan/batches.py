@@ -65,10 +65,7 @@ class Photos:
 
         Raises RayganError if it could not be made, or is lost.
         """
-        try:
-            pixels, classes = ray.get(self.blocks[number])
-        except ray.exceptions.RayError as error:
-            raise cluster.failure(error) from None
+        pixels, classes = cluster.fetch(self.blocks[number])
         return pixels, classes
 
 
@@ -78,11 +75,8 @@ def load_photos(data: DataSet, split: Split, label: str | None) -> Photos:
     parts = [read.remote(data.address, data.manifest, shard, label) for shard in data.shards(split, label)]
     blocks, counts = [block for block, _ in parts], [count for _, count in parts]
     cluster.wait_for(counts, f"reading {split} shards", unit="shard")
-    try:
-        # Not of the blocks themselves, which would come to this node.
-        return Photos(tuple(ray.get(counts)), tuple(blocks))
-    except ray.exceptions.RayError as error:
-        raise cluster.failure(error) from None
+    # Not the blocks themselves, which would come to this node.
+    return Photos(tuple(cluster.fetch(counts)), tuple(blocks))
 
 
 def _read(address: str, manifest: Manifest, shard: ShardFile, label: str | None) -> tuple[Block, int]:

@@ -257,6 +257,14 @@ def failure(error: ray.exceptions.RayError) -> RayganError:
     return cause if isinstance(cause, RayganError) else RayganError(f"a task failed: {last_line(error)}")
 
 
+def fetch(tasks: Any) -> Any:
+    """What a task or several give, as `ray.get`. Raises RayganError if one failed, or what it gave is lost."""
+    try:
+        return ray.get(tasks)
+    except ray.exceptions.RayError as error:
+        raise failure(error) from error
+
+
 def room(resources: dict[str, float]) -> int:
     """How many workers of these resources fit the cluster's nodes, if nothing else ran."""
     return sum(_fitting(node, resources) for node in nodes())

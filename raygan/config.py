@@ -221,9 +221,6 @@ class WorkerOptions(Settings):
 
     group: ClassVar[str] = "cluster"
 
-    sync_batch_norm: bool = option(
-        False, "batch norm takes the batch of all workers together, so that their number doesn't matter"
-    )
     num_workers: WorkerRange = option(
         1, "data-parallel training workers (DDP); a range such as 1:8 follows what the cluster has", unit="workers"
     )
@@ -252,7 +249,17 @@ class WorkerOptions(Settings):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
-class TrainSettings(WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptions, StorageSettings):
+class BatchNormOptions(Settings):
+    """What batch norm takes for its batch, which the numbers depend on."""
+
+    group: ClassVar[str] = "cluster"
+
+    sync_batch_norm: bool = option(
+        False, "batch norm takes the batch of all workers together, so that their number doesn't matter"
+    )
+
+
+class TrainSettings(BatchNormOptions, WorkerOptions, LengthOptions, ObjectiveOptions, NetworkOptions, StorageSettings):
     """Everything `jobs/train.py` can be told."""
 
     group: ClassVar[str] = "run"
@@ -419,7 +426,7 @@ class ClassifierOptions(Settings):
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 
 
-class ClassifySettings(WorkerOptions, ClassifierOptions, StorageSettings):
+class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, StorageSettings):
     """Everything `jobs/classify.py` can be told."""
 
     group: ClassVar[str] = "run"

@@ -51,10 +51,10 @@ class Connection:
         self._writer.write(head.encode() + b"\r\n" + (body or b""))
         lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:-2])}
-        if "content-length" not in headers and headers.get("connection", "").lower() == "close":
-            content = await self._reader.read()
-        elif "content-length" in headers:
+        if "content-length" in headers:
             content = await self._reader.readexactly(int(headers["content-length"]))
+        elif headers.get("connection", "").lower() == "close":
+            content = await self._reader.read()
         else:
             content = await self._chunks(self._reader)
         return int(lines[0].split()[1]), headers, content

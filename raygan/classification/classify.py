@@ -52,7 +52,7 @@ MAY_CHANGE = {
     *WorkerOptions.model_fields,
     *StorageSettings.model_fields,
     *("data", "name", "promote", "allow_changes"),
-} - {"sync_batch_norm"}
+}
 
 #: Wrongly judged photos on the contact sheet.
 SHOWN = 48

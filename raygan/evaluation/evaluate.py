@@ -210,11 +210,8 @@ def _look_at_all(
         for candidate in candidates
         for label, source in candidate.sources.items()
     }
-    try:
-        cluster.wait_for([task for parts in tasks.values() for task in parts], "drawing and looking", leave=True)
-        return {key: joined(ray.get(parts)) for key, parts in tasks.items()}
-    except ray.exceptions.RayError as error:
-        raise cluster.failure(error) from error
+    cluster.wait_for([task for parts in tasks.values() for task in parts], "drawing and looking", leave=True)
+    return {key: joined(cluster.fetch(parts)) for key, parts in tasks.items()}
 
 
 def _measure_all(
@@ -236,11 +233,8 @@ def _measure_all(
     tasks = {
         key: measuring.remote(_for_measuring(look), held[key[1]], key[1], classes) for key, (look, _) in jobs.items()
     }
-    try:
-        cluster.wait_for(list(tasks.values()), "comparing", leave=True)
-        found = {key: ray.get(task) for key, task in tasks.items()}
-    except ray.exceptions.RayError as error:
-        raise cluster.failure(error) from error
+    cluster.wait_for(list(tasks.values()), "comparing", leave=True)
+    found = {key: cluster.fetch(task) for key, task in tasks.items()}
     for name, label in jobs:
         if label == ALL and everything is not None:
             found[name, ALL][0].update(_mean_agreement([found[name, one][0] for one in reals]))

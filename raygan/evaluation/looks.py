@@ -89,10 +89,7 @@ def real_features(photos: Tensor, network: str, storage_folder: str, fingerprint
     features = ray.remote(_features)
     parts = [features.remote(part, network) for part in photos.split(_TASK)]
     cluster.wait_for(parts, f"features of real photos of {label}", leave=True)
-    try:
-        found = torch.cat(ray.get(parts))
-    except ray.exceptions.RayError as error:
-        raise cluster.failure(error) from None
+    found = torch.cat(cluster.fetch(parts))
     storage.write_bytes(address, save({"features": found}))
     return found
 

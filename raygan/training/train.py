@@ -58,7 +58,7 @@ MAY_CHANGE = {
     *StorageSettings.model_fields,
     *LengthOptions.model_fields,
     *("data", "name", "promote", "allow_changes"),
-} - {"quality_network", "sync_batch_norm"}
+} - {"quality_network"}
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ MAY_CHANGE = {
     *WorkerOptions.model_fields,
     *StorageSettings.model_fields,
     *("concurrent", "train_best", "promote"),
-} - {"sync_batch_norm"}
+}
 
 
 def tune(settings: TuneSettings) -> TuneResult:
