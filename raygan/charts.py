@@ -71,7 +71,9 @@ def bars(values: Mapping[str, tuple[float, float]], title: str) -> bytes:
     return to_png(figure)
 
 
-def study(lines: Mapping[str, Sequence[tuple[int, float, float]]], level: Mapping[str, tuple[float, float]]) -> bytes:
+def study(
+    lines: Mapping[str, Sequence[tuple[int, float, float]]], level: Mapping[str, tuple[float, float]], ylabel: str
+) -> bytes:
     """Accuracy against number of real photos: a line for each mixture, with a bar for its spread.
 
     lines: points (real photos, mean, standard deviation). level: means and deviations that no number of real
@@ -88,7 +90,7 @@ def study(lines: Mapping[str, Sequence[tuple[int, float, float]]], level: Mappin
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
     axes.minorticks_off()
-    axes.set(xlabel="real photos in the training set", ylabel="accuracy on real validation photos")
+    axes.set(xlabel="real photos in the training set (bars: deviation of single trainings)", ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return to_png(figure)

@@ -434,7 +434,11 @@ class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, Stora
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     epochs: int = option(24, "passes over the training images", unit="epochs", ge=1)
     patience: int = option(
-        10, "stop when so many epochs have not lowered the validation loss; 0 never stops early", unit="epochs", ge=0
+        10,
+        "stop when so many epochs have not lowered the validation loss, but not while the learning rate is high, in "
+        "the first half; 0 never stops early",
+        unit="epochs",
+        ge=0,
     )
     real_fraction: float = option(
         1.0, "share of real photos among the training images: 1 is real only, 0 generated only", ge=0, le=1
@@ -457,7 +461,10 @@ class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, Stora
         None, "start from ImageNet weights: a file (.pth or .safetensors), or imagenet for torchvision's download"
     )
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
-    promote: bool = option(True, "point the registered classifier's serving alias at this run's")
+    promote: bool | None = option(
+        None,
+        "point the registered classifier's serving alias at this run's; by default if it learnt from real photos only",
+    )
     allow_changes: bool = option(False, "resume a run although settings or shards differ from those it began with")
 
     @model_validator(mode="after")
@@ -647,12 +654,23 @@ class PrepareSettings(FilterOptions, StorageSettings):
     dry_run: bool = option(False, "judge the photos and report, writing nothing")
 
 
+def _need_folder(name: str, path: str | None) -> None:
+    """Raise ValueError if there is no folder for a file that is written at the end: better said before the work."""
+    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise ValueError(f"{name}: there is no folder {os.path.dirname(os.path.abspath(path))}")
+
+
 class NumbersFile(Settings):
     """Where measurements are written to."""
 
     group: ClassVar[str] = "numbers"
 
     json_file: str | None = option(None, "JSON file to write the numbers to")
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> NumbersFile:
+        _need_folder("json_file", self.json_file)
+        return self
 
 
 class PrepareBenchmarkSettings(NumbersFile):
@@ -715,6 +733,11 @@ class QualityBenchmarkSettings(NumbersFile, StorageSettings):
     samples: int = option(1000, "samples that KID is measured on", unit="images", ge=16, le=50_000)
     network: str = option("efficientnet_lite0", "feature network, as in jobs/train.py --quality-network")
     picture: str | None = option(None, "PNG file to draw KID against time and the samples to")
+
+    @model_validator(mode="after")
+    def _has_a_place(self) -> QualityBenchmarkSettings:
+        _need_folder("picture", self.picture)
+        return self
 
 
 class TuneBenchmarkSettings(NumbersFile, TuneSettings):

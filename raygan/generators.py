@@ -140,6 +140,17 @@ def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
             )
 
 
+def of_other_shards(found: Sequence[NamedGenerator], data: DataSet) -> list[str]:
+    """A warning for each generator that was trained on other shards, whose photos may be among these for validation."""
+    shards = data.manifest.fingerprint
+    return [
+        f"{one.name} was trained on other shards than {data.address}, or doesn't say on which: it may have learnt from "
+        f"photos that these have for validation"
+        for one in found
+        if one.about.get("fingerprint") != shards
+    ]
+
+
 def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:
     """Raise ConfigurationError if a generator draws images of another size than the shards hold."""
     for one in found:

@@ -51,12 +51,13 @@ class RunRecord:
         under: str = "runs",
         images: int | None = None,
         minutes: float | None = None,
+        unfinished: bool = False,
     ) -> RunRecord:
         """The run of this name, old or new.
 
         may_change: settings that a resumed run may have other values of. under: folder of the storage. images: what
         the run shall have seen at its end, and minutes: how long it may have taken, if that is given; a finished one
-        that has seen fewer and taken less goes on.
+        that has seen fewer and taken less goes on, and so does one that is `unfinished`, since more is asked for now.
         Raises ConfigurationError if the run is finished already, or was begun with other settings or shards.
         """
         if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name):
@@ -67,7 +68,7 @@ class RunRecord:
         if before is None:
             return cls(name, folder, now, resumed=False)
         ended = images is None or before.get("images", 0) >= images or before.get("minutes", 0) >= (minutes or math.inf)
-        if before.get("state") == "finished" and ended:
+        if before.get("state") == "finished" and ended and not unfinished:
             further = "" if images is None else "train it further with more --epochs, --kimg or --minutes, or "
             raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
         differences = _differences(before, now, may_change)

@@ -39,7 +39,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from raygan import cluster, tracking
-from raygan.benchmarks.results import machine, write_json
+from raygan.benchmarks.results import cores, machine, write_json
 from raygan.config import PrepareBenchmarkSettings, PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.photos import compare
@@ -175,8 +175,15 @@ def _pillow_loop(settings: PrepareSettings) -> None:
 
 def _class_folders(listing: Listing, root: str) -> str:
     """Links to the photos in a folder for each label, as torchvision's ImageFolder wants them."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     photos = listing.photos.to_pylist()
     for number, photo in enumerate(photos):
+        if Path(os.fsdecode(photo["path"])).suffix.lower() not in IMG_EXTENSIONS:
+            raise ConfigurationError(
+                f"--input: torchvision's loader passes over {os.fsdecode(photo['path'])}: give photos ending in "
+                f"{', '.join(IMG_EXTENSIONS)}, which all can read"
+            )
         source = listing.sources[photo["source"]]
         folder = Path(root, photo["label"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +196,11 @@ def _torchvision(root: str, size: int) -> float:
     """Seconds that a process of its own needs; a fork of this one would take Ray's threads along."""
     code = "import sys; from raygan.benchmarks.prepare import load_all; load_all(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, root, str(size)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise RayganError(f"torchvision's loader failed, which reads every photo or none: {reason[0]}")
+    return float(done.stdout)
 
 
 def load_all(root: str, size: int) -> None:
@@ -202,7 +213,7 @@ def load_all(root: str, size: int) -> None:
     steps = [transforms.Resize(size, bicubic), transforms.CenterCrop(size), transforms.PILToTensor()]
     start = time.perf_counter()
     photos = ImageFolder(root, transforms.Compose(steps))
-    for _ in DataLoader(photos, batch_size=256, num_workers=os.cpu_count() or 1):
+    for _ in DataLoader(photos, batch_size=256, num_workers=cores()):
         pass
     print(time.perf_counter() - start)
 

@@ -7,14 +7,14 @@ Each trains alone for as many minutes as the others, one after the other, with a
                memory, in one process with a thread for each core; it has no moving average: its generator is judged
 
 What each had made at equal times is then compared with all real photos of the label. Each is a run in the storage
-folder; the same command goes on where it was stopped, and what is finished isn't trained again.
+folder, named after label, minutes and shards: the same command goes on with a preset where it was stopped, begins the
+textbook anew, and trains nothing that is finished again.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import shutil
 import sys
 import time
@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from raygan import pictures
+from raygan.benchmarks.processes import in_process
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train import in_memory
@@ -39,7 +40,7 @@ from raygan.gan.checkpoint import load_generator, save_generator
 from raygan.gan.memory import keep_freed_memory
 from raygan.gan.step import StepSettings, seeded
 from raygan.judge.distances import kid
-from raygan.runs import is_finished
+from raygan.runs import is_finished, recorded
 from raygan.shards import DataSet
 from raygan.training.quality import draw
 from raygan.training.train import check, train
@@ -73,7 +74,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
             print(f"training {preset}", file=sys.stderr)
             train(training)
     if settings.textbook:
-        folders[TEXTBOOK] = _textbook(settings, source)
+        folders[TEXTBOOK] = _textbook(settings, source, Path(settings.storage, "runs", _name(settings, TEXTBOOK)))
     reals, _ = in_memory(DataSet.open(settings.data), settings.label, "train", "validation")
     network = load_features(feature_network(settings, settings.network, "--network"))
     real_features = network(reals)
@@ -92,7 +93,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
                 flush=True,
             )
         shown.append((f"{name}, {settings.minutes:g} min", drawn[:_SHOWN]))
-    result = {"machine": machine(), "network": network.name, "samples": settings.samples, "rows": rows}
+    result = {"machine": machine(), "settings": recorded(settings), "network": network.name, "rows": rows}
     write_json(settings.json_file, result)
     if settings.picture:
         Path(settings.picture).write_bytes(_picture(rows, shown, f"KID, {settings.samples} samples, {network.name}"))
@@ -110,7 +111,7 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
             "data": settings.data,
             "label": settings.label,
             "image_size": DataSet.open(settings.data).manifest.image_size,
-            "name": f"quality-{preset}",
+            "name": _name(settings, preset),
             "kimg": 1e6,
             "minutes": settings.minutes,
             "log_every": settings.every,
@@ -122,6 +123,12 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
             "promote": False,
         }
     )
+
+
+def _name(settings: QualityBenchmarkSettings, who: str) -> str:
+    """The run's: what makes it another one is in it."""
+    shards = DataSet.open(settings.data).manifest.fingerprint[:8]
+    return f"quality-{who}-{settings.label or 'all'}-{settings.minutes:g}-minutes-{shards}"
 
 
 def _nearest(folder: Path, minutes: float) -> tuple[Path, dict[str, float]]:
@@ -136,19 +143,14 @@ def _nearest(folder: Path, minutes: float) -> tuple[Path, dict[str, float]]:
     return checkpoint, about
 
 
-def _textbook(settings: QualityBenchmarkSettings, source: TrainSettings) -> Path:
+def _textbook(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Path) -> Path:
     """Train by the textbook, in a process of its own, if that isn't done; the folder with its generators."""
-    folder = Path(settings.storage, "runs", f"quality-{TEXTBOOK}")
     if (folder / "finished").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     print(f"training {TEXTBOOK}", file=sys.stderr)
-    process = multiprocessing.get_context("spawn").Process(target=_loop, args=(settings, source, folder))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RayganError(f"the textbook's training ended with status {process.exitcode}; it said why above")
+    in_process("the textbook's training", _loop, settings, source, folder)
     (folder / "finished").touch()
     return folder
 
@@ -159,7 +161,9 @@ def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Pat
     keep_freed_memory()
     photos, _ = in_memory(DataSet.open(settings.data), settings.label, "train")
     values = {name: getattr(source, name) for name in StepSettings.__dataclass_fields__ if hasattr(source, name)}
-    step = TextbookStep(network_settings(source, ()), StepSettings(**{**values, "precision": "fp32", "augment": ()}))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = StepSettings(**{**values, "precision": "fp32", "augment": ()})
+    step = TextbookStep(network_settings(source, ()), plain, device)
     batch, done, kept, began = source.batch_size, 0, 0, time.monotonic()
     bar = tqdm(total=settings.minutes, desc="training", unit="min", bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f} min")
     while kept < settings.points:

@@ -21,12 +21,22 @@ def machine() -> dict[str, Any]:
     """The cores, the versions and the GPU, if there is one, that numbers belong to."""
     return {
         "cores": cores(),
+        "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:

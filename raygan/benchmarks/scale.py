@@ -1,6 +1,7 @@
 """How training and `prepare` scale over workers of this machine, and a model of training beyond it.
 
-Measured, with one core for each worker (or a GPU, if there is one for each), in every round one after the other:
+Measured, with one core for each worker (or a GPU, if there is one for each), training in every round one after the
+other, `prepare` in one Ray cluster of so many cores after the other:
 
     train, strong     one global batch shared out among the workers
     train, weak       the same batch for every worker
@@ -14,17 +15,21 @@ by a ring, in which each sends 2 (w - 1) / w of the gradient's bytes in 2 (w - 1
 An iteration of n critic steps and a generator step over w workers, of b images each, takes
 
     n compute_critic(b) + compute_generator(b) + sum over steps of 2 (w - 1) (bytes / w / bandwidth + latency)
+    + sum over batch norms and their passes of (w - 1) latency
 
 with compute(b) = fixed + slope b, by least squares on the iteration's seconds at several b in one worker of one core.
-It assumes that sums don't overlap with the backward pass, that all workers are alike and wait for nothing else, and
-that all links have the same bandwidth; so it errs on the side of scaling too little. Its share for two workers here, on
+The generator's batch norms, if they are of all ranks, gather their statistics in the critic's steps and in its own,
+and add up their gradients in the latter; those are small, so that only their messages' latency counts. It assumes that
+sums don't overlap with the backward pass, that a gradient is summed in one piece, that all workers are alike and wait
+for nothing else, and that all links have the same bandwidth. Its share for two workers here, on
 gloo's bandwidth and latency as measured between two processes, stands beside what two workers really did.
 """
 
 from __future__ import annotations
 
+import datetime
 import itertools
-import multiprocessing
+import math
 import os
 import statistics
 import tempfile
@@ -38,11 +43,13 @@ import torch
 
 from raygan import cluster, tracking
 from raygan.benchmarks.prepare import repeat
+from raygan.benchmarks.processes import in_processes
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.train import apart, shared_settings, under_ray
 from raygan.config import PrepareSettings, ScaleBenchmarkSettings, TrainSettings
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError
 from raygan.gan.step import GanStep
+from raygan.gan.sync_norm import SyncBatchNorm2d
 from raygan.prepare import prepare
 from raygan.training.schedule import Schedule
 from raygan.training.train import check
@@ -53,6 +60,9 @@ _WORTH = 0.5
 
 #: Workers that the model goes up to.
 _MOST = 4096
+
+#: Batches between two metrics, about, and how often there are metrics, where a batch's seconds are measured.
+_TURN_BATCHES, _TURNS = 12, 6
 
 #: Bytes of a sum that gloo's bandwidth is measured with.
 _LARGE_BYTES = 32 * 2**20
@@ -79,7 +89,8 @@ class Cost:
     """The model of this module's docstring.
 
     fixed, slope: seconds of a batch of reals in one worker, and of each image more; a generator step's are in them in
-    their share. critic_bytes, generator_bytes: of gradients. n_critic: critic steps to a generator step.
+    their share. critic_bytes, generator_bytes: of gradients. n_critic: critic steps to a generator step. norms: batch
+    norms of all ranks in the generator.
     """
 
     fixed: float
@@ -87,12 +98,15 @@ class Cost:
     critic_bytes: int
     generator_bytes: int
     n_critic: int
+    norms: int = 0
 
     def seconds(self, workers: int, images: float, link: Link) -> float:
         """Of a batch of reals, of which each worker has so many images."""
         sums = 1 + 1 / self.n_critic
         sent = (self.critic_bytes + self.generator_bytes / self.n_critic) / workers / link.bandwidth
-        return self.fixed + self.slope * images + 2 * (workers - 1) * (sent + sums * link.latency)
+        gathered = self.norms * (1 + 2 / self.n_critic)
+        messages = (2 * sums + gathered) * (workers - 1)
+        return self.fixed + self.slope * images + 2 * (workers - 1) * sent + messages * link.latency
 
     def efficiency(self, workers: int, batch: int, link: Link, *, weak: bool) -> float:
         """Speed over that of one worker times their number; batch: of all workers, or if weak of each."""
@@ -109,6 +123,8 @@ class Cost:
 
 def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
     """Measure, print tables, write JSON if asked, and return the numbers."""
+    if not settings.workers or min(settings.workers) < 1:
+        raise ConfigurationError("--workers: numbers of workers, each at least 1")
     if max(settings.workers) > cores():
         raise ConfigurationError(
             f"--workers: {max(settings.workers)} workers of a core each; there are {cores()} cores"
@@ -125,9 +141,10 @@ def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
     rows = {what: _row(by_workers) for what, by_workers in rates.items()}
     for what, row in rows.items():
         for workers, (rate, efficiency) in row.items():
-            print(f"{what:16} {workers:3} workers {rate:8.1f} images/s  efficiency {efficiency:.2f}")
-    model = _model(base, rows)
-    result = {"machine": machine(), "settings": base.plain(), "rows": rows, "model": model}
+            print(f"{what:16} {workers:3} workers {rate:8.1f} images/s  efficiency {efficiency:.2f}", flush=True)
+    result = {"machine": machine(), "settings": base.plain(), "rows": rows}
+    write_json(settings.json_file, result)
+    result["model"] = _model(base, rows)
     write_json(settings.json_file, result)
     return result
 
@@ -198,11 +215,10 @@ def _prepared(folder: str, photos: str, settings: ScaleBenchmarkSettings) -> flo
 
 def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]]) -> dict[str, Any]:
     """Work the model out, print it, and return its numbers."""
-    seconds = {
-        batch: _batch_seconds(base, batch) for batch in sorted({base.batch_size // part for part in (1, 2, 4, 8)})
-    }
+    batches = sorted({max(1, base.batch_size // part) for part in (1, 2, 4, 8)})
+    seconds = {batch: _batch_seconds(base, batch) for batch in batches}
     slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
-    cost = Cost(float(fixed), float(slope), *_gradient_bytes(base), base.n_critic)
+    cost = Cost(float(fixed), float(slope), *_messages(base))
     here = _gloo()
     print(
         f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one core; gradients "
@@ -231,40 +247,36 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
 
 def _batch_seconds(base: TrainSettings, batch: int) -> float:
     """Seconds for a batch of reals in one process with one thread, generator steps included in their turn."""
-    length = max(4 * base.n_critic, 24) * batch / 1000
-    bare = base.model_copy(update={"batch_size": batch, "kimg": length, "log_every": length / 4})
+    # Whole turns of generator steps and lazy penalties between two metrics, the first of which begin the clock.
+    turn = math.lcm(base.n_critic, base.penalty_every)
+    log = turn * max(1, round(_TURN_BATCHES / turn)) * batch / 1000
+    bare = base.model_copy(update={"batch_size": batch, "kimg": _TURNS * log, "log_every": log})
     return batch / apart(bare, 1)["images_per_second"]
 
 
-def _gradient_bytes(base: TrainSettings) -> tuple[int, int]:
-    """Of the critic and of the generator."""
+def _messages(base: TrainSettings) -> tuple[int, int, int, int]:
+    """Bytes of the critic's and of the generator's gradients, critic steps to a generator step, norms of all ranks."""
     schedule = Schedule.of(base, base.batch_size, base.batch_size)
     step = GanStep(network_settings(base, ()), step_settings(base, schedule, torch.device("cpu")))
     critic, generator = (sum(4 * p.numel() for p in network.parameters()) for network in (step.critic, step.generator))
-    return critic, generator
+    norms = sum(isinstance(module, SyncBatchNorm2d) for module in step.generator.modules())
+    return critic, generator, base.n_critic, norms
 
 
 def _gloo() -> Link:
     """The link of gloo's sums between two processes of this machine."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="raygan-gloo-") as folder:
         place = f"file://{folder}/meet"
-        pair = [context.Process(target=_sum, args=(rank, place, answers)) for rank in range(2)]
-        for process in pair:
-            process.start()
-        for process in pair:
-            process.join()
-        if any(process.exitcode for process in pair):
-            raise RayganError("two processes on this machine could not be joined by gloo; their messages stand above")
-    small, large = answers.get()
+        (small, large), _ = in_processes("two processes joined by gloo", [(_sum, (rank, place)) for rank in range(2)])
     # Each of two workers sends two messages, of half of the bytes each.
     return Link(_LARGE_BYTES / (large - small), small / 2)
 
 
-def _sum(rank: int, place: str, answers: Any) -> None:
+def _sum(rank: int, place: str) -> list[float]:
+    """Seconds of a small sum and of a large one."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+    waits = datetime.timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=waits)
     found = []
     for numbers, times in ((1, 200), (_LARGE_BYTES // 4, 10)):
         values = torch.zeros(numbers)
@@ -273,6 +285,5 @@ def _sum(rank: int, place: str, answers: Any) -> None:
         for _ in range(times):
             torch.distributed.all_reduce(values)
         found.append((time.perf_counter() - began) / times)
-    if rank == 0:
-        answers.put(tuple(found))
     torch.distributed.destroy_process_group()
+    return found

@@ -1,4 +1,4 @@
-"""WGAN-GP as research repositories write it: what `benchmark train-step` and `benchmark train` compare with.
+"""WGAN-GP as research repositories write it: what `benchmark train-step` and `benchmark quality` compare with.
 
 Algorithm 1 of Gulrajani et al. 2017, line by line and without a thought for speed: the critic is called on reals,
 on fakes and on interpolates separately, the fakes keep the generator's graph in the critic's step, everything is

@@ -7,14 +7,13 @@ The same preset and the same photos for all, one after the other in every round,
     2 workers   the same, each with half of the cores
 
 Images/s are those from the first metrics to the last, by the clock, with all that happens between; what comes before
-and after (processes, imports, shards, the export) stands beside, and the resident memory of the process that trains. A
-round's ratios are taken within it; the median counts.
+and after (processes, imports, shards, the export) stands beside, and the peak resident memory of the process that
+trains, with its growth since the first metrics. A round's ratios are taken within it; the median counts.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -23,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from raygan import cluster, tracking
+from raygan.benchmarks.processes import in_process
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.config import TrainBenchmarkSettings, TrainSettings
-from raygan.errors import RayganError
-from raygan.gan.memory import keep_freed_memory
+from raygan.errors import ConfigurationError
+from raygan.gan.memory import keep_freed_memory, peak_resident_bytes
 from raygan.gan.step import GanStep
 from raygan.shards import DataSet, Split, read_shard
 from raygan.training.schedule import Schedule
@@ -45,6 +44,8 @@ _LOGS = 10
 
 def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
+    if not settings.workers or min(settings.workers) < 1:
+        raise ConfigurationError("--workers: numbers of workers, each at least 1")
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
         base = shared_settings(settings, folder)
@@ -59,14 +60,16 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
                     "cpus_per_worker": max(1.0, cores() / workers),
                     "name": f"{workers}-{number}",
                 }
-                rounds.setdefault(f"{workers} worker{'s' * (workers > 1)}", []).append(under_ray(base, run))
-            print(f"round {number + 1} of {settings.rounds}", file=sys.stderr)
-    rows = {name: _row(found, rounds[BARE]) for name, found in rounds.items()}
+                rounds.setdefault(_named(workers), []).append(under_ray(base, run))
+            seen = ", ".join(f"{name} {found[-1]['images_per_second']:.1f}" for name, found in rounds.items())
+            print(f"round {number + 1} of {settings.rounds}: {seen} images/s", file=sys.stderr)
+    rows = {name: _row(found, rounds) for name, found in rounds.items()}
     for name, row in rows.items():
-        rate, ratio = row["images_per_second"], row["ratio"]
+        against = f"  {row['to_one_worker']:.3f}x one worker" if "to_one_worker" in row else ""
         print(
-            f"{name:10} {rate:8.1f} images/s  {ratio:.3f}x  around it {row['around']:5.1f} s  "
-            f"resident {row['resident_megabytes']:5.0f} MB, since the first metrics {row['resident_growth']:+.0f} MB"
+            f"{name:10} {row['images_per_second']:8.1f} images/s  {row['ratio']:.3f}x bare{against}  "
+            f"around it {row['around']:5.1f} s  peak {row['peak_megabytes']:5.0f} MB, "
+            f"since the first metrics {row['growth_megabytes']:+.0f} MB"
         )
     result = {"machine": machine(), "settings": base.plain(), "rounds": rounds, "rows": rows}
     write_json(settings.json_file, result)
@@ -93,10 +96,18 @@ def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSetti
     )
 
 
-def _row(own: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, float]:
+def _row(own: list[dict[str, float]], rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """The medians over the rounds, and of the ratios to the bare loop and to one worker, if there is one."""
     rate = "images_per_second"
-    medians = {name: statistics.median(each[name] for each in own) for name in own[0]}
-    return {**medians, "ratio": statistics.median(a[rate] / b[rate] for a, b in zip(own, bare, strict=True))}
+    row = {name: statistics.median(each[name] for each in own) for name in own[0]}
+    for name, other in (("ratio", BARE), ("to_one_worker", _named(1))):
+        if other in rounds:
+            row[name] = statistics.median(a[rate] / b[rate] for a, b in zip(own, rounds[other], strict=True))
+    return row
+
+
+def _named(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
 
 
 def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
@@ -108,26 +119,19 @@ def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
     records = [record for record in map(json.loads, text.splitlines()) if "minutes" in record]
     first, last = records[0], records[-1]
     rate = (last["images"] - first["images"]) / (60 * (last["minutes"] - first["minutes"]))
-    memory = [record["resident_megabytes"] for record in records]
+    peak = [record["peak_resident_megabytes"] for record in records]
     return {
         "images_per_second": rate,
         "around": wall - 60 * done.metrics["minutes"],
-        "resident_megabytes": max(memory),
-        "resident_growth": memory[-1] - memory[0],
+        "peak_megabytes": peak[-1],
+        "growth_megabytes": peak[-1] - peak[0],
     }
 
 
 def apart(base: TrainSettings, threads: int) -> dict[str, float]:
     """The bare loop in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
     began = time.monotonic()
-    process = context.Process(target=_loop, args=(answers, base, threads))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RayganError(f"the bare loop ended with status {process.exitcode}; it said why above")
-    seconds, found = answers.get()
+    seconds, found = in_process("the bare loop", _loop, base, threads)
     return {**found, "around": time.monotonic() - began - seconds}
 
 
@@ -139,8 +143,8 @@ def in_memory(data: DataSet, label: str | None, *splits: Split) -> tuple[torch.T
     return photos, classes
 
 
-def _loop(answers: Any, settings: TrainSettings, threads: int) -> None:
-    """Train on photos in memory, and answer with the seconds in the loop and what was measured in it."""
+def _loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, float]]:
+    """Train on photos in memory; the seconds in the loop and what was measured in it."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the workers do: the difference shall be Ray's
     data = DataSet.open(settings.data)
@@ -157,11 +161,13 @@ def _loop(answers: Any, settings: TrainSettings, threads: int) -> None:
         terms = step.step(photos[rows], classes[rows])
         if step.batches % schedule.log == 0:
             float(terms["critic_loss"])  # waits for the device
-            memory = psutil.Process().memory_info().rss / 2**20
+            memory = peak_resident_bytes() / 2**20
             first = first or (step.images_seen, time.monotonic(), memory)
     now = time.monotonic()
     images, since, at_first = first or (0, began, memory)
     rate = (step.images_seen - images) / (now - since)
-    answers.put(
-        (now - began, {"images_per_second": rate, "resident_megabytes": memory, "resident_growth": memory - at_first})
-    )
+    return now - began, {
+        "images_per_second": rate,
+        "peak_megabytes": memory,
+        "growth_megabytes": memory - at_first,
+    }

@@ -8,7 +8,7 @@ The mental model:
 2. In each round every pair runs for a while, one after another. A round's ratios are taken within it, and the median
    of the rounds counts: a machine whose clock drifts slows all alike.
 3. Floating-point operations are counted where torch dispatches them, not estimated; the peak is the fastest square
-   matrix product of the same run, at the same precision.
+   matrix product of the same run, at the same precision. On a GPU fp32 is what torch makes of it in convolutions, TF32.
 4. Before anything is timed, the textbook and the preset that shares its objective take an iteration's steps from the
    same weights on the same draws, and their losses must agree.
 
@@ -18,6 +18,7 @@ torch only: this runs where there is no Ray.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import statistics
 import sys
 import time
@@ -25,7 +26,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -37,8 +37,8 @@ from torch.utils.flop_counter import flop_registry
 from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.config import TrainSettings, TrainStepBenchmarkSettings, load_preset
-from raygan.errors import RayganError
-from raygan.gan.memory import keep_freed_memory
+from raygan.errors import RayganError, first_line
+from raygan.gan.memory import keep_freed_memory, peak_resident_bytes
 from raygan.gan.networks import NetworkSettings
 from raygan.gan.step import GanStep, Precision, StepSettings, seeded
 from raygan.inference import computes_bf16
@@ -90,7 +90,13 @@ def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
                 f"{candidate.title:18} {part:9} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f}x  "
                 f"{row['peak_megabytes']:6.0f} MB  {row['share_of_peak']:5.1%} of peak"
             )
-    result = {"machine": machine(), "losses_differ_by": differences, "matrix_peak": peaks, "rows": rows}
+    result = {
+        "machine": machine(),
+        "settings": settings.plain(),
+        "losses_differ_by": differences,
+        "matrix_peak": peaks,
+        "rows": rows,
+    }
     write_json(settings.json_file, result)
     return result
 
@@ -170,10 +176,12 @@ def losses_apart(ours: Candidate, textbook: Candidate) -> float:
     """How far losses of the same weights are apart, at most. Raises RayganError if that is more than rounding."""
     mine, its = Runner(ours, "iteration"), Runner(textbook, "iteration")
     worst = 0.0
-    for _ in range(ours.settings.n_critic):
-        its.take_weights(mine)
-        for loss, wanted in zip(mine.step(), its.step(), strict=True):
-            worst = max(worst, abs(float(loss) - float(wanted)) / max(1.0, abs(float(wanted))))
+    # TF32 rounds more than the two formulas may differ by.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for _ in range(ours.settings.n_critic):
+            its.take_weights(mine)
+            for loss, wanted in zip(mine.step(), its.step(), strict=True):
+                worst = max(worst, abs(float(loss) - float(wanted)) / max(1.0, abs(float(wanted))))
     if not worst <= _TOLERANCE[ours.settings.precision]:  # NaN, too
         raise RayganError(f"{ours.title}: its losses differ from the textbook's by {worst:.1e}: not the same objective")
     return worst
@@ -233,15 +241,29 @@ def _ask(pipe: Connection, seconds: float) -> float:
 
 def _receive(pipe: Connection) -> float:
     try:
-        return float(pipe.recv())
+        answer = pipe.recv()
     except EOFError:
         raise RayganError(
-            "a process of the benchmark has died, likely for want of memory: --batch-size or --width"
+            "a process of the benchmark was killed, likely for want of memory: lower --batch-size or --width"
         ) from None
+    if isinstance(answer, str):
+        raise RayganError(f"a process of the benchmark ended: {answer}")
+    return float(answer)
 
 
 def _serve(pipe: Connection, candidate: Candidate, part: Part) -> None:
-    """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB."""
+    """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB.
+
+    What goes wrong is answered in one line, which ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    try:
+        _serve_until_closed(pipe, candidate, part)
+    except Exception as error:
+        pipe.send(first_line(error))
+
+
+def _serve_until_closed(pipe: Connection, candidate: Candidate, part: Part) -> None:
     process = psutil.Process()
     before = process.memory_info().rss
     if candidate.name != TEXTBOOK:
@@ -273,15 +295,14 @@ def _peak_bytes(before: int) -> int:
     """The most memory held at once: the GPU's, or what this process grew by since `before`."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    # Not getrusage: what it says begins with the peak of the process that started this one.
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024 - before
+    return peak_resident_bytes() - before
 
 
 def matrix_peak(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
     """Floating-point operations a second of the fastest square matrix product, measured."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     best = 0.0
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as the convolutions have it
     for side in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192, 16384):
         left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         start = time.perf_counter()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from raygan.classification.lessons import Lessons, fit_settings
 from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import ClassifySettings, StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators
+from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators, of_other_shards
 from raygan.judge.fitting import ClassifierFit, imagenet_start
 from raygan.judge.googlenet import Classifier, load_classifier, save_classifier
 from raygan.judge.scores import confusion, score
@@ -102,6 +103,8 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     cluster.require(settings.fewest_workers, resources)
     default_name = time.strftime("classify-%Y%m%d-%H%M%S")
     found = chosen_generators(settings, data)
+    for line in of_other_shards(found, data):
+        print(line, file=sys.stderr)
     run = RunRecord.open(
         # As they are now: whoever is champion later must not change what another began.
         settings.model_copy(update={"model": [one.name for one in found]}),
@@ -129,8 +132,12 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
         with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as scratch:
             metrics = _show(load_classifier(Path(folder)), task.validation, log, seen)
             exported = Path(scratch, "classifier")
-            _export(Path(folder), exported, metrics)
-            model = tracking.register_classifier(log, exported, labels, promote=settings.promote)
+            _export(Path(folder), exported, metrics, made_of)
+            # What has learnt from generators is no judge of them.
+            promote = settings.real_fraction == 1 if settings.promote is None else settings.promote
+            model = tracking.register_classifier(log, exported, labels, promote=promote)
+            if not promote:
+                print(f"the alias of {model.name} stays where it is; --promote moves it to version {model.version}")
         run.save(state="finished")
     return ClassifyResult(log.id, model, metrics)
 
@@ -267,7 +274,7 @@ def classify_worker(config: dict[str, Any]) -> None:
 
     lessons = Lessons(fit, task.images, task.validation, tell)
     tell(lessons.images_seen)
-    while fit.batches_done < fit.batches and not best.is_stale(settings.patience):
+    while fit.batches_done < fit.batches and not (lessons.is_settling and best.is_stale(settings.patience)):
         epoch = fit.batches_done // per_epoch + 1
         metrics = lessons.learn(epoch * per_epoch)
         metrics |= {f"validation_{name}": value for name, value in lessons.examine().items()}
@@ -307,13 +314,17 @@ def _report(metrics: dict[str, float], fit: ClassifierFit, task: ClassifyTask, b
         ray.train.report(metrics)
         return
     about = {name: metrics[name] for name in ("epoch", "images")}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        save_classifier(folder, fit.net, labels=task.labels, image_size=task.image_size, about=about)
-        save_tensors(folder / "fit.safetensors", fit.state())
-        state = {"batches": fit.batches_done, "best": vars(best)}
-        save_description(folder / "fit.json", _VERSION, state)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(scratch))
+    folder = Path(tempfile.mkdtemp(prefix="raygan-checkpoint-"))
+    save_classifier(folder, fit.net, labels=task.labels, image_size=task.image_size, about=about)
+    save_tensors(folder / "fit.safetensors", fit.state())
+    state = {"batches": fit.batches_done, "best": vars(best)}
+    save_description(folder / "fit.json", _VERSION, state)
+    # The next epoch begins while the files are copied to storage; Ray deletes the folder afterwards.
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+    )
 
 
 def _load(folder: Path, fit: ClassifierFit) -> Best:
@@ -354,10 +365,10 @@ def _mistakes(
     return pictures.png(charts.captioned(images[wrong], captions))
 
 
-def _export(checkpoint: Path, folder: Path, metrics: dict[str, float]) -> None:
-    """The classifier's files, with its scores in their description."""
+def _export(checkpoint: Path, folder: Path, metrics: dict[str, float], made_of: dict[str, Any]) -> None:
+    """The classifier's files, with its scores and what it was trained on in their description."""
     folder.mkdir()
     (folder / "classifier.safetensors").write_bytes((checkpoint / "classifier.safetensors").read_bytes())
     description = json.loads((checkpoint / "classifier.json").read_text(encoding="utf-8"))
-    description["about"] |= {f"validation_{name}": value for name, value in metrics.items()}
+    description["about"] |= made_of | {f"validation_{name}": value for name, value in metrics.items()}
     (folder / "classifier.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -37,6 +37,12 @@ class Lessons:
         """Training images seen so far, repeats included, all ranks together."""
         return self.fit.batches_done * self.fit.settings.batch_size
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether the learning rate has fallen to less than half: until then losses say little of where they end."""
+        done, batches = self.fit.batches_done, self.fit.batches
+        return 2 * done > batches and self.fit.rate(done) < 0.5
+
     def learn(self, until: int) -> dict[str, float]:
         """Go on until `until` batches are done: mean `loss`, `train_accuracy`, and `images_per_second`."""
         began, told, first = time.monotonic(), time.monotonic(), self.fit.batches_done

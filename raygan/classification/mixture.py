@@ -19,6 +19,9 @@ from raygan.generators import NamedGenerator, check_drawn
 #: Images that one task generates.
 _TASK = 256
 
+#: Number of the first image that is trained on: a report card of the same seed shall judge others.
+_FIRST = 1 << 31
+
 
 def combined(*parts: Photos) -> Photos:
     """The photos of all parts."""
@@ -71,7 +74,7 @@ def generated_photos(found: Sequence[NamedGenerator], labels: Sequence[str], cou
             share = wanted * (turn + 1) // len(able) - wanted * turn // len(able)
             for first in range(0, share, _TASK):
                 rows.append(min(_TASK, share - first))
-                blocks.append(generate.remote(held[one.name], label, number, rows[-1], seed, first))
+                blocks.append(generate.remote(held[one.name], label, number, rows[-1], seed, _FIRST + first))
     cluster.wait_for(blocks, "generating images", unit="block")
     return Photos(tuple(rows), tuple(blocks))
 

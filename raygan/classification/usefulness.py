@@ -7,7 +7,12 @@ The mental model:
    generated only. Each is repeated with seeds of its own, which choose the real photos, the samples and the weights.
 2. Ray Tune runs them side by side, as many as the cluster has room for. A finished training leaves its result in
    storage, so that an interrupted study goes on with the rest.
-3. The table and the chart show mean and standard deviation over the seeds.
+3. The table and the chart show mean and standard deviation over the seeds. What generated images change is taken
+   seed by seed, since trainings of one seed begin with the same weights and real photos, and comes with Student's 95 %
+   interval of the mean: only where 0 is outside do they help or hurt.
+
+Every training sees the same number of images, so that the time is the same: a larger set is gone through less often,
+which the table says as `passes`. What varies over the seeds are photos, samples and weights, not the generator.
 
 The accuracy of a network that saw generated images only is the classification accuracy score, CAS (Ravuri and
 Vinyals 2019, arXiv 1905.10887): how much of what tells the labels apart the generators have learnt.
@@ -19,6 +24,7 @@ import csv
 import io
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +33,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.tune
+import scipy.stats
 import torch
 from ray.util.queue import Queue
 
@@ -37,7 +44,8 @@ from raygan.classification.lessons import Lessons, fit_settings
 from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import StorageSettings, UsefulnessSettings
 from raygan.errors import ConfigurationError, RayganError, last_line
-from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators
+from raygan.gan.memory import keep_freed_memory
+from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators, of_other_shards
 from raygan.judge.fitting import ClassifierFit
 from raygan.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
 from raygan.shards import DataSet
@@ -46,7 +54,11 @@ from raygan.shards import DataSet
 DEFAULT_SIZES = (100, 400)
 
 #: Settings that an interrupted study may go on with other values of.
-MAY_CHANGE = {*StorageSettings.model_fields, "data", "name", "cpus_per_trial", "gpus_per_trial"}
+MAY_CHANGE = {
+    *StorageSettings.model_fields,
+    *("data", "name", "cpus_per_trial", "gpus_per_trial"),
+    *("seeds", "real_sizes", "real_fractions"),  # a larger grid takes over what is there
+}
 
 
 @dataclass(frozen=True)
@@ -73,17 +85,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: accuracy over the seeds of one kind of training."""
+    """A row of the table: accuracy over the seeds of one kind of training.
+
+    trainings: those that came to an end; diverged: those that didn't. passes: times that each image was seen.
+    deviation: of single trainings. gain: of accuracy over real photos alone, as many, and interval: half its 95 %
+    interval; None where there are no such pairs, or only one.
+    """
 
     mixture: str
     real: int
     generated: int
     trainings: int
+    diverged: int
+    passes: float
     accuracy: float
     deviation: float
     balanced_accuracy: float
     auroc: float
     ece: float
+    gain: float | None = None
+    interval: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,13 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     name = settings.name or time.strftime("usefulness-%Y%m%d-%H%M%S")
     # As they are now: whoever is champion later must not finish what another began.
     pinned = settings.model_copy(update={"model": [one.name for one in found]})
-    run = RunRecord.open(pinned, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="studies")
+    folder = storage.join(settings.storage, "studies", name)
+    wanted = sum(1 for trial in trials if storage.read_json(_place(folder, trial)) is None)
+    run = RunRecord.open(
+        pinned, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="studies", unfinished=wanted > 0
+    )
+    for line in of_other_shards(found, data):
+        print(line, file=sys.stderr)
     params = {
         **recorded(settings),
         "fingerprint": data.manifest.fingerprint,
@@ -132,8 +159,13 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
         run.save(mlflow_run_id=log.id, state="running")
         print(f"study {name} of {len(trials)} trainings in {run.folder}; --name {name} goes on with it", flush=True)
         results = _run(settings, data, found, trials, run.folder)
-        rows = summarise(results)
-        _publish(rows, run.folder, log)
+        rows = summarise(results, max(1, settings.images // settings.batch_size) * settings.batch_size)
+        if rows:
+            _publish(rows, run.folder, log, data.manifest.count("validation"))
+        if len(results) < len(trials):
+            raise RayganError(
+                f"{len(trials) - len(results)} of {len(trials)} trainings failed; the same command tries them again"
+            )
         run.save(state="finished")
     return UsefulnessResult(log.id, run.folder, rows)
 
@@ -171,12 +203,7 @@ def _run(
             events = cluster.queue()
             room = _Room(settings, data, found, folder, events, batches)
             progress.follow(events, InBackground(lambda: room.tune(missing), "the study"))
-    results = {trial: result for trial in trials if (result := storage.read_json(_place(folder, trial)))}
-    if len(results) < len(trials):
-        raise RayganError(
-            f"{len(trials) - len(results)} of {len(trials)} trainings failed; the same command tries them again"
-        )
-    return results
+    return {trial: result for trial in trials if (result := storage.read_json(_place(folder, trial)))}
 
 
 class _Room:
@@ -197,7 +224,7 @@ class _Room:
         self._found = found
 
     def tune(self, trials: Sequence[Trial]) -> None:
-        """Run the trials side by side."""
+        """Run the trials side by side, and say what failed."""
         lots = [(trial, self._images(trial)) for trial in trials]
         task = {
             "settings": self.settings,
@@ -220,7 +247,7 @@ class _Room:
         )
         errors = tuner.fit().errors
         if errors:
-            raise RayganError(f"{len(errors)} of {len(trials)} trainings ended with: {last_line(errors[0])}")
+            print(f"{len(errors)} of {len(trials)} trainings ended with: {last_line(errors[0])}", file=sys.stderr)
 
     def _images(self, trial: Trial) -> Photos:
         """The trial's training images. Those of a seed share their samples, smaller sets being part of larger."""
@@ -238,6 +265,7 @@ def train_one(config: dict[str, Any], task: dict[str, Any], lots: Sequence[tuple
     settings: UsefulnessSettings = task["settings"].model_copy(update={"seed": trial.seed})
     device = torch.device("cuda" if settings.gpus_per_trial and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+    keep_freed_memory()
     fit = ClassifierFit(task["labels"], fit_settings(settings, device), task["batches"], device)
     events: Queue = task["events"]
 
@@ -249,7 +277,8 @@ def train_one(config: dict[str, Any], task: dict[str, Any], lots: Sequence[tuple
     learnt = lessons.learn(task["batches"])
     result = {**asdict(trial), **learnt, **lessons.examine()}
     if not math.isfinite(result["nll"]):
-        raise RayganError(f"the training {trial.key} diverged: give a lower --learning-rate")
+        # It would again: that is a result too.
+        result = {**asdict(trial), "diverged": True}
     storage.write_json(_place(task["folder"], trial), result)
     ray.tune.report(result)
 
@@ -258,55 +287,84 @@ def _place(folder: str, trial: Trial) -> str:
     return storage.join(folder, "trials", f"{trial.key}.json")
 
 
-def summarise(results: dict[Trial, dict[str, float]]) -> list[Row]:
-    """The table: a row for each kind of training, in the order of the plan."""
-    kinds: dict[tuple[str, int, int], list[dict[str, float]]] = {}
+def summarise(results: dict[Trial, dict[str, float]], images: int) -> list[Row]:
+    """The table: a row for each kind of training that came to an end, in the order of the plan.
+
+    images: that each training saw.
+    """
+    kinds: dict[tuple[str, int, int], dict[int, dict[str, float]]] = {}
+    diverged: dict[tuple[str, int, int], int] = {}
     for trial, result in results.items():
-        kinds.setdefault((trial.mixture, trial.real, trial.generated), []).append(result)
+        kind = trial.mixture, trial.real, trial.generated
+        if "diverged" in result:
+            diverged[kind] = diverged.get(kind, 0) + 1
+        else:
+            kinds.setdefault(kind, {})[trial.seed] = result
+    alone = {real: found for (_, real, generated), found in kinds.items() if not generated}
 
-    def mean(found: list[dict[str, float]], name: str) -> float:
-        return float(np.mean([result[name] for result in found]))
+    def mean(found: dict[int, dict[str, float]], name: str) -> float:
+        return float(np.mean([result[name] for result in found.values()]))
 
-    return [
-        Row(
-            mixture,
-            real,
-            generated,
-            trainings=len(found),
-            accuracy=mean(found, "accuracy"),
-            # The spread of single trainings, not of their mean; of one training there is none.
-            deviation=float(np.std([r["accuracy"] for r in found], ddof=1)) if len(found) > 1 else 0.0,
-            balanced_accuracy=mean(found, "balanced_accuracy"),
-            auroc=mean(found, "auroc"),
-            ece=mean(found, "ece"),
+    rows = []
+    for (mixture, real, generated), found in kinds.items():
+        accuracies = [result["accuracy"] for result in found.values()]
+        pairs = alone.get(real, {}) if generated else {}
+        gains = [found[seed]["accuracy"] - pairs[seed]["accuracy"] for seed in found if seed in pairs]
+        rows.append(
+            Row(
+                mixture,
+                real,
+                generated,
+                trainings=len(found),
+                diverged=diverged.get((mixture, real, generated), 0),
+                passes=images / (real + generated),
+                accuracy=mean(found, "accuracy"),
+                # The spread of single trainings, not of their mean; of one training there is none.
+                deviation=float(np.std(accuracies, ddof=1)) if len(found) > 1 else 0.0,
+                balanced_accuracy=mean(found, "balanced_accuracy"),
+                auroc=mean(found, "auroc"),
+                ece=mean(found, "ece"),
+                gain=float(np.mean(gains)) if gains else None,
+                interval=half_interval(gains) if len(gains) > 1 else None,
+            )
         )
-        for (mixture, real, generated), found in kinds.items()
-    ]
+    return rows
 
 
-def in_words(rows: Sequence[Row]) -> str:
-    """The table for a terminal, with what adding generated images did at each size."""
+def half_interval(values: Sequence[float]) -> float:
+    """Half the 95 % confidence interval of the mean of two values or more, by Student's t."""
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def in_words(rows: Sequence[Row], photos: int) -> str:
+    """The table for a terminal, with what adding generated images did at each size. photos: to validate on."""
     width = max(len(row.mixture) for row in rows)
-    lines = [f"{'training set':{width}}  real  generated  accuracy"]
+    lines = [f"{'training set':{width}}   real  generated  passes  accuracy"]
     lines += [
-        f"{row.mixture:{width}} {row.real:5,} {row.generated:10,}  {row.accuracy:.1%}"
+        f"{row.mixture:{width}} {row.real:6,} {row.generated:10,} {row.passes:7.1f}  {row.accuracy:.1%}"
         + (f" ± {row.deviation:.1%}" if row.trainings > 1 else "")
+        + (f", {row.diverged} diverged" if row.diverged else "")
         for row in rows
     ]
-    alone = {row.real: row for row in rows if row.real and not row.generated}
+    most = max(row.trainings for row in rows)
+    lines.append(f"on {photos:,} validation photos; ± is the deviation of single trainings, of which there are {most}")
     for row in rows:
-        if row.real in alone and row.generated:
-            gain = row.accuracy - alone[row.real].accuracy
-            spread = max((row.deviation**2 + alone[row.real].deviation ** 2) ** 0.5, 1e-9)
-            verdict = "no clear change" if abs(gain) < spread else "helps" if gain > 0 else "hurts"
-            if min(row.trainings, alone[row.real].trainings) < 2:
-                verdict = "of one training each: more --seeds would tell"
-            lines.append(f"{row.generated:,} generated beside {row.real:,} real: {gain:+.1%}, {verdict}")
+        if row.gain is not None:
+            lines.append(f"{row.generated:,} generated beside {row.real:,} real: {row.gain:+.1%}{_verdict(row)}")
     return "\n".join(lines)
 
 
-def _publish(rows: Sequence[Row], folder: str, log: tracking.Run) -> None:
-    print(in_words(rows), flush=True)
+def _verdict(row: Row) -> str:
+    """What a gain means, in words."""
+    if row.gain is None or row.interval is None:
+        return ", of one training each: more --seeds would tell"
+    low, high = row.gain - row.interval, row.gain + row.interval
+    verdict = "helps" if low > 0 else "hurts" if high < 0 else "no clear change"
+    return f" (95 % interval {low:+.1%} to {high:+.1%}), {verdict}"
+
+
+def _publish(rows: Sequence[Row], folder: str, log: tracking.Run, photos: int) -> None:
+    print(in_words(rows, photos), flush=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(asdict(rows[0])))
     writer.writeheader()
@@ -320,8 +378,8 @@ def _publish(rows: Sequence[Row], folder: str, log: tracking.Run) -> None:
             level[row.mixture] = row.accuracy, row.deviation
     files = {
         "table.csv": table.getvalue().encode(),
-        "table.txt": (in_words(rows) + "\n").encode(),
-        "usefulness.png": charts.study(lines, level),
+        "table.txt": (in_words(rows, photos) + "\n").encode(),
+        "usefulness.png": charts.study(lines, level, f"accuracy on {photos:,} real validation photos"),
     }
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)

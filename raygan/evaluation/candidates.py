@@ -75,7 +75,7 @@ def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate
         return [_alone(one, settings.label) for one in found]
     if not found and not settings.label:
         found = find_generators(settings, [], [ALL])
-    if not found:
+    if settings.label or not found:
         check_drawn(found, settings.label or classes)
     sources = {label: one for one in found for label in one.labels}
     return [Candidate("champion", sources, tuple(dict.fromkeys(one.name for one in found)))]

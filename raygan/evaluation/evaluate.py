@@ -17,6 +17,7 @@ confidence are of the classifier that the record names, animal mass always of th
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 import time
@@ -158,7 +159,7 @@ def find_judges(settings: EvaluateSettings) -> Judges:
 
     Raises ConfigurationError if one can't be had: better now than after the samples are drawn.
     """
-    folder = settings.classifier or registered_classifier(settings)
+    folder = os.path.abspath(settings.classifier) if settings.classifier else registered_classifier(settings)
     if folder is not None:
         load_classifier(Path(folder))
     names = []
@@ -166,9 +167,14 @@ def find_judges(settings: EvaluateSettings) -> Judges:
         if name == GOOGLENET and settings.classifier:
             name = settings.classifier
         elif name == INCEPTION and settings.inception_weights:
-            name = f"{INCEPTION}:{settings.inception_weights}"
+            name = f"{INCEPTION}:{os.path.abspath(settings.inception_weights)}"
         names.append(feature_network(settings, name, "--network"))
-    return Judges(tuple(dict.fromkeys(names)), folder)
+    names = list(dict.fromkeys(names))
+    titles = Counter(load_features(name).name for name in names) if len(names) > 1 else Counter()
+    for title, times in titles.items():
+        if times > 1:
+            raise ConfigurationError(f"--network: two of the networks are called {title}: rename one's folder or file")
+    return Judges(tuple(names), folder)
 
 
 def real_photos(data: DataSet, label: str, most: int) -> Tensor:
@@ -346,7 +352,9 @@ def _publish(
         "candidates": {candidate.name: list(candidate.made_of) for candidate in candidates},
         "networks": list(judges.networks),
         "classifier": judges.classifier,
-        "flags": flags(verdicts, reals, settings.samples, judges.classifier is not None),
+        "flags": flags(verdicts, reals, settings.samples, load_classifier(Path(judges.classifier)).about)
+        if judges.classifier
+        else flags(verdicts, reals, settings.samples),
         "metrics": metrics,
     }
     page = report_card.page(name, record, verdicts, reals)
@@ -367,8 +375,13 @@ def _mlflow_name(name: str) -> str:
     return posixpath.normpath(re.sub(r"[^\w./ -]", "_", name)).strip("./")
 
 
-def flags(verdicts: Sequence[Verdict], reals: Mapping[str, Reals], wanted: int, has_classifier: bool) -> list[str]:
-    """What a reader must know before comparing the numbers. wanted: samples of each label that were asked for."""
+def flags(
+    verdicts: Sequence[Verdict], reals: Mapping[str, Reals], wanted: int, about: Mapping[str, Any] | None = None
+) -> list[str]:
+    """What a reader must know before comparing the numbers.
+
+    wanted: samples of each label that were asked for. about: what the classifier says of itself, if there is one.
+    """
     fewest = min(verdict.samples for verdict in verdicts)
     fewest_reals = min(len(real.pixels) for real in reals.values())
     least = min(fewest, fewest_reals)
@@ -385,6 +398,11 @@ def flags(verdicts: Sequence[Verdict], reals: Mapping[str, Reals], wanted: int, 
     if fewest < wanted:
         found.append(f"{wanted:,} samples were asked for; with baselines there are as many as photos held out for them")
     unknown = sorted({v.label for v in verdicts if v.confidence is None and v.label != ALL})
-    if has_classifier and unknown:
+    if about is not None and unknown:
         found.append(f"the classifier doesn't know {', '.join(unknown)}: there is no agreement with it")
+    if about and about.get("generated"):
+        found.append(
+            f"the classifier learnt from generated images ({about.get('generators', 'of unknown generators')}): "
+            f"what it says of them is no independent judgement"
+        )
     return found

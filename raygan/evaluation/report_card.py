@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: File name of the page in its folder and among the run's artifacts.
 PAGE = "report.html"
 
+#: Candidates that show what numbers mean, and compete with nobody.
+BASELINES = ("real photos", "untrained", "noise")
+
 #: Samples shown of each candidate, and samples shown beside their nearest real photo.
 SHOWN, NEAREST_SHOWN = 48, 8
 
@@ -112,9 +115,9 @@ def _table(verdicts: Sequence[Verdict]) -> str:
 
 
 def _best(name: str, verdicts: Sequence[Verdict]) -> float | None:
-    """The best value of the generators, which is shown in bold; real photos would always win."""
+    """The best value of the generators, which is shown in bold."""
     more_is_better = MEANINGS[_base(name)][0]
-    values = [v.metrics[name] for v in verdicts if name in v.metrics and v.candidate != "real photos"]
+    values = [v.metrics[name] for v in verdicts if name in v.metrics and v.candidate not in BASELINES]
     if more_is_better is None or len(set(values)) < 2:
         return None
     return max(values) if more_is_better else min(values)

@@ -23,7 +23,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        if not (self.training and dist.is_available() and dist.is_initialized()):
+        # Ray Train joins even a single worker to a group.
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(images)
         wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
         count, mean, variance = _statistics(wide.detach())

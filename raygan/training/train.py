@@ -253,6 +253,7 @@ class Training:
             settings=settings,
             schedule=self.schedule,
             photos=self.photos,
+            fingerprint=self.data.manifest.fingerprint,
             labels=tuple(self.data.manifest.classes) if settings.conditional else (),
             events=self.events,
             folder=self.run.folder,

@@ -25,7 +25,7 @@ from raygan.batches import BatchStream, Photos
 from raygan.config import TrainSettings, WorkerOptions
 from raygan.gan.checkpoint import load_training, save_training
 from raygan.gan.health import Health, spread
-from raygan.gan.memory import keep_freed_memory
+from raygan.gan.memory import keep_freed_memory, peak_resident_bytes
 from raygan.gan.networks import Generator, NetworkSettings, draw_latents
 from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 #: Images in each half of a sample grid, and in a row of it.
 GRID_IMAGES, GRID_COLUMNS = 64, 8
+
+#: What the first rank alone measures.
+_FIRST_RANKS = ("seconds", "minutes", "sample_spread", "resident_megabytes", "peak_resident_megabytes")
 
 #: Seconds, about, between two looks whether a node of the training is about to be taken away.
 NOTICE_S = 5.0
@@ -68,14 +71,15 @@ class ForwardReports(ray.train.UserCallback):
 class WorkerTask:
     """What every worker is given.
 
-    labels: classes of a conditional generator, else empty. begin_from: another run's checkpoint that a run without
-    one of its own goes on from. judge: what the first worker measures quality with, where the cluster has no room for
-    that beside the workers.
+    fingerprint: the shards'. labels: classes of a conditional generator, else empty. begin_from: another run's
+    checkpoint that a run without one of its own goes on from. judge: what the first worker measures quality with, where
+    the cluster has no room for that beside the workers.
     """
 
     settings: TrainSettings
     schedule: Schedule
     photos: Photos
+    fingerprint: str
     labels: tuple[str, ...]
     events: Queue
     folder: str
@@ -176,7 +180,7 @@ class TrainLoop:
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last log, over all ranks, and where the run stands. A collective call."""
-        own = dict.fromkeys(("seconds", "minutes", "sample_spread", "resident_megabytes"), 0.0)
+        own = dict.fromkeys(_FIRST_RANKS, 0.0)
         if self.first_rank:
             # The ranks' clocks differ; the first one's counts, and one look at the samples and the memory is enough.
             own = {
@@ -184,6 +188,7 @@ class TrainLoop:
                 "minutes": (time.monotonic() - self.began) / 60,
                 "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
                 "resident_megabytes": psutil.Process().memory_info().rss / 2**20,
+                "peak_resident_megabytes": peak_resident_bytes() / 2**20,
             }
         batches = self.means.batches
         means = self.means.take(self.step.share.world_size, own)
@@ -206,6 +211,7 @@ class TrainLoop:
             "label": self.settings.label or "all",
             "labels": list(self.task.labels),
             "objective": self.settings.objective,
+            "fingerprint": self.task.fingerprint,
             "kimg": metrics["kimg"],
             "minutes": metrics["minutes"],
             "metrics": metrics,

@@ -32,3 +32,9 @@ def test_workers_are_added_while_they_are_half_used():
     # Over w workers a batch takes 1 / w + 1 / 8 s: efficiency 9 / (8 + w), a half at 10 workers.
     cost = Cost(fixed=0.125, slope=1 / 64, critic_bytes=0, generator_bytes=0, n_critic=1)
     assert cost.most_workers(64, NOTHING_BETWEEN, weak=False) == 8
+
+
+def test_batch_norms_of_all_ranks_send_messages_in_every_pass():
+    cost = Cost(fixed=0.0, slope=0.0, critic_bytes=0, generator_bytes=0, n_critic=1, norms=4)
+    # A critic step, a generator step forwards and backwards: 12 sums of 2 messages, beside two sums of gradients of 4.
+    assert cost.seconds(3, 20, Link(1e8, 0.001)) == pytest.approx((12 * 2 + 2 * 4) * 0.001)

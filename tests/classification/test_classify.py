@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from raygan import tracking
-from raygan.batches import load_photos
+from raygan.batches import Photos, load_photos
 from raygan.classification.classify import Best, chosen_generators, classify, training_images
+from raygan.classification.lessons import Lessons
 from raygan.classification.mixture import balanced, mixture_sizes
 from raygan.config import ClassifySettings
 from raygan.errors import ConfigurationError, RayganError
@@ -145,12 +146,28 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
     classifier = load_classifier(folder)
     assert (classifier.labels, classifier.image_size) == (("cat", "dog"), 32)
     assert classifier.about["validation_accuracy"] == result.metrics["accuracy"]
+    assert classifier.about["generated"] == 0
     assert set(json.loads(result.to_json())) == {"run_id", "model", "metrics"}
     features = load_features(str(folder))
     assert (features.name, features.size) == ("googlenet_classifier", 32)
     assert features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 1024)
     with pytest.raises(ConfigurationError, match="is finished"):
         classify(settings)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_classifier_that_learnt_from_generators_does_not_take_the_judges_place(classify_settings, tmp_path, capsys):
+    folders = [generator_folder(tmp_path, label) for label in ("cat", "dog")]
+    settings = classify_settings(real_fraction=0, generated_images=8, epochs=1, model=folders)
+    result = classify(settings)
+    client = tracking.connect(settings)
+    assert tracking.serving_classifier(client) is None
+    folder = tracking.download_model(client, result.model, tmp_path / "fetched")
+    about = load_classifier(folder).about
+    assert (about["real"], about["generated"], about["generators"]) == (0, 8, "cat-generator, dog-generator")
+    said = capsys.readouterr()
+    assert "--promote moves it to version 1" in said.out
+    assert "cat-generator was trained on other shards" in said.err
 
 
 def test_generated_images_take_the_place_of_real_ones(classify_settings, tmp_path):
@@ -185,6 +202,18 @@ def test_the_best_epoch_is_of_the_lowest_loss_and_patience_ends():
     assert best.is_stale(2)
     assert not best.is_stale(3)
     assert not best.is_stale(0)  # endless patience
+
+
+def test_patience_begins_when_the_learning_rate_has_fallen_to_half():
+    fit = ClassifierFit(2, FitSettings(warmup=0.2), batches=100)
+    nothing = Photos((), ())
+    lessons = Lessons(fit, nothing, nothing, lambda images: None)
+    settling = []
+    for fit.batches_done in range(100):
+        if lessons.is_settling:
+            settling.append(fit.batches_done)
+    # It rises to 1 over 20 batches and falls to 0 over 80.
+    assert settling == list(range(61, 100))
 
 
 @pytest.mark.parametrize(

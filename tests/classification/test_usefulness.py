@@ -41,27 +41,42 @@ def test_the_table_says_what_helps_and_what_hurts():
         return {"accuracy": accuracy, "balanced_accuracy": accuracy, "auroc": 0.9, "ece": 0.1}
 
     results = {}
-    for seed in (0, 1):
-        sign = 1 if seed else -1
-        results[Trial(100, 0, 1.0, seed)] = result(0.80 + sign * 0.01)
-        results[Trial(100, 100, 0.5, seed)] = result(0.90 + sign * 0.01)
-        results[Trial(400, 0, 1.0, seed)] = result(0.95 + sign * 0.01)
-        results[Trial(400, 400, 0.5, seed)] = result(0.951 + sign * 0.01)
+    # Gains of 9, 10 and 11 points, of -1, 0 and 4, and of -4, -5 and -6.
+    for seed, (few, some, many) in enumerate([(0.09, -0.01, -0.04), (0.10, 0.0, -0.05), (0.11, 0.04, -0.06)]):
+        apart = 0.02 * seed  # what seeds have in common doesn't count
+        results[Trial(100, 0, 1.0, seed)] = result(0.80 + apart)
+        results[Trial(100, 100, 0.5, seed)] = result(0.80 + apart + few)
+        results[Trial(400, 0, 1.0, seed)] = result(0.90 + apart)
+        results[Trial(400, 400, 0.5, seed)] = result(0.90 + apart + some)
+        results[Trial(400, 1600, 0.2, seed)] = result(0.90 + apart + many)
         results[Trial(0, 1000, 0.0, seed)] = result(0.60)
-    rows = summarise(results)
-    assert rows[0].accuracy == pytest.approx(0.8)
-    assert rows[0].deviation == pytest.approx(0.01 * 2**0.5)
-    words = in_words(rows)
-    assert "100 generated beside 100 real: +10.0%, helps" in words
-    assert "400 generated beside 400 real: +0.1%, no clear change" in words
+    rows = summarise(results, images=2000)
+    assert rows[0].accuracy == pytest.approx(0.82)
+    assert rows[0].deviation == pytest.approx(0.02)
+    assert [row.passes for row in rows] == [20, 10, 5, 2.5, 1, 2]
+    words = in_words(rows, photos=155)
+    # Student's t of 2 degrees of freedom is 4.303 at 97.5 %: 10 +- 4.303 * 1 / sqrt(3), and so on.
+    assert "100 generated beside 100 real: +10.0% (95 % interval +7.5% to +12.5%), helps" in words
+    assert "400 generated beside 400 real: +1.0% (95 % interval -5.6% to +7.6%), no clear change" in words
+    assert "1,600 generated beside 400 real: -5.0% (95 % interval -7.5% to -2.5%), hurts" in words
     assert "generated only (CAS)" in words
+    assert "on 155 validation photos" in words
+
+
+def test_trainings_that_diverged_are_counted_and_left_out_of_means():
+    result = {"accuracy": 0.8, "balanced_accuracy": 0.8, "auroc": 0.9, "ece": 0.1}
+    trials = {Trial(100, 0, 1.0, 0): result, Trial(100, 0, 1.0, 1): {"diverged": True}}
+    (row,) = summarise(trials, images=100)
+    assert (row.trainings, row.diverged, row.accuracy) == (1, 1, 0.8)
+    assert "80.0%, 1 diverged" in in_words([row], photos=10)
 
 
 def test_one_training_of_each_gives_no_verdict():
     result = {"accuracy": 0.8, "balanced_accuracy": 0.8, "auroc": 0.9, "ece": 0.1}
-    rows = summarise({Trial(100, 0, 1.0, 0): result, Trial(100, 100, 0.5, 0): {**result, "accuracy": 0.9}})
-    assert "+10.0%, of one training each" in in_words(rows)
-    assert "±" not in in_words(rows)
+    trials = {Trial(100, 0, 1.0, 0): result, Trial(100, 100, 0.5, 0): {**result, "accuracy": 0.9}}
+    words = in_words(summarise(trials, images=100), photos=10)
+    assert "+10.0%, of one training each" in words
+    assert "80.0% ±" not in words
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -109,3 +124,7 @@ def test_a_study_leaves_table_chart_and_run_and_goes_on_where_it_stopped(new_sto
     assert {"cas", "accuracy/real8", "accuracy/real8_generated8"} == set(run.data.metrics)
     with pytest.raises(ConfigurationError, match="is finished"):
         study(settings)
+    # A larger grid of the same study takes over what is there.
+    larger = study(settings.model_copy(update={"real_sizes": [8, 16], "real_fractions": [1.0]}))
+    assert [(row.real, row.generated) for row in larger.rows] == [(0, 24), (8, 0), (16, 0)]
+    assert larger.rows[:2] == found.rows[:2]

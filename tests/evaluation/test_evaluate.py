@@ -49,7 +49,7 @@ def generators(tmp_path):
 @pytest.fixture
 def classifier(tmp_path):
     folder = tmp_path / "judge"
-    save_classifier(folder, build_googlenet(2), labels=("cat", "dog"), image_size=32, about={})
+    save_classifier(folder, build_googlenet(2), labels=("cat", "dog"), image_size=32, about={"generated": 9})
     return str(folder)
 
 
@@ -121,6 +121,7 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
         page = file.read()
     assert "untrained" in page
     assert "biased upwards" in page
+    assert "the classifier learnt from generated images" in page
     outside = [link for link in re.findall(r'(?:src|href)="([^"]{,30})', page) if not link.startswith("data:")]
     assert not outside
     with open(os.path.join(result.folder, "report.json"), encoding="utf-8") as file:
