@@ -145,7 +145,7 @@ class _Work:
         verdicts = compare.Verdicts(chunks.read_records([storage.join(self.folder, name) for name in self.names]))
         if "duplicate" not in skip:
             verdicts.reject_duplicates()
-        pairs = verdicts.close_pairs(self.settings.hash_distance)
+        pairs = verdicts.close_pairs(self.settings.hash_distance, all_pairs="near_duplicate" not in skip)
         if "near_duplicate" not in skip:
             pairs = verdicts.reject_near_duplicates(pairs)
         notes = self._reject_outliers(verdicts) if "outlier" not in skip else {}

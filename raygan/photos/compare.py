@@ -57,11 +57,12 @@ class Verdicts:
         for index, other in zip(chosen[same >= 0], chosen[same[same >= 0]], strict=True):
             self.reject(int(index), "duplicate", 0.0, int(other))
 
-    def close_pairs(self, distance: int) -> np.ndarray:
-        """Pairs that are alive and nearly the same, as `close_pairs` of this module has them."""
+    def close_pairs(self, distance: int, *, all_pairs: bool = True) -> np.ndarray:
+        """Pairs that are alive and nearly the same, as `close_pairs` or else `close_links` of this module has them."""
         chosen = np.flatnonzero(self.alive)
         phashes = [self.records["phash"][int(i)].as_py() for i in chosen]
-        pairs = close_pairs(np.frombuffer(b"".join(phashes), np.uint8).reshape(-1, 8), distance)
+        find = close_pairs if all_pairs else close_links
+        pairs = find(np.frombuffer(b"".join(phashes), np.uint8).reshape(-1, 8), distance)
         pairs[:, :2] = chosen[pairs[:, :2]]
         return pairs
 
@@ -154,6 +155,20 @@ def close_pairs(phashes: np.ndarray, distance: int) -> np.ndarray:
         found.append(pairs[(pairs[:, 0] < pairs[:, 1]) & (pairs[:, 2] <= distance)])
     joined = np.concatenate(found)
     return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
+
+
+def close_links(phashes: np.ndarray, distance: int) -> np.ndarray:
+    """As few pairs as connect what `close_pairs` connects: of equal hashes each is paired with the next only.
+
+    A photo that is there a hundred times has 4,950 pairs with itself.
+    """
+    hashes, first, which = np.unique(phashes, axis=0, return_index=True, return_inverse=True)
+    links = close_pairs(np.ascontiguousarray(hashes), distance)
+    links[:, :2] = first[links[:, :2]]
+    order = np.argsort(which, kind="stable")
+    same = np.flatnonzero(which[order][1:] == which[order][:-1])
+    chains = np.stack([order[same], order[same + 1], np.zeros_like(same)], axis=1)
+    return np.concatenate([links, chains.astype(np.int64)])
 
 
 def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

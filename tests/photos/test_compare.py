@@ -33,6 +33,14 @@ def test_the_index_finds_every_close_pair(distance):
     np.testing.assert_array_equal(compare.close_pairs(hashes, distance), expected)
 
 
+def test_links_connect_what_pairs_connect_and_are_few():
+    hashes = np.repeat(some_hashes(60, seed=4), 20, axis=0)[np.random.default_rng(5).permutation(1200)]
+    contents = [f"{value:08x}" for value in np.random.default_rng(6).integers(2**32, size=1200)]
+    pairs, links = compare.close_pairs(hashes, 6), compare.close_links(hashes, 6)
+    assert compare.split(contents, links, 0.3) == compare.split(contents, pairs, 0.3)
+    assert len(links) < 1200 + 60 < 10_000 < len(pairs)
+
+
 def test_no_two_kept_photos_are_near_duplicates_and_none_goes_without_one():
     hashes, ranks = some_hashes(400, seed=1), np.random.default_rng(2).permutation(400)
     pairs = compare.close_pairs(hashes, 8)
