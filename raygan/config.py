@@ -420,6 +420,12 @@ class ClassifierOptions(Settings):
     )
     mirror: bool = option(True, "flip images left to right at random")
     shift: float = option(0.0625, "largest random shift, as a share of the side", ge=0, le=0.5)
+    ema_ramp: float = option(
+        0.05,
+        "half-life of the weights' moving average, which is what users get, as a share of the training so far; 0: none",
+        ge=0,
+        le=1,
+    )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the convolutions; auto takes bf16 where the hardware computes it natively"
     )

@@ -315,7 +315,7 @@ def _report(metrics: dict[str, float], fit: ClassifierFit, task: ClassifyTask, b
         return
     about = {name: metrics[name] for name in ("epoch", "images")}
     folder = Path(tempfile.mkdtemp(prefix="raygan-checkpoint-"))
-    save_classifier(folder, fit.net, labels=task.labels, image_size=task.image_size, about=about)
+    save_classifier(folder, fit.ema, labels=task.labels, image_size=task.image_size, about=about)
     save_tensors(folder / "fit.safetensors", fit.state())
     state = {"batches": fit.batches_done, "best": vars(best)}
     save_description(folder / "fit.json", _VERSION, state)

@@ -85,6 +85,7 @@ def fit_settings(options: ClassifierOptions, device: torch.device, *, sync_batch
         auxiliary_weight=options.auxiliary_weight,
         mirror=options.mirror,
         shift=options.shift,
+        ema_ramp=options.ema_ramp,
         precision=pick_precision(options.precision, device),
         sync_batch_norm=sync_batch_norm,
         seed=options.seed,

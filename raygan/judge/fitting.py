@@ -6,10 +6,12 @@ dropout is seeded for each step and rank. So a resumed run needs no random state
 
 The loss is the paper's (section 5): cross-entropy of the head plus 0.3 times that of each auxiliary head. The
 learning rate rises linearly for a few steps and falls linearly to zero, with AdamW (Loshchilov and Hutter 2017).
+Examined and kept is a moving average of the weights (Polyak and Juditsky 1992), which swings less between epochs.
 """
 
 from __future__ import annotations
 
+import copy
 import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,9 @@ from raygan.gan.step import Share, seeded
 from raygan.gan.sync_norm import synchronise
 from raygan.judge.googlenet import build_googlenet, to_input
 
+#: Steps between two updates of the moving average.
+_EMA_EVERY = 4
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -39,6 +44,7 @@ class FitSettings:
     auxiliary_weight: of each auxiliary head's loss; 0 leaves the heads out.
     mirror: flip images at random.
     shift: largest random shift, as a share of the side.
+    ema_ramp: half-life of the weights' moving average, as a share of the batches so far; 0 for none.
     precision: "bf16" computes convolutions in bfloat16 by autocast; "fp64" everything in float64, to check the
         arithmetic.
     sync_batch_norm: batch statistics of all ranks together.
@@ -53,6 +59,7 @@ class FitSettings:
     auxiliary_weight: float = 0.3
     mirror: bool = True
     shift: float = 0.0625
+    ema_ramp: float = 0.05
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     sync_batch_norm: bool = False
     seed: int = 0
@@ -64,7 +71,8 @@ class ClassifierFit:
     batches: length of the schedule. start: ImageNet weights to begin with (see `imagenet_start`). With
     ``share.world_size > 1`` a `torch.distributed` process group must be there.
 
-    Attributes: `net` (the bare network), `batches_done`.
+    Attributes: `net` (the bare network), `ema` (its moving average, in evaluation mode: what users get; without one it
+    is `net`), `batches_done`.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class ClassifierFit:
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        self.ema = copy.deepcopy(self.net).requires_grad_(False).eval() if settings.ema_ramp else self.net
         self.batches_done = 0
         self._ddp: nn.Module = self.net
         if self.share.world_size > 1:
@@ -119,6 +128,8 @@ class ClassifierFit:
         (total * (self.share.world_size / settings.batch_size)).backward()
         self.optimizer.step()
         self.batches_done += 1
+        if self.batches_done % _EMA_EVERY == 0:
+            self._average()
         right = (heads[0].detach().argmax(1) == targets).sum()
         return {"loss": losses[0].detach(), "train_accuracy": right.float()}
 
@@ -128,11 +139,11 @@ class ClassifierFit:
         return min((batch + 1) / rising, max(0.0, (self.batches - batch) / max(1.0, self.batches - rising)))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """float32 (n, labels) of uint8 images as the network is now, on the CPU."""
-        self.net.eval()
+        """float32 (n, labels) of uint8 images by the moving average as it is now, on the CPU."""
+        self.ema.eval()
         with torch.inference_mode(), self._autocast():
             parts = [
-                self.net(to_input(part.to(self.device), part.shape[-1]).to(self.dtype)).float().softmax(1).cpu()
+                self.ema(to_input(part.to(self.device), part.shape[-1]).to(self.dtype)).float().softmax(1).cpu()
                 for part in images.split(64)
             ]
         self.net.train()
@@ -141,7 +152,7 @@ class ClassifierFit:
     def share_statistics(self) -> None:
         """Give all ranks the mean of their running batch statistics. A collective call."""
         if self.share.world_size > 1:
-            for buffer in self.net.buffers():
+            for buffer in dict.fromkeys([*self.net.buffers(), *self.ema.buffers()]):
                 if buffer.is_floating_point():
                     dist.all_reduce(buffer)
                     buffer /= self.share.world_size
@@ -149,25 +160,44 @@ class ClassifierFit:
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs besides `batches_done`."""
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        if self.ema is not self.net:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], batches_done: int) -> None:
         """Bring the fit to the state that `state` gave. Raises RayganError if it is another network's."""
-        net = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
+        nets = {
+            kind: {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
+            for kind in ("net.", "ema.")
+        }
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, number, key = name.split(".", 2)
                 states.setdefault(int(number), {})[key] = value
         try:
-            self.net.load_state_dict(net)
+            self.net.load_state_dict(nets["net."])
+            if self.ema is not self.net:
+                self.ema.load_state_dict(nets["ema."])
         except RuntimeError:
             raise RayganError("the checkpoint belongs to a classifier of other labels or heads") from None
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.batches_done = batches_done
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the average towards the network; a half-life that grows leaves a young network behind sooner."""
+        if self.ema is self.net:
+            return
+        share = 1 - 0.5 ** (_EMA_EVERY / max(1.0, self.settings.ema_ramp * self.batches_done))
+        own, new = self.ema.state_dict(), self.net.state_dict()
+        wide = [name for name, value in new.items() if value.is_floating_point()]
+        torch._foreach_lerp_([own[name] for name in wide], [new[name] for name in wide], share)
+        for name in new.keys() - set(wide):
+            own[name].copy_(new[name])  # counters of batches
 
     def _changed(self, images: Tensor, batch: int) -> Tensor:
         """This rank's images, flipped and shifted by the draws of the global batch."""

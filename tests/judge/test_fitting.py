@@ -50,16 +50,35 @@ def test_the_rate_rises_and_falls_to_zero():
     assert rates[55] == pytest.approx(0.5)
 
 
+def test_what_users_get_is_a_moving_average_whose_half_life_grows():
+    fit = ClassifierFit(2, FitSettings(batch_size=4, ema_ramp=0.5), batches=8)
+    targets = torch.tensor([0, 1, 0, 1])
+    seen = [fit.net.fc.weight.detach().clone()]
+    for number in range(8):
+        fit.step(images(seed=number), targets)
+        seen.append(fit.net.fc.weight.detach().clone())
+    # Updated every 4 batches: the first time with a half-life of 2 batches, the second with one of 4.
+    first = seen[0] / 4 + seen[4] * 3 / 4
+    torch.testing.assert_close(fit.ema.fc.weight, (first + seen[8]) / 2)
+    assert fit.ema.fc.weight.ne(fit.net.fc.weight).any()
+    alone = ClassifierFit(2, FitSettings(batch_size=4, ema_ramp=0), batches=8)
+    assert alone.ema is alone.net
+
+
 def test_a_fit_that_was_put_away_goes_on_as_if_it_had_not_been():
     targets = torch.tensor([0, 1, 0, 1])
-    whole, first, second = (ClassifierFit(2, SMALL, batches=3) for _ in range(3))
-    for number in range(2):
+    whole, first, second = (ClassifierFit(2, SMALL, batches=9) for _ in range(3))
+    for number in range(8):
         whole.step(images(seed=number), targets)
-    first.step(images(seed=0), targets)
-    second.load_state(first.state(), 1)
-    second.step(images(seed=1), targets)
+    for number in range(5):
+        first.step(images(seed=number), targets)
+    second.load_state(first.state(), 5)
+    for number in range(5, 8):
+        second.step(images(seed=number), targets)
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, second.net.state_dict()[name]), name
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, second.ema.state_dict()[name]), name
     with pytest.raises(RayganError, match="other labels"):
         ClassifierFit(3, SMALL, batches=3).load_state(first.state(), 1)
 
