@@ -13,9 +13,11 @@ The mental model:
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from raygan.config import DrillSettings
 from raygan.drills.faults import DRILLS
 from raygan.drills.found import Found, line, table
 from raygan.drills.stage import SHORT, Length, Stage
-from raygan.errors import RayganError
+from raygan.errors import RayganError, last_line
 
 
 def drill(settings: DrillSettings, checkout: Path) -> dict[str, Any]:
@@ -33,6 +35,8 @@ def drill(settings: DrillSettings, checkout: Path) -> dict[str, Any]:
 
     Raises RayganError if a job didn't come out as it should; the others are drilled all the same.
     """
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)  # Ray would look there whatever address it is given
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-drill-", ignore_cleanup_errors=True) as folder:
         stage = Stage(Path(folder), checkout, SHORT if settings.short else Length())
@@ -43,8 +47,9 @@ def drill(settings: DrillSettings, checkout: Path) -> dict[str, Any]:
             print(f"{name}: {DRILLS[name].about}", file=sys.stderr)
             try:
                 found = DRILLS[name].run(stage)
-            except RayganError as error:
-                found = Found(checks={str(error): False})
+            except Exception as error:  # Ray's and MLflow's too: one drill that stumbles must not end the others
+                print(traceback.format_exc(), file=sys.stderr)
+                found = Found(checks={last_line(error): False})
             found.seconds = time.monotonic() - began
             rows[name] = {"about": DRILLS[name].about, **asdict(found), "right": found.right}
             print(line(name, rows[name]), flush=True)

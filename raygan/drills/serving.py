@@ -145,7 +145,10 @@ def _service(checkout: Path, folder: Path, port: int) -> dict[str, Any]:
 
 def _replicas(nodes: Nodes, deployment: str) -> list[dict[str, Any]]:
     """The replicas that Serve has running: their node_id and pid."""
-    details = ServeSubmissionClient(nodes.dashboard).get_serve_details()
+    try:
+        details = ServeSubmissionClient(nodes.dashboard).get_serve_details()
+    except (RuntimeError, OSError):  # Serve's controller is busy with something else
+        return []
     deployments = details.get("applications", {}).get("raygan", {}).get("deployments", {})
     replicas = deployments.get(deployment, {}).get("replicas", [])
     return [replica for replica in replicas if replica["state"] == "RUNNING"]
