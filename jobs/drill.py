@@ -3,9 +3,12 @@
 
   python jobs/drill.py
   python jobs/drill.py --drills worker node
+  python jobs/drill.py --short
 
 Runs on this machine, with Ray nodes and a training of its own; nothing else should use Ray here meanwhile.
 """
+
+from pathlib import Path
 
 from raygan.cli import run_job
 from raygan.config import DrillSettings
@@ -14,7 +17,7 @@ from raygan.config import DrillSettings
 def main(settings: DrillSettings) -> None:
     from raygan.drills import drill
 
-    drill(settings)
+    drill(settings, Path(__file__).resolve().parent.parent)
 
 
 if __name__ == "__main__":

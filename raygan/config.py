@@ -793,5 +793,18 @@ class DrillSettings(NumbersFile):
     group: ClassVar[str] = "drill"
 
     drills: list[
-        Literal["worker", "controller", "node", "notice", "submitted", "prepare", "tune", "mlflow", "storage"]
+        Literal[
+            "worker",
+            "controller",
+            "node",
+            "four",
+            "notice",
+            "submitted",
+            "prepare",
+            "tune",
+            "serve",
+            "mlflow",
+            "storage",
+        ]
     ] = option(None, "what is broken; by default everything", default_factory=list)
+    short: bool = option(False, "with jobs a third as long, to see that everything works; times are not comparable")

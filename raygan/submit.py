@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import aiohttp
 import ray
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raygan.config import SubmitSettings
 from raygan.errors import ConfigurationError, RayganError, first_line
@@ -47,15 +48,16 @@ def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
         return 0
     try:
         asyncio.run(_follow(client, name))
+        info = client.get_job_info(name)
     except KeyboardInterrupt:
         print(f"\njob {name} goes on", file=sys.stderr)
         raise
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, aiohttp.ClientError, ray.exceptions.RayError) as error:
         raise RayganError(f"lost sight of job {name}, which may go on: {first_line(error)}") from None
-    info = client.get_job_info(name)
-    if info.status != JobStatus.SUCCEEDED:
-        print(f"job {name}: {info.status.lower()}", file=sys.stderr)
-    return 0 if info.status == JobStatus.SUCCEEDED else info.driver_exit_code or 1
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    print(f"job {name}: {info.status.lower()}{_reason(info)}", file=sys.stderr)
+    return info.driver_exit_code or 1
 
 
 def _entrypoint(folder: Path, command: Sequence[str]) -> str:
@@ -98,6 +100,15 @@ def _refusal(settings: SubmitSettings, error: Exception) -> RayganError:
     if "already exists" in said:
         return RayganError(f"--name: the cluster has had a job {settings.name} already: give another")
     return RayganError(f"the cluster refuses the job: {first_line(error)}")
+
+
+def _reason(info: JobDetails) -> str:
+    """Why a job ended without a status of its own: it couldn't be started, or was stopped. Else its log has said it."""
+    if info.driver_exit_code is not None or not info.message:
+        return ""
+    lines = [line.strip() for line in info.message.splitlines() if line.strip()]
+    # A failed pip says it somewhere in what it says; other traces end with it.
+    return f": {next((line for line in lines if line.startswith('ERROR:')), lines[-1])}" if lines else ""
 
 
 async def _follow(client: JobSubmissionClient, name: str) -> None:

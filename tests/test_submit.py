@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import zipfile
 
+import aiohttp
 import pytest
 import ray
-from ray.job_submission import JobSubmissionClient
+from ray._private.runtime_env.packaging import create_package
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raygan.config import SubmitSettings
 from raygan.errors import RayganError
@@ -85,3 +88,79 @@ def test_another_version_is_said(monkeypatch):
     answer_as(monkeypatch, "2.0.0")
     with pytest.raises(RayganError, match=rf"has Ray 2.0.0, and here is {ray.__version__}"):
         submit(settings(), ["train.py"])
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """A cluster that takes every job; the test says how it is followed and what becomes of it."""
+    answer_as(monkeypatch, ray.__version__)
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", lambda *args, **kwargs: "x")
+
+    async def silent(client, name):
+        for line in ():
+            yield line
+
+    def become(info, tail=silent):
+        monkeypatch.setattr(JobSubmissionClient, "tail_job_logs", tail)
+        monkeypatch.setattr(JobSubmissionClient, "get_job_info", info)
+
+    return become
+
+
+PIP = """runtime_env setup failed: Failed to set up runtime environment.
+Traceback (most recent call last):
+Last 50 lines of stdout:
+    ERROR: No matching distribution found for torch>=99
+    [notice] A new release of pip is available"""
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "exit_code", "says"),
+    [
+        (JobStatus.FAILED, PIP, None, "job x: failed: ERROR: No matching distribution found for torch>=99\n"),
+        (JobStatus.FAILED, "Job supervisor actor died:\nit is gone\n", None, "job x: failed: it is gone\n"),
+        (JobStatus.FAILED, "entrypoint failed, last logs:\nerror: no such label\n", 2, "job x: failed\n"),
+        (JobStatus.STOPPED, "Job was intentionally stopped.", None, "job x: stopped: Job was intentionally stopped.\n"),
+        (JobStatus.FAILED, None, None, "job x: failed\n"),
+    ],
+)
+def test_why_a_job_did_not_run_is_said_where_its_log_has_not(submitted, capsys, status, message, exit_code, says):
+    info = JobDetails(
+        type="SUBMISSION", entrypoint="python", status=status, message=message, driver_exit_code=exit_code
+    )
+    submitted(lambda client, name: info)
+    assert submit(settings(), ["train.py"]) == (exit_code or 1)
+    assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize("error", [aiohttp.ClientConnectionError("gone"), RuntimeError("gone"), OSError("gone")])
+@pytest.mark.parametrize("while_followed", [True, False])
+def test_a_cluster_that_goes_away_is_said_in_one_line(submitted, error, while_followed):
+    async def tail(client, name):
+        if while_followed:
+            raise error
+        for line in ():
+            yield line
+
+    def fail(*args):
+        raise error
+
+    submitted(fail, tail)
+    with pytest.raises(RayganError, match="lost sight of job x, which may go on: gone"):
+        submit(settings(), ["train.py"])
+
+
+def test_code_and_settings_travel_and_nothing_else(tmp_path):
+    folder = tmp_path / "checkout"
+    travels = ["raygan/a.py", "raygan/presets/b.yaml", "jobs/train.py", "jobs/kuberay/c.yaml", "pyproject.toml"]
+    travels += ["README.md", "LICENSE", "serve_config.yaml", "mine.yaml"]
+    stays = ["photos/a.JPG", "photos/b.webp", "c.tiff", "d.avif", "e.gif", "model.pt", "data.tar", "runs/mlflow.db"]
+    stays += [".git/config", "tests/test_a.py", "raygan/__pycache__/a.pyc", "raygan.egg-info/x", "private/d.yaml"]
+    for name in [*travels, *stays]:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (folder / ".rayignore").write_bytes((REPOSITORY / ".rayignore").read_bytes())
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=True)
+    assert sorted(zipfile.ZipFile(package).namelist()) == sorted(travels)

@@ -8,63 +8,27 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from ray.util.state import list_tasks
 
 from raygan.benchmarks.serve import free_port
-from raygan.drills.stage import (
-    BATCH,
-    CHECKPOINT_BATCHES,
-    LOG_BATCHES,
-    Job,
-    Stage,
-    Watched,
-    digest,
-    processes,
-)
+from raygan.drills.found import Drill, Found
+from raygan.drills.serving import lose_serving_node
+from raygan.drills.stage import BATCH, CHUNK, Job, Nodes, Stage, Watched, digest, kimg, processes
 from raygan.errors import RayganError
 
 _WORKER, _CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
-#: Images that a training has seen before it is disturbed: some checkpoints, and enough left to see it come back.
-_BEFORE = 2 * CHECKPOINT_BATCHES * BATCH
+#: What Ray calls the task that examines photos.
+_EXAMINES = "examine"
 
-#: Length of a training that goes on long enough for nodes and servers to come back: thousands of images.
-_LONG = "48"
-
-#: Seconds that MLflow's server is away.
-_AWAY_S = 60.0
-
-
-@dataclass
-class Found:
-    """What a drill found.
-
-    checks: what must hold, and whether it does. back_after: seconds from the fault to the first work that is new.
-    again_kimg: thousands of images that were trained a second time. left_out: why the drill can't be run here.
-    """
-
-    checks: dict[str, bool] = field(default_factory=dict)
-    back_after: float | None = None
-    again_kimg: float | None = None
-    left_out: str = ""
-    seconds: float = 0.0
-
-    @property
-    def right(self) -> bool:
-        return all(self.checks.values())
-
-
-@dataclass(frozen=True)
-class Drill:
-    """about: what is done, in a line."""
-
-    about: str
-    run: Callable[[Stage], Found]
+#: Most tasks that Ray lists.
+_MOST_TASKS = 10_000
 
 
 def _kill_worker(stage: Stage) -> Found:
@@ -75,11 +39,11 @@ def _kill_controller(stage: Stage) -> Found:
     return _disturbed(stage, "controller", lambda: processes(_CONTROLLER)[0].kill())
 
 
-def _disturbed(stage: Stage, name: str, fault: Callable[[], None]) -> Found:
+def _disturbed(stage: Stage, name: str, fault: Callable[[], object]) -> Found:
     """A fault that ends a training's processes on a cluster that stays as it is."""
     with stage.nodes(2) as nodes:
         job, run = stage.train(nodes, name, "--num-workers", "2"), Watched(stage, name)
-        job.wait_for(lambda: run.seen() > _BEFORE, "progress")
+        _at_work(stage, job, run)
         found = _hurt(job, run, fault)
         found.checks |= {"ends well": job.end() == 0, **_as_undisturbed(stage, run)}
     return found
@@ -88,16 +52,52 @@ def _disturbed(stage: Stage, name: str, fault: Callable[[], None]) -> Found:
 def _lose_node(stage: Stage) -> Found:
     """A node is lost and the training goes on with one worker; a node comes and it has two again."""
     with stage.nodes(1, 1) as nodes:
-        job, run = stage.train(nodes, "node", "--num-workers", "1:2", "--kimg", _LONG), Watched(stage, "node")
-        job.wait_for(lambda: run.seen() > _BEFORE, "progress")
+        more = ["--num-workers", "1:2", "--kimg", kimg(stage.length.long)]
+        job, run = stage.train(nodes, "node", *more), Watched(stage, "node")
+        _at_work(stage, job, run)
         two = len(processes(_WORKER)) == 2
         found = _hurt(job, run, nodes.kill_last)
         one = len(processes(_WORKER)) == 1
         nodes.add(1)
+        came = time.monotonic()
         grown = job.wait_for(lambda: len(processes(_WORKER)) == 2, "growth")
+        workers_after, before = time.monotonic() - came, max(run.seen(), job.shown)
+        job.wait_for(lambda: run.seen() > before, "progress after the growth")
+        found.notes = [
+            f"two workers again {workers_after:.1f} s after a node has come, and new work after "
+            f"{time.monotonic() - came:.1f} s"
+        ]
         found.checks = {"two workers, then one": two and one, "two again": grown, "ends well": job.end() == 0}
-        found.checks |= _whole_records(run)
+        found.checks |= _whole_records(stage, run)
     return found
+
+
+def _lose_half(stage: Stage) -> Found:
+    """The node without the head is lost, with two of four workers on it, and another comes at once."""
+    four = ["--num-workers", "4"]
+    with stage.nodes(2, 2) as nodes:
+        stage.undisturbed(stage.train(nodes, "undisturbed-four", *four))
+        job, run = stage.train(nodes, "four", *four), Watched(stage, "four")
+        _at_work(stage, job, run)
+        before = _workers_of_nodes(nodes)
+
+        def replace() -> None:
+            nodes.kill_last()
+            nodes.add(2)
+
+        found = _hurt(job, run, replace)
+        after = _workers_of_nodes(nodes)
+        found.checks = {
+            "two workers on each node, and again": before == [2, 2] == after,
+            "ends well": job.end() == 0,
+            **_as_undisturbed(stage, run, "undisturbed-four"),
+        }
+    return found
+
+
+def _workers_of_nodes(nodes: Nodes) -> list[int]:
+    """How many workers run on each node that has any."""
+    return sorted(Counter(nodes.places_of("RayTrainWorker")).values())
 
 
 def _take_node(stage: Stage) -> Found:
@@ -106,12 +106,16 @@ def _take_node(stage: Stage) -> Found:
         # No checkpoint comes of itself before the end.
         more = ["--num-workers", "1:2", "--checkpoint-every", "1000"]
         job, run = stage.train(nodes, "notice", *more), Watched(stage, "notice")
-        job.wait_for(lambda: run.seen() > _BEFORE, "progress")
+        _at_work(stage, job, run)
         nodes.warn_last(30)
         saved = job.wait_for(run.saved, "checkpoint after the notice")
         found = _hurt(job, run, nodes.kill_last)
-        found.checks = {"saved on notice": saved > _BEFORE, "said so": "about to be taken away" in job.said}
-        found.checks |= {"ends well": job.end() == 0, **_whole_records(run, most_extra=2)}
+        found.checks = {
+            "saved on notice": saved > stage.length.before * BATCH,
+            "said so": "about to be taken away" in job.said,
+            "ends well": job.end() == 0,
+            **_whole_records(stage, run, most_extra=2),
+        }
     return found
 
 
@@ -119,44 +123,63 @@ def _stop_submitted(stage: Stage) -> Found:
     """A submitted training is stopped by Ray, and submitted again."""
     with stage.nodes(2) as nodes:
         job, run = stage.submit(nodes, "first", "submitted", "--num-workers", "2"), Watched(stage, "submitted")
-        job.wait_for(lambda: run.seen() > _BEFORE, "progress")
+        _at_work(stage, job, run)
         nodes.stop_submitted("first")
         job.end()
         checks = {
             "stopped, its run closed as killed": [each.info.status for each in run.runs()] == ["KILLED"],
             "a checkpoint is left": run.saved() > 0,
         }
-        again = stage.submit(nodes, "second", "submitted", "--num-workers", "2")
+        found, again = _gone_on(run, job, lambda: stage.submit(nodes, "second", "submitted", "--num-workers", "2"))
         checks["the same command ends well"] = again.end() == 0
-        return Found(checks={**checks, **_as_undisturbed(stage, run)})
+        found.checks = {**checks, **_as_undisturbed(stage, run)}
+    return found
 
 
-def _hurt(job: Job, run: Watched, fault: Callable[[], None]) -> Found:
+def _at_work(stage: Stage, job: Job, run: Watched) -> None:
+    """Wait until a training has come so far that it may be disturbed."""
+    job.wait_for(lambda: run.seen() > stage.length.before * BATCH, "progress")
+
+
+def _hurt(job: Job, run: Watched, fault: Callable[[], object]) -> Found:
     """Do it, and see after how long the training is further than it was, and what it did twice."""
-    before, saved = run.seen(), run.saved()
+    before, saved = max(run.seen(), job.shown), run.saved()
     began = time.monotonic()
     fault()
     job.wait_for(lambda: run.seen() > before, "progress after the fault")
-    return Found(back_after=time.monotonic() - began, again_kimg=max(0, before - saved) / 1000)
+    return Found(back_after=time.monotonic() - began, again=max(0, before - saved))
 
 
-def _as_undisturbed(stage: Stage, run: Watched) -> dict[str, bool]:
+def _gone_on(run: Watched, ended: Job, command: Callable[[], Job]) -> tuple[Found, Job]:
+    """Go on with a run that has ended; see after how long it is further, and what was done twice."""
+    before, saved = max(run.seen(), ended.shown), run.saved()
+    began = time.monotonic()
+    job = command()
+    job.wait_for(lambda: run.seen() > before, "progress after the end")
+    return Found(back_after=time.monotonic() - began, again=max(0, before - saved)), job
+
+
+def _as_undisturbed(stage: Stage, run: Watched, other: str = "undisturbed") -> dict[str, bool]:
     """Checks of a training that had to come to the very end of the undisturbed one."""
-    wanted, weights = Watched(stage, "undisturbed").weights(), run.weights()
+    wanted, weights = Watched(stage, other).weights(), run.weights()
     same = wanted.keys() == weights.keys() and all(torch.equal(wanted[name], weights[name]) for name in wanted)
-    return {"weights as undisturbed": same, **_whole_records(run)}
+    return {"weights as undisturbed, to the last bit": same, **_whole_records(stage, run)}
 
 
-def _whole_records(run: Watched, most_extra: int = 0) -> dict[str, bool]:
+def _whole_records(stage: Stage, run: Watched, most_extra: int = 0) -> dict[str, bool]:
     """MLflow has one finished run with every metric once. most_extra: metrics out of turn, from saves on notice."""
-    runs, steps = run.runs(), run.steps()
-    cadence = LOG_BATCHES * BATCH
+    return {
+        "one run in MLflow, finished": [each.info.status for each in run.runs()] == ["FINISHED"],
+        "metrics without gaps or doubles": _whole(stage, run, most_extra),
+    }
+
+
+def _whole(stage: Stage, run: Watched, most_extra: int = 0) -> bool:
+    steps = run.steps("critic_loss").get("critic_loss", [])
+    cadence = stage.length.log * BATCH
     last = max(steps, default=0)
     due = set(range(cadence, last + 1, cadence)) | {last}
-    return {
-        "one run in MLflow, finished": [each.info.status for each in runs] == ["FINISHED"],
-        "metrics without gaps or doubles": due <= set(steps) and len(steps) == len(set(steps)) <= len(due) + most_extra,
-    }
+    return due <= set(steps) and len(steps) == len(set(steps)) <= len(due) + most_extra
 
 
 def _lose_node_preparing(stage: Stage) -> Found:
@@ -164,32 +187,63 @@ def _lose_node_preparing(stage: Stage) -> Found:
     with stage.nodes(1, 1) as nodes:
         job = stage.prepare(nodes, stage.many, output)
         job.wait_for(lambda: job.progress >= 30, "progress")
+        before, began = job.progress, time.monotonic()
         nodes.kill_last()
+        job.wait_for(lambda: job.progress > before, "progress after the fault")
+        back_after = time.monotonic() - began
         ends_well = job.end() == 0
+        tasks = list_tasks(address=nodes.dashboard, limit=_MOST_TASKS)
+    examined = [task for task in tasks if _EXAMINES in task.name]
+    again = CHUNK * sum(task.attempt_number > 0 for task in examined)
     same = digest(output) == digest(stage.undisturbed_shards)
-    return Found(checks={"ends well": ends_well, "shards as undisturbed, byte for byte": same})
+    checks = {"ends well": ends_well and bool(examined), "shards as undisturbed, byte for byte": same}
+    return Found(checks, back_after, again, "photos")
+
+
+#: Of the trials of a search: how many, and how often each is judged.
+_TRIALS, _JUDGEMENTS = 3, 3
 
 
 def _lose_node_tuning(stage: Stage) -> Found:
-    length = ["--trials", "3", "--trial-kimg", "1.6", "--judgements", "2", "--quality-samples", "16"]
-    shape = ["--preset", "quick", "--image-size", "32", "--width", "8", "--batch-size", str(BATCH)]
-    place = ["--data", str(stage.shards), "--label", "cat"]
+    length, name = stage.length, "search"
+    search = ["--trials", str(_TRIALS), "--trial-kimg", kimg(length.trial), "--judgements", str(_JUDGEMENTS)]
+    cadence = ["--quality-samples", "16", "--log-every", kimg(length.log), "--scheduler", "none"]
+    arguments = ["--name", name, "--data", str(stage.shards), "--label", "cat", *search, *cadence, *stage.shape()]
     with stage.nodes(1, 1) as nodes:
-        job = stage.job(
-            "search", nodes, ["tune.py", "--name", "search", "--scheduler", "none", *length, *shape, *place]
-        )
-        job.wait_for(lambda: len(processes(_WORKER)) == 2, "trials")
+        job = stage.job(name, nodes, ["tune.py", *arguments])
+        job.wait_for(lambda: sum(trial.seen() > 0 for trial in stage.trials(name)) == 2, "trials at work")
+        trials = [trial for trial in stage.trials(name) if trial.seen()]
+        before, saved = [trial.seen() for trial in trials], [trial.saved() for trial in trials]
+        began = time.monotonic()
         nodes.kill_last()
+        job.wait_for(lambda: all(map(_is_further, trials, before)), "progress of both trials after the fault")
+        back_after = time.monotonic() - began
         ends_well = job.end() == 0
-    search = Watched(stage, "search")
-    (parent,) = search.runs()
-    trials = [trial.info.status for trial in search.children(parent)]
+    (parent,) = Watched(stage, name).runs()
+    states = [trial.info.status for trial in Watched(stage, name).children(parent)]
     return Found(
         checks={
             "ends well": ends_well and parent.info.status == "FINISHED",
-            "three trials, each finished, none twice": trials == ["FINISHED"] * 3,
-        }
+            f"{_TRIALS} trials, each finished, none twice": states == ["FINISHED"] * _TRIALS,
+            "their metrics without gaps or doubles": all(_whole(stage, trial) for trial in stage.trials(name)),
+            f"each judged {_JUDGEMENTS} times": all(_judged(stage, trial) for trial in stage.trials(name)),
+        },
+        back_after=back_after,
+        again=sum(max(0, seen - kept) for seen, kept in zip(before, saved, strict=True)),
+        unit="images at most",  # of both trials, of which only one may have been hit
     )
+
+
+def _is_further(run: Watched, images: int) -> bool:
+    return run.seen() > images
+
+
+def _judged(stage: Stage, trial: Watched) -> bool:
+    """Whether a trial has its KID, and its error, once for each judgement that was due."""
+    every = stage.length.trial // _JUDGEMENTS * BATCH
+    due = list(range(every, stage.length.trial * BATCH + 1, every))
+    found = trial.steps("kid")
+    return len(found) == 2 and all(sorted(steps) == due for steps in found.values())
 
 
 def _lose_mlflow(stage: Stage) -> Found:
@@ -199,22 +253,24 @@ def _lose_mlflow(stage: Stage) -> Found:
     uri = f"http://127.0.0.1:{port}"
     with stage.nodes(2) as nodes:
         with _mlflow(storage, port):
-            more = ["--num-workers", "2", "--kimg", _LONG, "--tracking-uri", uri]
+            more = ["--num-workers", "2", "--kimg", kimg(stage.length.long), "--tracking-uri", uri]
             job = stage.train(nodes, "no-mlflow", *more, storage=storage)
             run = Watched(stage, "no-mlflow", storage, uri)
-            job.wait_for(lambda: run.seen() > _BEFORE, "progress")
-        before = run.seen()
-        time.sleep(_AWAY_S)
-        went_on = run.seen() - before
+            _at_work(stage, job, run)
+        before, workers = run.seen(), processes(_WORKER)
+        time.sleep(stage.length.away_s)
+        went_on, same = run.seen() - before, processes(_WORKER) == workers
         with _mlflow(storage, port):
             ends_well = job.end() == 0
             checks = {
-                "goes on meanwhile": went_on > LOG_BATCHES * BATCH,
+                "goes on meanwhile": went_on >= stage.length.log * BATCH and same,
                 "says so once": job.said.count("MLflow does not take records") == 1,
                 "ends well": ends_well,
-                **_whole_records(run),
+                **_whole_records(stage, run),
             }
-    return Found(checks=checks)
+    return Found(
+        checks, again=0 if same else None, notes=[f"{went_on:,} images trained in the {stage.length.away_s:.0f} s"]
+    )
 
 
 @contextmanager
@@ -263,7 +319,7 @@ def _fill_storage(stage: Stage) -> Found:
 def _full(stage: Stage, disk: Path) -> Found:
     with stage.nodes(2) as nodes:
         job, run = stage.train(nodes, "full", "--num-workers", "2", storage=disk), Watched(stage, "full", disk)
-        job.wait_for(lambda: run.seen() > _BEFORE, "progress")
+        _at_work(stage, job, run)
         ballast = disk / "ballast"
         with ballast.open("wb") as file:
             try:
@@ -275,23 +331,25 @@ def _full(stage: Stage, disk: Path) -> Found:
         stopped = job.end() != 0
         lines = [line for line in job.said.splitlines() if line.startswith("error: ")]
         ballast.unlink()
-        again = stage.train(nodes, "full", "--num-workers", "2", storage=disk)
-        checks = {
+        found, again = _gone_on(run, job, lambda: stage.train(nodes, "full", "--num-workers", "2", storage=disk))
+        found.checks = {
             "stops with one line that says why": stopped and len(lines) == 1 and "Traceback" not in job.said,
             "the same command ends well": again.end() == 0,
             **_as_undisturbed(stage, run),
         }
-    return Found(checks=checks)
+    return found
 
 
 DRILLS: dict[str, Drill] = {
     "worker": Drill("SIGKILL to one of two training workers", _kill_worker),
     "controller": Drill("SIGKILL to Ray Train's controller", _kill_controller),
     "node": Drill("a node of two is killed while training, and another comes", _lose_node),
+    "four": Drill("the node without the head is killed, with two of four workers, and another comes", _lose_half),
     "notice": Drill("a node of two is announced to be taken away, and is", _take_node),
     "submitted": Drill("a submitted training is stopped by `ray job stop`, and submitted again", _stop_submitted),
     "prepare": Drill("a node of two is killed while photos are prepared", _lose_node_preparing),
     "tune": Drill("a node of two is killed in a search", _lose_node_tuning),
-    "mlflow": Drill(f"MLflow's server is away for {_AWAY_S:.0f} s", _lose_mlflow),
+    "serve": Drill("a node of two is killed that serves, and another comes", lose_serving_node),
+    "mlflow": Drill("MLflow's server is away for a while", _lose_mlflow),
     "storage": Drill("the disk with the storage is full, and has room again", _fill_storage),
 }

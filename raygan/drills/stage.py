@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,9 +21,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 from safetensors.torch import load_file
 
-import raygan
 from raygan import tracking
 from raygan.benchmarks.prepare import repeat
 from raygan.config import StorageSettings
@@ -31,27 +32,51 @@ from raygan.photos import draw
 
 T = TypeVar("T")
 
-_REPOSITORY = Path(raygan.__file__).parent.parent
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 #: Seconds that anything may take to happen.
 _PATIENCE = 240.0
 
-#: Drawn faces of each label, and how often each is read in the drill of `prepare`.
-_FACES, _REPEATED = 300, 15
+#: Images in a batch of all trainings.
+BATCH = 16
 
-#: The training of all drills: 16,000 images in batches of 16, a log every 25 batches, a checkpoint every 100.
-BATCH, LOG_BATCHES, CHECKPOINT_BATCHES, TOTAL_BATCHES = 16, 25, 100, 1000
+#: Photos that a task of `prepare` reads.
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the jobs of the drills are, in batches.
+
+    total: of a training. before: what it has done when it is disturbed, some checkpoints; enough must be left to see it
+    come back. long: of one that goes on long enough for nodes and servers to come back. trial: of each trial of a
+    search. faces: drawn for each label, and repeated: how often `prepare` reads each. away_s: that MLflow's server is
+    away.
+    """
+
+    total: int = 1000
+    log: int = 25
+    checkpoint: int = 100
+    before: int = 200
+    long: int = 3000
+    trial: int = 300
+    faces: int = 300
+    repeated: int = 15
+    away_s: float = 60.0
+
+
+SHORT = Length(total=400, log=10, checkpoint=40, before=80, long=1000, trial=150, faces=150, repeated=10, away_s=10.0)
 
 
 class Nodes:
     """Ray nodes, each with processes of its own.
 
-    cores: of the head, and of each further node.
+    checkout: the folder that is submitted. cores: of the head, and of each further node.
     """
 
-    def __init__(self, *cores: int):
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores[0], "include_dashboard": True})
+    def __init__(self, checkout: Path, *cores: int):
+        self._checkout = checkout
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores[0], "includedashboard": True})
         self._others: list[Node] = []
         self._added = 0
         for number in cores[1:]:
@@ -66,9 +91,21 @@ class Nodes:
         self._added += 1
         self._others.append(self._cluster.add_node(num_cpus=cores, node_ip_address=f"127.0.0.{1 + self._added}"))
 
-    def kill_last(self) -> None:
-        """SIGKILL to all processes of the node that came last."""
-        self._cluster.remove_node(self._others.pop(), allow_graceful=False)
+    def kill_last(self) -> str:
+        """SIGKILL to all processes of the node that came last; its id."""
+        node = self._others.pop()
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        # All at once, as when a machine is gone. Ray's utility leaves the workers to find out for themselves.
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._cluster.remove_node(node, allow_graceful=False)
+        return str(node.node_id)
+
+    def places_of(self, kind: str) -> list[str]:
+        """The nodes' ids of the living actors of a class."""
+        wanted = [("class_name", "=", kind), ("state", "=", "ALIVE")]
+        return sorted(str(actor.node_id) for actor in list_actors(address=self.dashboard, filters=wanted))
 
     def warn_last(self, seconds: int) -> None:
         """Tell Ray that the node that came last will be taken away."""
@@ -78,15 +115,16 @@ class Nodes:
 
     def submission(self, name: str, command: list[str]) -> list[str]:
         """Ray's command that hands a command to the cluster and waits for its end."""
-        where = ["--address", self._dashboard, "--working-dir", str(_REPOSITORY)]
+        where = ["--address", self.dashboard, "--working-dir", str(self._checkout)]
         return [*_RAY, "job", "submit", *where, "--submission-id", name, "--", *command]
 
     def stop_submitted(self, name: str) -> None:
         """Have Ray stop a job that was handed to it."""
-        self._ray("job", "stop", "--address", self._dashboard, name)
+        self._ray("job", "stop", "--address", self.dashboard, name)
 
     @property
-    def _dashboard(self) -> str:
+    def dashboard(self) -> str:
+        """The address that jobs are submitted to."""
         return f"http://{self._cluster.webui_url}"
 
     def _ray(self, *arguments: str) -> None:
@@ -99,12 +137,12 @@ class Nodes:
 
 
 def processes(title: str) -> list[psutil.Process]:
-    """Processes of Ray's whose title begins so."""
+    """Processes of our nodes whose title begins so."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or [""]
-        if command[0].startswith(title):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if (process.cmdline() or [""])[0].startswith(title):
+                found.append(process)
     return found
 
 
@@ -117,7 +155,7 @@ class Job:
         environment = {**os.environ, "RAY_ADDRESS": address}
         environment.pop("MLFLOW_TRACKING_URI", None)
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=_REPOSITORY)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=stage.checkout)
 
     @property
     def said(self) -> str:
@@ -128,6 +166,17 @@ class Job:
         """The last percentage of a progress bar."""
         found = re.findall(r"(\d+)%\|", self.said)
         return int(found[-1]) if found else 0
+
+    @property
+    def shown(self) -> int:
+        """Images that a training's progress bar was at, to three digits: it is ahead of what is written down."""
+        found = re.findall(r"training:.*?\|\s*([\d.]+)(k?)/", self.said)
+        return round(max((float(number) * (1000 if unit else 1) for number, unit in found), default=0))
+
+    def kill(self) -> None:
+        """End it, if it hasn't ended."""
+        self._process.kill()
+        self._process.wait()
 
     def wait_for(self, happened: Callable[[], T | None], what: str) -> T:
         """Wait until something is there. Raises RayganError if the job ends before, or it takes too long."""
@@ -154,41 +203,49 @@ class Job:
 
 
 class Stage:
-    """Folders that all drills share, faces, shards, and what an undisturbed job makes of them."""
+    """Folders that all drills share, faces, shards, and what an undisturbed job makes of them.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    folder: for all that. checkout: where jobs/ is.
+    """
+
+    def __init__(self, folder: Path, checkout: Path, length: Length):
+        self.folder, self.checkout, self.length = folder, checkout, length
+        self._jobs: list[Job] = []
         self.faces, self.many = folder / "faces", folder / "many"
         self.shards, self.undisturbed_shards = folder / "shards", folder / "undisturbed-shards"
         self.storage = folder / "storage"
 
     def rehearse(self) -> None:
         """Draw faces, prepare them, and train undisturbed."""
-        draw.draw_folder(self.faces, _FACES)
-        repeat([str(self.faces)], str(self.many), _REPEATED * len(draw.LABELS) * _FACES)
+        length = self.length
+        draw.draw_folder(self.faces, length.faces)
+        repeat([str(self.faces)], str(self.many), length.repeated * len(draw.LABELS) * length.faces)
         with self.nodes(2) as nodes:
-            for start in (
-                lambda: self.prepare(nodes, self.faces, self.shards),
-                lambda: self.prepare(nodes, self.many, self.undisturbed_shards),
-                lambda: self.train(nodes, "undisturbed", "--num-workers", "2"),
-            ):
-                job = start()
-                if job.end():
-                    raise RayganError(f"{job.name} failed undisturbed: {' / '.join(job.said.splitlines()[-2:])}")
+            self.undisturbed(self.prepare(nodes, self.faces, self.shards))
+            self.undisturbed(self.prepare(nodes, self.many, self.undisturbed_shards))
+            self.undisturbed(self.train(nodes, "undisturbed", "--num-workers", "2"))
+
+    def undisturbed(self, job: Job) -> None:
+        """Wait for a job that nothing happens to. Raises RayganError if it fails."""
+        if job.end():
+            raise RayganError(f"{job.name} failed undisturbed: {' / '.join(job.said.splitlines()[-2:])}")
 
     @contextmanager
     def nodes(self, *cores: int) -> Iterator[Nodes]:
-        """Nodes for the length of a `with` block."""
-        nodes = Nodes(*cores)
+        """Nodes for the length of a `with` block, which ends the jobs that it leaves."""
+        nodes = Nodes(self.checkout, *cores)
         try:
             yield nodes
         finally:
+            for job in self._jobs:
+                job.kill()
+            self._jobs.clear()
             nodes.stop()
 
     def prepare(self, nodes: Nodes, photos: Path, output: Path) -> Job:
         """Prepare photos of which many are the same."""
         arguments = ["--input", str(photos), "--output", str(output), "--image-size", "32"]
-        filters = ["--skip", "duplicate", "near_duplicate", "outlier", "--chunk-images", "128"]
+        filters = ["--skip", "duplicate", "near_duplicate", "outlier", "--chunk-images", str(CHUNK)]
         return self.job("prepare", nodes, ["prepare.py", *arguments, *filters])
 
     def train(self, nodes: Nodes, name: str, *more: str, storage: Path | None = None) -> Job:
@@ -198,19 +255,37 @@ class Stage:
     def submit(self, nodes: Nodes, submission: str, name: str, *more: str) -> Job:
         """The same training, handed to the cluster as `ray job submit` does it."""
         command = ["python", "jobs/train.py", "--name", name, *self.training(), *more, "--storage", str(self.storage)]
-        return Job(self, submission, nodes.submission(submission, command), nodes.address)
+        return self._started(submission, nodes.submission(submission, command), nodes)
 
     def training(self) -> list[str]:
         """Arguments of a short training with one core for each worker."""
-        kimg = BATCH / 1000
-        length = ["--kimg", f"{TOTAL_BATCHES * kimg:g}", "--snapshot-every", "1000", "--quality-every", "0"]
-        cadence = ["--log-every", f"{LOG_BATCHES * kimg:g}", "--checkpoint-every", f"{CHECKPOINT_BATCHES * kimg:g}"]
-        shape = ["--preset", "quick", "--image-size", "32", "--width", "8", "--batch-size", str(BATCH), "--no-promote"]
-        return ["--data", str(self.shards), "--label", "cat", *shape, *length, *cadence]
+        batches = self.length
+        length = ["--kimg", kimg(batches.total), "--snapshot-every", "1000", "--quality-every", "0"]
+        cadence = ["--log-every", kimg(batches.log), "--checkpoint-every", kimg(batches.checkpoint)]
+        return ["--data", str(self.shards), "--label", "cat", *self.shape(), "--no-promote", *length, *cadence]
+
+    def shape(self) -> list[str]:
+        """Arguments of small networks."""
+        return ["--preset", "quick", "--image-size", "32", "--width", "8", "--batch-size", str(BATCH)]
 
     def job(self, name: str, nodes: Nodes, arguments: list[str], storage: Path | None = None) -> Job:
-        command = [sys.executable, str(_REPOSITORY / "jobs" / arguments[0]), *arguments[1:]]
-        return Job(self, name, [*command, "--storage", str(storage or self.storage)], nodes.address)
+        """A file of jobs/ with its arguments."""
+        command = [sys.executable, str(self.checkout / "jobs" / arguments[0]), *arguments[1:]]
+        return self._started(name, [*command, "--storage", str(storage or self.storage)], nodes)
+
+    def trials(self, search: str) -> list[Watched]:
+        """The trainings of a search, as far as there are any."""
+        return [Watched(self, folder.name) for folder in sorted((self.storage / "runs").glob(f"{search}.*"))]
+
+    def _started(self, name: str, command: list[str], nodes: Nodes) -> Job:
+        job = Job(self, name, command, nodes.address)
+        self._jobs.append(job)
+        return job
+
+
+def kimg(batches: int) -> str:
+    """So many batches in thousands of images, as commands take them."""
+    return f"{batches * BATCH / 1000:g}"
 
 
 class Watched:
@@ -244,10 +319,15 @@ class Watched:
         """MLflow's runs below another."""
         return self._search(f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
 
-    def steps(self) -> list[int]:
-        """Images at which MLflow has the critic's loss, as often as it has it."""
-        client = self._client()
-        return [m.step for run in self.runs() for m in client.get_metric_history(run.info.run_id, "critic_loss")]
+    def steps(self, beginning: str) -> dict[str, list[int]]:
+        """Images at which MLflow has each metric whose name begins so, as often as it has it."""
+        client, found = self._client(), dict[str, list[int]]()
+        for run in self.runs():
+            for name in run.data.metrics:
+                if name.startswith(beginning):
+                    history = client.get_metric_history(run.info.run_id, name)
+                    found.setdefault(name, []).extend(entry.step for entry in history)
+        return found
 
     def _search(self, query: str) -> list[Run]:
         client = self._client()
