@@ -60,6 +60,7 @@ def test_a_storage_that_does_not_answer_is_said_in_one_line(monkeypatch):
         raise OSError("gone\nand more")
 
     class Broken:
+        type_name = "mock"
         get_file_info = open_input_file = open_output_stream = create_dir = delete_dir = broken
 
     monkeypatch.setattr(storage, "_opened", lambda root: (Broken(), ""))
