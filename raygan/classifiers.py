@@ -16,23 +16,22 @@ GOOGLENET = "googlenet"
 
 
 def registered_classifier(settings: StorageSettings) -> str | None:
-    """A local folder with the registered classifier under the serving alias, or None if there is none.
+    """The address of a folder with the registered classifier under the serving alias, or None if there is none.
 
-    It is fetched once into the storage folder, under its run and version.
+    It is fetched once into the storage, under its run and version: tasks on other nodes load it from there.
     """
     client = tracking.connect(settings)
     model = tracking.serving_classifier(client)
     if model is None:
         return None
-    root = Path.home() / ".cache" / "raygan" if "://" in settings.storage else Path(settings.storage)
     # Versions begin at 1 in every registry; runs' ids are unlike each other everywhere.
-    folder = root.absolute() / "classifiers" / f"v{model.version}-{str(model.run_id)[:8]}"
-    if not (folder / "classifier.json").is_file():
+    folder = storage.join(settings.storage, "classifiers", f"v{model.version}-{str(model.run_id)[:8]}")
+    if not storage.is_file(storage.join(folder, "classifier.json")):
         with tempfile.TemporaryDirectory() as scratch:
             fetched = tracking.download_model(client, model, Path(scratch))
             for name in ("classifier.safetensors", "classifier.json"):  # the JSON last: it makes the folder whole
-                storage.write_bytes(str(folder / name), (fetched / name).read_bytes())
-    return str(folder)
+                storage.write_bytes(storage.join(folder, name), (fetched / name).read_bytes())
+    return folder
 
 
 def feature_network(settings: StorageSettings, name: str, flag: str) -> str:

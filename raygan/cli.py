@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from raygan.addresses import public
 from raygan.config import Settings, allowed_range, load_preset, load_yaml
 from raygan.errors import ConfigurationError, RayganError, Terminated
 
@@ -59,10 +60,14 @@ def run_job(
 
 def _shown(settings: Settings) -> dict[str, Any]:
     """The settings without passwords."""
-    from raygan.storage import public  # pyarrow would hold up --help
-
     values = settings.plain()
-    return {name: public(value) if isinstance(value, str) else value for name, value in values.items()}
+    return {name: _public(value) for name, value in values.items()}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_public(each) for each in value]
+    return public(value) if isinstance(value, str) else value
 
 
 def _keep_ray_on_this_machine() -> None:
@@ -169,7 +174,7 @@ def _help(field: FieldInfo) -> str:
     else:
         default = field.get_default(call_default_factory=True, validated_data={})
         if default not in (None, [], ""):
-            notes.append(f"default {default}")
+            notes.append(f"default {_public(default)}")
     shown = "; ".join(note for note in notes if note)
     return f"{field.description} [{shown}]" if shown else str(field.description)
 
@@ -191,7 +196,7 @@ def _complaint(settings_class: type[Settings], problem: Any) -> str:
         return f"{flag} is required: {settings_class.model_fields[location[0]].description}"
     if problem["type"] == "extra_forbidden":
         return f"{location[0]} is not a known setting{_guess(location[0], list(settings_class.model_fields))}"
-    return f"{flag}: {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+    return f"{flag}: {message[0].lower()}{message[1:]} (got {_public(problem['input'])!r})"
 
 
 def _guess(given: str, known: list[str]) -> str:

@@ -19,6 +19,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
+from raygan.addresses import is_remote
 from raygan.config import StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError, Terminated, first_line, last_line
 
@@ -35,8 +36,11 @@ def connect(settings: StorageSettings | None = None) -> None:
     Does nothing when connected already. From here on SIGTERM raises `Terminated` in the main thread.
 
     settings: of the job, whose folders and files every node must see. Raises ConfigurationError that names the one
-    that a node doesn't see, RayganError if an address is given and doesn't answer.
+    that a node doesn't see, or if several machines would write to one SQLite file; RayganError if an address is given
+    and doesn't answer.
     """
+    # Its handler has a search that is stopped by Ctrl-C look like one that came to its end.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -115,11 +119,10 @@ def _check_shared(settings: StorageSettings) -> None:
         return
     with ExitStack() as stack:
         wanted = _addresses(settings)
-        if "://" not in settings.storage:
+        for flag, folder in _written(settings):
             # A folder of the same name on another disk would not do.
-            marker = stack.enter_context(_marker(settings.storage))
-            wanted.append(("--storage", settings.storage, marker))
-        look = ray.remote(_missing)
+            wanted.append((flag, folder, stack.enter_context(_marker(flag, folder))))
+        look = ray.remote(_look)
         paths = [path for *_, path in wanted]
         places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
         looks = [look.options(num_cpus=0, scheduling_strategy=place).remote(paths) for place in places]
@@ -132,7 +135,7 @@ def _check_shared(settings: StorageSettings) -> None:
                 f"a node of the cluster can't run raygan ({last_line(error)}): install it there, or submit the job by "
                 f"jobs/submit.py, which does"
             ) from None
-    for node, missing in zip(others, found, strict=True):
+    for node, (missing, _) in zip(others, found, strict=True):
         for number in missing:
             flag, address, _ = wanted[number]
             way_out = (
@@ -142,29 +145,48 @@ def _check_shared(settings: StorageSettings) -> None:
                 f"{flag}: {address} of this node is not seen by node {node['NodeManagerHostname']} "
                 f"({node['NodeManagerAddress']}): on a cluster of several nodes give {way_out}"
             )
+    if _records_in_file(settings) and {machine for _, machine in found} != {_machine()}:
+        raise ConfigurationError(
+            "--tracking-uri: the cluster has several machines, and a SQLite file that they share gets damaged: "
+            "give the address of an MLflow server or of a database"
+        )
+
+
+def _written(settings: StorageSettings) -> list[tuple[str, str]]:
+    """Flag and path of the local folders that the job writes to."""
+    named = [("--storage", settings.storage)]
+    if not getattr(settings, "dry_run", False):
+        named.append(("--output", getattr(settings, "output", None) or ""))
+    return [(flag, folder) for flag, folder in named if folder and not is_remote(folder)]
+
+
+def _records_in_file(settings: StorageSettings) -> bool:
+    """Whether the job writes MLflow's records to a SQLite file."""
+    in_file = settings.tracking_uri.startswith("sqlite:") if settings.tracking_uri else not is_remote(settings.storage)
+    return in_file and not getattr(settings, "dry_run", False)
 
 
 def _addresses(settings: StorageSettings) -> list[tuple[str, str, str]]:
     """Flag, address and absolute path of each local file and folder that the settings name and that is there."""
     named: list[tuple[str, str]] = []
-    for name in ("data", "output", "input"):
+    for name in ("data", "input"):
         value = getattr(settings, name, None) or []
         named += [(f"--{name}", address) for address in ([value] if isinstance(value, str) else value)]
     uri = settings.tracking_uri or ""  # by default within the storage
     if uri.startswith("sqlite:///"):
         named.append(("--tracking-uri", uri.removeprefix("sqlite:///")))
-    local = [(flag, address, os.path.abspath(address)) for flag, address in named if "://" not in address]
+    local = [(flag, address, os.path.abspath(address)) for flag, address in named if not is_remote(address)]
     return [each for each in local if os.path.exists(each[-1])]
 
 
 @contextmanager
-def _marker(folder: str) -> Iterator[str]:
+def _marker(flag: str, folder: str) -> Iterator[str]:
     """A file for a while, in a folder that is made if need be."""
     try:
         os.makedirs(folder, exist_ok=True)
         descriptor, path = tempfile.mkstemp(prefix=".visible-", dir=folder)
     except OSError as error:
-        raise RayganError(f"--storage: can't write into {folder}: {error.strerror}") from None
+        raise RayganError(f"{flag}: can't write into {folder}: {error.strerror}") from None
     os.close(descriptor)
     try:
         yield os.path.abspath(path)
@@ -172,9 +194,18 @@ def _marker(folder: str) -> Iterator[str]:
         os.unlink(path)
 
 
-def _missing(paths: Sequence[str]) -> list[int]:
-    """Which of the paths this node doesn't see."""
-    return [number for number, path in enumerate(paths) if not os.path.exists(path)]
+def _look(paths: Sequence[str]) -> tuple[list[int], str]:
+    """Which of the paths this node doesn't see, and which machine it is on."""
+    return [number for number, path in enumerate(paths) if not os.path.exists(path)], _machine()
+
+
+def _machine() -> str:
+    """The machine, the same in all its containers: whose processes can lock each other's files."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:  # not on Linux
+        return socket.gethostname()
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from raygan.addresses import absolute, password
 from raygan.errors import ConfigurationError
 
 
@@ -77,12 +78,37 @@ def _worker_range(value: Any) -> int | tuple[int, int]:
 WorkerRange = Annotated[int | tuple[int, int], BeforeValidator(_worker_range)]
 
 
-def _absolute(address: str) -> str:
-    return address if "://" in address else os.path.abspath(os.path.expanduser(address))
+def _without_secret(address: str) -> str:
+    if password(address):
+        raise ValueError(
+            "must not carry a key, which logs and records would show: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or what else the storage's own tools take, on every node"
+        )
+    return address
 
 
 #: A local path or a URI. Paths are made absolute: the processes of a cluster stand in folders of their own.
-Address = Annotated[str, AfterValidator(_absolute)]
+Address = Annotated[str, AfterValidator(_without_secret), AfterValidator(absolute)]
+
+#: Something by name, by path or by URI.
+NameOrAddress = Annotated[str, AfterValidator(_without_secret)]
+
+
+_SQLITE = "sqlite:///"
+
+
+def _tracking_uri(uri: str) -> str:
+    if uri.startswith(("http://", "https://")) and password(uri):
+        raise ValueError(
+            "must not carry a password, which logs and records would show: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    file = uri.removeprefix(_SQLITE)
+    return _SQLITE + os.path.abspath(file) if file != uri else uri
+
+
+#: MLflow's address. The file of a relative one is made absolute.
+TrackingUri = Annotated[str, AfterValidator(_tracking_uri)]
 
 
 class Settings(BaseModel):
@@ -106,12 +132,15 @@ class StorageSettings(Settings):
     storage: Address = option(
         None,
         "folder for runs, checkpoints and, by default, MLflow's records; RAYGAN_STORAGE sets the default",
-        default_factory=lambda: _absolute(os.environ.get("RAYGAN_STORAGE") or "~/raygan"),
+        default_factory=lambda: absolute(os.environ.get("RAYGAN_STORAGE") or "~/raygan"),
+        validate_default=True,
     )
-    tracking_uri: str | None = option(
+    tracking_uri: TrackingUri | None = option(
         None,
         "MLflow tracking address; by default MLFLOW_TRACKING_URI, or a SQLite file under the storage folder",
         default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or None,
+        validate_default=True,
+        repr=False,  # a database's may carry a password, and Ray shows what it passes on
     )
     experiment: str = option("raygan", "MLflow experiment that the run belongs to")
 
@@ -205,7 +234,7 @@ class LengthOptions(Settings):
         ge=0,
     )
     quality_samples: int = option(500, "samples that quality is measured on", unit="images", ge=16, le=50_000)
-    quality_network: str = option(
+    quality_network: NameOrAddress = option(
         "efficientnet_lite0",
         "feature network of KID: efficientnet_lite0, googlenet (the registered classifier), or a file or folder of "
         "GoogLeNet weights",
@@ -328,7 +357,7 @@ class SampleSettings(StorageSettings):
     output: Address = option(..., "folder or URI that the samples are written to")
     n: int = option(1000, "samples", unit="images", ge=1)
     label: str | None = option(None, "what to draw; by default what the model draws, if that is one thing")
-    model: str | None = option(
+    model: NameOrAddress | None = option(
         None, "registered model NAME or NAME/VERSION, or a folder with generator.json; by default the label's champion"
     )
     seed: int = option(0, "sample i is the image of seed + i, here as in the service", ge=0, lt=2**31)
@@ -458,7 +487,7 @@ class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, Stora
         unit="images",
         ge=1,
     )
-    model: list[str] = option(
+    model: list[NameOrAddress] = option(
         None,
         "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
         default_factory=list,
@@ -504,7 +533,7 @@ class UsefulnessSettings(ClassifierOptions, StorageSettings):
     images: int = option(
         12_800, "images that each training sees, repeats included: the same for all", unit="images", ge=2
     )
-    model: list[str] = option(
+    model: list[NameOrAddress] = option(
         None,
         "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
         default_factory=list,
@@ -530,7 +559,7 @@ class EvaluateSettings(StorageSettings):
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, to compare with")
     output: Address | None = option(None, "folder of the report; by default <storage>/reports/<name>")
     label: list[str] = option(None, "labels to judge; by default all that the generators draw", default_factory=list)
-    model: list[str] = option(
+    model: list[NameOrAddress] = option(
         None,
         "generators to judge: registered NAME, NAME/VERSION, or the folder of a generator or checkpoint; "
         "by default each label's champion",
@@ -538,7 +567,7 @@ class EvaluateSettings(StorageSettings):
     )
     samples: int = option(2000, "images to draw of each label from each generator", unit="images", ge=1)
     real_images: int = option(5000, "real photos of each label to compare with, at most", unit="photos", ge=1)
-    network: list[str] = option(
+    network: list[NameOrAddress] = option(
         None,
         "feature networks: efficientnet_lite0, googlenet (--classifier, or the registered one), a classifier folder, "
         "or inception_v3",
@@ -547,7 +576,9 @@ class EvaluateSettings(StorageSettings):
     inception_weights: str | None = option(
         None, "torch-fidelity's file of Inception v3 weights; by default inception_v3 is downloaded"
     )
-    classifier: str | None = option(None, "classifier folder for the agreement; by default the registered one, if any")
+    classifier: NameOrAddress | None = option(
+        None, "classifier folder for the agreement; by default the registered one, if any"
+    )
     baselines: bool = option(
         False,
         "judge real photos, an untrained generator and noise too; half of the real photos are then compared with",
@@ -620,7 +651,7 @@ class FilterOptions(Settings):
     outlier_deviations: float = option(
         3.0, "outlier: robust standard deviations above the median of its label's scores", gt=0, le=20
     )
-    outlier_network: str = option(
+    outlier_network: NameOrAddress = option(
         "efficientnet_lite0",
         "outlier: feature network: efficientnet_lite0, googlenet (the registered classifier), a classifier's folder, "
         "or a file of GoogLeNet weights (.pth or .safetensors)",

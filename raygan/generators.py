@@ -8,7 +8,6 @@ however the work is split; with seed 0 it is the image that the service gives fo
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raygan import tracking
+from raygan import storage, tracking
 from raygan.config import StorageSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.gan.checkpoint import load_generator
@@ -86,13 +85,16 @@ def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[Nam
 
 
 def _is_folder(name: str) -> bool:
-    return Path(name, "generator.json").is_file()
+    return storage.is_file(storage.join(name, "generator.json"))
 
 
-def _folder(path: str) -> NamedGenerator:
-    folder = Path(os.path.abspath(path))  # "." has no name
-    name = folder.name if folder.name != "generator" else folder.parent.name
-    return _named(name, *load_generator(folder))
+def _folder(address: str) -> NamedGenerator:
+    address = storage.absolute(address)  # "." has no name
+    name = storage.name(address)
+    if name == "generator":
+        name = storage.name(storage.parent(address))
+    with storage.checkpoint_at(address).as_directory() as folder:
+        return _named(name, *load_generator(Path(folder)))
 
 
 def _registered(settings: StorageSettings, name: str) -> NamedGenerator:

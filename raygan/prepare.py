@@ -21,6 +21,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 from tqdm import tqdm
 
 from raygan import cluster, storage, tracking
@@ -93,7 +93,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         if settings.dry_run:
             return summary
         pictures = work.write(records, summary, inputs)
-    _remove(settings.output, ".prepare")
+    storage.delete(storage.join(settings.output, ".prepare"))
     _log(settings, summary, pictures)
     print(f"{summary['kept']:,} photos written to {settings.output}")
     return summary
@@ -200,15 +200,15 @@ class _Work:
         """Pass 2: shards, report, rejects, pictures, which are returned too, and the manifest as the last."""
         output = self.settings.output
         stale = _shards_in(output)
-        _remove(output, MANIFEST)
+        storage.delete(storage.join(output, MANIFEST))
         with ThreadPoolExecutor(1) as painter:  # the driver draws while the workers write
             drawn = painter.submit(sheets.pictures, records, self.pixels)
             shards, fingerprint = self._write_shards(records)
             pictures = drawn.result()
-        _remove(output, report.PICTURES)
+        storage.delete(storage.join(output, report.PICTURES))
         report.write(output, records, self.listing, summary, pictures)
         for name in sorted(stale - {shard.file for shard in shards}):
-            _remove(output, name)
+            storage.delete(storage.join(output, name))
         manifest = Manifest(
             image_size=self.settings.image_size,
             encoding=self.settings.encoding,
@@ -359,13 +359,17 @@ def _known_report(settings: PrepareSettings, inputs: str) -> dict[str, Any] | No
 
 @contextmanager
 def _work_folder(settings: PrepareSettings) -> Iterator[str]:
-    """Where chunks live: within the output, or for a dry run in a temporary folder that every node sees."""
+    """Where chunks live: within the output, or for a dry run in a folder for a while that every node sees."""
     if settings.dry_run:
-        shared = settings.storage if len(cluster.nodes()) > 1 and "://" not in settings.storage else None
-        if shared:
-            os.makedirs(shared, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="raygan-", dir=shared) as folder:
+        if len(cluster.nodes()) == 1:
+            with tempfile.TemporaryDirectory(prefix="raygan-") as folder:
+                yield folder
+            return
+        folder = storage.join(settings.storage, "dry-runs", uuid.uuid4().hex)
+        try:
             yield folder
+        finally:
+            storage.delete(folder)
         return
     folder = storage.join(settings.output, ".prepare")
     # Fail before the work, not after it, if the output can't be written.
@@ -375,7 +379,7 @@ def _work_folder(settings: PrepareSettings) -> Iterator[str]:
 
 def _log(settings: PrepareSettings, summary: dict[str, Any], pictures: dict[str, bytes]) -> None:
     """Log the report and the pictures to MLflow."""
-    name = f"prepare-{settings.output.rstrip('/').rpartition('/')[2]}"
+    name = f"prepare-{storage.name(settings.output)}"
     counts = {name: float(summary[name]) for name in ("seen", "kept", "rejected", "ignored")}
     reasons = {f"rejected.{reason}": float(count) for reason, count in summary["reasons"].items()}
     varied = {f"variation.{label}": value for label, value in summary["variation"].items() if value is not None}
@@ -402,21 +406,9 @@ def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> l
 
 
 def _files_in(address: str) -> set[str]:
-    filesystem, path = storage.resolve(address)
-    selector = pafs.FileSelector(path, allow_not_found=True)
-    return {info.base_name for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File}
+    return {storage.name(file) for file in storage.list_files(address, "*")}
 
 
 def _shards_in(output: str) -> set[str]:
     """Names of shards that an earlier run left, finished or not."""
     return {n for n in _files_in(output) if n.startswith(("train-", "validation-")) and n.endswith(".parquet")}
-
-
-def _remove(output: str, name: str) -> None:
-    """Remove a file or folder of ours from the output; nothing if it isn't there."""
-    filesystem, path = storage.resolve(storage.join(output, name))
-    kind = filesystem.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        filesystem.delete_file(path)

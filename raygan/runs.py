@@ -104,7 +104,7 @@ def recorded(settings: StorageSettings) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     if isinstance(value, list):
         return [_public(each) for each in value]
-    return storage.public(value) if isinstance(value, str) and "://" in value else value
+    return storage.public(value) if isinstance(value, str) else value
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[str]) -> list[str]:

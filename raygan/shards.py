@@ -167,7 +167,7 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
     compression = {column: "none" if column == "image" else "zstd" for column in table.column_names}
     pq.write_table(table, sink, compression=compression, use_dictionary=["label", "split"])
     content = sink.getvalue()
-    write_bytes(posixpath.join(address, name), content)
+    write_bytes(join(address, name), content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -1,38 +1,75 @@
 """Files by local path or by any URI that pyarrow's filesystems open (``s3://``, ``gs://``).
 
-Small records are written whole or not at all: to a neighbouring name first, then moved into place.
+Small records are written whole or not at all: on a disk to a neighbouring name first, then moved into place.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
+import hashlib
 import json
-import os
 import posixpath
+import shutil
+import tempfile
 import urllib.parse
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from raygan.addresses import absolute as absolute
+from raygan.addresses import is_remote, split_query
+from raygan.addresses import join as join
+from raygan.addresses import name as name
+from raygan.addresses import parent as parent
+from raygan.addresses import public as public
 from raygan.errors import RayganError, first_line
+
+if TYPE_CHECKING:
+    import ray.train
+
+#: What pyarrow calls its filesystems of objects.
+_OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
 
 def resolve(address: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem and path of a local path or URI. Raises RayganError if it can't be opened."""
+    place, query = split_query(absolute(address))
+    if not is_remote(place):
+        return pafs.LocalFileSystem(), place
+    scheme, netloc, path, _, fragment = urllib.parse.urlsplit(place.replace("?", "%3F"))
     try:
-        if "://" in address:
-            filesystem, path = pafs.FileSystem.from_uri(address)
-            return filesystem, str(path)
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(address))
-    except (pa.ArrowInvalid, OSError) as error:
+        filesystem, root = _opened(f"{scheme}://{netloc}/{query}")
+    except (pa.ArrowException, OSError) as error:
         raise RayganError(f"cannot open {public(address)}: {first_line(error)}") from None
+    inner = urllib.parse.unquote(path.lstrip("/") + (f"#{fragment}" if fragment else "")).rstrip("/")
+    return filesystem, posixpath.join(root, inner) if inner else root
 
 
-def public(address: str) -> str:
-    """The address without a user name and password."""
-    parts = urllib.parse.urlsplit(address)
-    return address.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else address
+@functools.lru_cache(maxsize=32)
+def _opened(root: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a bucket or host, kept: to open one may ask a server where it is."""
+    filesystem, path = pafs.FileSystem.from_uri(root)
+    return filesystem, str(path)
+
+
+def for_ray(address: str) -> dict[str, Any]:
+    """The arguments of a `RunConfig` that have Ray Train or Tune keep its files there.
+
+    Ray would open an address itself, once for each process, and take its query for part of a path here and there.
+    """
+    filesystem, path = resolve(address)
+    return {"storage_path": path, "storage_filesystem": filesystem}
+
+
+def checkpoint_at(address: str) -> ray.train.Checkpoint:
+    """A folder as Ray's checkpoint, which brings a remote one to this machine's disk for those who read it."""
+    import ray.train
+
+    filesystem, path = resolve(address)
+    return ray.train.Checkpoint(path, filesystem=filesystem)
 
 
 def is_file(address: str) -> bool:
@@ -44,11 +81,6 @@ def is_file(address: str) -> bool:
         raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
 
-def join(address: str, *parts: str) -> str:
-    """The address of something under `address`."""
-    return posixpath.join(address, *parts)
-
-
 def read_json(address: str) -> dict[str, Any] | None:
     """A JSON object, or None where there is no such file. Raises RayganError if it is damaged or can't be read."""
     text = read_text(address)
@@ -57,9 +89,9 @@ def read_json(address: str) -> dict[str, Any] | None:
     try:
         values = json.loads(text)
     except ValueError:
-        raise RayganError(f"{address} is damaged: it is not JSON") from None
+        raise RayganError(f"{public(address)} is damaged: it is not JSON") from None
     if not isinstance(values, dict):
-        raise RayganError(f"{address} is damaged: it is not a JSON object")
+        raise RayganError(f"{public(address)} is damaged: it is not a JSON object")
     return values
 
 
@@ -71,21 +103,25 @@ def write_json(address: str, values: dict[str, Any]) -> None:
 def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
     """Write a file, making its folder. Raises RayganError if the place can't be written."""
     filesystem, path = resolve(address)
+    # An object is there when it is whole, and needs no folder; to move one would be to copy it.
+    of_objects = filesystem.type_name in _OBJECT_STORES
+    first = path if of_objects else path + ".part"
     try:
-        filesystem.create_dir(posixpath.dirname(path), recursive=True)
-        with filesystem.open_output_stream(path + ".part") as file:
+        if not of_objects:
+            filesystem.create_dir(posixpath.dirname(path), recursive=True)
+        with filesystem.open_output_stream(first) as file:
             file.write(content)
-        filesystem.move(path + ".part", path)
+        if first != path:
+            filesystem.move(first, path)
     except OSError as error:
-        raise RayganError(f"cannot write {public(address)}: {error.strerror or error}") from None
+        raise RayganError(f"cannot write {public(address)}: {error.strerror or first_line(error)}") from None
 
 
 def check_writable(address: str) -> None:
     """Make a folder and try it with a file. Raises RayganError if it can't be written."""
     probe = join(address, ".writable")
     write_bytes(probe, b"")
-    filesystem, path = resolve(probe)
-    filesystem.delete_file(path)
+    delete(probe)
 
 
 def read_text(address: str) -> str | None:
@@ -98,29 +134,82 @@ def read_text(address: str) -> str | None:
         raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
 
-def list_files(address: str, pattern: str) -> list[str]:
-    """Addresses of the files directly under `address` whose names match a pattern such as ``a-*.png``, sorted."""
+def read_bytes(address: str) -> bytes:
+    """A file's content. Raises FileNotFoundError, or RayganError if it can't be read."""
     filesystem, path = resolve(address)
-    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sorted(join(address, info.base_name) for info in found if fnmatch.fnmatch(info.base_name, pattern))
+    try:
+        with filesystem.open_input_file(path) as file:
+            content: bytes = file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
+    return content
+
+
+def list_files(address: str, pattern: str) -> list[str]:
+    """Addresses of the files directly under `address` whose names match a pattern such as ``a-*.png``, sorted.
+
+    Raises RayganError if the folder can't be read.
+    """
+    names = (info.base_name for info in _list(address) if info.type == pafs.FileType.File)
+    return sorted(join(address, name) for name in names if fnmatch.fnmatch(name, pattern))
 
 
 def delete_folders(address: str, pattern: str) -> None:
-    """Delete the folders under `address` whose paths below it match a pattern such as ``a.*/b_*``."""
-    filesystem, root = resolve(address)
+    """Delete the folders under `address` whose paths below it match a pattern such as ``a.*/b_*``.
+
+    Raises RayganError if that can't be done.
+    """
     head, _, tail = pattern.partition("/")
-    for info in filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True)):
+    for info in _list(address):
         if info.type != pafs.FileType.Directory or not fnmatch.fnmatch(info.base_name, head):
             continue
         if tail:
             delete_folders(join(address, info.base_name), tail)
         else:
-            filesystem.delete_dir(info.path)
+            delete(join(address, info.base_name))
 
 
-def read_bytes(address: str) -> bytes:
-    """A file's content. Raises FileNotFoundError."""
+def delete(address: str) -> None:
+    """Delete a file, or a folder with all in it; nothing if it isn't there. Raises RayganError if that can't be."""
     filesystem, path = resolve(address)
-    with filesystem.open_input_file(path) as file:
-        content: bytes = file.read()
-    return content
+    try:
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
+    except OSError as error:
+        raise RayganError(f"cannot delete {public(address)}: {first_line(error)}") from None
+
+
+def local_folder(address: str) -> str:
+    """A folder on this machine's disk with the files of a folder: itself, or a copy that is kept.
+
+    Another copy is made when the files have changed. Raises RayganError if they can't be read.
+    """
+    if not is_remote(address):
+        return address
+    files = [info for info in _list(address) if info.type == pafs.FileType.File]
+    state = repr([address, *sorted((info.base_name, info.size, info.mtime_ns) for info in files)])
+    kept = Path.home() / ".cache" / "raygan" / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
+    folder = kept / (name(address) or "folder")
+    if not folder.is_dir():
+        kept.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=kept))
+        for info in files:
+            (scratch / info.base_name).write_bytes(read_bytes(join(address, info.base_name)))
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was first
+            shutil.rmtree(scratch)
+    return str(folder)
+
+
+def _list(address: str) -> list[pafs.FileInfo]:
+    filesystem, path = resolve(address)
+    try:
+        return list(filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+    except OSError as error:
+        raise RayganError(f"cannot list {public(address)}: {first_line(error)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def ray_cluster():
     """A local cluster with more CPU slots than cores, so that placement never decides a test."""
     import ray
 
+    # Of the object store that tests start, which takes any; what Ray starts has the environment of now.
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        os.environ.setdefault(name, "of-tests")
     ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
     yield
     ray.shutdown()

@@ -56,12 +56,48 @@ def test_paths_are_absolute_and_addresses_are_left_alone():
 
 
 def test_passwords_are_not_shown():
-    settings = train("--data", "s3://key:secret@bucket/x", "--tracking-uri", "https://me:secret@mlflow")
-    assert recorded(settings)["data"] == "s3://bucket/x"
-    assert "secret" not in str(recorded(settings))
-    job = [sys.executable, "jobs/train.py", "--dry-run", "--data", "x", "--tracking-uri", "https://me:secret@mlflow"]
+    """A database's is the one that an address may carry."""
+    settings = train("--data", "x", "--tracking-uri", "postgresql://me:hush@host/db")
+    assert "hush" not in f"{settings} {settings!r} {recorded(settings)}"
+    job = [
+        sys.executable,
+        "jobs/train.py",
+        "--dry-run",
+        "--data",
+        "x",
+        "--tracking-uri",
+        "postgresql://me:hush@host/db",
+    ]
     shown = subprocess.run(job, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
-    assert "tracking_uri: https://mlflow" in shown
+    assert "tracking_uri: postgresql://host/db" in shown
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--data", "s3://key:hush@bucket/x", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("--storage", "s3://bucket/x?region=here&secret_key=hush", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("--quality-network", "abfss://box@host/x?sig=hush", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("--tracking-uri", "https://me:hush@mlflow", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+    ],
+)
+def test_passwords_are_refused_where_the_environment_can_carry_them(flag, value, says, monkeypatch):
+    with pytest.raises(ConfigurationError, match=f"{flag}: .*{says}") as raised:
+        train("--data", "x", flag, value)
+    assert "hush" not in str(raised.value)
+    name = {"--storage": "RAYGAN_STORAGE", "--tracking-uri": "MLFLOW_TRACKING_URI"}.get(flag)
+    if name:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigurationError, match=f"{flag}: .*{says}") as raised:
+            train("--data", "x")
+        assert "hush" not in str(raised.value)
+
+
+def test_files_by_uri_and_relative_databases_are_absolute_paths():
+    """Ray has trials stand in folders of their own."""
+    settings = train("--data", "file:///my%20shards", "--tracking-uri", "sqlite:///here.db")
+    assert (settings.data, settings.tracking_uri) == ("/my shards", f"sqlite:///{os.path.abspath('here.db')}")
+    assert train("--data", "x", "--tracking-uri", "sqlite:////there.db").tracking_uri == "sqlite:////there.db"
 
 
 @pytest.mark.parametrize("preset", TrainSettings.presets)

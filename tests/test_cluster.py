@@ -19,7 +19,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raygan import cluster, tracking
-from raygan.config import StorageSettings
+from raygan.config import PrepareSettings, StorageSettings
 from raygan.errors import ConfigurationError
 from tests.training.test_train import REALS, assert_a_single_process_does_the_same, one_iteration
 
@@ -189,6 +189,14 @@ def gcs_address() -> str:
     return ray.get_runtime_context().gcs_address
 
 
+def test_a_file_of_records_is_for_one_machine(second_node, new_storage, write_shards, train_settings, monkeypatch):
+    settings = train_settings(storage=str(new_storage), data=str(write_shards()), tracking_uri=None)
+    monkeypatch.setattr(cluster, "_machine", lambda: "another")  # the job's; workers import the module themselves
+    with pytest.raises(ConfigurationError, match="--tracking-uri: the cluster has several machines, and a SQLite"):
+        cluster._check_shared(settings)
+    cluster._check_shared(settings.model_copy(update={"tracking_uri": "http://mlflow:5000"}))
+
+
 def test_every_node_must_see_the_jobs_folders(second_node, new_storage, write_shards, train_settings):
     good = {"storage": str(new_storage), "data": str(write_shards()), "tracking_uri": None}
     cluster._check_shared(train_settings(**good))
@@ -202,3 +210,13 @@ def test_every_node_must_see_the_jobs_folders(second_node, new_storage, write_sh
     ):
         with pytest.raises(ConfigurationError, match=says):
             cluster._check_shared(train_settings(**{**good, **wrong}))
+    photos = {"storage": str(new_storage), "tracking_uri": None, "input": [str(new_storage)]}
+    new = {**photos, "output": str(second_node / "shards")}
+    with pytest.raises(ConfigurationError, match=f"--output: {new['output']} of this node is not seen by node"):
+        cluster._check_shared(PrepareSettings(**new))
+    assert os.listdir(new["output"]) == []
+    os.rmdir(new["output"])
+    cluster._check_shared(PrepareSettings(**new, dry_run=True))
+    assert not os.path.exists(new["output"])
+    with pytest.raises(ConfigurationError, match="--storage"):
+        cluster._check_shared(PrepareSettings(**{**photos, "storage": f"file://{second_node}", "output": "s3://b/x"}))

@@ -98,6 +98,10 @@ def test_a_job_runs_a_job_with_flags_it_knows(file, settings):
     assert (REPOSITORY / Path(script).relative_to("/home/ray/raygan")).is_file()
     chosen, _ = parse(settings, flags, doc=None)
     assert chosen.data.startswith("/raygan/")
+    workers = clusters()[file]["workerGroupSpecs"][0]
+    # By default a search takes what is there when it begins, and the cluster would never grow.
+    most = chosen.concurrent if isinstance(chosen, TuneSettings) else chosen.most_workers
+    assert most == workers["maxReplicas"]
 
 
 def test_the_service_is_one_that_serve_accepts_and_differs_where_it_must():

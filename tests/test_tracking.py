@@ -1,6 +1,7 @@
 """Records on their way to MLflow: none lost, none twice, whatever the server or the process does."""
 
 import math
+import os
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from raygan import tracking
 from raygan.config import ServeSettings, StorageSettings
 from raygan.errors import RayganError
 from raygan.serve.registry import Registry
+from raygan.tracking import runs
 from raygan.tracking.callback import MLflowCallback
 from raygan.tracking.runs import flatten
 from raygan.tracking.spool import Sender, Spool, send_records
@@ -242,6 +244,44 @@ def test_an_experiment_that_was_deleted_is_said(settings):
         tracking.start_run(settings, "r", job="test", params={}),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("storage", "uri", "location"),
+    [
+        ("/here", None, "file:///here/artifacts"),
+        ("/here", "postgresql://me:hush@host/db", "file:///here/artifacts"),
+        ("s3://bucket/here?region=x", "sqlite:////there.db", "s3://bucket/here/artifacts"),
+        ("s3://bucket/here", "http://mlflow:5000", None),
+    ],
+)
+def test_artifacts_go_to_the_storage_unless_a_server_keeps_them(storage, uri, location):
+    assert runs._artifact_location(StorageSettings(storage=storage, tracking_uri=uri)) == location
+
+
+def test_a_package_that_artifacts_take_is_asked_for_before_the_work(settings, monkeypatch):
+    monkeypatch.setattr(runs, "_is_installed", lambda module: False)
+    tracking.connect(settings)
+    records = f"sqlite:///{settings.storage}/mlflow.db"
+    bucket = StorageSettings(storage="s3://bucket/here", tracking_uri=records, experiment="another")
+    with pytest.raises(RayganError, match=r"in s3://bucket/here/artifacts, .* boto3: pip install 'raygan\[s3\]'"):
+        tracking.connect(bucket)
+
+
+def test_a_database_that_does_not_answer_is_said_without_its_password():
+    settings = StorageSettings(storage="/here", tracking_uri="mysql+nothing://me:hush@127.0.0.1:9/db")
+    with pytest.raises(RayganError, match=r"MLflow at .*127.0.0.1:9/db does not work") as raised:
+        tracking.connect(settings)
+    assert "hush" not in str(raised.value)
+
+
+def test_a_storages_endpoint_is_the_one_of_its_artifacts(monkeypatch):
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "another")
+    runs._name_endpoint("s3://bucket/here?endpoint_override=minio:9000&scheme=http")
+    assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "another"
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+    runs._name_endpoint("s3://bucket/here?endpoint_override=minio:9000&scheme=http")
+    assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://minio:9000"
 
 
 def test_flatten_joins_keys_with_dots():

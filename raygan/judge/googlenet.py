@@ -12,6 +12,7 @@ on (`transform_input` merely undoes ImageNet's usual normalisation), so one rule
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from torchvision.models import GoogLeNet
 
 from raygan.errors import RayganError
+from raygan.storage import local_folder
 from raygan.weights import fill, load_description, load_tensors, save_description, save_tensors
 
 VERSION = 1
@@ -95,11 +97,15 @@ def save_classifier(
     save_description(folder / "classifier.json", VERSION, values)
 
 
-def load_classifier(folder: Path) -> Classifier:
-    """The classifier of a folder, on the CPU.
+def load_classifier(folder: Path | str) -> Classifier:
+    """The classifier of a folder, on the CPU; a remote folder is brought to this machine's disk.
 
     Raises RayganError if a file is missing, truncated, or of another version or architecture.
     """
+    if re.match(r"\w+:/", str(folder)):
+        # A path has made one slash of an address's two.
+        folder = local_folder(re.sub(":/+", "://", str(folder)))
+    folder = Path(folder)
     path = folder / "classifier.json"
     description = load_description(path, VERSION)
     try:

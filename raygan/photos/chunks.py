@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import posixpath
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from raygan.photos import faces, outliers, variation
 from raygan.photos.decode import Fit, looks_like_image
 from raygan.photos.filters import Limits, Photo, judge, look
 from raygan.photos.sources import Source, columns, image_bytes, is_image_name, shown
-from raygan.storage import resolve, write_bytes
+from raygan.storage import parent, resolve, write_bytes
 
 #: Raise when the content of chunks changes for the same settings, so that older ones aren't taken up.
 VERSION = 2
@@ -172,7 +171,7 @@ def _read(address: str, names: Sequence[str]) -> pa.Table:
         return pq.read_table(path, columns=list(names), filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise RayganError(
-            f"cannot read {address}: {first_line(error)}; remove {posixpath.dirname(address)} and start again"
+            f"cannot read {address}: {first_line(error)}; remove {parent(address)} and start again"
         ) from None
 
 

@@ -13,7 +13,6 @@ Nothing here decodes an image, and nothing needs Ray.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import posixpath
@@ -30,6 +29,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raygan import addresses
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.storage import resolve
 
@@ -97,7 +97,7 @@ class Source:
         """Whether the root is still there."""
         if self.local:
             return os.path.isdir(self.root)
-        filesystem, root = _opened(self.root)
+        filesystem, root = resolve(self.root)
         return bool(filesystem.get_file_info(root).type == pafs.FileType.Directory)
 
     def read(self, path: bytes, count: int = -1) -> bytes:
@@ -105,7 +105,7 @@ class Source:
         if self.local:
             with open(os.path.join(os.fsencode(self.root), path), "rb") as file:
                 return file.read(count)
-        filesystem, root = _opened(self.root)
+        filesystem, root = resolve(self.root)
         with filesystem.open_input_file(posixpath.join(root, path.decode())) as file:
             return bytes(file.read(None if count < 0 else count))
 
@@ -113,7 +113,7 @@ class Source:
         """A Parquet file, opened. Raises OSError or pyarrow.ArrowException."""
         if self.local:
             return pq.ParquetFile(os.path.join(self.root, os.fsdecode(path)))
-        filesystem, root = _opened(self.root)
+        filesystem, root = resolve(self.root)
         return pq.ParquetFile(filesystem.open_input_file(posixpath.join(root, path.decode())))
 
 
@@ -167,13 +167,13 @@ def find_photos(
     """
     listing = Listing([], SCHEMA.empty_table())
     tables = []
-    names = {posixpath.basename(address.rstrip("/")) for address in inputs}
+    names = {addresses.name(address) for address in inputs}
     for number, address in enumerate(inputs):
         source = _source(address, image_column or "", label_column or "")
         files = sorted(_matching(source, exclude), key=lambda file: os.fsencode(file.path))
         if not files:
             raise ConfigurationError(f"--input: there are no files in {address}")
-        fallback = posixpath.basename(source.root.rstrip("/")) if len(names) == len(inputs) > 1 else None
+        fallback = addresses.name(source.root) if len(names) == len(inputs) > 1 else None
         sorter = _Sorter(source, number, listing.ignored, label=label, layout=layout, fallback=fallback)
         tables.append(sorter.sort(files))
         listing.sources.append(source)
@@ -210,10 +210,11 @@ def shown(path: bytes, row: int = -1) -> str:
 
 
 def _source(address: str, image_column: str, label_column: str) -> Source:
-    segments = address.split("/")
+    place, query = addresses.split_query(address)
+    segments = place.split("/")
     magic = next((i for i, part in enumerate(segments) if any(c in part for c in "*?[")), None)
     if magic is not None and ("://" in address or not os.path.exists(address)):
-        root = "/".join(segments[:magic]) or ("/" if address.startswith("/") else ".")
+        root = ("/".join(segments[:magic]) or ("/" if address.startswith("/") else ".")) + query
         pattern = tuple(segments[magic:])
     else:
         root, pattern = address, ()
@@ -225,8 +226,7 @@ def _source(address: str, image_column: str, label_column: str) -> Source:
     if kind == pafs.FileType.NotFound:
         raise ConfigurationError(f"--input: {root} does not exist")
     if kind == pafs.FileType.File:
-        root, _, name = (root if "://" in root else path).rpartition("/")
-        pattern = (_literal(name),)
+        root, pattern = addresses.parent(root if "://" in root else path), (_literal(posixpath.basename(path)),)
     elif "://" not in root:
         root = path
     return Source(address, root or "/", pattern, image_column, label_column)
@@ -281,16 +281,15 @@ def _walk_local(source: Source, exclude: str | None) -> Iterator[_File]:
 
 
 def _walk_remote(source: Source, exclude: str | None) -> Iterator[_File]:
-    filesystem, root = _opened(source.root)
+    filesystem, root = resolve(source.root)
     excluded = resolve(exclude)[1] + "/" if exclude and "://" in exclude else None
-    for info in filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
+    try:
+        found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    except OSError as error:
+        raise RayganError(f"--input: cannot list {source.address}: {first_line(error)}") from None
+    for info in found:
         if info.type == pafs.FileType.File and not (excluded and info.path.startswith(excluded)):
             yield _File(info.path[len(root) :].lstrip("/"), info.size, info.mtime_ns or 0, regular=True)
-
-
-@functools.lru_cache(maxsize=32)
-def _opened(address: str) -> tuple[pafs.FileSystem, str]:
-    return resolve(address)
 
 
 # ---------------------------------------------------------------- labels

@@ -92,6 +92,7 @@ def run(settings: ServeJobSettings) -> None:
     no generator to serve.
     """
     from raygan import tracking
+    from raygan.addresses import public
     from raygan.serve.token import check_token
 
     service = _read_service(settings.service)
@@ -101,8 +102,9 @@ def run(settings: ServeJobSettings) -> None:
     check_token(validate(ServeSettings, arguments), http.host)
     if not tracking.serving_generators(tracking.connect(settings)):
         raise RayganError(
-            f"MLflow at {tracking.tracking_uri(settings)} has no generator with alias {tracking.SERVING_ALIAS}: "
-            f"train one with jobs/train.py, or name another place with --storage or --tracking-uri"
+            f"MLflow at {public(tracking.tracking_uri(settings))} has no generator with alias "
+            f"{tracking.SERVING_ALIAS}: train one with jobs/train.py, or name another place with --storage or "
+            f"--tracking-uri"
         )
     environment = {**os.environ, "RAYGAN_STORAGE": settings.storage}
     if settings.tracking_uri:

@@ -12,7 +12,7 @@ from raygan.tracking.registry import (
     serving_classifier,
     serving_generators,
 )
-from raygan.tracking.runs import Run, close_children, connect, start_run, tracking_uri, ui_command
+from raygan.tracking.runs import Run, close_children, connect, kill_children, start_run, tracking_uri, ui_command
 
 __all__ = [
     "CLASSIFIER_NAME",
@@ -24,6 +24,7 @@ __all__ = [
     "download_model",
     "find_model",
     "generator_name",
+    "kill_children",
     "register_classifier",
     "register_generator",
     "serving_classifier",

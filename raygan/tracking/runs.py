@@ -9,6 +9,7 @@ metrics wait in memory and are sent with the next ones.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import posixpath
@@ -17,6 +18,7 @@ import socket
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -28,11 +30,12 @@ import psutil
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
+from raygan.addresses import is_remote, join, public, split_query
 from raygan.config import StorageSettings
 from raygan.errors import RayganError, first_line
-from raygan.storage import public
 from raygan.tracking.spool import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store takes.
@@ -50,6 +53,9 @@ _TABLES_S = 60.0
 #: Seconds that a process may take to end when it was told to.
 _ENDING_S = 15.0
 
+#: What MLflow takes to reach artifacts, and raygan's extra that brings it, by the scheme of where they are.
+_PACKAGES = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}
+
 #: File of a spool that names the process that sends its records.
 _OWNER = "owner"
 
@@ -60,7 +66,7 @@ def tracking_uri(settings: StorageSettings) -> str:
         return settings.tracking_uri
     if "://" in settings.storage:
         raise RayganError(
-            f"--tracking-uri is needed with remote storage {settings.storage}: a SQLite file can't live there"
+            f"--tracking-uri is needed with remote storage {public(settings.storage)}: a SQLite file can't live there"
         )
     return f"sqlite:///{os.path.abspath(settings.storage)}/mlflow.db"
 
@@ -80,6 +86,7 @@ def connect(settings: StorageSettings) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every table it makes
     # It tells of every table that it upgrades, and prints pages of SQL for an error that it also raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    _name_endpoint(settings.storage)
     alone: AbstractContextManager[Any] = nullcontext()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
@@ -91,12 +98,50 @@ def connect(settings: StorageSettings) -> MlflowClient:
     try:
         with alone:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            client.search_experiments(max_results=1)
+            experiment = client.get_experiment_by_name(settings.experiment)
     except Exception as error:
         # Stores raise what their drivers raise; whichever it is, the address is what the user can change.
-        reason = first_line(error)
+        reason = first_line(error).replace(uri, public(uri))
         raise RayganError(f"MLflow at {public(uri)} does not work: {reason}; check --tracking-uri") from None
+    _check_reachable(experiment.artifact_location if experiment else _artifact_location(settings))
     return client
+
+
+def _artifact_location(settings: StorageSettings) -> str | None:
+    """Where artifacts of a new experiment go; None where a server knows.
+
+    By itself a database would have them in the folder that the job happens to stand in.
+    """
+    if tracking_uri(settings).startswith(("http://", "https://")):
+        return None
+    place, _ = split_query(join(settings.storage, "artifacts"))  # MLflow would append to the query
+    return place if is_remote(place) else Path(place).absolute().as_uri()
+
+
+def _check_reachable(location: str | None) -> None:
+    """Raise RayganError if a package is missing that MLflow takes to reach artifacts there."""
+    module, extra = _PACKAGES.get((location or "").partition("://")[0], (None, ""))
+    if module is not None and not _is_installed(module):
+        raise RayganError(
+            f"MLflow keeps artifacts in {public(location or '')}, for which it needs {module}: "
+            f"pip install 'raygan[{extra}]', or let an MLflow server keep them (--tracking-uri)"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even what it is part of
+        return False
+
+
+def _name_endpoint(address: str) -> None:
+    """Tell MLflow of the server that a storage's address names: it takes it from the environment only."""
+    query = dict(urllib.parse.parse_qsl(split_query(address)[1].removeprefix("?")))
+    endpoint = query.get("endpoint_override")
+    if address.startswith("s3://") and endpoint:
+        whole = endpoint if "://" in endpoint else f"{query.get('scheme', 'https')}://{endpoint}"
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", whole)
 
 
 class Run:
@@ -233,12 +278,26 @@ def _finish_orphan(client: MlflowClient, outbox: Path, folder: Path) -> None:
             print(f"warning: records in {folder} still wait: {first_line(error)}", file=sys.stderr)
 
 
+def kill_children(parent: Run) -> None:
+    """Close as KILLED the runs under a parent whose job is being stopped, at once: Ray gives it 3 s.
+
+    What they have still to send is sent with this machine's next job.
+    """
+    with suppress(Exception):  # why the job is being stopped is what counts
+        for child in _running_children(parent):
+            parent.client.set_terminated(child.info.run_id, "KILLED")
+
+
+def _running_children(parent: Run) -> list[MlflowRun]:
+    experiment = parent.client.get_run(parent.id).info.experiment_id
+    still = f"tags.`mlflow.parentRunId` = '{parent.id}' and attributes.status = 'RUNNING'"
+    return list(parent.client.search_runs([experiment], still))
+
+
 def close_children(settings: StorageSettings, parent: Run) -> None:
     """Close as KILLED the runs under a parent that were ended from outside, with what they left to be sent."""
     client, outbox = parent.client, _outbox(settings)
-    experiment = client.get_run(parent.id).info.experiment_id
-    still = f"tags.`mlflow.parentRunId` = '{parent.id}' and attributes.status = 'RUNNING'"
-    for child in client.search_runs([experiment], still):
+    for child in _running_children(parent):
         folder = outbox / child.info.run_id
         owner = _read_owner(folder / _OWNER)
         deadline = time.monotonic() + _ENDING_S
@@ -297,10 +356,8 @@ def _read_owner(path: Path) -> _Owner | None:
 def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str, tags: dict[str, str]) -> str:
     experiment = client.get_experiment_by_name(settings.experiment)
     if experiment is None:
-        location = None
-        if tracking_uri(settings).startswith("sqlite:///") and "://" not in settings.storage:
-            location = Path(os.path.abspath(settings.storage), "artifacts").as_uri()
         try:
+            location = _artifact_location(settings)
             experiment_id = client.create_experiment(settings.experiment, artifact_location=location)
         except MlflowException as error:
             there = client.get_experiment_by_name(settings.experiment)  # made by another job in the meantime

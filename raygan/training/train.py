@@ -37,7 +37,7 @@ from tqdm import tqdm
 from raygan import cluster, pictures, storage, tracking
 from raygan.batches import Photos, load_photos
 from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.gan.checkpoint import load_generator
 from raygan.gan.latents import images_of, latents_of, slerp
 from raygan.gan.networks import Generator
@@ -98,7 +98,7 @@ class TrialTraining:
     shared: Shared
     parent_run: str
     told: Callable[[Quality], None]
-    begin_from: str | None = None
+    begin_from: ray.train.Checkpoint | None = None
 
 
 class CollapsedError(RayganError):
@@ -272,7 +272,7 @@ class Training:
             ),
             run_config=RunConfig(
                 name=self.run.name,
-                storage_path=storage.join(settings.storage, "runs"),
+                **storage.for_ray(storage.join(settings.storage, "runs")),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=CheckpointConfig(
                     num_to_keep=settings.keep_checkpoints,
@@ -353,6 +353,7 @@ class History:
         text = storage.read_text(address) or ""
         self.records: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
         self._dirty_since: float | None = None
+        self._said = False
 
     @property
     def latest(self) -> dict[str, float]:
@@ -367,10 +368,18 @@ class History:
             self._dirty_since = self._dirty_since or time.monotonic()
 
     def save(self, at_least_every_s: float = 0.0) -> None:
-        """Write the records, if some are new for that long."""
-        if self._dirty_since is not None and time.monotonic() - self._dirty_since >= at_least_every_s:
-            lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        """Write the records, if some are new for that long. Where that fails, they are written with the next ones."""
+        if self._dirty_since is None or time.monotonic() - self._dirty_since < at_least_every_s:
+            return
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        try:
             storage.write_bytes(self._address, lines.encode())
+        except RayganError as error:
+            if not self._said:
+                tqdm.write(f"warning: {error}", file=sys.stderr)
+            self._said = True
+            self._dirty_since = time.monotonic()  # not at once again
+        else:
             self._dirty_since = None
 
 
@@ -394,7 +403,7 @@ class _Follower:
             disable=bool(training.trial),
         )
         self._shown: dict[str, str] = {}
-        self._started = False
+        self._started = self._said = False
 
     def __enter__(self) -> _Follower:
         return self
@@ -413,8 +422,7 @@ class _Follower:
             if isinstance(event, Tick):
                 self._show(event.batches * self._batch)
             elif isinstance(event, Picture):
-                content = storage.read_bytes(storage.join(self._training.run.folder, event.path))
-                self._training.log.log_bytes(content, event.path)
+                self._pass_on(event)
             elif isinstance(event, Report):
                 self._report(numbers(event.metrics))
             elif isinstance(event, Quality):
@@ -424,6 +432,17 @@ class _Follower:
             elif isinstance(event, Collapse):
                 self.collapse = event
         self._training.history.save(at_least_every_s=5)
+
+    def _pass_on(self, picture: Picture) -> None:
+        """Copy a picture to MLflow; a storage that doesn't answer is no reason to end a training."""
+        try:
+            content = storage.read_bytes(storage.join(self._training.run.folder, picture.path))
+        except (RayganError, FileNotFoundError) as error:
+            if not self._said:
+                tqdm.write(f"warning: MLflow gets no {picture.path}: {first_line(error)}", file=sys.stderr)
+            self._said = True
+            return
+        self._training.log.log_bytes(content, picture.path)
 
     def _report(self, metrics: dict[str, float]) -> None:
         self._training.history.add(metrics)

@@ -83,7 +83,7 @@ class WorkerTask:
     labels: tuple[str, ...]
     events: Queue
     folder: str
-    begin_from: str | None = None
+    begin_from: ray.train.Checkpoint | None = None
     judge: Judge | None = None
 
 
@@ -97,7 +97,7 @@ def train_worker(config: dict[str, Any]) -> None:
     before: dict[str, Any] = {}
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None and task.begin_from:
-        checkpoint = ray.train.Checkpoint(task.begin_from)
+        checkpoint = task.begin_from
     if checkpoint:
         with checkpoint.as_directory() as folder:
             before = load_training(Path(folder), step)

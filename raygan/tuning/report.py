@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray.train
 
 from raygan import pictures as draw
 from raygan import storage
@@ -187,10 +186,10 @@ def _samples(ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes
         shown.append(source)
     panels = []
     for trial in shown:
-        if storage.read_json(storage.join(trial.checkpoint, "generator.json")) is None:
+        if not storage.is_file(storage.join(trial.checkpoint, "generator.json")):
             continue
         name = "source" if trial is source else trial.number
-        with ray.train.Checkpoint(trial.checkpoint).as_directory() as folder:
+        with storage.checkpoint_at(trial.checkpoint).as_directory() as folder:
             generator, _ = load_generator(Path(folder))
         panels.append((f"{name}: KID {trial.kid:.3g}", sample(generator, _SAMPLES, seed=1)))
     return draw.png(draw.side_by_side(panels, _COLUMNS)) if panels else b""

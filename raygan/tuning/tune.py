@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import posixpath
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +39,7 @@ from raygan import cluster, storage, tracking
 from raygan.batches import load_photos
 from raygan.config import SearchOptions, StorageSettings, TrainSettings, TuneSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.runs import RunRecord, is_finished
+from raygan.runs import RunRecord, is_finished, recorded
 from raygan.shards import DataSet
 from raygan.training.news import Quality
 from raygan.training.quality import start_measuring, with_network
@@ -124,13 +124,17 @@ def tune(settings: TuneSettings) -> TuneResult:
         settings,
         name,
         job="tune",
-        params={**settings.model_dump(mode="json", include=set(SearchOptions.model_fields)), "data": settings.data},
+        params={name: recorded(settings)[name] for name in (*SearchOptions.model_fields, "data")},
         tags={"raygan.label": settings.label or "all"},
         run_id=record.mlflow_run_id,
     ) as log:
         record.save(mlflow_run_id=log.id, state="running")
         print(f"search {name} in {record.folder}; --name {name} resumes it", flush=True)
-        trials = _search(settings, base, axes, data, record, log, at_once)
+        try:
+            trials = _search(settings, base, axes, data, record, log, at_once)
+        except BaseException:
+            tracking.kill_children(log)
+            raise
         tracking.close_children(settings, log)
         result = _conclude(settings, base, axes, trials, record, log)
         record.save(state="finished")
@@ -175,10 +179,10 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
         metrics["run"] = settings.name
         judged.append(metrics)
         storage.write_json(kept_in, {"reports": judged})
-        kept = ray.tune.Checkpoint(quality.checkpoint) if population else None
+        kept = storage.checkpoint_at(quality.checkpoint) if population else None
         ray.tune.report(metrics, checkpoint=kept)
 
-    trial = TrialTraining(shared, parent, told, begin_from=donor.path if population and donor else None)
+    trial = TrialTraining(shared, parent, told, begin_from=donor if population else None)
     try:
         train(settings, trial)
     except CollapsedError as error:
@@ -203,10 +207,16 @@ def _search(
         {"memory": 2**20},  # cores are for the training's workers; Tune wants something reserved
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # verbose=0 would print a table and hints all the same
-    progress = _Progress(settings, storage.join(settings.storage, "runs", record.name))
-    folder = storage.join(record.folder, "tune")
-    if ray.tune.Tuner.can_restore(folder):
-        tuner = ray.tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
+    progress = _Progress(settings, record.name)
+    filesystem, folder = storage.resolve(storage.join(record.folder, "tune"))
+    if ray.tune.Tuner.can_restore(folder, filesystem):
+        tuner = ray.tune.Tuner.restore(
+            folder,
+            trainable=trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=filesystem,
+        )
     else:
         scheduler, searcher = _scheduler(settings, axes), _searcher(settings, axes, at_once)
         tuner = ray.tune.Tuner(
@@ -221,7 +231,7 @@ def _search(
             ),
             run_config=ray.tune.RunConfig(
                 name="tune",
-                storage_path=record.folder,
+                **storage.for_ray(record.folder),
                 failure_config=ray.tune.FailureConfig(max_failures=2),
                 # Of a population. With fewer, one is gone before another trial has copied it.
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
@@ -292,7 +302,7 @@ def _read(result: ray.tune.Result, settings: TuneSettings) -> TrialRecord:
             record.checkpoint = str(best["checkpoint"])
             run = str(alive["run"].iloc[-1])
             history = History(storage.join(settings.storage, "runs", run, "metrics.jsonl"))
-            record.images = max(int(each["images"]) for each in history.records)
+            record.images = max((int(each["images"]) for each in history.records), default=0)
             record.state = "finished" if is_finished(settings, run) else "stopped"
     if result.error is not None:
         record.state = "failed"
@@ -343,8 +353,9 @@ def _full(settings: TuneSettings) -> TrainSettings:
 class _Progress(ray.tune.Callback):
     """Shows how the search stands, and frees the disk of trials that can't be among the best any more."""
 
-    def __init__(self, settings: TuneSettings, run: str):
-        self._run, self._length = run, round(settings.trial_kimg * 1000)
+    def __init__(self, settings: TuneSettings, search: str):
+        self._runs, self._search = storage.join(settings.storage, "runs"), search
+        self._length = round(settings.trial_kimg * 1000)
         self._kids: dict[str, float] = {}
         self._images: dict[str, int] = {}
         self._ended: dict[str, str] = {}
@@ -379,9 +390,10 @@ class _Progress(ray.tune.Callback):
         self._show(trials)
         ended = sorted((self._kids.get(number, math.inf), number) for number in self._ended)
         for _, number in ended[KEPT:]:
-            storage.delete_folders(
-                posixpath.dirname(self._run), f"{posixpath.basename(self._run)}.{number}*/checkpoint_*"
-            )
+            try:
+                storage.delete_folders(self._runs, f"{self._search}.{number}*/checkpoint_*")
+            except RayganError as error:  # they only take room
+                tqdm.write(f"warning: {error}", file=sys.stderr)
 
     def _show(self, trials: list[Any]) -> None:
         if self._bar is None:

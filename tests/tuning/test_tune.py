@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,16 +90,8 @@ def test_a_search_killed_on_its_way_goes_on_finds_and_writes_what_train_takes(se
 
 
 def kill_after_a_trial(settings, client):
-    """Start the search as a job of its own, and kill it when one of its trials has ended."""
-    config = os.path.join(settings.storage, "search.json")
-    with open(config, "w") as file:
-        json.dump(settings.plain(), file)  # JSON is YAML
-    driver = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "jobs/tune.py"), "--config", config],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-    )
+    """Start the search, and kill it when one of its trials has ended."""
+    driver = start(settings)
     deadline = time.monotonic() + 180
     while not trials(client, "attributes.status = 'FINISHED'"):
         assert driver.poll() is None, "the search ended before it could be killed"
@@ -106,6 +99,46 @@ def kill_after_a_trial(settings, client):
         time.sleep(0.2)
     driver.kill()
     driver.wait()
+
+
+def test_a_search_that_is_stopped_closes_its_runs_and_goes_on(search_settings):
+    settings = search_settings(trial_kimg=0.8, judgements=20, scheduler="none")
+    client = tracking.connect(settings)
+    job = start(settings, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 180
+    while not any("kid16_efficientnet_lite0" in run.data.metrics for run in trials(client)):
+        assert job.poll() is None, "the search ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert said.splitlines()[-1] == b"interrupted; the same command goes on where this one stopped"
+    stopped = all_runs(client)
+    assert len(stopped) > 1
+    assert {run.info.status for run in stopped} == {"KILLED"}
+    result = tune(settings)
+    ended = all_runs(client)
+    assert {run.info.run_id for run in stopped} < {run.info.run_id for run in ended}
+    assert {run.info.status for run in ended} == {"FINISHED"}
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+
+
+def start(settings, stderr=subprocess.DEVNULL):
+    """Start the search as a job of its own."""
+    config = os.path.join(settings.storage, "search.json")
+    with open(config, "w") as file:
+        json.dump(settings.plain(), file)  # JSON is YAML
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs/tune.py"), "--config", config],
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    )
+
+
+def all_runs(client):
+    return client.search_runs([client.get_experiment_by_name("raygan").experiment_id])
 
 
 def trials(client, condition=""):

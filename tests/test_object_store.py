@@ -1,0 +1,157 @@
+"""The jobs on an object store: photos, shards, runs, searches and samples in a bucket, at an address with a query."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pyarrow.fs as pafs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from raygan import cluster, storage, tracking
+from raygan.addresses import split_query
+from raygan.classification.classify import classify
+from raygan.config import ClassifySettings, EvaluateSettings, PrepareSettings, SampleSettings, TuneSettings
+from raygan.errors import RayganError
+from raygan.evaluation.evaluate import evaluate
+from raygan.features import load_features
+from raygan.generators import find_generators
+from raygan.judge.googlenet import load_classifier
+from raygan.prepare import prepare
+from raygan.sample import sample
+from raygan.shards import DataSet
+from raygan.training.train import train
+from raygan.tuning.tune import tune
+from tests.photos import messy
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint, ray_cluster, request, monkeypatch):
+    """The address of a folder in a new bucket, as users of MinIO or Ceph have it."""
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "set by the job")
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+    name = request.node.name.replace("_", "-")[:60].strip("-")
+    pafs.S3FileSystem(region="us-east-1", endpoint_override=endpoint, allow_bucket_creation=True).create_dir(name)
+    return f"s3://{name}/some/folder?region=us-east-1&endpoint_override={endpoint}"
+
+
+@pytest.fixture
+def records(new_storage):
+    return f"sqlite:///{new_storage}/mlflow.db"
+
+
+def files(address):
+    filesystem, path = storage.resolve(address)
+    return {
+        info.path.removeprefix(f"{path}/")
+        for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+        if info.type == pafs.FileType.File
+    }
+
+
+def write_photos(address):
+    for seed, label in enumerate(("cat", "dog"), 1):
+        for i in range(40):
+            buffer = io.BytesIO()
+            messy.picture(1000 * seed + i, 48).save(buffer, "PNG")
+            storage.write_bytes(storage.join(address, label, f"{i}.png"), buffer.getvalue())
+
+
+def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_settings, monkeypatch):
+    place = {"storage": bucket, "tracking_uri": records}
+    photos, shards = storage.join(bucket, "photos"), storage.join(bucket, "shards")
+    write_photos(photos)
+    prepared = {"input": [photos], "output": shards, "image_size": 32, "skip": ["outlier"], "validation": 0.2, **place}
+    with monkeypatch.context() as patch:
+        # On several nodes the work folder of a dry run is where all see it.
+        patch.setattr(cluster, "nodes", lambda: [{"CPU": 4.0}] * 2)
+        examined = prepare(PrepareSettings(**prepared, dry_run=True))
+    assert {name.partition("/")[0] for name in files(bucket)} == {"photos"}
+    assert prepare(PrepareSettings(**prepared))["kept"] == examined["kept"]
+    assert DataSet.open(shards).manifest.classes == ["cat", "dog"]
+    assert not any(".part" in name or ".prepare" in name for name in files(shards))
+
+    settings = train_settings(**place, data=shards, name="kept", epochs=1, num_workers=1)
+    first = train(settings)
+    result = train(settings.model_copy(update={"epochs": 2}))  # goes on from the first one's checkpoint
+    assert result.run_id == first.run_id
+    assert result.metrics["images"] == 2 * first.metrics["images"]
+    assert result.checkpoint.startswith(split_query(bucket)[0])
+    client = tracking.connect(settings)
+    run = client.get_run(result.run_id)
+    assert run.info.artifact_uri.startswith(split_query(storage.join(bucket, "artifacts"))[0])
+    assert "pictures/curves.png" in [artifact.path for artifact in client.list_artifacts(result.run_id, "pictures")]
+
+    output = storage.join(bucket, "samples")
+    drawn = SampleSettings(**place, model=result.checkpoint, output=output, n=5, chunk_images=3)
+    assert sample(drawn).to_json()
+    assert len(storage.list_files(output, "*.png")) == 5
+    (found,) = find_generators(settings, [result.checkpoint], [])
+    assert found.name == storage.name(result.checkpoint)
+
+    judged = classify(ClassifySettings(**place, data=shards, name="judge", epochs=1, batch_size=8))
+    report = evaluate(
+        EvaluateSettings(
+            **place,
+            data=shards,
+            model=[result.checkpoint],
+            network=["googlenet"],
+            samples=16,
+            real_images=16,
+            name="card",
+        )
+    )
+    assert judged.run_id
+    assert report
+    assert {"report.html", "report.json"} & {name.rpartition("/")[2] for name in files(storage.join(bucket, "reports"))}
+    (folder,) = {name.partition("/")[0] for name in files(storage.join(bucket, "classifiers"))}
+    address = storage.join(bucket, "classifiers", folder)
+    assert load_features(address).name == f"googlenet_{folder}"
+    assert load_classifier(address).labels == ("cat", "dog")
+
+
+def test_a_population_takes_over_checkpoints_in_a_bucket_and_a_search_goes_on(
+    bucket, records, train_settings, write_shards
+):
+    values = train_settings(
+        storage=bucket,
+        tracking_uri=records,
+        data=str(write_shards(per_label=40)),
+        num_workers=1,
+        cpus_per_worker=4.0,
+        quality_every=None,
+        quality_samples=16,
+    ).model_dump()
+    values |= {"name": "search", "trials": 2, "trial_kimg": 0.16, "judgements": 4, "scheduler": "pbt"}
+    settings = TuneSettings.model_validate({**values, "space": ["generator_lr=1e-5..1e-3"]})
+    with pytest.MonkeyPatch.context() as patch:
+        # Cut off when all is searched, so that what Tune keeps is read again.
+        patch.setattr("raygan.tuning.tune._conclude", refuse)
+        with pytest.raises(RayganError, match="cut off"):
+            tune(settings)
+    result = tune(settings)
+    assert result.trials == 2
+    assert {"best.yaml", "pictures/samples.png"} <= files(storage.join(bucket, "searches", "search"))
+    runs = {name.partition("/")[0] for name in files(storage.join(bucket, "runs"))}
+    taken_over = [name for name in runs if name.count(".") == 2]
+    assert taken_over
+    # They began where others were, not at the first image.
+    for name in taken_over:
+        history = storage.read_text(storage.join(bucket, "runs", name, "metrics.jsonl"))
+        assert min(json.loads(line)["images"] for line in history.splitlines()) > 8
+
+
+def refuse(*_):
+    raise RayganError("cut off")
