@@ -248,13 +248,20 @@ class GatewayDeployment:
             await asyncio.sleep(min(seconds, 0.5) if self._missing else seconds)
 
     async def _look(self) -> None:
+        await self._count_replicas()
+        champions: Champions = await self._registry.champions.remote()
+        await self.service.refresh(champions)
+        if self.service.champions != champions.proven:
+            await self._registry.confirm.remote(self.service.champions)
+        stopped = await self._count_replicas()  # again: `refresh` waits for replicas that start
+        self._missing = stopped + [str(model) for model in self.service.not_served(champions)]
+
+    async def _count_replicas(self) -> list[str]:
+        """Tell the stages how many replicas they have; deployments that have none."""
         running = await asyncio.to_thread(_running_replicas)
         for name, stage in self._deployments.items():
             stage.replicas = running.get(name, stage.replicas)
-        champions: Champions = await self._registry.champions.remote()
-        await self.service.refresh(champions)
-        stopped = [name for name in self._deployments if running.get(name, 1) < 1]
-        self._missing = stopped + [str(model) for model in self.service.not_served(champions)]
+        return [name for name in self._deployments if running.get(name, 1) < 1]
 
 
 def _running_replicas() -> dict[str, int]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ ClassifierStage = Stage[Judge, Verdicts]
 
 #: Most images in one answer, and most that are drawn in one round for a confidence.
 MOST_IMAGES = 64
+
+#: Seconds that a refresh waits for a version: a deployment without a replica must not hold up the others' versions.
+_PREPARE_SECONDS = 20.0
 
 #: More than a probability changes with the batch that an image is judged in: rounding of some 1e-7 in a layer, which
 #: a network with steep outputs makes 1e-4.
@@ -76,26 +80,50 @@ class Service:
         self.generators, self.classifier = generators, classifier
         self.champions = Champions()
         self.described: dict[ModelVersion, dict[str, Any]] = {}
+        self._preparing: dict[ModelVersion, asyncio.Task[None]] = {}
         self._meters, self._most_draws = meters, most_draws
 
     async def refresh(self, champions: Champions) -> None:
-        """Take over new champions, each once its replicas have loaded it; one that can't be loaded is not taken."""
-        generators = {}
-        for label, model in champions.generators.items():
-            stage = self.generators.get(model.name)
-            kept = self.champions.generators.get(label)
-            if stage is None:  # registered after the deployment, which starts one deployment for each model
-                continue
-            if await self._ready(stage, model, label):
-                generators[label] = model
-            elif kept is not None:
-                generators[label] = kept
-        classifier = champions.classifier
-        if classifier is not None and not await self._ready(self.classifier, classifier):
-            classifier = self.champions.classifier
-        self.champions = Champions(generators, classifier)
-        in_force = {*generators.values(), classifier}
-        self.described = {model: about for model, about in self.described.items() if model in in_force}
+        """Take over new champions, each as soon as its replicas have loaded it.
+
+        For one that can't be loaded, or isn't in time, the version in force stays, or the one that was proven before
+        this process began. A load that takes longer goes on, and the next refresh finds it done.
+        """
+        proven = champions.proven or Champions()
+        self._forget(champions, proven)
+        late = frozenset(self._preparing)
+        in_force = self.champions
+
+        async def take(label: str, model: ModelVersion) -> None:
+            for candidate in (model, in_force.generators.get(label), proven.generators.get(label)):
+                stage = self.generators.get(candidate.name) if candidate else None
+                # Without a stage: registered after the deployment, which starts one deployment for each model.
+                if candidate and stage and await self._ready(stage, candidate, late, label):
+                    others = self.champions
+                    self.champions = replace(others, generators={**others.generators, label: candidate})
+                    return
+
+        async def take_classifier(model: ModelVersion) -> None:
+            for candidate in (model, in_force.classifier, proven.classifier):
+                if candidate and await self._ready(self.classifier, candidate, late):
+                    self.champions = replace(self.champions, classifier=candidate)
+                    return
+
+        classifier = [take_classifier(champions.classifier)] if champions.classifier else []
+        await asyncio.gather(*(take(label, model) for label, model in champions.generators.items()), *classifier)
+
+    def _forget(self, champions: Champions, proven: Champions) -> None:
+        """Leave out labels whose alias is gone, and what is known of versions that nobody wants any more."""
+        kept = {label: model for label, model in self.champions.generators.items() if label in champions.generators}
+        self.champions = Champions(kept, self.champions.classifier if champions.classifier else None)
+        wanted = {
+            model
+            for each in (self.champions, champions, proven)
+            for model in (*each.generators.values(), each.classifier)
+        }
+        self.described = {model: about for model, about in self.described.items() if model in wanted}
+        for model in [model for model in self._preparing if model not in wanted]:
+            self._preparing.pop(model).cancel()
 
     def not_served(self, champions: Champions) -> list[ModelVersion]:
         """Champions that should be served, and for which not even an older version stands in."""
@@ -109,17 +137,35 @@ class Service:
         return sorted(missing, key=str)
 
     async def _ready(
-        self, stage: GeneratorStage | ClassifierStage, model: ModelVersion, label: str | None = None
+        self,
+        stage: GeneratorStage | ClassifierStage,
+        model: ModelVersion,
+        late: Collection[ModelVersion],
+        label: str | None = None,
     ) -> bool:
+        """Whether a version is loaded, and knows the label. late: versions not to be waited for again."""
         try:
             if model not in self.described:
-                self.described[model] = await stage.prepare(model)
-                log.info("%s is served", model)
+                if model not in self._preparing:
+                    self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
+                # Shielded: a load that takes too long now is one that the next refresh needn't begin again.
+                loading = asyncio.shield(self._preparing[model])
+                await asyncio.wait_for(loading, 0 if model in late else _PREPARE_SECONDS)
+        except asyncio.TimeoutError:
+            if model not in late:
+                log.warning("%s is not loaded after %g s; it is waited for", model, _PREPARE_SECONDS)
+            return False
         except Exception as error:  # whatever loading raises: the version in force stays
+            self._preparing.pop(model, None)
             log.warning("%s can't be served: %s", model, last_line(error))
             return False
+        self._preparing.pop(model, None)
         labels = self.labels(model)
         return label is None or not labels or label in labels
+
+    async def _prepare(self, stage: GeneratorStage | ClassifierStage, model: ModelVersion) -> None:
+        self.described[model] = await stage.prepare(model)
+        log.info("%s is served", model)
 
     async def sample(
         self, label: str, n: int, seed: int, truncation: float = 1.0, min_confidence: float | None = None

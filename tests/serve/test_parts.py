@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import io
 import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -26,10 +27,12 @@ from raygan.serve.guard import SECURITY_HEADERS, Guard
 from raygan.serve.lanes import Lanes, steady
 from raygan.serve.meters import NoMeters
 from raygan.serve.models import Champions, Draws, ModelVersion
+from raygan.serve.registry import Registry
 from raygan.serve.replicas import points_of
+from raygan.serve.service import Service
 from raygan.serve.stages import Busy, Died, Stage
 from raygan.serve.token import check_token
-from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator, save
+from tests.serve.local import CAT, DOG, JUDGE, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
 
@@ -400,6 +403,72 @@ async def test_a_broken_champion_that_nothing_stands_in_for_is_missing(models):
     wanted = Champions({"cat": broken}, None)
     local = await local_service({**models, broken: {"generator.json": b"{"}}, wanted)
     assert local.service.not_served(wanted) == [broken]
+
+
+class Preparing:
+    """A stage whose versions load when the test lets them, or never."""
+
+    def __init__(self, *broken):
+        self.broken, self.asked, self.gate = broken, [], asyncio.Event()
+        self.gate.set()
+
+    async def prepare(self, model):
+        self.asked.append(model)
+        await self.gate.wait()
+        if model in self.broken:
+            raise RayganError("damaged")
+        return {"image_size": 32}
+
+
+async def test_a_deployment_without_a_replica_keeps_no_other_label_waiting(monkeypatch):
+    monkeypatch.setattr("raygan.serve.service._PREPARE_SECONDS", 0.2)
+    cat, dog, judge = Preparing(), Preparing(), Preparing()
+    cat.gate.clear()
+    service = Service({CAT.name: cat, DOG.name: dog}, judge, NoMeters(), most_draws=1)
+    wanted = Champions({"cat": CAT, "dog": DOG}, JUDGE)
+    looking = asyncio.ensure_future(service.refresh(wanted))
+    await asyncio.sleep(0.05)
+    assert service.champions == Champions({"dog": DOG}, JUDGE)  # before the other's time is up
+    await asyncio.wait_for(looking, 5)
+    assert service.not_served(wanted) == [CAT]
+    cat.gate.set()
+    await asyncio.sleep(0.01)
+    await service.refresh(wanted)
+    assert service.champions.generators == {"cat": CAT, "dog": DOG}
+    assert cat.asked == [CAT]  # the load went on and was not begun again
+
+
+async def test_a_gateway_that_restarts_finds_what_stood_in_for_a_broken_champion():
+    broken, broken_judge = ModelVersion(CAT.name, "2"), ModelVersion(JUDGE.name, "2")
+
+    async def restarted(proven):
+        stages = Preparing(broken), Preparing(broken_judge)
+        service = Service({CAT.name: stages[0]}, stages[1], NoMeters(), most_draws=1)
+        await service.refresh(Champions({"cat": broken}, broken_judge, proven=proven))
+        return service.champions
+
+    assert await restarted(None) == Champions()
+    assert await restarted(Champions({"cat": CAT, "dog": DOG}, JUDGE)) == Champions({"cat": CAT}, JUDGE)
+
+
+async def test_a_label_whose_alias_is_gone_is_served_no_more(models):
+    local = await local_service(models, Champions({"cat": CAT, "dog": DOG}, JUDGE))
+    await local.service.refresh(Champions({"dog": DOG}, None))
+    assert local.service.champions == Champions({"dog": DOG}, None)
+    assert list(local.service.described) == [DOG]
+
+
+def test_the_registry_remembers_what_was_served(monkeypatch):
+    answers = [Champions({"cat": CAT, "dog": DOG}, JUDGE)]
+    registry = object.__new__(Registry)
+    registry._last, registry._proven = None, Champions()
+    monkeypatch.setattr(registry, "_ask", lambda: answers[-1])
+    assert registry.champions().proven == Champions()
+    registry.confirm(Champions({"cat": CAT}, JUDGE))
+    registry.confirm(Champions({"dog": DOG}, None))  # of a gateway that came when the others couldn't be loaded
+    assert registry.champions() == replace(answers[0], proven=answers[0])
+    answers.append(Champions({"cat": ModelVersion(CAT.name, "2")}, None))
+    assert registry.champions() == replace(answers[1], proven=Champions({"cat": CAT}, None))
 
 
 async def test_a_replica_keeps_two_versions_and_fetches_others_again(models, tmp_path):
