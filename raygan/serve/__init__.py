@@ -50,6 +50,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
     from raygan import tracking
     from raygan.serve import gateway
+    from raygan.serve.guard import MOST_REQUESTS
     from raygan.serve.listener import Address
     from raygan.serve.token import check_token
 
@@ -67,7 +68,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     classifier = _deployment(gateway.ClassifierDeployment, "Classifier").bind(settings, registry)
     ingress = serve.deployment(gateway.GatewayDeployment).options(
         name="Gateway",
-        max_ongoing_requests=1000,
+        max_ongoing_requests=MOST_REQUESTS,
         max_surge_percent=100,  # a new one listens before the old one ends
         graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # it finishes what it began
         health_check_period_s=1,  # nobody answers until Serve sees that the gateway has died

@@ -205,7 +205,9 @@ class GatewayDeployment:
             for name, handle in handles.generators.items()
         }
         judge = Stage("classifier", ClassifierCaller(handles.classifier), len, self._meters, **limits)
-        self.service = Service(stages, judge, self._meters, most_draws=settings.max_draws)
+        self.service = Service(
+            stages, judge, self._meters, most_draws=settings.max_draws, seconds=settings.timeout_seconds
+        )
         self._deployments: dict[str, Stage[Any, Any]] = {
             generator_deployment(name): stage for name, stage in stages.items()
         }
@@ -216,17 +218,18 @@ class GatewayDeployment:
         deadline = time.monotonic() + _PATIENCE
         while self._missing and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
+        most_bytes = int(settings.max_request_megabytes * 1e6)
         self._app = Guard(
             create_app(self.service, settings, lambda: self._missing),
             self._meters,
             token=read_token(settings),
-            most_bytes=int(settings.max_request_megabytes * 1e6),
+            most_bytes=most_bytes,
             seconds=settings.timeout_seconds,
             access_log=settings.access_log,
             tells_id=not has_proxies,  # which do it themselves
         )
         if not has_proxies:
-            self._listener = Listener(self._app, address, settings.timeout_seconds)
+            self._listener = Listener(self._app, address, settings.timeout_seconds, most_bytes)
             await self._listener.open()
 
     async def __del__(self) -> None:

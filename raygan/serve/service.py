@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from raygan.errors import last_line
 from raygan.serve.meters import Meters
@@ -37,9 +39,13 @@ MOST_IMAGES = 64
 #: Seconds that a refresh waits for a version: a deployment without a replica must not hold up the others' versions.
 _PREPARE_SECONDS = 20.0
 
-#: More than a probability changes with the batch that an image is judged in: rounding of some 1e-7 in a layer, which
-#: a network with steep outputs makes 1e-4.
-_ROUNDING = 1e-3
+#: More than a logit changes with the batch that an image is judged in: rounding of some 1e-7 in a layer, which a
+#: network with steep outputs makes 4e-4 in each logit. A probability changes by p (1 - p) times what its logit does
+#: beside the others, and by its own rounding.
+_LOGIT_ROUNDING, _ROUNDING = 4e-3, 1e-6
+
+#: Share of a request's time in which samples are drawn for a confidence; what there is then is answered in the rest.
+_SHARE_FOR_DRAWING = 0.7
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Service:
     """Requests in, arrays out.
 
     generators: stages by registered model's name. most_draws: images drawn at most for each one asked for.
+    seconds: that a request may take.
     """
 
     def __init__(
@@ -76,12 +83,13 @@ class Service:
         meters: Meters,
         *,
         most_draws: int,
+        seconds: float = math.inf,
     ):
         self.generators, self.classifier = generators, classifier
         self.champions = Champions()
         self.described: dict[ModelVersion, dict[str, Any]] = {}
         self._preparing: dict[ModelVersion, asyncio.Task[None]] = {}
-        self._meters, self._most_draws = meters, most_draws
+        self.meters, self._most_draws, self._seconds = meters, most_draws, seconds
 
     async def refresh(self, champions: Champions) -> None:
         """Take over new champions, each as soon as its replicas have loaded it.
@@ -178,7 +186,7 @@ class Service:
         seeds = list(range(seed, seed + n))
         images = await self.generators[model.name].run(model, Draws(label, tuple(seeds), truncation))
         verdicts = await self.classifier.run(classifier, Judge(images)) if classifier else None
-        self._meters.count("samples", n, label=label, outcome="drawn")
+        self.meters.count("samples", n, label=label, outcome="plain")
         return Samples(label, images, seeds, n, model, classifier, verdicts)
 
     async def _accepted(
@@ -192,26 +200,32 @@ class Service:
         min_confidence: float,
     ) -> Samples:
         most = n * self._most_draws
+        deadline = time.monotonic() + _SHARE_FOR_DRAWING * self._seconds
         found: list[tuple[int, Pixels, Verdicts]] = []
-        looked_at, drawn, round_size = 0, 0, min(n, MOST_IMAGES)
+        looked_at, round_size, in_time = 0, min(n, MOST_IMAGES), True
         while len(found) < n and looked_at < most:
             seeds = tuple(range(seed + looked_at, seed + looked_at + min(round_size, most - looked_at)))
-            images = await self.generators[model.name].run(model, Draws(label, seeds, truncation))
-            verdicts = await self.classifier.run(classifier, Judge(images))
-            confident = await self._confident(classifier, images, verdicts.of(label), label, min_confidence)
+            judged = self._judged(model, classifier, Draws(label, seeds, truncation), min_confidence)
+            try:
+                images, verdicts, confident = await asyncio.wait_for(judged, _time_left(deadline))
+            except asyncio.TimeoutError:
+                if not looked_at:
+                    raise
+                in_time = False
+                break
             for i in confident[: n - len(found)]:
                 found.append((looked_at + i, images[i], verdicts.rows([i])))
             looked_at += len(seeds)
             # As many as the share accepted so far makes likely to be enough; one more if that was none.
             round_size = min(MOST_IMAGES, math.ceil((n - len(found)) * looked_at / max(len(found), 1)))
         drawn = found[-1][0] + 1 if len(found) == n else looked_at
-        self._meters.count("samples", drawn, label=label, outcome="drawn")
-        self._meters.count("samples", len(found), label=label, outcome="accepted")
+        self.meters.count("samples", drawn, label=label, outcome="drawn")
+        self.meters.count("samples", len(found), label=label, outcome="accepted")
         if not found:
             raise Problem(
                 422,
-                f"none of the {drawn} samples drawn has a probability of {label} of {min_confidence:g} or more; "
-                f"ask for less, or another seed",
+                f"none of the {drawn} samples drawn{'' if in_time else ' in time'} has a probability of {label} of "
+                f"{min_confidence:g} or more; ask for less, or another seed",
                 field="min_confidence",
                 drawn=drawn,
                 accepted=0,
@@ -227,6 +241,15 @@ class Service:
             Verdicts(found[0][2].labels, probabilities),
         )
 
+    async def _judged(
+        self, model: ModelVersion, classifier: ModelVersion, draws: Draws, min_confidence: float
+    ) -> tuple[Pixels, Verdicts, list[int]]:
+        """A round: images, the verdicts on them, and which of them reach the confidence."""
+        images = await self.generators[model.name].run(model, draws)
+        verdicts = await self.classifier.run(classifier, Judge(images))
+        probabilities = verdicts.of(draws.label)
+        return images, verdicts, await self._confident(classifier, images, probabilities, draws.label, min_confidence)
+
     async def _confident(
         self, classifier: ModelVersion, images: Pixels, probabilities: Probabilities, label: str, min_confidence: float
     ) -> list[int]:
@@ -235,7 +258,7 @@ class Service:
         Rounding depends on a batch's company, so where it could decide, the image is judged again, alone.
         """
         decided = probabilities >= min_confidence
-        close = np.flatnonzero(abs(probabilities - min_confidence) < _ROUNDING).tolist() if min_confidence > 0 else []
+        close = np.flatnonzero(_could_be(probabilities, min_confidence)).tolist() if min_confidence > 0 else []
         alone = [self.classifier.run(classifier, Judge(images[i : i + 1], alone=True)) for i in close]
         for i, again in zip(close, await asyncio.gather(*alone), strict=True):
             decided[i] = again.of(label)[0] >= min_confidence
@@ -286,3 +309,15 @@ class Service:
         if label not in labels:
             raise Problem(409, f"the classifier knows {', '.join(labels)}, not {label}", field="min_confidence")
         return classifier
+
+
+def _could_be(probabilities: Probabilities, threshold: float) -> npt.NDArray[np.bool_]:
+    """Which probabilities could be on the other side of the threshold in other company."""
+    exact = probabilities.astype(np.float64)
+    tolerance = np.maximum(_LOGIT_ROUNDING * exact * (1 - exact), _ROUNDING)
+    close: npt.NDArray[np.bool_] = abs(exact - threshold) < tolerance
+    return close
+
+
+def _time_left(deadline: float) -> float | None:
+    return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
