@@ -16,7 +16,6 @@ torch only; `run` belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -157,8 +156,7 @@ def steady(compute: Compute, inputs: Sequence[Tensor], batch: int) -> bool:
     inputs = [column[:batch] for column in inputs]
     whole = compute(*inputs)
     for size in range(1, batch):
-        starts = itertools.chain(range(0, batch - size + 1, size), [batch - size])
-        for start in starts:
+        for start in sorted({*range(0, batch - size + 1, size), batch - size}):
             part = compute(*(column[start : start + size] for column in inputs))
             if not torch.equal(part, whole[start : start + size]):
                 return False

@@ -116,6 +116,11 @@ class ModelReplica(Generic[T]):
 class GeneratorReplica(ModelReplica["Generator"]):
     """One registered generator."""
 
+    def __init__(self, settings: ServeSettings, fetch: Fetch):
+        import raygan.gan.checkpoint  # noqa: F401 (now, while the registry starts, not when the files are there)
+
+        super().__init__(settings, fetch)
+
     async def sample(self, model: ModelVersion, wanted: list[Draws]) -> tuple[Pixels, float]:
         """Images of all the draws in order, (n, S, S, 3), and the seconds that drawing took."""
         loaded = await self._loaded(model)
@@ -153,6 +158,11 @@ class GeneratorReplica(ModelReplica["Generator"]):
 
 class ClassifierReplica(ModelReplica["Classifier"]):
     """The classifier of all labels."""
+
+    def __init__(self, settings: ServeSettings, fetch: Fetch):
+        import raygan.judge.googlenet  # noqa: F401 (as above: torchvision takes a second)
+
+        super().__init__(settings, fetch)
 
     async def classify(self, model: ModelVersion, wanted: list[Judge]) -> tuple[Verdicts, float]:
         """Verdicts on all the images in order, and the seconds they took."""
