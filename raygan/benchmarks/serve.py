@@ -1,7 +1,8 @@
 """`serve` beside its peers: the bare models, plain FastAPI, LitServe, on the same cores with the same models.
 
 The servers (`serve_peers`) run one after another, each in a process of its own, and the same clients ask them for n
-images each, as soon as they are answered. Below the table stands what we aim at and what was measured.
+images each, as soon as they are answered. Before them `serve run` starts once as a user starts it, on a cluster of its
+own. Below the table stands what we aim at and what was measured.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import psutil
 
 from raygan.benchmarks.http_client import Connection, load
 from raygan.benchmarks.results import machine, write_json
-from raygan.config import ServeBenchmarkSettings
+from raygan.config import ServeBenchmarkSettings, load_yaml
 from raygan.errors import RayganError
 
 _HOST = "127.0.0.1"
@@ -45,13 +46,18 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         make_models(folder, settings.image_size, settings.width)
         bare = _bare(folder, settings.seconds)
         print("bare, images/s by batch: " + ", ".join(f"{size}: {rate:.0f}" for size, rate in bare.items()))
+        cold = math.nan
+        if "raygan" in settings.servers:
+            cold = _cold_start(folder)
+            print(f"serve run: ready after {cold:.1f} s", flush=True)
         servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in settings.servers}
-    aims = list(_aims(bare, servers))
+    aims = list(_aims(bare, cold, servers))
     for text in aims:
         print(text)
     result = {
         "machine": machine(),
         "bare": bare,
+        "cold_start_seconds": None if math.isnan(cold) else cold,
         "servers": {name: _by_text(rows) for name, rows in servers.items()},
         "aims": aims,
     }
@@ -104,23 +110,43 @@ def _request(name: str, n: int) -> Callable[[int, int], tuple[str, bytes | None]
     return request
 
 
+def _cold_start(folder: Path) -> float:
+    """Seconds from `serve run`, with the file that we ship, until /readyz says that every model is loaded."""
+    port = free_port()
+    service = load_yaml(str(Path(__file__).parents[2] / "serve_config.yaml"))
+    service["http_options"]["port"] = port
+    service["applications"][0]["args"] = {"storage": str(folder), "tracking_uri": None, "access_log": False}
+    file = folder / "serve_config.yaml"
+    file.write_text(json.dumps(service))  # which is YAML too
+    program = Path(sys.executable).with_name("serve")
+    with _process("serve run", [str(program), "run", "--address", "local", str(file)], port, "/readyz") as seconds:
+        return seconds
+
+
 @contextmanager
 def running(name: str, folder: Path, options: dict[str, Any] | None = None) -> Iterator[tuple[int, float]]:
     """A server for the length of a `with` block: its port, and the seconds until its first answer."""
     port = free_port()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a benchmark that is ended ends its server too
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(port)]
+    with _process(name, [*command, json.dumps(options or {})], port, *_request(name, 1)(0, 0)) as seconds:
+        yield port, seconds
+
+
+@contextmanager
+def _process(name: str, command: list[str], port: int, path: str, body: bytes | None = None) -> Iterator[float]:
+    """A process for the length of a `with` block: the seconds until the request is answered 200 at its port."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a benchmark that is ended ends its server too
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([*command, json.dumps(options or {})], stdout=said, stderr=said)
+        process = subprocess.Popen(command, stdout=said, stderr=said)
         try:
-            while asyncio.run(_first_answer(name, port)) != 200:
+            while asyncio.run(_status(port, path, body)) != 200:
                 if process.poll() is not None or time.perf_counter() - began > _PATIENCE:
                     said.seek(0)
                     last = said.read().decode("utf-8", "replace").strip().splitlines()[-3:]
                     raise RayganError(f"{name} did not start: {' / '.join(last)}")
                 time.sleep(0.1)
-            yield port, time.perf_counter() - began
+            yield time.perf_counter() - began
         finally:
             _stop(process)
 
@@ -138,9 +164,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             member.kill()
 
 
-async def _first_answer(name: str, port: int) -> int:
+async def _status(port: int, path: str, body: bytes | None) -> int:
     connection = Connection(_HOST, port)
-    answer = await connection.ask(*_request(name, 1)(0, 0))
+    answer = await connection.ask(path, body)
     connection.close()
     return answer.status
 
@@ -152,7 +178,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _aims(bare: dict[str, float], servers: dict[str, Cells]) -> Iterator[str]:
+def _aims(bare: dict[str, float], cold: float, servers: dict[str, Cells]) -> Iterator[str]:
     """What we aim at, and what was measured; NaN where that wasn't."""
 
     def number(server: str, n: int, clients: int | None, key: str) -> float:
@@ -176,3 +202,4 @@ def _aims(bare: dict[str, float], servers: dict[str, Cells]) -> Iterator[str]:
     yield aim("n=1, 32 clients, ahead of LitServe", ours / number("litserve", 1, 32, rate), 1)
     share = number("raygan", 1, 1, "p50") / number("fastapi", 1, 1, "p50")
     yield aim("n=1, one client, p50 no more than plain FastAPI's", share, 1, most=True)
+    yield aim("seconds from `serve run` to ready, under 25", cold, 25, most=True)

@@ -3,6 +3,8 @@
 
 const $ = (id) => document.getElementById(id);
 const MOST_SEED = 2 ** 31;
+const PLAIN = /^[\x21-\x7e]+$/; // what a header can carry
+let asking = null; // the promise of a token, while the dialog is open
 let shown = null; // the query whose samples are on the page
 let opened = null; // the sample in the large view
 
@@ -10,10 +12,14 @@ let opened = null; // the sample in the large view
 async function ask(path, options = {}) {
   for (;;) {
     const token = sessionStorage.getItem('token');
+    if (token && !PLAIN.test(token)) { // no header carries it: fetch would throw
+      await askForToken(token);
+      continue;
+    }
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const answer = await fetch(path, { ...options, headers });
     if (answer.status === 401) {
-      await askForToken();
+      await askForToken(token);
       continue;
     }
     if (!answer.ok) {
@@ -25,15 +31,22 @@ async function ask(path, options = {}) {
   }
 }
 
-function askForToken() {
-  sessionStorage.removeItem('token');
-  const dialog = $('ask');
-  if (!dialog.open) dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener('close', () => {
-    sessionStorage.setItem('token', $('token').value.trim());
-    $('token').value = '';
-    resolve();
-  }, { once: true }));
+// One question for all that wait for a token; refused: the one that was not taken, which another may have replaced.
+function askForToken(refused) {
+  if (!asking && sessionStorage.getItem('token') !== refused) return Promise.resolve();
+  asking ??= new Promise((resolve) => {
+    sessionStorage.removeItem('token');
+    $('ask-why').hidden = !refused;
+    $('ask-why').textContent = refused ? 'The service does not take that token.' : '';
+    $('ask').addEventListener('close', () => {
+      sessionStorage.setItem('token', $('token').value.trim());
+      $('token').value = '';
+      asking = null;
+      resolve();
+    }, { once: true });
+    $('ask').showModal();
+  });
+  return asking;
 }
 
 function say(text, bad = false) {
@@ -41,16 +54,21 @@ function say(text, bad = false) {
   $('status').classList.toggle('bad', bad);
 }
 
-// Run something that the user asked for, with the button out of reach meanwhile.
+function isBusy(button) {
+  return button.getAttribute('aria-disabled') === 'true';
+}
+
+// Run something that the user asked for, once at a time; the button keeps the keyboard's focus meanwhile.
 async function busy(button, what, work) {
-  button.disabled = true;
+  if (isBusy(button)) return;
+  button.setAttribute('aria-disabled', 'true');
   if (what) say(what);
   try {
     await work();
   } catch (error) {
     say(error.message, true);
   } finally {
-    button.disabled = false;
+    button.removeAttribute('aria-disabled');
   }
 }
 
@@ -71,6 +89,7 @@ async function loadModels() {
 }
 
 async function draw() {
+  if (!$('label').length) await loadModels();
   const asked = query('json');
   const began = performance.now();
   const answer = await (await ask(`/v1/sample?${asked}`)).json();
@@ -173,6 +192,7 @@ $('form').addEventListener('submit', (event) => {
   busy($('draw'), 'Drawing …', draw);
 });
 $('dice').addEventListener('click', () => {
+  if (isBusy($('draw'))) return;
   $('seed').value = Math.floor(Math.random() * MOST_SEED);
   $('form').requestSubmit();
 });
@@ -193,4 +213,4 @@ $('morph-from').addEventListener('click', () => morphEnd('from'));
 $('morph-to').addEventListener('click', () => morphEnd('to'));
 $('close').addEventListener('click', () => $('large').close());
 $('ask').addEventListener('cancel', (event) => event.preventDefault());
-busy($('draw'), 'Asking what there is …', async () => { await loadModels(); await draw(); });
+busy($('draw'), 'Asking what there is …', draw);

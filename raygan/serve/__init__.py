@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 
+#: What Ray sets aside for a replica. Little, since replicas share cores (their threads use all of them), and a label
+#: that finds no room isn't served: two cores have room for three labels, twice over while a new revision starts.
+_REPLICA_CPUS = 0.2
+
 #: Serve writes a line for every call; the gateway writes one for every request.
 _QUIET = {"enable_access_log": False}
 
@@ -46,6 +50,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
     from raygan import tracking
     from raygan.serve import gateway
+    from raygan.serve.guard import MOST_REQUESTS
     from raygan.serve.listener import Address
     from raygan.serve.token import check_token
 
@@ -53,17 +58,17 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     host, port, has_proxies = _serve_http()
     check_token(settings, host)
     models = sorted({model.name for model in tracking.serving_generators(tracking.connect(settings)).values()})
-    registry = _deployment(gateway.RegistryDeployment, "Registry", num_cpus=0).bind(settings)
+    registry = _deployment(gateway.RegistryDeployment, "Registry", num_cpus=0.0).bind(settings)
     generators = {
-        name: _deployment(gateway.GeneratorDeployment, gateway.generator_deployment(name), num_cpus=0.5).bind(
+        name: _deployment(gateway.GeneratorDeployment, gateway.generator_deployment(name)).bind(
             settings, name, registry
         )
         for name in models
     }
-    classifier = _deployment(gateway.ClassifierDeployment, "Classifier", num_cpus=0.5).bind(settings, registry)
+    classifier = _deployment(gateway.ClassifierDeployment, "Classifier").bind(settings, registry)
     ingress = serve.deployment(gateway.GatewayDeployment).options(
         name="Gateway",
-        max_ongoing_requests=1000,
+        max_ongoing_requests=MOST_REQUESTS,
         max_surge_percent=100,  # a new one listens before the old one ends
         graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # it finishes what it began
         health_check_period_s=1,  # nobody answers until Serve sees that the gateway has died
@@ -75,13 +80,15 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     return application
 
 
-def _deployment(kind: type, name: str, *, num_cpus: float) -> serve.Deployment:
+def _deployment(kind: type, name: str, *, num_cpus: float = _REPLICA_CPUS) -> serve.Deployment:
     from ray import serve
 
-    # The gateway keeps two calls for each replica under way; more are those of other gateways.
-    options = {"num_cpus": num_cpus}
     return serve.deployment(kind).options(
-        name=name, max_ongoing_requests=16, logging_config=_QUIET, ray_actor_options=options
+        name=name,
+        max_ongoing_requests=16,  # a gateway keeps two calls for each replica under way; more are other gateways'
+        max_surge_percent=100,  # a new revision's replica has loaded before the old one ends
+        logging_config=_QUIET,
+        ray_actor_options={"num_cpus": num_cpus},
     )
 
 

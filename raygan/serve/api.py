@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
+import time
 import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,8 @@ import numpy as np
 from fastapi import Body, File, Query, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
@@ -29,6 +32,7 @@ from raygan import __version__
 from raygan.config import ServeSettings
 from raygan.serve import encode, problems
 from raygan.serve.guard import TooLarge, as_problem
+from raygan.serve.meters import Meters
 from raygan.serve.models import ModelVersion
 from raygan.serve.problems import Problem
 from raygan.serve.service import MOST_IMAGES, Samples, Service
@@ -44,7 +48,20 @@ SEED_LIMIT = 2**52
 #: Longest value of the header with probabilities; more of them are in the formats json, zip and npz.
 _HEADER_CHARACTERS = 4000
 
+#: Most mistakes that an answer lists, and characters of a parameter's name in it: both are the client's to choose.
+_MOST_ERRORS, _NAME_CHARACTERS = 10, 100
+
 T = TypeVar("T")
+
+
+def _digits(value: Any) -> Any:
+    """A number as JSON and people write it: pydantic would take true for 1 and 1_000 for 1000."""
+    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value)):
+        raise PydanticCustomError("int_parsing", "Input should be a whole number in digits")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_digits)]
 
 
 class SampleQuery(BaseModel):
@@ -53,8 +70,8 @@ class SampleQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     label: str = Field(min_length=1, max_length=100, description="which generator, such as cat")
-    n: int = Field(16, ge=1, le=MOST_IMAGES, description="images")
-    seed: int | None = Field(
+    n: Whole = Field(16, ge=1, le=MOST_IMAGES, description="images")
+    seed: Whole | None = Field(
         None, ge=0, lt=SEED_LIMIT, description="of the first image, the next has seed + 1; by default drawn at random"
     )
     truncation: float = Field(1.0, gt=0, le=1, description="less is more typical and less varied")
@@ -70,10 +87,10 @@ class WalkQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     label: str = Field(min_length=1, max_length=100, description="which generator, such as cat")
-    seed: int = Field(0, ge=0, lt=SEED_LIMIT, description="of the first frame")
-    to: int | None = Field(None, ge=0, lt=SEED_LIMIT, description="seed of the last frame; by default seed + 1")
-    frames: int = Field(24, ge=2, le=MOST_IMAGES, description="frames, both ends included")
-    fps: int = Field(12, ge=1, le=50, description="frames a second")
+    seed: Whole = Field(0, ge=0, lt=SEED_LIMIT, description="of the first frame")
+    to: Whole | None = Field(None, ge=0, lt=SEED_LIMIT, description="seed of the last frame; by default seed + 1")
+    frames: Whole = Field(24, ge=2, le=MOST_IMAGES, description="frames, both ends included")
+    fps: Whole = Field(12, ge=1, le=50, description="frames a second")
     truncation: float = Field(1.0, gt=0, le=1, description="less is more typical and less varied")
     bounce: bool = Field(False, description="go back the same way before it repeats")
     format: encode.Animation = Field("webp", description="of the animation")
@@ -108,6 +125,32 @@ class Classified(BaseModel):
     images: list[Verdict]
 
 
+class NamedVersion(BaseModel):
+    """A registered model's version."""
+
+    name: str
+    version: str
+
+
+class SampleDocument(BaseModel):
+    """One image of a JSON answer. probabilities: null where no classifier is registered. png: base64."""
+
+    seed: int
+    probabilities: dict[str, float] | None
+    png: str
+
+
+class SamplesDocument(BaseModel):
+    """A JSON answer."""
+
+    label: str
+    model: NamedVersion
+    classifier: NamedVersion | None
+    drawn: int
+    accepted: int
+    images: list[SampleDocument]
+
+
 class ProblemDocument(BaseModel):
     """RFC 9457."""
 
@@ -119,42 +162,99 @@ class ProblemDocument(BaseModel):
     request_id: str | None = None
 
 
+_SCHEMAS = "#/components/schemas/"
+
+
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + "ProblemDocument"}}}
+    retry = {"Retry-After": _header("seconds after which to try again", kind="integer")}
     texts = {
         400: "The body can't be read",
         401: "The token is missing or wrong",
         404: "No such label",
+        408: "The body did not come in time",
         409: "There is no classifier, or it does not know the label",
         413: "Too many bytes or pixels",
         422: "A parameter is wrong, or no sample is confident enough",
         503: "Overloaded, or a replica is being replaced: try again after Retry-After seconds",
     }
-    return {status: {"description": texts[status], "content": content} for status in statuses}
+    return {
+        status: {
+            "description": texts[status],
+            "content": content,
+            **({"headers": retry} if status == 503 else {}),
+        }
+        for status in statuses
+    }
 
 
-def _binary(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    schema: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-    content = {encode.MEDIA_TYPES[kind]: {} if kind == "json" else schema for kind in kinds}
-    return {200: {"description": "The images", "content": content}}
+def _header(description: str, *, kind: str = "string", required: bool = True) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}, "required": required}
 
+
+def _images(headers: dict[str, Any], *kinds: str) -> dict[int | str, dict[str, Any]]:
+    binary = {"type": "string", "format": "binary"}
+    document = {"$ref": _SCHEMAS + "SamplesDocument"}
+    content = {encode.MEDIA_TYPES[kind]: {"schema": document if kind == "json" else binary} for kind in kinds}
+    return {200: {"description": "The images", "content": content, "headers": headers}}
+
+
+_HEADERS = {
+    "X-Raygan-Model": _header("the registered model that drew them; what is not ASCII is percent-encoded"),
+    "X-Raygan-Version": _header("its version"),
+    "X-Raygan-Seeds": _header("seeds and ranges of seeds, such as 7,9-11"),
+}
+
+_SAMPLE_HEADERS = {
+    **_HEADERS,
+    "X-Raygan-Seed": _header("seed of the first image", kind="integer"),
+    "X-Raygan-Drawn": _header("images that were looked at until these were found", kind="integer"),
+    "X-Raygan-Accepted": _header("images in the answer", kind="integer"),
+    "X-Raygan-Classifier-Version": _header("the classifier's version, where there is one", required=False),
+    "X-Raygan-Probabilities": _header(
+        "JSON, where there is a classifier and the format is a picture: for each label the images' probabilities; "
+        "only for the asked label where all would be too long",
+        required=False,
+    ),
+}
+
+_WALK_HEADERS = {**_HEADERS, "X-Raygan-Seeds": _header("the first frame's seed and the last one's")}
+
+_POSTED_ERRORS = _errors(400, 408)
 
 _SAMPLE_RESPONSES = {
-    **_binary("grid", "zip", "json", "npz", "webp", "jpeg"),
+    **_images(_SAMPLE_HEADERS, "grid", "zip", "json", "npz", "webp", "jpeg"),
     **_errors(401, 404, 409, 413, 422, 503),
 }
 
 
 class Encoder:
-    """Threads that make pictures, apart from the loop that answers."""
+    """Threads that work on pictures, apart from the loop that answers. name: of the stage, in the metrics."""
 
-    def __init__(self, threads: int):
-        self._pool = ThreadPoolExecutor(threads, "encode")
+    def __init__(self, name: str, threads: int, meters: Meters):
+        self._pool = ThreadPoolExecutor(threads, name)
+        self._name, self._meters = name, meters
 
     async def run(self, work: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """What `work` gives, from a thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: work(*arguments, **options))
+        asked = time.perf_counter()
+
+        def timed() -> tuple[T, float, float]:
+            began = time.perf_counter()
+            return work(*arguments, **options), began, time.perf_counter()
+
+        made, began, ended = await loop.run_in_executor(self._pool, timed)
+        self._meters.observe("stage_seconds", began - asked, stage=self._name, part="waiting")
+        self._meters.observe("stage_seconds", ended - began, stage=self._name, part="computing")
+        return made
+
+    def run_here(self, work: Callable[..., T], *arguments: Any) -> T:
+        """The same for what takes less time than a thread's beginning."""
+        began = time.perf_counter()
+        made = work(*arguments)
+        self._meters.observe("stage_seconds", time.perf_counter() - began, stage=self._name, part="computing")
+        return made
 
 
 def create_app(service: Service, settings: ServeSettings, ready: Callable[[], list[str]]) -> fastapi.FastAPI:
@@ -165,6 +265,7 @@ def create_app(service: Service, settings: ServeSettings, ready: Callable[[], li
         description="Samples from face-image GANs, judged by a classifier.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     _add_error_handlers(app)
     _add_pages(app)
@@ -176,14 +277,13 @@ def create_app(service: Service, settings: ServeSettings, ready: Callable[[], li
 
 
 def _add_sampling(app: fastapi.FastAPI, service: Service) -> None:
-    encoder = Encoder(2)
+    encoder = Encoder("encode", 2, service.meters)
 
     async def answer(query: SampleQuery) -> Response:
         seed = secrets.randbelow(2**31) if query.seed is None else query.seed
         samples = await service.sample(query.label, query.n, seed, query.truncation, query.min_confidence)
-        # A few small images take less time than a thread's beginning.
         if query.n <= 2 and query.format in ("grid", "json"):
-            body = encode.samples_body(samples, query.format)
+            body = encoder.run_here(encode.samples_body, samples, query.format)
         else:
             body = await encoder.run(encode.samples_body, samples, query.format)
         return Response(body, media_type=encode.MEDIA_TYPES[query.format], headers=_headers(samples, query.format))
@@ -193,14 +293,14 @@ def _add_sampling(app: fastapi.FastAPI, service: Service) -> None:
         """Images of one label. The same label, seed, n and model version give the same pixels."""
         return await answer(query)
 
-    @app.post("/v1/sample", responses={**_SAMPLE_RESPONSES, **_errors(400)}, response_class=Response, tags=["sample"])
+    @app.post("/v1/sample", responses={**_SAMPLE_RESPONSES, **_POSTED_ERRORS}, response_class=Response, tags=["sample"])
     async def sample_posted(query: Annotated[SampleQuery, Body()]) -> Response:
         """The same, asked for in JSON."""
         return await answer(query)
 
     @app.get(
         "/v1/interpolate",
-        responses={**_binary("webp", "gif"), **_errors(401, 404, 422, 503)},
+        responses={**_images(_WALK_HEADERS, "webp", "gif"), **_errors(401, 404, 422, 503)},
         response_class=Response,
         tags=["sample"],
     )
@@ -268,12 +368,12 @@ def _ranges(seeds: list[int]) -> str:
 
 
 def _add_classification(app: fastapi.FastAPI, service: Service, settings: ServeSettings) -> None:
-    decoder = Encoder(1)  # one at a time, since a decoded photo takes memory by its pixels
+    decoder = Encoder("decode", 1, service.meters)  # one at a time, since a decoded photo takes memory by its pixels
 
     @app.post(
         "/v1/classify",
         response_model=Classified,
-        responses=_errors(400, 401, 409, 413, 422, 503),
+        responses=_errors(400, 401, 408, 409, 413, 422, 503),
         tags=["classify"],
     )
     async def classify(
@@ -324,11 +424,12 @@ def _add_status(app: fastapi.FastAPI, service: Service, ready: Callable[[], list
         return {"status": "alive"}
 
     @app.get("/readyz", responses=_errors(503), tags=["status"])
-    async def readyz() -> dict[str, str]:
-        """Whether every model is loaded and has a replica."""
+    async def readyz(request: fastapi.Request) -> dict[str, str]:
+        """Whether every model is loaded and has a replica; which haven't is told to those who may know."""
         missing = ready()
         if missing:
-            raise problems.unavailable(f"not ready: {', '.join(missing)}", 2)
+            names = f": {', '.join(missing)}" if getattr(request.state, "trusted", True) else ""
+            raise problems.unavailable(f"not ready{names}", 2)
         return {"status": "ready"}
 
 
@@ -366,8 +467,11 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 
     async def invalid(request: fastapi.Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 (for mypy)
-        found = [{"field": _field(problem["loc"]), "message": str(problem["msg"])} for problem in error.errors()]
+        wrong = error.errors()
+        found = [{"field": _field(problem["loc"]), "message": str(problem["msg"])} for problem in wrong[:_MOST_ERRORS]]
         detail = "; ".join(f"{entry['field']}: {entry['message']}" for entry in found)
+        if len(wrong) > _MOST_ERRORS:
+            detail += f"; and {len(wrong) - _MOST_ERRORS} more"
         problem = Problem(422, detail, errors=found)
         problem.field = None
         return problem.response(request_id(request))
@@ -377,7 +481,8 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
         headers = dict(error.headers) if error.headers else {}
         if error.status_code == 405:  # each route knows its own method only
             matching = [r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
-            headers["Allow"] = ", ".join(sorted({method for route in matching for method in route.methods or ()}))
+            methods = {method for route in matching for method in route.methods or ()}
+            headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         return Problem(error.status_code, str(error.detail), headers=headers).response(request_id(request))
 
     for kind in (Problem, Busy, Died, TooLarge, asyncio.TimeoutError, Exception):
@@ -389,7 +494,7 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 def _field(location: tuple[int | str, ...]) -> str:
     """A parameter's name, without where it was given; the request's body itself is "body"."""
     parts = [str(part) for part in location[1:]] or [str(location[0])]
-    return ".".join(parts)
+    return ".".join(parts)[:_NAME_CHARACTERS]
 
 
 def _describe(app: fastapi.FastAPI) -> None:
@@ -402,7 +507,10 @@ def _describe(app: fastapi.FastAPI) -> None:
             schemas = schema["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
+            for model in (ProblemDocument, SamplesDocument):
+                described = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+                schemas.update(described.pop("$defs", {}))
+                schemas[model.__name__] = described
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}, {}]
             app.openapi_schema = schema

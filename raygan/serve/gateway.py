@@ -205,7 +205,9 @@ class GatewayDeployment:
             for name, handle in handles.generators.items()
         }
         judge = Stage("classifier", ClassifierCaller(handles.classifier), len, self._meters, **limits)
-        self.service = Service(stages, judge, self._meters, most_draws=settings.max_draws)
+        self.service = Service(
+            stages, judge, self._meters, most_draws=settings.max_draws, seconds=settings.timeout_seconds
+        )
         self._deployments: dict[str, Stage[Any, Any]] = {
             generator_deployment(name): stage for name, stage in stages.items()
         }
@@ -216,17 +218,18 @@ class GatewayDeployment:
         deadline = time.monotonic() + _PATIENCE
         while self._missing and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
+        most_bytes = int(settings.max_request_megabytes * 1e6)
         self._app = Guard(
             create_app(self.service, settings, lambda: self._missing),
             self._meters,
             token=read_token(settings),
-            most_bytes=int(settings.max_request_megabytes * 1e6),
+            most_bytes=most_bytes,
             seconds=settings.timeout_seconds,
             access_log=settings.access_log,
             tells_id=not has_proxies,  # which do it themselves
         )
         if not has_proxies:
-            self._listener = Listener(self._app, address, settings.timeout_seconds)
+            self._listener = Listener(self._app, address, settings.timeout_seconds, most_bytes)
             await self._listener.open()
 
     async def __del__(self) -> None:
@@ -248,13 +251,20 @@ class GatewayDeployment:
             await asyncio.sleep(min(seconds, 0.5) if self._missing else seconds)
 
     async def _look(self) -> None:
+        await self._count_replicas()
+        champions: Champions = await self._registry.champions.remote()
+        await self.service.refresh(champions)
+        if self.service.champions != champions.proven:
+            await self._registry.confirm.remote(self.service.champions)
+        stopped = await self._count_replicas()  # again: `refresh` waits for replicas that start
+        self._missing = stopped + [str(model) for model in self.service.not_served(champions)]
+
+    async def _count_replicas(self) -> list[str]:
+        """Tell the stages how many replicas they have; deployments that have none."""
         running = await asyncio.to_thread(_running_replicas)
         for name, stage in self._deployments.items():
             stage.replicas = running.get(name, stage.replicas)
-        champions: Champions = await self._registry.champions.remote()
-        await self.service.refresh(champions)
-        stopped = [name for name in self._deployments if running.get(name, 1) < 1]
-        self._missing = stopped + [str(model) for model in self.service.not_served(champions)]
+        return [name for name in self._deployments if running.get(name, 1) < 1]
 
 
 def _running_replicas() -> dict[str, int]:

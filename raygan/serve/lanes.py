@@ -16,7 +16,6 @@ torch only; `run` belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +69,7 @@ class Lanes:
         self._pool = ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
         self._idle = threads
         self._calls: deque[_Call] = deque()
+        self._threads, self._closing = threads, False
 
     async def run(self, *inputs: Tensor, alone: bool = False) -> Tensor:
         """The network's rows for the inputs' rows, at least one. Raises what the network raises."""
@@ -87,13 +87,17 @@ class Lanes:
         while self._idle and self._calls:
             # An even share for each idle lane: a lone call of 16 rows keeps two lanes busy with 8 each.
             rows = min(self._batch, -(-self.waiting // self._idle))
-            self._submit(self._take(rows))
+            if pieces := self._take(rows):
+                self._submit(pieces)
 
     def _take(self, rows: int) -> list[tuple[_Call, int, int]]:
         """Pieces (call, start, stop) of the oldest calls, at most `rows` in all, with inputs of one shape."""
         pieces: list[tuple[_Call, int, int]] = []
         while rows and self._calls:
             call = self._calls[0]
+            if call.answer.done():  # given up, or failed in another lane
+                self._calls.popleft()
+                continue
             if pieces and not call.joins(pieces[0][0]):
                 break
             stop = min(call.taken + rows, call.rows)
@@ -124,10 +128,16 @@ class Lanes:
                 if not call.answer.done():
                     call.answer.set_exception(error)
         self._start()
+        self._end()
 
     def close(self) -> None:
-        """Let the threads end when they have finished."""
-        self._pool.shutdown(wait=False)
+        """Let the threads end when they have finished what was asked of them."""
+        self._closing = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._closing and not self._calls and self._idle == self._threads:
+            self._pool.shutdown(wait=False)
 
 
 def _compute_rows(compute: Compute, inputs: Sequence[Tensor], padded_to: int) -> Tensor:
@@ -146,8 +156,7 @@ def steady(compute: Compute, inputs: Sequence[Tensor], batch: int) -> bool:
     inputs = [column[:batch] for column in inputs]
     whole = compute(*inputs)
     for size in range(1, batch):
-        starts = itertools.chain(range(0, batch - size + 1, size), [batch - size])
-        for start in starts:
+        for start in sorted({*range(0, batch - size + 1, size), batch - size}):
             part = compute(*(column[start : start + size] for column in inputs))
             if not torch.equal(part, whole[start : start + size]):
                 return False

@@ -2,10 +2,11 @@
 
 raygan_requests_total          requests by route and status
 raygan_request_seconds         their time from first byte to last, by route
-raygan_stage_seconds           time of a call to a stage: waiting in the gateway, the way there, computing
+raygan_stage_seconds           time of a call to a stage: waiting in the gateway, the way there, computing; of pictures
+                               that are encoded and uploads that are decoded: waiting, computing
 raygan_batch_images            images in a call to a stage
 raygan_waiting_images          images that wait in the gateway for a stage
-raygan_samples_total           samples by label: drawn, and accepted where a confidence was asked for
+raygan_samples_total           samples by label: plain; where a confidence was asked for drawn, and accepted of those
 raygan_rejected_total          requests that were turned away because too much was waiting
 raygan_retries_total           calls to a stage that were made again because a replica had died
 """

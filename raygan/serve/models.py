@@ -29,10 +29,15 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Champions:
-    """What the registry's alias points at. generators: by label; several labels may share a model."""
+    """What the registry's alias points at.
+
+    generators: by label; several labels may share a model. proven: versions that have been served since the graph was
+    deployed, which stand in for champions that can't be loaded.
+    """
 
     generators: dict[str, ModelVersion] = field(default_factory=dict)
     classifier: ModelVersion | None = None
+    proven: Champions | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from raygan.config import ServeSettings
@@ -38,16 +39,30 @@ class Registry:
         self._files: OrderedDict[ModelVersion, Files] = OrderedDict()
         self._lock = threading.Lock()
         self._last: Champions | None = None
+        self._proven = Champions()
 
     def champions(self) -> Champions:
-        """What the serving alias points at, or did when MLflow last answered. Raises RayganError if it never has."""
+        """What the serving alias points at, or did when MLflow last answered, with what was confirmed of its labels.
+
+        Raises RayganError if MLflow never has answered.
+        """
         try:
             self._last = self._ask()
         except RayganError as error:
             if self._last is None:
                 raise
             log.warning("the registry's last answer goes on: %s", error)
-        return self._last
+        return replace(self._last, proven=self._proven_of(self._last))
+
+    def confirm(self, champions: Champions) -> None:
+        """Remember versions that are served: this process outlives gateways, which then know what can stand in."""
+        generators = {**self._proven.generators, **champions.generators}
+        self._proven = Champions(generators, champions.classifier or self._proven.classifier)
+
+    def _proven_of(self, current: Champions) -> Champions:
+        """What was confirmed, without labels whose alias is gone."""
+        generators = {k: model for k, model in self._proven.generators.items() if k in current.generators}
+        return Champions(generators, self._proven.classifier if current.classifier else None)
 
     def _ask(self) -> Champions:
         from raygan import tracking

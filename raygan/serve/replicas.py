@@ -12,6 +12,7 @@ The mental model:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
 import time
@@ -35,6 +36,8 @@ from raygan.serve.registry import Fetch, Files, write_files
 if TYPE_CHECKING:
     from raygan.gan.networks import Generator
     from raygan.judge.googlenet import Classifier
+
+log = logging.getLogger("raygan.serve")
 
 #: Versions a replica holds: the champion, and the one before it for requests under way and for going back.
 _KEPT_VERSIONS = 2
@@ -62,6 +65,8 @@ class ModelReplica(Generic[T]):
         self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded[T]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
         torch.set_num_threads(1)  # lanes are the parallelism
+        # cuDNN would choose kernels by trial and by what is fastest: another replica's pixels would be others.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         """Load a version, if it isn't, and describe it. Raises RayganError if it can't be had or read."""
@@ -111,6 +116,11 @@ class ModelReplica(Generic[T]):
 class GeneratorReplica(ModelReplica["Generator"]):
     """One registered generator."""
 
+    def __init__(self, settings: ServeSettings, fetch: Fetch):
+        import raygan.gan.checkpoint  # noqa: F401 (now, while the registry starts, not when the files are there)
+
+        super().__init__(settings, fetch)
+
     async def sample(self, model: ModelVersion, wanted: list[Draws]) -> tuple[Pixels, float]:
         """Images of all the draws in order, (n, S, S, 3), and the seconds that drawing took."""
         loaded = await self._loaded(model)
@@ -149,6 +159,11 @@ class GeneratorReplica(ModelReplica["Generator"]):
 class ClassifierReplica(ModelReplica["Classifier"]):
     """The classifier of all labels."""
 
+    def __init__(self, settings: ServeSettings, fetch: Fetch):
+        import raygan.judge.googlenet  # noqa: F401 (as above: torchvision takes a second)
+
+        super().__init__(settings, fetch)
+
     async def classify(self, model: ModelVersion, wanted: list[Judge]) -> tuple[Verdicts, float]:
         """Verdicts on all the images in order, and the seconds they took."""
         loaded = await self._loaded(model)
@@ -180,11 +195,25 @@ class ClassifierReplica(ModelReplica["Classifier"]):
 
 
 def _shift(first: Classifier, second: Classifier, device: torch.device) -> float:
-    """The most that two forms of a classifier differ by, in probability, on images of soft random blobs."""
+    """The most that two forms of a classifier differ by, in probability, on trial images; 1 if those can't tell.
+
+    The images are soft random blobs, and blends between the two of which the first form is most and least sure: where
+    it is sure, nothing moves.
+    """
     noise = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    blobs = torch.nn.functional.interpolate(noise, size=first.image_size, mode="bicubic")
-    images = (blobs * 60 + 127).round().clamp(0, 255).to(torch.uint8).to(device)
-    return float((first.probabilities(images) - second.probabilities(images)).abs().max())
+    blobs = torch.nn.functional.interpolate(noise, size=first.image_size, mode="bicubic") * 60 + 127
+    sure = first.probabilities(_rounded(blobs).to(device))[:, 0].cpu()
+    shares = torch.linspace(0, 1, 64)[:, None, None, None]
+    images = _rounded(torch.cat([blobs, torch.lerp(blobs[sure.argmin()], blobs[sure.argmax()], shares)])).to(device)
+    before = first.probabilities(images)
+    if not ((before > 0.1) & (before < 0.9)).any():
+        log.info("no trial image is between the labels, so the classifier computes in float32")
+        return 1.0
+    return float((before - second.probabilities(images)).abs().max())
+
+
+def _rounded(images: Tensor) -> Tensor:
+    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def points_of(draws: Draws, z_dim: int) -> Tensor:

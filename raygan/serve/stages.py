@@ -63,6 +63,7 @@ class _Waiting(Generic[I, A]):
     images: int
     answer: asyncio.Future[A]
     since: float
+    taken: bool = False
 
 
 class Stage(Generic[I, A]):
@@ -108,7 +109,18 @@ class Stage(Generic[I, A]):
         self._waiting.append(waiting)
         self._waiting_images += images
         self._start()
-        return await waiting.answer
+        if not waiting.taken:
+            self._tell_waiting()
+        try:
+            return await waiting.answer
+        finally:
+            if not waiting.taken:  # given up
+                self._waiting.remove(waiting)
+                self._waiting_images -= images
+                self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        self._meters.observe("waiting_images", self._waiting_images, stage=self.name)
 
     def _start(self) -> None:
         while self._waiting and len(self._under_way) < 2 * max(1, self.replicas):
@@ -133,11 +145,12 @@ class Stage(Generic[I, A]):
             if batch and (waiting.model != batch[0].model or images + waiting.images > self._most):
                 break
             self._waiting.popleft()
+            waiting.taken = True
             self._waiting_images -= waiting.images
             if not waiting.answer.done():
                 batch.append(waiting)
                 images += waiting.images
-        self._meters.observe("waiting_images", self._waiting_images, stage=self.name)
+        self._tell_waiting()
         return batch
 
     async def _answer(self, batch: list[_Waiting[I, A]]) -> None:

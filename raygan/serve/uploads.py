@@ -13,8 +13,8 @@ from raygan.photos.decode import Unreadable, decode, read_header, to_square
 from raygan.serve.models import Pixels
 from raygan.serve.problems import Problem
 
-#: Formats that are let in.
-ACCEPTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+#: Formats that are let in. MPO is what many phones write: a JPEG with further pictures behind it.
+ACCEPTED = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 
@@ -30,7 +30,7 @@ def decode_upload(data: bytes, size: int, *, most_megapixels: float, field: str)
         if header.megapixels > most_megapixels:
             size_text = f"{header.width} x {header.height} pixels; {most_megapixels:g} megapixels are the most"
             raise Problem(413, f"{size_text}", field=field)
-        if header.image.format == "JPEG":
+        if header.image.format in ("JPEG", "MPO"):
             header.image.draft("RGB", (2 * size, 2 * size))  # decodes at an eighth of the size where that is enough
         square = to_square(decode(header), size, "crop")
     except Unreadable as error:

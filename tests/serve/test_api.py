@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,8 +18,9 @@ import torch
 from PIL import Image
 
 from raygan.gan.step import seeded, to_uint8
-from raygan.serve.models import Champions
-from tests.serve.local import CAT, NETWORKS, local_service, make_generator
+from raygan.serve.models import Champions, Verdicts
+from raygan.serve.service import _could_be
+from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator
 
 
 def pixels(content):
@@ -150,8 +152,6 @@ async def test_a_verdict_that_rounding_could_turn_is_taken_alone(models):
     class Wavering:
         async def run(self, model, judge):
             asked.append(judge.alone)
-            from raygan.serve.models import Verdicts
-
             share = 0.5 if judge.alone else 0.5 - 1e-7
             return Verdicts(("cat",), np.full((len(judge), 1), share, np.float64))
 
@@ -161,6 +161,44 @@ async def test_a_verdict_that_rounding_could_turn_is_taken_alone(models):
     )
     assert chosen == [0]
     assert asked == [True]
+
+
+@pytest.mark.parametrize("share", [0.9995, 0.99999])
+def test_a_sure_verdict_is_not_taken_again(share):
+    assert not _could_be(np.array([share]), 1.0).any()
+    assert _could_be(np.array([share, 1 - 1e-8]), 1.0).tolist() == [False, True]
+
+
+def test_rounding_of_logits_turns_no_verdict_that_is_not_taken_again():
+    draw = np.random.default_rng(0)
+    logits = draw.normal(0, 1, (20_000, 3)) * draw.choice([0.1, 1, 5, 20], (20_000, 1))
+    moved = logits + draw.uniform(-4e-4, 4e-4, logits.shape)
+    alone, together = (torch.tensor(each).float().softmax(1)[:, 0].numpy() for each in (logits, moved))
+    for threshold in (0.01, 0.5, 0.9, 0.999, 1 - 1e-5, 1.0, *alone[:200].astype(float)):
+        turned = (alone >= threshold) != (together >= threshold)
+        assert not (turned & ~_could_be(together, threshold)).any()
+        assert _could_be(together, threshold).mean() < 0.4  # saturated ones, at 1
+
+
+async def test_samples_that_were_found_in_time_are_answered(models):
+    local = await local_service(models, Champions({"cat": CAT}, JUDGE))
+    service, asked = local.service, []
+    service._seconds = 1.0
+
+    class Slow:
+        async def run(self, model, judge):
+            asked.append(len(judge))
+            if len(asked) > 1:
+                await asyncio.sleep(10)
+            return Verdicts(("cat", "dog"), np.array([[i == 5, i != 5] for i in range(len(judge))], np.float32))
+
+    service.classifier = Slow()
+    service.described[JUDGE] = {"labels": ["cat", "dog"]}
+    found = await service.sample("cat", 8, 40, min_confidence=0.9)
+    assert (found.seeds, found.drawn, found.accepted) == ([45], 8, 1)
+    asked[:] = [0]
+    with pytest.raises(asyncio.TimeoutError):  # nothing was judged: that says nothing of the confidence
+        await service.sample("cat", 8, 40, min_confidence=0.9)
 
 
 def test_uploads_are_judged_as_samples_are(http):
@@ -174,6 +212,20 @@ def test_uploads_are_judged_as_samples_are(http):
     for i, verdict in enumerate(answer["images"]):
         expected = dict(zip(sampled["labels"], sampled["probabilities"][i], strict=True))
         assert verdict["probabilities"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_phones_photo_is_taken(http):
+    """Many phones write MPO: a JPEG with another picture behind it."""
+    draw = np.random.default_rng(0)
+    photo = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480))
+    one, two = io.BytesIO(), io.BytesIO()
+    photo.save(one, "JPEG", quality=90)
+    photo.save(two, "MPO", quality=90, save_all=True, append_images=[photo])
+    with Image.open(io.BytesIO(two.getvalue())) as written:
+        assert written.format == "MPO"
+    files = [("images", ("a.jpg", each.getvalue())) for each in (one, two)]
+    first, second = http.post("/v1/classify", files=files).json()["images"]
+    assert second["probabilities"] == pytest.approx(first["probabilities"], abs=1e-3)
 
 
 # ---------------------------------------------------------------- formats
@@ -243,6 +295,30 @@ def test_a_wrong_request_is_answered_with_the_fields_name(http, query, status, s
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert says in answer.json()["detail"]
     assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize("given", ["seed=1_000", "seed=0x10", "n=1_0", "seed=1.5", "seed=%D9%A1"])
+def test_a_number_is_written_in_digits(http, given):
+    assert http.get(f"/v1/sample?label=cat&{given}").status_code == 422
+    name = given.split("=")[0]
+    for value in (True, "1_0"):
+        answer = http.post("/v1/sample", json={"label": "cat", name: value})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, name)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/", "/v1/models", "/v1/sample?label=cat&n=1&seed=3", "/v1/sample?n=x"])
+def test_head_is_get_without_the_body(http, path):
+    head, get = http.head(path), http.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    told = [{k: v for k, v in each.headers.items() if k not in ("date", "x-request-id")} for each in (head, get)]
+    if get.status_code == 200:  # a problem document names its request
+        assert told[0] == told[1]
+    assert http.head("/nowhere").status_code == 404
+    assert "HEAD" in http.delete("/v1/models").headers["Allow"]
+
+
+def test_a_path_with_a_slash_too_many_leads_nowhere(http):
+    assert http.get("/v1/models/", follow_redirects=False).status_code == 404
 
 
 def test_wrong_bodies_and_places_are_problems_too(http):

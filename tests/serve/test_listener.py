@@ -105,13 +105,80 @@ def test_large_bodies_and_many_requests_on_a_connection_are_no_head_without_end(
     assert asyncio.run(_hears(request * 3 + last)).count(b"HTTP/1.1 200 OK") == 4
 
 
-async def _hears(sent: bytes) -> bytes:
-    """What a listener says to these bytes until it closes the connection."""
+@pytest.mark.parametrize("endless", [b"t: " + b"a" * 100 + b"\r\n", b"t" * 100])
+def test_what_follows_a_chunked_body_is_limited(monkeypatch, endless):
+    monkeypatch.setattr("raygan.serve.listener._FRAMING_BYTES", 10_000)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    assert asyncio.run(_hears(head + endless * 10_000, most_bytes=1000)) == b""
+
+
+def test_a_chunked_body_and_what_follows_it_are_taken():
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    request = head + b"1\r\na\r\n" * 1000 + b"0\r\nExpires: never\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert asyncio.run(_hears(request * 3 + last)).count(b"HTTP/1.1 200 OK") == 4
+
+
+@pytest.mark.parametrize("wish", ["keep-alive", "close"])
+def test_a_client_that_is_still_sending_hears_that_its_body_is_too_large(monkeypatch, wish):
+    monkeypatch.setattr("raygan.serve.listener._LINGER_SECONDS", 0.5)
+    options = {"token": None, "most_bytes": 1000, "seconds": 60.0, "access_log": False}
+    guard = Guard(reading, NoMeters(), **options)
+    head = f"POST / HTTP/1.1\r\nHost: x\r\nConnection: {wish}\r\nContent-Length: 100000000\r\n\r\n".encode()
+    heard = asyncio.run(_hears(head + b"b" * 5_000_000, app=guard, most_bytes=1000, pause=0.2))
+    assert heard.startswith(b"HTTP/1.1 413 ")
+    assert b'"status": 413' in heard
+
+
+def test_the_rest_of_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("raygan.serve.listener._LINGER_SECONDS", 0.3)
+    heard = asyncio.run(_hears(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", app=answering(b"ok")))
+    assert heard.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_goes_on_after_a_body_that_was_too_large():
+    options = {"token": None, "most_bytes": 1000, "seconds": 60.0, "access_log": False}
+    guard = Guard(reading, NoMeters(), **options)
+    first = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + b"b" * 5000
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    heard = asyncio.run(_hears(first + last, app=guard))
+    assert [heard.count(status) for status in (b"HTTP/1.1 413 ", b"HTTP/1.1 200 ")] == [1, 1]
+
+
+@pytest.mark.parametrize("request_head", [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nContent-Length: 3\r\n"])
+def test_nobody_works_for_a_client_that_has_gone(request_head):
+    begun, given_up = asyncio.Event(), asyncio.Event()
+
+    async def working(scope, receive, send):
+        try:
+            begun.set()
+            await asyncio.sleep(60)
+        finally:
+            given_up.set()
+
+    async def run():
+        address = Address("127.0.0.1", free_port())
+        options = {"token": None, "most_bytes": 1000, "seconds": 60.0, "access_log": False}
+        listener = Listener(Guard(working, NoMeters(), **options), address)
+        await listener.open()
+        _, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(request_head + b"Host: x\r\n\r\nabc"[: None if b"POST" in request_head else -3])
+        await asyncio.wait_for(begun.wait(), 5)
+        writer.close()
+        await asyncio.wait_for(given_up.wait(), 5)
+        await listener.close()
+
+    asyncio.run(run())
+
+
+async def _hears(sent: bytes, *, app=None, pause: float = 0.0, **options) -> bytes:
+    """What a listener says to these bytes until it closes the connection. pause: before it is listened to."""
     address = Address("127.0.0.1", free_port())
-    listener = Listener(reading, address)
+    listener = Listener(app or reading, address, **options)
     await listener.open()
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(sent)
+    await asyncio.sleep(pause)
     heard = bytearray()
     with contextlib.suppress(ConnectionResetError):  # where it closes before it has read all
         while part := await asyncio.wait_for(reader.read(2**16), 10):

@@ -47,10 +47,16 @@ def wait(browser, script, seconds=40):
 def opened(browser, address, width=1100, height=900):
     browser.set_window_size(width, height)
     browser.get(address)
-    wait(
-        browser, "document.querySelectorAll('#samples img').length === 16 && !document.getElementById('draw').disabled"
-    )
+    drawn(browser)
     return browser
+
+
+def drawn(browser):
+    wait(
+        browser,
+        "document.querySelectorAll('#samples img').length === 16 && "
+        "!document.getElementById('draw').hasAttribute('aria-disabled')",
+    )
 
 
 def picture(browser, name):
@@ -71,6 +77,8 @@ def test_samples_come_by_themselves_and_by_the_form(browser, running):
     page.execute_script("document.getElementById('n').value = 3; document.getElementById('seed').value = 9")
     page.find_element("id", "draw").click()
     wait(page, "document.querySelectorAll('#samples img').length === 3")
+    wait(page, "!document.getElementById('draw').hasAttribute('aria-disabled')")
+    assert page.execute_script("return document.activeElement.id") == "draw"
     assert page.execute_script("return document.querySelector('#samples img').src") != first
     assert "%" in page.find_element("css selector", ".verdict").text
     assert "3 images" in page.find_element("id", "status").text
@@ -148,5 +156,64 @@ def test_the_page_asks_for_the_token(browser, models):
         browser.get(server.address)
         wait(browser, "document.getElementById('ask').open")
         picture(browser, "token")
+        assert browser.execute_script("return document.getElementById('ask-why').offsetHeight") == 0
+        for wrong in ("secret", "s\u732bcret"):
+            browser.find_element("id", "token").send_keys(wrong + "\n")
+            wait(browser, "document.getElementById('ask').open && document.getElementById('ask-why').offsetHeight > 0")
+            assert "does not take" in browser.find_element("id", "ask-why").text
+            browser.execute_script("document.getElementById('ask-why').hidden = true")  # to see it come again
+        browser.execute_script("window.more = Promise.all(['/v1/models', '/v1/models'].map((path) => ask(path)))")
         browser.find_element("id", "token").send_keys("s3cret\n")
-        wait(browser, "document.querySelectorAll('#samples img').length === 16")
+        drawn(browser)
+        assert browser.execute_async_script("more.then((all) => arguments[0](all.length))") == 2
+
+
+def test_what_is_hidden_takes_no_room(browser, models):
+    with Running(lambda: local_service(models, Champions({"cat": CAT}, None))) as server:
+        page = opened(browser, server.address)
+        hidden = "return [...document.querySelectorAll('[hidden]')].map(e => [e.id, e.offsetHeight])"
+        found = dict(page.execute_script(hidden))
+        assert found.keys() >= {"confidence-field", "walk"}
+        assert set(found.values()) == {0}
+        assert "%" not in page.find_element("id", "samples").text
+
+
+def test_drawing_works_after_a_beginning_that_failed(browser, running):
+    script = browser.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument",
+        {
+            "source": "let failed = false; const real = window.fetch; window.fetch = (path, ...rest) => {"
+            "if (failed) return real(path, ...rest); failed = true; return Promise.reject(new Error('away')); }"
+        },
+    )
+    try:
+        browser.get(running.address)
+        wait(browser, "document.getElementById('status').textContent === 'away'")
+        browser.find_element("id", "draw").click()
+        drawn(browser)
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
+def test_dice_that_are_thrown_while_samples_are_drawn_wait(browser, running):
+    page = opened(browser, running.address)
+    seeds = page.execute_script(
+        "const seed = document.getElementById('seed'), dice = document.getElementById('dice');"
+        "dice.click(); const first = seed.value; dice.click(); return [first, seed.value]"
+    )
+    assert seeds[0] == seeds[1] != "7"
+    wait(page, f"document.querySelector('#samples .seed').textContent === 'seed {seeds[0]}'")
+
+
+def test_what_is_said_is_seen_on_a_phone_wherever_one_looks(browser, running):
+    page = opened(browser, running.address, 390, 844)
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 500, "deviceScaleFactor": 2, "mobile": True}
+    )
+    for place in ("0", "document.body.scrollHeight / 2"):
+        box = page.execute_script(
+            f"window.scrollTo(0, {place}); const b = document.getElementById('status').getBoundingClientRect();"
+            "return [b.top, b.bottom, window.innerHeight]"
+        )
+        assert 0 <= box[0] < box[1] <= box[2]
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

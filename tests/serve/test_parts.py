@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import io
 import json
+import threading
+from collections import Counter
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -26,10 +30,12 @@ from raygan.serve.guard import SECURITY_HEADERS, Guard
 from raygan.serve.lanes import Lanes, steady
 from raygan.serve.meters import NoMeters
 from raygan.serve.models import Champions, Draws, ModelVersion
-from raygan.serve.replicas import points_of
+from raygan.serve.registry import Registry
+from raygan.serve.replicas import _BF16_SHIFT, ClassifierReplica, _shift, points_of
+from raygan.serve.service import Service
 from raygan.serve.stages import Busy, Died, Stage
 from raygan.serve.token import check_token
-from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator, save
+from tests.serve.local import CAT, DOG, JUDGE, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
 
@@ -92,6 +98,40 @@ def test_a_folded_generator_draws_the_same_images():
         fast_network(make_generator().train(), CPU)
 
 
+def test_the_shift_between_two_forms_of_a_classifier_is_what_it_is(trained):
+    assert _shift(trained, trained, CPU) == 0
+    moved = copy.deepcopy(trained)
+    moved.net.fc.bias[0] += 0.02
+    # A logit that moves by d moves p by at most d / 4, where p is a half, which the blends come close to.
+    assert 0.004 < _shift(trained, moved, CPU) < 0.0051
+    # Saturated everywhere but between the blobs: only the blends can tell.
+    steep = copy.deepcopy(trained)
+    steep.net.fc.weight *= 20
+    steep.net.fc.bias *= 20
+    rounded = copy.deepcopy(steep)
+    for parameter in rounded.net.parameters():
+        parameter.copy_(parameter.to(torch.bfloat16))
+    assert _shift(steep, rounded, CPU) > _BF16_SHIFT
+    sure = copy.deepcopy(trained)
+    sure.net.fc.bias[0] += 100
+    assert _shift(sure, sure, CPU) == 1
+
+
+@pytest.mark.parametrize(("shift", "native", "coarse"), [(0.02, True, False), (0.001, True, True), (0, False, False)])
+def test_bfloat16_is_taken_where_it_is_native_and_exact_enough(models, monkeypatch, shift, native, coarse):
+    monkeypatch.setattr("raygan.serve.replicas.computes_bf16", lambda device: native)
+    monkeypatch.setattr("raygan.serve.replicas._shift", lambda *_: shift)
+    replica = ClassifierReplica(ServeSettings(storage="x", tracking_uri=None, threads=1), None)
+    made = []
+    monkeypatch.setattr(replica, "_lanes", lambda compute, *, padded: made.append((compute, padded)))
+    loaded = replica._load_files(models[JUDGE])
+    compute, padded = made[0]
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    exact = fast_classifier(loaded.model, CPU, bf16=False).probabilities(images)
+    assert padded == coarse
+    assert torch.equal(compute(images), exact) == (not coarse)
+
+
 # ---------------------------------------------------------------- lanes
 
 
@@ -143,6 +183,28 @@ async def test_an_error_in_a_lane_reaches_its_calls_and_no_others():
     assert torch.equal(good, after)
     assert isinstance(bad, ValueError)
     lanes.close()
+
+
+async def test_lanes_finish_what_was_asked_of_them_and_leave_out_what_nobody_waits_for():
+    seen, go_on = [], threading.Event()
+
+    def compute(rows):
+        go_on.wait(5)
+        seen.append(int(rows[0, 0]))
+        return rows
+
+    lanes = Lanes(compute, threads=1, batch=1, padded=False)
+    asked = [asyncio.ensure_future(lanes.run(torch.full((1, 1), float(i)))) for i in range(4)]
+    await asyncio.sleep(0.01)
+    asked[2].cancel()
+    await asyncio.sleep(0.01)
+    lanes.close()
+    go_on.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [int(answer[0, 0]) for i, answer in enumerate(answers) if i != 2] == [0, 1, 3]
+    assert seen == [0, 1, 3]
+    with pytest.raises(RuntimeError):  # the threads have ended
+        await lanes.run(torch.ones(1, 1))
 
 
 def test_steadiness_is_found_by_trying():
@@ -284,6 +346,37 @@ async def test_a_full_queue_is_said_and_requests_that_were_given_up_are_not_comp
     assert sorted(i for _, items in caller.calls for i in items) == [0, 1, 2]
 
 
+class Recording:
+    """Meters that a test can look at."""
+
+    def __init__(self):
+        self.counts, self.values = Counter(), {}
+
+    def count(self, name, amount=1, **tags):
+        self.counts[(name, *tags.values())] += amount
+
+    def observe(self, name, value, **tags):
+        self.values.setdefault((name, *tags.values()), []).append(value)
+
+
+async def test_the_queue_is_told_as_it_is_and_what_was_given_up_does_not_count():
+    caller, meters = Answering(), Recording()
+    caller.gate.clear()
+    queue = Stage("test", caller, lambda item: 1, meters, most=8, limit=3, seconds=30.0)
+    asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(5)]
+    await asyncio.sleep(0.01)
+    assert meters.values["waiting_images", "test"][-1] == 3
+    for task in asked[2:]:
+        task.cancel()
+    await asyncio.sleep(0.01)
+    assert meters.values["waiting_images", "test"][-1] == 0
+    again = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(3)]  # there is room for them
+    await asyncio.sleep(0.01)
+    caller.gate.set()
+    assert await asyncio.gather(*asked[:2], *again) == [0, 10, 0, 10, 20]
+    assert meters.values["waiting_images", "test"][-1] == 0
+
+
 # ---------------------------------------------------------------- the guard
 
 
@@ -358,6 +451,7 @@ async def test_answers_bear_security_headers_an_id_and_a_line_in_the_log(models,
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert (lines[0]["id"], lines[0]["path"], lines[0]["status"]) == ("mine-1", "/", 200)
     assert lines[1]["milliseconds"] > 0
+    assert lines[0]["client"] == "127.0.0.1"
 
 
 async def test_slow_full_and_broken_services_answer_without_internals():
@@ -376,6 +470,60 @@ async def test_slow_full_and_broken_services_answer_without_internals():
             answer = await client.get("/")
         assert (answer.status_code, answer.headers.get("Retry-After")) == (status, after)
         assert "secret" not in answer.text
+
+
+async def test_a_body_of_parameters_is_small_and_so_is_the_answer_to_one_that_is_wrong(models):
+    local = await local_service(models, Champions({"cat": CAT}, None))
+    async with client_of(local.app) as client:
+        huge = await client.post("/v1/sample", json={f"key{i}": i for i in range(200_000)})
+        assert (huge.status_code, len(huge.content) < 1000) == (413, True)
+        wrong = await client.post("/v1/sample", json={f"{i}" * 200: i for i in range(50)})
+        assert (wrong.status_code, len(wrong.json()["errors"])) == (422, 10)
+        assert len(wrong.content) < 5000
+        assert wrong.json()["detail"].endswith("; and 41 more")  # the label is missing too
+
+
+async def test_requests_under_way_are_limited_but_not_those_of_operators(monkeypatch):
+    monkeypatch.setattr("raygan.serve.guard.MOST_REQUESTS", 2)
+    go_on = asyncio.Event()
+
+    async def waiting(scope, receive, send):
+        if scope["path"] != "/healthz":
+            await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(waiting, NoMeters(), token=None, most_bytes=10, seconds=5, access_log=False)
+    async with client_of(guard) as client:
+        asked = [asyncio.ensure_future(client.get("/v1/sample")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        third = await client.get("/v1/sample")
+        assert (third.status_code, third.headers["Retry-After"]) == (503, "1")
+        assert (await client.get("/healthz")).status_code == 200
+        go_on.set()
+        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
+        assert (await client.get("/v1/sample")).status_code == 200
+
+
+async def test_a_body_that_does_not_come_in_time_is_the_clients_doing(models):
+    local = await local_service(models, Champions({"cat": CAT}, None), timeout_seconds=0.3)
+
+    async def body():
+        yield b'{"label":'
+        await asyncio.sleep(2)
+
+    async with client_of(local.app) as client:
+        answer = await client.post("/v1/sample", content=body(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 408
+
+
+async def test_what_is_not_ready_is_told_to_those_who_may_know(models):
+    local = await local_service(models, Champions({"cat": CAT}, None), token="s3cret")  # noqa: S106
+    local.missing.append("raygan-generator-cat version 3")
+    async with client_of(local.app) as client:
+        asked = [await client.get("/readyz", headers=h) for h in ({}, {"Authorization": "Bearer s3cret"})]
+    assert [answer.status_code for answer in asked] == [503, 503]
+    assert ["cat version 3" in answer.text for answer in asked] == [False, True]
 
 
 # ---------------------------------------------------------------- versions
@@ -400,6 +548,72 @@ async def test_a_broken_champion_that_nothing_stands_in_for_is_missing(models):
     wanted = Champions({"cat": broken}, None)
     local = await local_service({**models, broken: {"generator.json": b"{"}}, wanted)
     assert local.service.not_served(wanted) == [broken]
+
+
+class Preparing:
+    """A stage whose versions load when the test lets them, or never."""
+
+    def __init__(self, *broken):
+        self.broken, self.asked, self.gate = broken, [], asyncio.Event()
+        self.gate.set()
+
+    async def prepare(self, model):
+        self.asked.append(model)
+        await self.gate.wait()
+        if model in self.broken:
+            raise RayganError("damaged")
+        return {"image_size": 32}
+
+
+async def test_a_deployment_without_a_replica_keeps_no_other_label_waiting(monkeypatch):
+    monkeypatch.setattr("raygan.serve.service._PREPARE_SECONDS", 0.2)
+    cat, dog, judge = Preparing(), Preparing(), Preparing()
+    cat.gate.clear()
+    service = Service({CAT.name: cat, DOG.name: dog}, judge, NoMeters(), most_draws=1)
+    wanted = Champions({"cat": CAT, "dog": DOG}, JUDGE)
+    looking = asyncio.ensure_future(service.refresh(wanted))
+    await asyncio.sleep(0.05)
+    assert service.champions == Champions({"dog": DOG}, JUDGE)  # before the other's time is up
+    await asyncio.wait_for(looking, 5)
+    assert service.not_served(wanted) == [CAT]
+    cat.gate.set()
+    await asyncio.sleep(0.01)
+    await service.refresh(wanted)
+    assert service.champions.generators == {"cat": CAT, "dog": DOG}
+    assert cat.asked == [CAT]  # the load went on and was not begun again
+
+
+async def test_a_gateway_that_restarts_finds_what_stood_in_for_a_broken_champion():
+    broken, broken_judge = ModelVersion(CAT.name, "2"), ModelVersion(JUDGE.name, "2")
+
+    async def restarted(proven):
+        stages = Preparing(broken), Preparing(broken_judge)
+        service = Service({CAT.name: stages[0]}, stages[1], NoMeters(), most_draws=1)
+        await service.refresh(Champions({"cat": broken}, broken_judge, proven=proven))
+        return service.champions
+
+    assert await restarted(None) == Champions()
+    assert await restarted(Champions({"cat": CAT, "dog": DOG}, JUDGE)) == Champions({"cat": CAT}, JUDGE)
+
+
+async def test_a_label_whose_alias_is_gone_is_served_no_more(models):
+    local = await local_service(models, Champions({"cat": CAT, "dog": DOG}, JUDGE))
+    await local.service.refresh(Champions({"dog": DOG}, None))
+    assert local.service.champions == Champions({"dog": DOG}, None)
+    assert list(local.service.described) == [DOG]
+
+
+def test_the_registry_remembers_what_was_served(monkeypatch):
+    answers = [Champions({"cat": CAT, "dog": DOG}, JUDGE)]
+    registry = object.__new__(Registry)
+    registry._last, registry._proven = None, Champions()
+    monkeypatch.setattr(registry, "_ask", lambda: answers[-1])
+    assert registry.champions().proven == Champions()
+    registry.confirm(Champions({"cat": CAT}, JUDGE))
+    registry.confirm(Champions({"dog": DOG}, None))  # of a gateway that came when the others couldn't be loaded
+    assert registry.champions() == replace(answers[0], proven=answers[0])
+    answers.append(Champions({"cat": ModelVersion(CAT.name, "2")}, None))
+    assert registry.champions() == replace(answers[1], proven=Champions({"cat": CAT}, None))
 
 
 async def test_a_replica_keeps_two_versions_and_fetches_others_again(models, tmp_path):
