@@ -838,4 +838,4 @@ class DrillSettings(NumbersFile):
             "storage",
         ]
     ] = option(None, "what is broken; by default everything", default_factory=list)
-    short: bool = option(False, "with jobs a third as long, to see that everything works; times are not comparable")
+    short: bool = option(False, "with shorter jobs, to see that everything works; times are not comparable")

@@ -142,7 +142,7 @@ def test_jobs_are_those_of_the_checkout(tmp_path, monkeypatch):
     ((command, folder),) = started
     assert command[:2] == [sys.executable, str(tmp_path / "checkout/jobs/train.py")]
     assert folder == tmp_path / "checkout"
-    assert command[command.index("--kimg") + 1] == kimg(SHORT.total) == "6.4"
+    assert command[command.index("--kimg") + 1] == kimg(SHORT.total) == "9.6"
 
 
 def test_the_service_of_the_drill_is_the_projects_with_what_computes_on_both_nodes(tmp_path):

@@ -133,7 +133,7 @@ def _service(checkout: Path, folder: Path, port: int) -> dict[str, Any]:
     service = load_yaml(str(checkout / "serve_config.yaml"))
     service["http_options"] = {"host": _HOST, "port": port}
     (application,) = service["applications"]
-    application["args"] = {"storage": str(folder), "poll_seconds": 1.0, "access_log": False}
+    application["args"] = {"storage": str(folder), "tracking_uri": None, "poll_seconds": 1.0, "access_log": False}
     twice = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0.4}}
     at_head = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1, "resources": _WITH_HEAD}}
     application["deployments"] = [

@@ -65,7 +65,7 @@ class Length:
     away_s: float = 60.0
 
 
-SHORT = Length(total=400, log=10, checkpoint=40, before=80, long=1000, trial=150, faces=150, repeated=10, away_s=10.0)
+SHORT = Length(total=600, log=10, checkpoint=40, before=80, long=1000, trial=150, faces=150, repeated=10, away_s=10.0)
 
 
 class Nodes:
