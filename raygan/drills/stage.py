@@ -76,7 +76,7 @@ class Nodes:
 
     def __init__(self, checkout: Path, *cores: int):
         self._checkout = checkout
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores[0], "includedashboard": True})
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores[0], "include_dashboard": True})
         self._others: list[Node] = []
         self._added = 0
         for number in cores[1:]:
