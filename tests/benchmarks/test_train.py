@@ -41,7 +41,7 @@ def test_a_training_under_ray_stands_beside_the_bare_loop(write_shards, tmp_path
 def test_quality_trains_each_once_and_judges_it_at_equal_times(write_shards, new_storage, tmp_path, capsys):
     settings = settings_of(
         QualityBenchmarkSettings,
-        data=str(write_shards(per_label=48)),
+        data=str(write_shards(per_label=96)),
         storage=str(new_storage),
         presets=["quick"],
         minutes=0.05,
