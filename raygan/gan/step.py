@@ -138,8 +138,11 @@ class GanStep:
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas, fused=True)
         self.batches = 0
-        self._ddp_generator = self._distributed(self.generator)
-        self._ddp_critic = self._distributed(self.critic)
+        latents = torch.zeros(1, networks.z_dim, device=self.device, dtype=self.dtype)
+        images = torch.zeros(1, 3, networks.image_size, networks.image_size, device=self.device, dtype=self.dtype)
+        classes = torch.zeros(1, dtype=torch.int64, device=self.device) if networks.labels else None
+        self._ddp_generator = distributed(self.generator, self.share, lambda network: network(latents, classes))
+        self._ddp_critic = distributed(self.critic, self.share, lambda network: network(images, classes))
 
     @property
     def images_seen(self) -> int:
@@ -262,14 +265,28 @@ class GanStep:
             else:
                 average.copy_(current)  # batch counters are counts, not weights
 
-    def _distributed(self, network: nn.Module) -> nn.Module:
-        if self.share.world_size == 1:
-            return network
-        # Buffers are batch statistics: rank 0's must not overwrite the others' within a step.
-        return DistributedDataParallel(network, broadcast_buffers=False)
-
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+
+def distributed(network: nn.Module, share: Share, trial: Callable[[nn.Module], Tensor]) -> nn.Module:
+    """The network within `DistributedDataParallel`, or itself if there is one rank. A collective call.
+
+    trial: a forward pass on anything. After its first backward pass DDP lays gradients out anew, and where a gradient
+    lies decides in which order gloo adds up those of three ranks or more. The trial gets this behind us, so that a run
+    that goes on rounds as one that was never interrupted.
+    """
+    if share.world_size == 1:
+        return network
+    # Buffers are batch statistics: rank 0's must not overwrite the others' within a step.
+    wrapped = DistributedDataParallel(network, broadcast_buffers=False)
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    trial(wrapped).sum().backward()
+    network.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    return wrapped
 
 
 def seeded(seed: int, number: int, purpose: str) -> torch.Generator:

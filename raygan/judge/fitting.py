@@ -16,16 +16,15 @@ import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from raygan.errors import RayganError, first_line
-from raygan.gan.step import Share, seeded
+from raygan.gan.step import Share, distributed, seeded
 from raygan.gan.sync_norm import synchronise
 from raygan.judge.googlenet import build_googlenet, to_input
 
@@ -100,9 +99,8 @@ class ClassifierFit:
         )
         self.ema = copy.deepcopy(self.net).requires_grad_(False).eval() if settings.ema_ramp else self.net
         self.batches_done = 0
-        self._ddp: nn.Module = self.net
-        if self.share.world_size > 1:
-            self._ddp = DistributedDataParallel(self.net, broadcast_buffers=False, gradient_as_bucket_view=True)
+        images = torch.zeros(2, 3, 64, 64, device=self.device, dtype=self.dtype)
+        self._ddp = distributed(self.net, self.share, lambda net: torch.stack(self._heads(net(images))))
 
     def step(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """One step on this rank's rows of a global batch: uint8 (n, 3, S, S) and classes int64 (n,).
@@ -117,8 +115,7 @@ class ClassifierFit:
         self.optimizer.zero_grad(set_to_none=True)
         with self._dropout_seed(batch), self._autocast():
             outputs = self._ddp(pixels)
-        auxiliary = settings.auxiliary_weight > 0
-        heads = [outputs.logits, outputs.aux_logits2, outputs.aux_logits1] if auxiliary else [outputs]
+        heads = self._heads(outputs)
         losses = [
             F.cross_entropy(head.to(self.dtype), targets, label_smoothing=settings.label_smoothing, reduction="sum")
             for head in heads
@@ -206,6 +203,11 @@ class ClassifierFit:
         draws = torch.rand(settings.batch_size, 3, generator=seeded(settings.seed, batch, "classify"))[rows]
         reach = round(settings.shift * images.shape[-1])
         return flip_and_shift(images, draws[: len(images)], reach=reach, mirror=settings.mirror)
+
+    def _heads(self, outputs: Any) -> list[Tensor]:
+        """Logits (n, labels) of the head and, if they are trained, the auxiliary ones, of what the network gave."""
+        auxiliary = self.settings.auxiliary_weight > 0
+        return [outputs.logits, outputs.aux_logits2, outputs.aux_logits1] if auxiliary else [outputs]
 
     @contextmanager
     def _dropout_seed(self, batch: int) -> Iterator[None]:

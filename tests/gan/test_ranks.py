@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from raygan.gan.checkpoint import load_training, save_training
 from raygan.gan.networks import NetworkSettings
 from raygan.gan.step import GanStep, Share, StepSettings
 
@@ -49,6 +50,39 @@ def _one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save({case: trained(*case, Share(rank, 2)) for case in CASES}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def _resumed(rank: int, folder: str) -> None:
+    """Three ranks, which add up in an order that matters, with and without an interruption."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    networks = NetworkSettings(image_size=32, z_dim=8, width=16)
+    settings = StepSettings(batch_size=6, n_critic=1, penalty_every=2, sync_batch_norm=True)
+
+    def fit(step: GanStep, batches: range) -> GanStep:
+        for number in batches:
+            reals = torch.randint(
+                0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(number), dtype=torch.uint8
+            )
+            step.step(reals[step.share.rows(6)])
+        return step
+
+    whole = fit(GanStep(networks, settings, share=Share(rank, 3)), range(7))
+    save_training(Path(folder, f"saved-{rank}"), fit(GanStep(networks, settings, share=Share(rank, 3)), range(3)), {})
+    again = GanStep(networks, settings, share=Share(rank, 3))
+    load_training(Path(folder, f"saved-{rank}"), again)
+    fit(again, range(3, 7))
+    torch.save(
+        [step.critic.state_dict() | step.generator.state_dict() for step in (whole, again)], f"{folder}/{rank}.pt"
+    )
+    dist.destroy_process_group()
+
+
+def test_three_ranks_go_on_as_if_they_had_never_been_interrupted(tmp_path):
+    spawn(_resumed, (str(tmp_path),), 3)
+    whole, again = torch.load(tmp_path / "0.pt")
+    for name, weights in whole.items():
+        assert torch.equal(weights, again[name]), name
 
 
 @pytest.fixture(scope="module")
