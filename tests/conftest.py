@@ -17,6 +17,11 @@ from raygan.shards import Manifest, ShardFile
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Drills have Ray nodes of their own, so they come before the session's cluster is there."""
+    items.sort(key=lambda item: "drilled" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A local cluster with more CPU slots than cores, so that placement never decides a test."""

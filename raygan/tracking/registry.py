@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ SERVING_ALIAS = "champion"
 
 #: The registered model's name for the classifier of all labels.
 CLASSIFIER_NAME = "raygan-classifier"
+
+#: Seconds for which a model is offered to a server that is away or busy.
+_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -
 
 def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str], promote: bool) -> RegisteredModel:
     try:
-        run.client.log_artifacts(run.id, str(folder), kind)
+        _upload(run, folder, kind)
         _ensure_model(run.client, name, {"raygan.kind": kind, **tags})
         source = f"{run.client.get_run(run.id).info.artifact_uri}/{kind}"
         version = run.client.create_model_version(name, source, run_id=run.id, tags=tags)
@@ -141,6 +145,20 @@ def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str]
         reason = first_line(error)
         raise RayganError(f"MLflow did not register the {kind}: {reason}; the same command tries again") from None
     return RegisteredModel(name, str(version.version), run.id)
+
+
+def _upload(run: Run, folder: Path, kind: str) -> None:
+    """Log the folder's files; to a server again and again for a while: a model comes after hours of work."""
+    patience = _PATIENCE_S if run.client.tracking_uri.startswith("http") else 0.0
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            run.client.log_artifacts(run.id, str(folder), kind)
+            return
+        except Exception:  # a server that is away or busy raises many kinds
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(5)
 
 
 def _ensure_model(client: MlflowClient, name: str, tags: dict[str, str]) -> None:
