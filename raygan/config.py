@@ -467,7 +467,7 @@ class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, Stora
     group: ClassVar[str] = "run"
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
-    epochs: int = option(24, "passes over the training images", unit="epochs", ge=1)
+    epochs: int = option(20, "passes over the training images", unit="epochs", ge=1)
     patience: int = option(
         10,
         "stop when so many epochs have not lowered the validation loss, but not while the learning rate is high, in "
