@@ -142,7 +142,7 @@ def _googlenet(path: str) -> Features:
 def _classifier(folder: str) -> Features:
     from raygan.judge.googlenet import load_classifier
 
-    classifier = load_classifier(Path(folder))
+    classifier = load_classifier(folder)
     return _googlenet_features(classifier.net, Path(folder).resolve().name, size=classifier.image_size)
 
 

@@ -229,7 +229,7 @@ def _fit(
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=storage.join(settings.storage, "runs"),
+            **storage.for_ray(storage.join(settings.storage, "runs")),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="validation_nll", checkpoint_score_order="min"

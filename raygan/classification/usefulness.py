@@ -240,7 +240,7 @@ class _Room:
             param_space={"number": ray.tune.grid_search(list(range(len(lots))))},
             run_config=ray.tune.RunConfig(
                 name="tune",
-                storage_path=storage.resolve(self.folder)[1] if "://" not in self.folder else self.folder,
+                **storage.for_ray(self.folder),
                 failure_config=ray.tune.FailureConfig(max_failures=1),
                 verbose=0,
             ),

@@ -17,14 +17,12 @@ confidence are of the classifier that the record names, animal mass always of th
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -159,15 +157,15 @@ def find_judges(settings: EvaluateSettings) -> Judges:
 
     Raises ConfigurationError if one can't be had: better now than after the samples are drawn.
     """
-    folder = os.path.abspath(settings.classifier) if settings.classifier else registered_classifier(settings)
+    folder = storage.absolute(settings.classifier) if settings.classifier else registered_classifier(settings)
     if folder is not None:
-        load_classifier(Path(folder))
+        load_classifier(folder)
     names = []
     for name in settings.network:
         if name == GOOGLENET and settings.classifier:
             name = settings.classifier
         elif name == INCEPTION and settings.inception_weights:
-            name = f"{INCEPTION}:{os.path.abspath(settings.inception_weights)}"
+            name = f"{INCEPTION}:{storage.absolute(settings.inception_weights)}"
         names.append(feature_network(settings, name, "--network"))
     names = list(dict.fromkeys(names))
     titles = Counter(load_features(name).name for name in names) if len(names) > 1 else Counter()
@@ -225,7 +223,7 @@ def _measure_all(
 ) -> list[Verdict]:
     # Beside a generator of all labels there is no telling whose "all" would be meant.
     everything = _together(list(reals.values())) if len(reals) > 1 and ALL not in reals else None
-    classes = load_classifier(Path(judges.classifier)).labels if judges.classifier else ()
+    classes = load_classifier(judges.classifier).labels if judges.classifier else ()
     jobs: dict[tuple[str, str], tuple[Look, Reals]] = {}
     for candidate in candidates:
         for label in candidate.sources:
@@ -352,7 +350,7 @@ def _publish(
         "candidates": {candidate.name: list(candidate.made_of) for candidate in candidates},
         "networks": list(judges.networks),
         "classifier": judges.classifier,
-        "flags": flags(verdicts, reals, settings.samples, load_classifier(Path(judges.classifier)).about)
+        "flags": flags(verdicts, reals, settings.samples, load_classifier(judges.classifier).about)
         if judges.classifier
         else flags(verdicts, reals, settings.samples),
         "metrics": metrics,

@@ -11,7 +11,6 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 import torch
@@ -126,4 +125,4 @@ def _one_thread() -> None:
 
 @functools.lru_cache(maxsize=1)
 def _classifier(folder: str) -> Classifier:
-    return load_classifier(Path(folder))
+    return load_classifier(folder)

@@ -12,7 +12,6 @@ on (`transform_input` merely undoes ImageNet's usual normalisation), so one rule
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import GoogLeNet
 
+from raygan.addresses import is_remote
 from raygan.errors import RayganError
 from raygan.storage import local_folder
 from raygan.weights import fill, load_description, load_tensors, save_description, save_tensors
@@ -102,9 +102,8 @@ def load_classifier(folder: Path | str) -> Classifier:
 
     Raises RayganError if a file is missing, truncated, or of another version or architecture.
     """
-    if re.match(r"\w+:/", str(folder)):
-        # A path has made one slash of an address's two.
-        folder = local_folder(re.sub(":/+", "://", str(folder)))
+    if isinstance(folder, str) and is_remote(folder):
+        folder = local_folder(folder)
     folder = Path(folder)
     path = folder / "classifier.json"
     description = load_description(path, VERSION)
