@@ -10,9 +10,13 @@ import os
 import posixpath
 import re
 import urllib.parse
+from typing import Any
 
 #: A query. A question mark without a name and an equals sign behind it is one of a glob.
 _QUERY = re.compile(r"\?\w+=.*$", re.DOTALL)
+
+#: The user of an address, and the password, which may hold what else would end it; digits up to the path are a port.
+_USER = re.compile(r"://([^/@:?#]*)(?::(?!\d+(?:[/?#]|$))([^@]*(?:@[^/?#@]*(?=@))*))?@")
 
 #: Names in queries whose values are secrets.
 _SECRETS = re.compile(r"(?<=[?&])(\w*(?:secret|password|token|access_key|account_key)\w*|sig)=([^&]+)", re.IGNORECASE)
@@ -55,21 +59,23 @@ def absolute(address: str) -> str:
 
 def password(address: str) -> str | None:
     """The password, key or other secret in an address, if there is one."""
-    if not is_remote(address):
-        return None
-    in_query = _SECRETS.search(address)
-    return urllib.parse.urlsplit(address).netloc.rpartition("@")[0].partition(":")[2] or (
-        in_query.group(2) if in_query else None
-    )
+    found = [match.group(2) for pattern in (_USER, _SECRETS) if (match := pattern.search(address))]
+    return next(filter(None, found), None) if is_remote(address) else None
 
 
 def public(address: str) -> str:
     """The address without a user name and password, and without the secrets of a query."""
     if not is_remote(address):
         return address
-    parts = urllib.parse.urlsplit(address)
-    user = parts.netloc.rpartition("@")[0]
+    found = _USER.search(address)
     # Azure has the container before the @.
-    if user and (":" in user or not parts.scheme.startswith("abfs")):
-        address = address.replace(f"{user}@", "", 1)
+    if found and (found.group(2) is not None or not address.startswith("abfs")):
+        address = address[: found.start()] + "://" + address[found.end() :]
     return _SECRETS.sub(r"\1=...", address)
+
+
+def public_value(value: Any) -> Any:
+    """A setting's value with its addresses, in lists too, as `public` gives them."""
+    if isinstance(value, list):
+        return [public_value(each) for each in value]
+    return public(value) if isinstance(value, str) else value

@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from raygan.addresses import public
+from raygan.addresses import public_value
 from raygan.config import Settings, allowed_range, load_preset, load_yaml
 from raygan.errors import ConfigurationError, RayganError, Terminated
 
@@ -36,12 +36,14 @@ def run_job(
     doc: shown by `--help`; the first line is the summary. `--dry-run` prints the resolved settings as YAML,
     unless the settings have a `dry_run` of their own, which the job then honours.
     """
+    farewell = "interrupted"
     try:
         settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc)
         if dry_run:
             print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
         else:
             _keep_ray_on_this_machine()
+            farewell += _way_on(settings)
             main(settings)
     except RayganError as error:
         # A message may hold a path with undecodable bytes; it must not become a traceback.
@@ -49,7 +51,7 @@ def run_job(
         print(text, file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt as stop:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print(farewell, file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
         # The reader of our output went away (`| head`); there is nobody left to tell.
@@ -58,16 +60,16 @@ def run_job(
     sys.exit(0)
 
 
+def _way_on(settings: Settings) -> str:
+    if not settings.resumes:
+        return ""
+    named = "" if getattr(settings, "name", "") is not None else " with the --name that was said"
+    return f"; the same command{named} goes on where this one stopped"
+
+
 def _shown(settings: Settings) -> dict[str, Any]:
     """The settings without passwords."""
-    values = settings.plain()
-    return {name: _public(value) for name, value in values.items()}
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_public(each) for each in value]
-    return public(value) if isinstance(value, str) else value
+    return {name: public_value(value) for name, value in settings.plain().items()}
 
 
 def _keep_ray_on_this_machine() -> None:
@@ -174,7 +176,7 @@ def _help(field: FieldInfo) -> str:
     else:
         default = field.get_default(call_default_factory=True, validated_data={})
         if default not in (None, [], ""):
-            notes.append(f"default {_public(default)}")
+            notes.append(f"default {public_value(default)}")
     shown = "; ".join(note for note in notes if note)
     return f"{field.description} [{shown}]" if shown else str(field.description)
 
@@ -196,7 +198,7 @@ def _complaint(settings_class: type[Settings], problem: Any) -> str:
         return f"{flag} is required: {settings_class.model_fields[location[0]].description}"
     if problem["type"] == "extra_forbidden":
         return f"{location[0]} is not a known setting{_guess(location[0], list(settings_class.model_fields))}"
-    return f"{flag}: {message[0].lower()}{message[1:]} (got {_public(problem['input'])!r})"
+    return f"{flag}: {message[0].lower()}{message[1:]} (got {public_value(problem['input'])!r})"
 
 
 def _guess(given: str, known: list[str]) -> str:

@@ -119,6 +119,9 @@ class Settings(BaseModel):
     #: Heading of the class's fields in `--help`.
     group: ClassVar[str] = "options"
 
+    #: Whether the job goes on, when the same command is given again, with what was interrupted.
+    resumes: ClassVar[bool] = False
+
     def plain(self) -> dict[str, Any]:
         """The settings as JSON-ready values, as YAML files and MLflow have them."""
         return self.model_dump(mode="json")
@@ -292,6 +295,7 @@ class TrainSettings(BatchNormOptions, WorkerOptions, LengthOptions, ObjectiveOpt
     """Everything `jobs/train.py` can be told."""
 
     group: ClassVar[str] = "run"
+    resumes: ClassVar[bool] = True
     presets: ClassVar[tuple[str, ...]] = ("quick", "best-64", "best-128", "wgan-gp-64", "wgan-gp-128", "dcgan-64")
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote")
@@ -353,6 +357,7 @@ class SampleSettings(StorageSettings):
     """Everything `jobs/sample.py` can be told."""
 
     group: ClassVar[str] = "samples"
+    resumes: ClassVar[bool] = True
 
     output: Address = option(..., "folder or URI that the samples are written to")
     n: int = option(1000, "samples", unit="images", ge=1)
@@ -425,6 +430,7 @@ class QuickstartSettings(StorageSettings):
     """Everything `jobs/quickstart.py` can be told."""
 
     group: ClassVar[str] = "quickstart"
+    resumes: ClassVar[bool] = True
 
     input: list[Address] | None = option(None, "folders of your own photos; by default faces that raygan draws itself")
     label: str | None = option(None, "train this label only; by default every label, one generator each")
@@ -465,6 +471,7 @@ class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, Stora
     """Everything `jobs/classify.py` can be told."""
 
     group: ClassVar[str] = "run"
+    resumes: ClassVar[bool] = True
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     epochs: int = option(20, "passes over the training images", unit="epochs", ge=1)
@@ -516,6 +523,7 @@ class UsefulnessSettings(ClassifierOptions, StorageSettings):
     """Everything `jobs/usefulness.py` can be told."""
 
     group: ClassVar[str] = "study"
+    resumes: ClassVar[bool] = True
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     real_sizes: list[int] = option(
@@ -662,6 +670,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
     """Everything `jobs/prepare.py` can be told."""
 
     group: ClassVar[str] = "photos and shards"
+    resumes: ClassVar[bool] = True
 
     input: list[Address] = option(..., "folders, globs, Parquet files or URIs (s3://, gs://) of photos")
     output: Address = option(..., "folder or URI that the shards are written to")
@@ -759,6 +768,7 @@ class QualityBenchmarkSettings(NumbersFile, StorageSettings):
     """Everything `jobs/benchmark.py quality` can be told."""
 
     group: ClassVar[str] = "benchmark"
+    resumes: ClassVar[bool] = True
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels together")

@@ -8,6 +8,7 @@ however the work is split; with seed 0 it is the image that the service gives fo
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -70,6 +71,26 @@ def find_generators(settings: StorageSettings, named: Sequence[str], labels: Seq
         if label in champions:
             draws.setdefault(champions[label], []).append(label)
     return [replace(_download(settings, model), labels=tuple(own)) for model, own in draws.items()]
+
+
+def matching_generators(settings: StorageSettings, named: Sequence[str], data: DataSet) -> list[NamedGenerator]:
+    """The generators of `find_generators` for training beside the shards' photos: of all their labels, at their size.
+
+    Warns of those that were trained on other shards. Raises RayganError or ConfigurationError if they can't be had, or
+    don't draw what the shards hold.
+    """
+    found = find_generators(settings, named, data.manifest.classes)
+    check_labels(found, data)
+    check_size(found, data)
+    check_drawn(found, data.manifest.classes)
+    for one in found:
+        if one.about.get("fingerprint") != data.manifest.fingerprint:
+            print(
+                f"{one.name} was trained on other shards than {data.address}, or doesn't say on which: it may have "
+                f"learnt from photos that these have for validation",
+                file=sys.stderr,
+            )
+    return found
 
 
 def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[NamedGenerator]:
@@ -140,17 +161,6 @@ def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
                 f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
                 f"give shards with that label, or another generator"
             )
-
-
-def of_other_shards(found: Sequence[NamedGenerator], data: DataSet) -> list[str]:
-    """A warning for each generator that was trained on other shards, whose photos may be among these for validation."""
-    shards = data.manifest.fingerprint
-    return [
-        f"{one.name} was trained on other shards than {data.address}, or doesn't say on which: it may have learnt from "
-        f"photos that these have for validation"
-        for one in found
-        if one.about.get("fingerprint") != shards
-    ]
 
 
 def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:

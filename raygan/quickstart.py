@@ -17,6 +17,7 @@ from typing import Any
 from ray import serve
 
 from raygan import cluster, storage, tracking
+from raygan.addresses import is_remote
 from raygan.cli import validate
 from raygan.config import PrepareSettings, QuickstartSettings, ServeSettings, TrainSettings, load_preset
 from raygan.errors import ConfigurationError
@@ -48,7 +49,7 @@ def quickstart(settings: QuickstartSettings) -> None:
     """
     if settings.serve:
         check_port(HOST, settings.port)
-    if "://" in settings.storage:
+    if is_remote(settings.storage):
         raise ConfigurationError("--storage: the quickstart works in a local folder; jobs/train.py takes URIs")
     tracking.connect(settings)
     cluster.connect(settings)

@@ -21,6 +21,7 @@ from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
 from raygan import storage
+from raygan.addresses import public_value
 from raygan.config import StorageSettings
 from raygan.errors import ConfigurationError, RayganError, last_line
 
@@ -38,6 +39,11 @@ class RunRecord:
     def mlflow_run_id(self) -> str | None:
         """The MLflow run that this run was logged to before, if it is resumed."""
         return self._values.get("mlflow_run_id")
+
+    @property
+    def publications(self) -> int:
+        """How often its numbers have been published, in the sessions before too: a step for MLflow that only grows."""
+        return int(self._values.get("publications", 0))
 
     @classmethod
     def open(
@@ -98,13 +104,7 @@ def is_finished(settings: StorageSettings, name: str) -> bool:
 def recorded(settings: StorageSettings) -> dict[str, Any]:
     """The settings as they may be shown to everyone: an address may carry a password."""
     values = settings.model_dump(mode="json", exclude={"tracking_uri"})
-    return {name: _public(value) for name, value in values.items()}
-
-
-def _public(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_public(each) for each in value]
-    return storage.public(value) if isinstance(value, str) else value
+    return {name: public_value(value) for name, value in values.items()}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[str]) -> list[str]:

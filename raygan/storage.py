@@ -187,23 +187,28 @@ def delete(address: str) -> None:
 def local_folder(address: str) -> str:
     """A folder on this machine's disk with the files of a folder: itself, or a copy that is kept.
 
-    Another copy is made when the files have changed. Raises RayganError if they can't be read.
+    Another copy is made when the files have changed. Raises RayganError if there are none, or they can't be read.
     """
     if not is_remote(address):
         return address
     files = [info for info in _list(address) if info.type == pafs.FileType.File]
+    if not files:
+        raise RayganError(f"{public(address)} is no folder with files")
     state = repr([address, *sorted((info.base_name, info.size, info.mtime_ns) for info in files)])
     kept = Path.home() / ".cache" / "raygan" / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
     folder = kept / (name(address) or "folder")
     if not folder.is_dir():
         kept.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=kept))
-        for info in files:
-            (scratch / info.base_name).write_bytes(read_bytes(join(address, info.base_name)))
         try:
+            for info in files:
+                (scratch / info.base_name).write_bytes(read_bytes(join(address, info.base_name)))
             scratch.rename(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(scratch)
+        except OSError as error:
+            if not folder.is_dir():  # nor was another process first
+                raise RayganError(f"cannot copy {public(address)} to {kept}: {first_line(error)}") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return str(folder)
 
 

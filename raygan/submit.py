@@ -51,9 +51,13 @@ def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
         info = client.get_job_info(name)
     except KeyboardInterrupt:
         print(f"\njob {name} goes on", file=sys.stderr)
-        raise
+        return 130
     except (RuntimeError, OSError, aiohttp.ClientError, ray.exceptions.RayError) as error:
         raise RayganError(f"lost sight of job {name}, which may go on: {first_line(error)}") from None
+    if not info.status.is_terminal():  # a proxy ended the connection
+        raise RayganError(
+            f"lost sight of job {name}, which may go on: its log ended while it was {info.status.lower()}"
+        )
     if info.status == JobStatus.SUCCEEDED:
         return 0
     print(f"job {name}: {info.status.lower()}{_reason(info)}", file=sys.stderr)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from raygan.cli import parse
-from raygan.config import PrepareSettings, QuickstartSettings, ServeJobSettings, TrainSettings
+from raygan.cli import parse, run_job
+from raygan.config import EvaluateSettings, PrepareSettings, QuickstartSettings, ServeJobSettings, TrainSettings
 from raygan.errors import ConfigurationError
 from raygan.runs import recorded
 from tests.conftest import REPOSITORY
@@ -162,6 +162,26 @@ def test_a_job_exits_with_2_and_one_line_for_a_wrong_command_line():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --z-dim")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "way_on"),
+    [
+        (TrainSettings, ["--name", "a"], "; the same command goes on where this one stopped"),
+        (TrainSettings, [], "; the same command with the --name that was said goes on where this one stopped"),
+        (EvaluateSettings, ["--name", "a"], ""),
+    ],
+)
+def test_an_interrupted_job_says_whether_it_can_go_on(kind, values, way_on, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")  # else this process would be kept to this machine
+
+    def interrupt(settings):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(kind, interrupt, doc=None, argv=["--data", "x", *values])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == f"interrupted{way_on}\n"
 
 
 def test_a_dry_run_prints_settings_that_are_a_configuration_file(tmp_path):

@@ -45,12 +45,27 @@ def test_a_bucket_is_opened_once():
         ("s3://bucket/a?region=x&secret_key=hush&b=c", "s3://bucket/a?region=x&secret_key=...&b=c", "hush"),
         ("abfss://box@account.host/a", "abfss://box@account.host/a", None),
         ("https://me@host", "https://host", None),
+        ("s3://key:a/b+c@bucket/a", "s3://bucket/a", "a/b+c"),
+        ("mysql://me:hu#s?h@host/db", "mysql://host/db", "hu#s?h"),
+        ("mysql://me:p@ss@host:3306/a@b", "mysql://host:3306/a@b", "p@ss"),
+        ("mysql://me:1234@host/db", "mysql://host/db", "1234"),
+        ("hdfs://host:8020/a@b", "hdfs://host:8020/a@b", None),
+        ("s3://bucket/a:b@c", "s3://bucket/a:b@c", None),
         ("/a@b:c", "/a@b:c", None),
     ],
 )
 def test_secrets_are_found_and_left_out(address, shown, secret):
     assert storage.public(address) == shown
     assert password(address) == secret
+
+
+def test_a_remote_folder_without_files_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(storage, "_opened", lambda root: (filesystem, ""))
+    with pytest.raises(RayganError, match="mock://here/nowhere is no folder with files"):
+        storage.local_folder("mock://here/nowhere")
+    assert not (tmp_path / ".cache").exists()
 
 
 def test_a_storage_that_does_not_answer_is_said_in_one_line(monkeypatch):

@@ -150,6 +150,16 @@ def test_a_cluster_that_goes_away_is_said_in_one_line(submitted, error, while_fo
         submit(settings(), ["train.py"])
 
 
+def test_a_log_that_ends_before_its_job_is_said_in_one_line(submitted):
+    async def tail(client, name):
+        for line in ():
+            yield line
+
+    submitted(lambda *args: JobDetails(type="SUBMISSION", status=JobStatus.RUNNING, entrypoint="x"), tail)
+    with pytest.raises(RayganError, match="lost sight of job x, which may go on: its log ended while it was running"):
+        submit(settings(), ["train.py"])
+
+
 def test_code_and_settings_travel_and_nothing_else(tmp_path):
     folder = tmp_path / "checkout"
     travels = ["raygan/a.py", "raygan/presets/b.yaml", "jobs/train.py", "jobs/kuberay/c.yaml", "pyproject.toml"]

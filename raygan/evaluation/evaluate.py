@@ -36,7 +36,7 @@ from raygan.config import EvaluateSettings
 from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation import report_card
 from raygan.evaluation.candidates import Candidate, baselines, find_candidates
-from raygan.evaluation.looks import Judges, Look, joined, real_features, start_looking
+from raygan.evaluation.looks import Judges, Look, classifier_at, joined, real_features, start_looking
 from raygan.features import INCEPTION, load_features
 from raygan.generators import ALL, NamedGenerator
 from raygan.judge.distances import (
@@ -49,7 +49,6 @@ from raygan.judge.distances import (
     nearest,
     precision_recall,
 )
-from raygan.judge.googlenet import load_classifier
 from raygan.runs import recorded
 from raygan.shards import DataSet
 
@@ -159,7 +158,7 @@ def find_judges(settings: EvaluateSettings) -> Judges:
     """
     folder = storage.absolute(settings.classifier) if settings.classifier else registered_classifier(settings)
     if folder is not None:
-        load_classifier(folder)
+        classifier_at(folder)
     names = []
     for name in settings.network:
         if name == GOOGLENET and settings.classifier:
@@ -223,7 +222,7 @@ def _measure_all(
 ) -> list[Verdict]:
     # Beside a generator of all labels there is no telling whose "all" would be meant.
     everything = _together(list(reals.values())) if len(reals) > 1 and ALL not in reals else None
-    classes = load_classifier(judges.classifier).labels if judges.classifier else ()
+    classes = classifier_at(judges.classifier).labels if judges.classifier else ()
     jobs: dict[tuple[str, str], tuple[Look, Reals]] = {}
     for candidate in candidates:
         for label in candidate.sources:
@@ -343,6 +342,7 @@ def _publish(
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for verdict in verdicts:
         metrics.setdefault(verdict.candidate, {})[verdict.label] = verdict.metrics
+    about = classifier_at(judges.classifier).about if judges.classifier else None
     record: dict[str, Any] = {
         "settings": recorded(settings),
         "fingerprint": data.manifest.fingerprint,
@@ -350,9 +350,7 @@ def _publish(
         "candidates": {candidate.name: list(candidate.made_of) for candidate in candidates},
         "networks": list(judges.networks),
         "classifier": judges.classifier,
-        "flags": flags(verdicts, reals, settings.samples, load_classifier(judges.classifier).about)
-        if judges.classifier
-        else flags(verdicts, reals, settings.samples),
+        "flags": flags(verdicts, reals, settings.samples, about),
         "metrics": metrics,
     }
     page = report_card.page(name, record, verdicts, reals)

@@ -109,7 +109,7 @@ def _look(source: Source, label: str, count: int, seed: int, first: int, judges:
         pixels=pixels,
         features={name: load_features(name)(pixels) for name in judges.networks},
         mass=animal_mass().per_image(pixels, label) if AnimalMass.knows(label) else None,
-        verdicts=_classifier(judges.classifier).probabilities(pixels) if judges.classifier else None,
+        verdicts=classifier_at(judges.classifier).probabilities(pixels) if judges.classifier else None,
     )
 
 
@@ -124,5 +124,6 @@ def _one_thread() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _classifier(folder: str) -> Classifier:
+def classifier_at(folder: str) -> Classifier:
+    """The classifier of a folder, kept for the process's life."""
     return load_classifier(folder)

@@ -9,9 +9,10 @@ state but the batch number. (Batch normalisation is the exception: each rank nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -138,11 +139,11 @@ class GanStep:
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas, fused=True)
         self.batches = 0
-        latents = torch.zeros(1, networks.z_dim, device=self.device, dtype=self.dtype)
-        images = torch.zeros(1, 3, networks.image_size, networks.image_size, device=self.device, dtype=self.dtype)
-        classes = torch.zeros(1, dtype=torch.int64, device=self.device) if networks.labels else None
-        self._ddp_generator = distributed(self.generator, self.share, lambda network: network(latents, classes))
-        self._ddp_critic = distributed(self.critic, self.share, lambda network: network(images, classes))
+        zeros = partial(torch.zeros, 1, device=self.device, dtype=self.dtype)
+        z_dim, size = networks.z_dim, networks.image_size
+        # Networks without labels don't look at the class.
+        self._ddp_generator = distributed(self.generator, self.share, lambda net: net(zeros(z_dim), zeros().long()))
+        self._ddp_critic = distributed(self.critic, self.share, lambda net: net(zeros(3, size, size), zeros().long()))
 
     @property
     def images_seen(self) -> int:
@@ -259,14 +260,21 @@ class GanStep:
         if self.settings.ema_ramp:
             half_life = min(half_life, int(updates) * images_per_update * self.settings.ema_ramp)
         keep = 0.5 ** (images_per_update / max(half_life, 1e-8))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - keep)
-            else:
-                average.copy_(current)  # batch counters are counts, not weights
+        move_average(averages, currents, 1 - keep)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+
+def move_average(averages: Iterable[Tensor], currents: Iterable[Tensor], share: float) -> None:
+    """Move averages towards the current values by that share of the way, in place."""
+    pairs = list(zip(averages, currents, strict=True))
+    weights = [pair for pair in pairs if pair[0].is_floating_point()]
+    if weights:
+        torch._foreach_lerp_([average for average, _ in weights], [current for _, current in weights], share)
+    for average, current in pairs:
+        if not average.is_floating_point():
+            average.copy_(current)  # batch counters are counts, not weights
 
 
 def distributed(network: nn.Module, share: Share, trial: Callable[[nn.Module], Tensor]) -> nn.Module:

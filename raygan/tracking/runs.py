@@ -3,7 +3,7 @@
 Without an address, records go to a SQLite file under the storage folder and artifacts beside it, so that
 nothing has to be started. A job owns one `Run`: it is resumed by id, never left RUNNING by a job that ends
 by itself, and told apart as FINISHED, FAILED or KILLED. A server that stops answering loses nothing:
-metrics wait in memory and are sent with the next ones.
+records wait on disk and are sent with the next ones.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def tracking_uri(settings: StorageSettings) -> str:
     """The MLflow address in force: as set, or the SQLite file under the storage folder."""
     if settings.tracking_uri:
         return settings.tracking_uri
-    if "://" in settings.storage:
+    if is_remote(settings.storage):
         raise RayganError(
             f"--tracking-uri is needed with remote storage {public(settings.storage)}: a SQLite file can't live there"
         )
@@ -250,8 +250,7 @@ def start_run(
 
 def _outbox(settings: StorageSettings) -> Path:
     """Where records wait, on this machine's disk; one folder for each tracking address."""
-    remote = "://" in settings.storage
-    root = Path.home() / ".cache" / "raygan" if remote else Path(os.path.abspath(settings.storage))
+    root = Path.home() / ".cache" / "raygan" if is_remote(settings.storage) else Path(os.path.abspath(settings.storage))
     return root / "outbox" / hashlib.sha256(tracking_uri(settings).encode()).hexdigest()[:8]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raygan import storage
+from raygan.errors import RayganError
+
 #: The reported number by which Ray Train keeps checkpoints, higher is better. (It holds a checkpoint without the number
 #: for the best one where lower is better, and would keep those that were never judged.)
 SCORE = "negative_kid"
@@ -19,9 +22,19 @@ class Tick:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was written under the run's folder."""
+    """A picture under the run's folder. trouble: why it isn't there, if it could not be written."""
 
     path: str
+    trouble: str | None = None
+
+
+def written(folder: str, path: str, content: bytes) -> Picture:
+    """A picture, which is written under the run's folder; that it can't be is no reason to end a training."""
+    try:
+        storage.write_bytes(storage.join(folder, path), content)
+    except RayganError as error:
+        return Picture(path, str(error))
+    return Picture(path)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import torch
 from ray.util.queue import Queue
 from torch import Tensor
 
-from raygan import cluster, pictures, storage
+from raygan import cluster, pictures
 from raygan.batches import Photos, load_photos
 from raygan.classifiers import feature_network
 from raygan.config import TrainSettings
@@ -37,7 +37,7 @@ from raygan.gan.networks import Generator, draw_latents
 from raygan.gan.step import seeded
 from raygan.runs import address_of
 from raygan.shards import DataSet
-from raygan.training.news import SCORE, Picture, Quality
+from raygan.training.news import SCORE, Quality, written
 
 #: Training photos that memorisation looks among, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000
@@ -118,8 +118,7 @@ class Judge:
         photos = torch.from_numpy(self.photos.pixels(reference.places[neighbours.numpy()]))
         picture = pictures.side_by_side([("generated", drawn), ("nearest training photo", photos)], 4)
         path = f"pictures/nearest-{images:09d}-images.png"
-        storage.write_bytes(storage.join(self.folder, path), pictures.png(picture))
-        self.events.put(Picture(path))
+        self.events.put(written(self.folder, path, pictures.png(picture)))
 
 
 def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = None) -> Tensor:

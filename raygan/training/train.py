@@ -436,6 +436,8 @@ class _Follower:
     def _pass_on(self, picture: Picture) -> None:
         """Copy a picture to MLflow; a storage that doesn't answer is no reason to end a training."""
         try:
+            if picture.trouble:
+                raise RayganError(picture.trouble)
             content = storage.read_bytes(storage.join(self._training.run.folder, picture.path))
         except (RayganError, FileNotFoundError) as error:
             if not self._said:

@@ -20,7 +20,7 @@ import ray.train
 import torch
 from ray.util.queue import Queue
 
-from raygan import pictures, storage
+from raygan import pictures
 from raygan.batches import BatchStream, Photos
 from raygan.config import TrainSettings, WorkerOptions
 from raygan.gan.checkpoint import load_training, save_training
@@ -31,7 +31,7 @@ from raygan.gan.objectives import Terms
 from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
 from raygan.inference import pick_precision
 from raygan.runs import address_of
-from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
+from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick, written
 from raygan.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -241,8 +241,7 @@ class TrainLoop:
         panels = [("real", self._reals()), (f"generated, {kimg:.3g} kimg", fakes)]
         picture = pictures.side_by_side(panels, GRID_COLUMNS)
         path = f"pictures/samples-{self.step.images_seen:09d}-images.png"
-        storage.write_bytes(storage.join(self.task.folder, path), pictures.png(picture))
-        self._tell(Picture(path))
+        self._tell(written(self.task.folder, path, pictures.png(picture)))
 
     def _samples(self, count: int) -> torch.Tensor:
         """Images (count, 3, S, S) in [-1, 1] of fixed latents, of each class in turn."""

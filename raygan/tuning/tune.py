@@ -120,11 +120,12 @@ def tune(settings: TuneSettings) -> TuneResult:
         may_change=MAY_CHANGE,
         under="searches",
     )
+    values = recorded(settings)
     with tracking.start_run(
         settings,
         name,
         job="tune",
-        params={name: recorded(settings)[name] for name in (*SearchOptions.model_fields, "data")},
+        params={name: values[name] for name in (*SearchOptions.model_fields, "data")},
         tags={"raygan.label": settings.label or "all"},
         run_id=record.mlflow_run_id,
     ) as log:
