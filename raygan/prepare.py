@@ -141,14 +141,16 @@ class _Work:
 
     def judge(self) -> tuple[pa.Table, dict[str, Any]]:
         """Compare the photos with each other: records with final verdicts and splits, and notes on outliers."""
-        skip = self.settings.skip
+        skip, distance = self.settings.skip, self.settings.hash_distance
         verdicts = compare.Verdicts(chunks.read_records([storage.join(self.folder, name) for name in self.names]))
         if "duplicate" not in skip:
             verdicts.reject_duplicates()
-        pairs = verdicts.close_pairs(self.settings.hash_distance, all_pairs="near_duplicate" not in skip)
         if "near_duplicate" not in skip:
-            pairs = verdicts.reject_near_duplicates(pairs)
+            pairs = verdicts.reject_near_duplicates(verdicts.close_pairs(distance))
         notes = self._reject_outliers(verdicts) if "outlier" not in skip else {}
+        if "near_duplicate" in skip:
+            # Links of photos that are kept only: one that goes would leave those it connects without a link.
+            pairs = verdicts.close_pairs(distance, all_pairs=False)
         return verdicts.table(pairs, self.settings.validation), notes
 
     def _reject_outliers(self, verdicts: compare.Verdicts) -> dict[str, Any]:
@@ -167,7 +169,7 @@ class _Work:
             if label not in waiting:
                 notes[label] = {"skipped": f"{len(rows)} photos are too few for statistics"}
                 continue
-            scores = ray.get(waiting[label])
+            scores = cluster.fetch(waiting[label])
             threshold = outliers.threshold(scores, self.settings.outlier_deviations)
             found = verdicts.reject_outliers(rows, scores, threshold)
             notes[label] = {"found": found, "threshold": threshold, "median": float(np.median(scores))}

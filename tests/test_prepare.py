@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps
 
 from raygan.config import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError
+from raygan.photos import outliers, tasks
 from raygan.photos import report as photo_report
 from raygan.prepare import _list, _Work, prepare
 from raygan.shards import DataSet, read_shard
@@ -273,6 +275,18 @@ def test_outliers_are_found_in_classes_that_are_large_enough(tmp_path, settings)
     report = prepare(made)
     assert rejected(made.output) == {"cat/board.png": "outlier"}
     assert report["outliers"]["cat"]["found"] == 1
+
+
+def test_a_search_for_outliers_that_fails_says_why_in_one_line(tmp_path, settings, monkeypatch):
+    def fail(places: Any) -> None:
+        raise RayganError("cannot read the chunk")
+
+    monkeypatch.setattr(tasks, "outlier_scores", fail)
+    monkeypatch.setattr(outliers, "MIN_PHOTOS", 4)
+    made = settings(photo_folder(tmp_path / "photos", 4, ("cat",)))
+    verdicts = SimpleNamespace(alive_by_label=lambda: {"cat": np.arange(4)})
+    with pytest.raises(RayganError, match=r"^cannot read the chunk$"):  # and no traceback of Ray's
+        _Work(made, _list(made), made.output)._reject_outliers(verdicts)
 
 
 def test_a_job_that_died_while_it_wrote_ends_with_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):

@@ -90,13 +90,12 @@ class Verdicts:
         """The records with the verdicts in them, a column `split` that is null for photos not kept, and a column
         `partner`: the index of the kept photo that a duplicate or near-duplicate repeats.
 
-        pairs: near-duplicates (columns 0 and 1) that mustn't be parted. validation: share, 0 to 1.
+        pairs: near-duplicates (columns 0 and 1) that are alive and mustn't be parted. validation: share, 0 to 1.
         """
         chosen = np.flatnonzero(self.alive)
         place = np.full(len(self.alive), -1)
         place[chosen] = np.arange(len(chosen))
         within = place[pairs[:, :2]]
-        within = within[(within >= 0).all(axis=1)]
         splits: list[Split | None] = [None] * len(self.alive)
         for index, where in zip(chosen, split([self.hashes[i] for i in chosen], within, validation), strict=True):
             splits[index] = where

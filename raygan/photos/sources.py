@@ -91,7 +91,7 @@ class Source:
     @property
     def local(self) -> bool:
         """Whether the root is a path of this machine's file system."""
-        return "://" not in self.root
+        return not addresses.is_remote(self.root)
 
     def exists(self) -> bool:
         """Whether the root is still there."""
@@ -213,7 +213,7 @@ def _source(address: str, image_column: str, label_column: str) -> Source:
     place, query = addresses.split_query(address)
     segments = place.split("/")
     magic = next((i for i, part in enumerate(segments) if any(c in part for c in "*?[")), None)
-    if magic is not None and ("://" in address or not os.path.exists(address)):
+    if magic is not None and (addresses.is_remote(address) or not os.path.exists(address)):
         root = ("/".join(segments[:magic]) or ("/" if address.startswith("/") else ".")) + query
         pattern = tuple(segments[magic:])
     else:
@@ -225,10 +225,10 @@ def _source(address: str, image_column: str, label_column: str) -> Source:
         raise RayganError(f"--input: cannot open {address}: {first_line(error)}") from None
     if kind == pafs.FileType.NotFound:
         raise ConfigurationError(f"--input: {root} does not exist")
-    if kind == pafs.FileType.File:
-        root, pattern = addresses.parent(root if "://" in root else path), (_literal(posixpath.basename(path)),)
-    elif "://" not in root:
+    if not addresses.is_remote(root):
         root = path
+    if kind == pafs.FileType.File:
+        root, pattern = addresses.parent(root), (_literal(posixpath.basename(path)),)
     return Source(address, root or "/", pattern, image_column, label_column)
 
 
@@ -255,7 +255,7 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def _walk_local(source: Source, exclude: str | None) -> Iterator[_File]:
     """Files below the root. Folders that are links are followed, each real folder once."""
-    excluded = os.path.realpath(exclude) if exclude and "://" not in exclude else None
+    excluded = os.path.realpath(exclude) if exclude and not addresses.is_remote(exclude) else None
     folders, visited = [""], set()
     while folders:
         folder = folders.pop()
@@ -282,7 +282,7 @@ def _walk_local(source: Source, exclude: str | None) -> Iterator[_File]:
 
 def _walk_remote(source: Source, exclude: str | None) -> Iterator[_File]:
     filesystem, root = resolve(source.root)
-    excluded = resolve(exclude)[1] + "/" if exclude and "://" in exclude else None
+    excluded = resolve(exclude)[1] + "/" if exclude and addresses.is_remote(exclude) else None
     try:
         found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except OSError as error:

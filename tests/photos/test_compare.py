@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from raygan.photos import compare, outliers, variation
+from raygan.config import PrepareSettings
+from raygan.photos import chunks, compare, outliers, variation
+from raygan.photos.sources import Listing
+from raygan.prepare import _Work
 from tests.photos.messy import picture
 
 
@@ -69,6 +73,17 @@ def test_the_split_follows_content_and_never_parts_a_group():
     assert all(splits[one] == splits[other] for one, other in pairs)
     alone = compare.split(hashes[1000:], np.empty((0, 2), int), 0.1)
     assert alone == splits[1000:]
+
+
+def test_equal_photos_stay_together_when_the_one_between_them_goes(tmp_path, monkeypatch):
+    about = {"label": "cat", "width": 64, "height": 64, "phash": bytes(8)}
+    hashes = ["00000000", "11111111", "88888888", "eeeeeeee", "ffffffff"]  # on their own, three would be for training
+    rows = [{**about, "path": f"{i}.png", "hash": value} for i, value in enumerate(hashes)]
+    monkeypatch.setattr(chunks, "read_records", lambda addresses: pa.Table.from_pylist(rows, chunks.RECORD))
+    monkeypatch.setattr(_Work, "_reject_outliers", lambda work, verdicts: verdicts.reject(2, "outlier", 1.0))
+    settings = PrepareSettings(input=["photos"], output=str(tmp_path), skip=["near_duplicate"], validation=0.5)
+    records, _ = _Work(settings, Listing([], pa.table({})), str(tmp_path)).judge()
+    assert records["split"].to_pylist() == ["validation", "validation", None, "validation", "validation"]
 
 
 def test_scores_are_distances_to_the_nearest_neighbours(monkeypatch):
