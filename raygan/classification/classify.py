@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from raygan.classification.lessons import Lessons, fit_settings
 from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
 from raygan.config import ClassifySettings, StorageSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators, of_other_shards
+from raygan.generators import NamedGenerator, matching_generators
 from raygan.judge.fitting import ClassifierFit, imagenet_start
 from raygan.judge.googlenet import Classifier, load_classifier, save_classifier
 from raygan.judge.scores import confusion, score
@@ -103,8 +102,6 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     cluster.require(settings.fewest_workers, resources)
     default_name = time.strftime("classify-%Y%m%d-%H%M%S")
     found = chosen_generators(settings, data)
-    for line in of_other_shards(found, data):
-        print(line, file=sys.stderr)
     run = RunRecord.open(
         # As they are now: whoever is champion later must not change what another began.
         settings.model_copy(update={"model": [one.name for one in found]}),
@@ -166,13 +163,7 @@ def chosen_generators(settings: ClassifySettings, data: DataSet) -> list[NamedGe
     Raises RayganError or ConfigurationError if they can't be had, or don't draw what the shards hold.
     """
     _, generated = _sizes(settings, data)
-    if not generated:
-        return []
-    found = find_generators(settings, settings.model, data.manifest.classes)
-    check_labels(found, data)
-    check_size(found, data)
-    check_drawn(found, data.manifest.classes)
-    return found
+    return matching_generators(settings, settings.model, data) if generated else []
 
 
 def training_images(

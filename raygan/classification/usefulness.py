@@ -26,6 +26,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,7 +46,7 @@ from raygan.classification.mixture import balanced_subset, combined, generated_p
 from raygan.config import StorageSettings, UsefulnessSettings
 from raygan.errors import ConfigurationError, RayganError, last_line
 from raygan.gan.memory import keep_freed_memory
-from raygan.generators import NamedGenerator, check_drawn, check_labels, check_size, find_generators, of_other_shards
+from raygan.generators import NamedGenerator, matching_generators
 from raygan.judge.fitting import ClassifierFit
 from raygan.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
 from raygan.shards import DataSet
@@ -81,6 +82,11 @@ class Trial:
         if not self.real:
             return "generated only (CAS)"
         return "real only" if not self.generated else f"{self.fraction:.0%} real, the rest generated"
+
+    @property
+    def kind(self) -> tuple[str, int, int]:
+        """What its repetitions share: the mixture, real photos and generated images."""
+        return self.mixture, self.real, self.generated
 
 
 @dataclass(frozen=True)
@@ -135,21 +141,17 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
         raise ConfigurationError(
             f"--cpus-per-trial: no node of this cluster has {needs['CPU']:g} CPU and {needs['GPU']:g} GPU: ask for less"
         )
-    found = find_generators(settings, settings.model, data.manifest.classes)
-    check_labels(found, data)
-    check_size(found, data)
-    check_drawn(found, data.manifest.classes)
+    found = matching_generators(settings, settings.model, data)
     trials = plan(settings, data.manifest.count("train"))
     name = settings.name or time.strftime("usefulness-%Y%m%d-%H%M%S")
     # As they are now: whoever is champion later must not finish what another began.
     pinned = settings.model_copy(update={"model": [one.name for one in found]})
     folder = storage.join(settings.storage, "studies", name)
-    wanted = sum(1 for trial in trials if storage.read_json(_place(folder, trial)) is None)
+    done = _results(folder, trials)
+    missing = [trial for trial in trials if trial not in done]
     run = RunRecord.open(
-        pinned, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="studies", unfinished=wanted > 0
+        pinned, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="studies", unfinished=bool(missing)
     )
-    for line in of_other_shards(found, data):
-        print(line, file=sys.stderr)
     params = {
         **recorded(settings),
         "fingerprint": data.manifest.fingerprint,
@@ -158,14 +160,21 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     with tracking.start_run(settings, name, job="usefulness", params=params, run_id=run.mlflow_run_id) as log:
         run.save(mlflow_run_id=log.id, state="running")
         print(f"study {name} of {len(trials)} trainings in {run.folder}; --name {name} goes on with it", flush=True)
-        results = _run(settings, data, found, trials, run.folder)
-        rows = summarise(results, max(1, settings.images // settings.batch_size) * settings.batch_size)
+        if missing:
+            if done:
+                print(f"going on: {len(done)} of {len(trials)} trainings are done", flush=True)
+            _run(settings, data, found, missing, folder)
+            done = _results(folder, trials)
+        rows = summarise(done, max(1, settings.images // settings.batch_size) * settings.batch_size)
         if rows:
-            _publish(rows, run.folder, log, data.manifest.count("validation"))
-        if len(results) < len(trials):
+            run.save(publications=run.publications + 1)
+            _publish(rows, diverged_kinds(done), run.folder, log, data.manifest.count("validation"), run.publications)
+        if len(done) < len(trials):
             raise RayganError(
-                f"{len(trials) - len(results)} of {len(trials)} trainings failed; the same command tries them again"
+                f"{len(trials) - len(done)} of {len(trials)} trainings failed; the same command tries them again"
             )
+        if not rows:
+            raise RayganError("all trainings diverged: give a lower --learning-rate, and another --name")
         run.save(state="finished")
     return UsefulnessResult(log.id, run.folder, rows)
 
@@ -192,18 +201,12 @@ def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
 
 def _run(
     settings: UsefulnessSettings, data: DataSet, found: Sequence[NamedGenerator], trials: Sequence[Trial], folder: str
-) -> dict[Trial, dict[str, float]]:
-    results = {trial: result for trial in trials if (result := storage.read_json(_place(folder, trial)))}
-    missing = [trial for trial in trials if trial not in results]
-    if results and missing:
-        print(f"going on: {len(results)} of {len(trials)} trainings are done", flush=True)
-    if missing:
-        batches = max(1, settings.images // settings.batch_size)
-        with ImageProgress(batches * settings.batch_size * len(missing), "training") as progress:
-            events = cluster.queue()
-            room = _Room(settings, data, found, folder, events, batches)
-            progress.follow(events, InBackground(lambda: room.tune(missing), "the study"))
-    return {trial: result for trial in trials if (result := storage.read_json(_place(folder, trial)))}
+) -> None:
+    batches = max(1, settings.images // settings.batch_size)
+    with ImageProgress(batches * settings.batch_size * len(trials), "training") as progress:
+        events = cluster.queue()
+        room = _Room(settings, data, found, folder, events, batches)
+        progress.follow(events, InBackground(lambda: room.tune(trials), "the study"))
 
 
 class _Room:
@@ -287,19 +290,21 @@ def _place(folder: str, trial: Trial) -> str:
     return storage.join(folder, "trials", f"{trial.key}.json")
 
 
+def _results(folder: str, trials: Sequence[Trial]) -> dict[Trial, dict[str, float]]:
+    """Of the trials that are done, in their order."""
+    return {trial: result for trial in trials if (result := storage.read_json(_place(folder, trial)))}
+
+
 def summarise(results: dict[Trial, dict[str, float]], images: int) -> list[Row]:
     """The table: a row for each kind of training that came to an end, in the order of the plan.
 
     images: that each training saw.
     """
     kinds: dict[tuple[str, int, int], dict[int, dict[str, float]]] = {}
-    diverged: dict[tuple[str, int, int], int] = {}
+    diverged = Counter(trial.kind for trial, result in results.items() if "diverged" in result)
     for trial, result in results.items():
-        kind = trial.mixture, trial.real, trial.generated
-        if "diverged" in result:
-            diverged[kind] = diverged.get(kind, 0) + 1
-        else:
-            kinds.setdefault(kind, {})[trial.seed] = result
+        if "diverged" not in result:
+            kinds.setdefault(trial.kind, {})[trial.seed] = result
     alone = {real: found for (_, real, generated), found in kinds.items() if not generated}
 
     def mean(found: dict[int, dict[str, float]], name: str) -> float:
@@ -316,7 +321,7 @@ def summarise(results: dict[Trial, dict[str, float]], images: int) -> list[Row]:
                 real,
                 generated,
                 trainings=len(found),
-                diverged=diverged.get((mixture, real, generated), 0),
+                diverged=diverged[mixture, real, generated],
                 passes=images / (real + generated),
                 accuracy=mean(found, "accuracy"),
                 # The spread of single trainings, not of their mean; of one training there is none.
@@ -331,13 +336,26 @@ def summarise(results: dict[Trial, dict[str, float]], images: int) -> list[Row]:
     return rows
 
 
+def diverged_kinds(results: dict[Trial, dict[str, float]]) -> list[str]:
+    """In words, the kinds of training that have no row, since all that there are of them diverged."""
+    ended = {trial.kind for trial, result in results.items() if "diverged" not in result}
+    diverged = Counter(trial.kind for trial in results if trial.kind not in ended)
+    return [
+        f"{mixture}, {real:,} real and {generated:,} generated: {count} diverged, none came to an end"
+        for (mixture, real, generated), count in diverged.items()
+    ]
+
+
 def half_interval(values: Sequence[float]) -> float:
     """Half the 95 % confidence interval of the mean of two values or more, by Student's t."""
     return float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def in_words(rows: Sequence[Row], photos: int) -> str:
-    """The table for a terminal, with what adding generated images did at each size. photos: to validate on."""
+def in_words(rows: Sequence[Row], photos: int, diverged: Sequence[str] = ()) -> str:
+    """The table for a terminal, with what adding generated images did at each size.
+
+    photos: to validate on. diverged: see `diverged_kinds`.
+    """
     width = max(len(row.mixture) for row in rows)
     lines = [f"{'training set':{width}}   real  generated  passes  accuracy"]
     lines += [
@@ -346,6 +364,7 @@ def in_words(rows: Sequence[Row], photos: int) -> str:
         + (f", {row.diverged} diverged" if row.diverged else "")
         for row in rows
     ]
+    lines += diverged
     most = max(row.trainings for row in rows)
     lines.append(f"on {photos:,} validation photos; ± is the deviation of single trainings, of which there are {most}")
     for row in rows:
@@ -363,8 +382,11 @@ def _verdict(row: Row) -> str:
     return f" (95 % interval {low:+.1%} to {high:+.1%}), {verdict}"
 
 
-def _publish(rows: Sequence[Row], folder: str, log: tracking.Run, photos: int) -> None:
-    print(in_words(rows, photos), flush=True)
+def _publish(
+    rows: Sequence[Row], diverged: Sequence[str], folder: str, log: tracking.Run, photos: int, step: int
+) -> None:
+    words = in_words(rows, photos, diverged)
+    print(words, flush=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(asdict(rows[0])))
     writer.writeheader()
@@ -378,13 +400,14 @@ def _publish(rows: Sequence[Row], folder: str, log: tracking.Run, photos: int) -
             level[row.mixture] = row.accuracy, row.deviation
     files = {
         "table.csv": table.getvalue().encode(),
-        "table.txt": (in_words(rows, photos) + "\n").encode(),
+        "table.txt": (words + "\n").encode(),
         "usefulness.png": charts.study(lines, level, f"accuracy on {photos:,} real validation photos"),
     }
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)
         log.log_bytes(content, name)
-    log.log_metrics({_metric(row): row.accuracy for row in rows}, step=0)
+    # Not at the number of trainings: it may fall when the grid is changed, and of passed steps nothing is sent.
+    log.log_metrics({_metric(row): row.accuracy for row in rows}, step)
 
 
 def _metric(row: Row) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygan.errors import RayganError, first_line
-from raygan.gan.step import Share, distributed, seeded
+from raygan.gan.step import Share, distributed, move_average, seeded
 from raygan.gan.sync_norm import synchronise
 from raygan.judge.googlenet import build_googlenet, to_input
 
@@ -125,8 +125,10 @@ class ClassifierFit:
         (total * (self.share.world_size / settings.batch_size)).backward()
         self.optimizer.step()
         self.batches_done += 1
-        if self.batches_done % _EMA_EVERY == 0:
-            self._average()
+        since = self.batches_done % _EMA_EVERY
+        # At the end too: a shorter training would be kept with the weights that it began with.
+        if not since or self.batches_done == self.batches:
+            self._average(since or _EMA_EVERY)
         right = (heads[0].detach().argmax(1) == targets).sum()
         return {"loss": losses[0].detach(), "train_accuracy": right.float()}
 
@@ -177,24 +179,23 @@ class ClassifierFit:
         try:
             self.net.load_state_dict(nets["net."])
             if self.ema is not self.net:
-                self.ema.load_state_dict(nets["ema."])
+                # A fit that was put away without an average begins one here.
+                self.ema.load_state_dict(nets["ema."] or nets["net."])
         except RuntimeError:
             raise RayganError("the checkpoint belongs to a classifier of other labels or heads") from None
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.batches_done = batches_done
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        """Move the average towards the network; a half-life that grows leaves a young network behind sooner."""
+    def _average(self, since: int) -> None:
+        """Move the average towards the network; a half-life that grows leaves a young network behind sooner.
+
+        since: batches since it was last moved.
+        """
         if self.ema is self.net:
             return
-        share = 1 - 0.5 ** (_EMA_EVERY / max(1.0, self.settings.ema_ramp * self.batches_done))
-        own, new = self.ema.state_dict(), self.net.state_dict()
-        wide = [name for name, value in new.items() if value.is_floating_point()]
-        torch._foreach_lerp_([own[name] for name in wide], [new[name] for name in wide], share)
-        for name in new.keys() - set(wide):
-            own[name].copy_(new[name])  # counters of batches
+        share = 1 - 0.5 ** (since / max(1.0, self.settings.ema_ramp * self.batches_done))
+        move_average(self.ema.state_dict().values(), self.net.state_dict().values(), share)
 
     def _changed(self, images: Tensor, batch: int) -> Tensor:
         """This rank's images, flipped and shifted by the draws of the global batch."""

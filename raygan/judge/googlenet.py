@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import GoogLeNet
 
-from raygan.addresses import is_remote
 from raygan.errors import RayganError
 from raygan.storage import local_folder
 from raygan.weights import fill, load_description, load_tensors, save_description, save_tensors
@@ -102,9 +101,7 @@ def load_classifier(folder: Path | str) -> Classifier:
 
     Raises RayganError if a file is missing, truncated, or of another version or architecture.
     """
-    if isinstance(folder, str) and is_remote(folder):
-        folder = local_folder(folder)
-    folder = Path(folder)
+    folder = Path(local_folder(str(folder)))
     path = folder / "classifier.json"
     description = load_description(path, VERSION)
     try:

@@ -91,14 +91,15 @@ def test_a_study_that_cannot_be_is_said_before_work_starts(new_storage, write_sh
     assert not (new_storage / "studies").exists()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_study_leaves_table_chart_and_run_and_goes_on_where_it_stopped(new_storage, write_shards, tmp_path):
+@pytest.fixture
+def tiny(new_storage, write_shards, tmp_path):
+    """Settings of a study of three small trainings: CAS, 8 photos, and 8 with as many generated images."""
     folders = []
     for label in ("cat", "dog"):
         folders.append(str(tmp_path / label))
         network = NetworkSettings(image_size=32, z_dim=4, width=2)
         save_generator(tmp_path / label, Generator(network), {"label": label})
-    settings = settings_of(
+    return settings_of(
         data=str(write_shards(per_label=8)),
         storage=str(new_storage),
         real_sizes=[8],
@@ -110,6 +111,31 @@ def test_a_study_leaves_table_chart_and_run_and_goes_on_where_it_stopped(new_sto
         name="tiny",
         cpus_per_trial=2.0,
     )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_of_which_all_trainings_diverged_is_not_finished(tiny, new_storage):
+    folder = new_storage / "studies" / "tiny"
+    (folder / "trials").mkdir(parents=True)
+    for key in ("real0-generated24-seed0", "real8-generated0-seed0", "real8-generated8-seed0"):
+        (folder / "trials" / f"{key}.json").write_text('{"diverged": true}')
+    for _ in range(2):  # and it isn't when it is asked again
+        with pytest.raises(RayganError, match="all trainings diverged: give a lower --learning-rate"):
+            study(tiny)
+    assert json.loads((folder / "run.json").read_text())["state"] != "finished"
+    # A larger grid in which one came to its end is, and says what has no row.
+    result = {"accuracy": 0.8, "balanced_accuracy": 0.8, "auroc": 0.9, "ece": 0.1}
+    (folder / "trials" / "real16-generated0-seed0.json").write_text(json.dumps(result))
+    found = study(tiny.model_copy(update={"real_sizes": [8, 16], "real_fractions": [1.0]}))
+    assert [(row.real, row.generated) for row in found.rows] == [(16, 0)]
+    says = "real only, 8 real and 0 generated: 1 diverged, none came to an end"
+    assert says in (folder / "table.txt").read_text().splitlines()
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_leaves_table_chart_and_run_and_goes_on_where_it_stopped(tiny, new_storage):
+    settings = tiny
     # One of the three trainings is done already, with a result that no training gives.
     done = new_storage / "studies" / "tiny" / "trials"
     done.mkdir(parents=True)
@@ -124,7 +150,13 @@ def test_a_study_leaves_table_chart_and_run_and_goes_on_where_it_stopped(new_sto
     assert {"cas", "accuracy/real8", "accuracy/real8_generated8"} == set(run.data.metrics)
     with pytest.raises(ConfigurationError, match="is finished"):
         study(settings)
-    # A larger grid of the same study takes over what is there.
-    larger = study(settings.model_copy(update={"real_sizes": [8, 16], "real_fractions": [1.0]}))
-    assert [(row.real, row.generated) for row in larger.rows] == [(0, 24), (8, 0), (16, 0)]
-    assert larger.rows[:2] == found.rows[:2]
+    # A larger grid of the same study takes over what is there, and all but one of its trainings are.
+    for key in ("real0-generated24-seed1", "real8-generated0-seed1", "real16-generated0-seed1"):
+        (done / f"{key}.json").write_text(json.dumps({**result, "accuracy": 0.323}))
+    larger = study(settings.model_copy(update={"real_sizes": [8, 16], "real_fractions": [1.0], "seeds": 2}))
+    assert [(row.real, row.generated, row.trainings) for row in larger.rows] == [(0, 24, 2), (8, 0, 2), (16, 0, 2)]
+    assert larger.rows[0].accuracy == pytest.approx((found.rows[0].accuracy + 0.323) / 2)
+    assert larger.rows[1].accuracy == pytest.approx((0.123 + 0.323) / 2)
+    metrics = tracking.connect(settings).get_run(larger.run_id).data.metrics
+    for name, row in zip(("cas", "accuracy/real8", "accuracy/real16"), larger.rows, strict=True):
+        assert metrics[name] == pytest.approx(row.accuracy), name

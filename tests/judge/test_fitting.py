@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import urllib.error
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ def test_what_users_get_is_a_moving_average_whose_half_life_grows():
     first = seen[0] / 4 + seen[4] * 3 / 4
     torch.testing.assert_close(fit.ema.fc.weight, (first + seen[8]) / 2)
     assert fit.ema.fc.weight.ne(fit.net.fc.weight).any()
+    for batches in (3, 6):
+        fit = ClassifierFit(2, FitSettings(batch_size=4, ema_ramp=0.5), batches)
+        seen = [fit.net.fc.weight.detach().clone()]
+        for number in range(batches):
+            fit.step(images(seed=number), targets)
+            seen.append(fit.net.fc.weight.detach().clone())
+        # And at the end: 3 batches of a half-life of 1.5, or after the fourth 2 more of one of 3.
+        first = seen[0] / 4 + seen[min(batches, 4)] * 3 / 4
+        left = 1 if batches == 3 else 0.5 ** (2 / 3)
+        torch.testing.assert_close(fit.ema.fc.weight, first * left + seen[-1] * (1 - left))
     alone = ClassifierFit(2, FitSettings(batch_size=4, ema_ramp=0), batches=8)
     assert alone.ema is alone.net
 
@@ -78,6 +89,11 @@ def test_a_fit_that_was_put_away_goes_on_as_if_it_had_not_been():
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, second.net.state_dict()[name]), name
     for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, second.ema.state_dict()[name]), name
+    alone = ClassifierFit(2, replace(SMALL, ema_ramp=0), batches=9)
+    alone.step(images(), targets)
+    second.load_state(alone.state(), 1)  # which has no average: it begins at the network
+    for name, value in alone.net.state_dict().items():
         assert torch.equal(value, second.ema.state_dict()[name]), name
     with pytest.raises(RayganError, match="other labels"):
         ClassifierFit(3, SMALL, batches=3).load_state(first.state(), 1)
