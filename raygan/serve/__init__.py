@@ -68,7 +68,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     classifier = _deployment(gateway.ClassifierDeployment, "Classifier").bind(settings, registry)
     ingress = serve.deployment(gateway.GatewayDeployment).options(
         name="Gateway",
-        max_ongoing_requests=MOST_REQUESTS,
+        max_ongoing_requests=MOST_REQUESTS + 100,  # those are told to come again; proxies queue what a replica refuses
         max_surge_percent=100,  # a new one listens before the old one ends
         graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # it finishes what it began
         health_check_period_s=1,  # nobody answers until Serve sees that the gateway has died

@@ -468,7 +468,7 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
     async def invalid(request: fastapi.Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 (for mypy)
         wrong = error.errors()
-        found = [{"field": _field(problem["loc"]), "message": str(problem["msg"])} for problem in wrong[:_MOST_ERRORS]]
+        found = [{"field": _field(problem), "message": str(problem["msg"])} for problem in wrong[:_MOST_ERRORS]]
         detail = "; ".join(f"{entry['field']}: {entry['message']}" for entry in found)
         if len(wrong) > _MOST_ERRORS:
             detail += f"; and {len(wrong) - _MOST_ERRORS} more"
@@ -491,8 +491,11 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
     app.add_exception_handler(HTTPException, refused)
 
 
-def _field(location: tuple[int | str, ...]) -> str:
+def _field(problem: dict[str, Any]) -> str:
     """A parameter's name, without where it was given; the request's body itself is "body"."""
+    location = problem["loc"]
+    if problem["type"] == "json_invalid":  # what follows "body" is the place in its text
+        location = location[:1]
     parts = [str(part) for part in location[1:]] or [str(location[0])]
     return ".".join(parts)[:_NAME_CHARACTERS]
 

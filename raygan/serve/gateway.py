@@ -196,6 +196,7 @@ class GatewayDeployment:
         check_token(settings, address.host)  # on this node, which needn't be the one that deployed us
         self._settings, self._registry, self._meters = settings, handles.registry, RayMeters()
         limits: dict[str, Any] = {
+            "batch": settings.batch_images,
             "most": settings.call_images,
             "limit": settings.max_waiting_images,
             "seconds": settings.timeout_seconds,
@@ -226,7 +227,7 @@ class GatewayDeployment:
             most_bytes=most_bytes,
             seconds=settings.timeout_seconds,
             access_log=settings.access_log,
-            tells_id=not has_proxies,  # which do it themselves
+            has_proxies=has_proxies,
         )
         if not has_proxies:
             self._listener = Listener(self._app, address, settings.timeout_seconds, most_bytes)

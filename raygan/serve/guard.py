@@ -82,7 +82,7 @@ class Guard:
     """An ASGI application around another.
 
     token: that requests must bear; None asks for none. most_bytes: of a body. seconds: that a request may take.
-    tells_id: put the request's id into the answer, where nothing before this does.
+    has_proxies: Serve's are before this; they put the request's id into the answer, and cancel what a client has left.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Guard:
         most_bytes: int,
         seconds: float,
         access_log: bool,
-        tells_id: bool = True,
+        has_proxies: bool = False,
     ):
         self._app, self._meters = app, meters
         self._token = token.encode() if token else None
         self._most_bytes, self._seconds, self._access_log = most_bytes, seconds, access_log
-        self.tells_id = tells_id
+        self.has_proxies = has_proxies
         self._under_way, self._uploading = 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,6 +125,7 @@ class Guard:
         uploads = path in _UPLOAD_PATHS
         full = self._under_way >= MOST_REQUESTS or (uploads and self._uploading >= _MOST_UPLOADING)
         if full and not _is_open(path):
+            self._meters.count("rejected", stage="gateway")
             raise Busy(1)
         self._under_way += 1
         self._uploading += uploads
@@ -187,6 +188,8 @@ class _Exchange:
                 self._withheld = False
                 raise TooLarge(self._most_bytes)
         except asyncio.CancelledError:
+            if self._guard.has_proxies:  # nobody awaits the answer: a replica that ends lets its requests finish before
+                raise
             # The server ends and waits no longer. Nobody awaits this but the server, which would answer 500.
             if not self._status and not self._left:
                 await self._say(unavailable("the service is being stopped", 2))
@@ -223,7 +226,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = list(message.get("headers", []))
-            if self._guard.tells_id:
+            if not self._guard.has_proxies:
                 headers.append((b"x-request-id", self.id.encode()))
             message = {**message, "headers": [*headers, *_SECURITY]}
         elif self._method == "HEAD":

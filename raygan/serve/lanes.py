@@ -3,7 +3,8 @@
 The mental model:
 
 1. `Lanes.run` queues the rows of a call. Whenever a lane is free it takes what is waiting, up to `batch` rows and
-   across calls, so batches are as large as the load makes them and nobody waits for one to fill.
+   across calls, so batches are as large as the load makes them and nobody waits for one to fill. A lone call of 16
+   rows keeps two lanes busy with 8 each.
 2. A lane is one thread that computes with one core: N lanes use N cores without the barriers that one network on
    N cores has, and with one thread the order of every sum is fixed.
 3. What comes together in a batch depends on timing, so rows must not depend on their company. Where that matters
@@ -26,6 +27,10 @@ from torch import Tensor
 
 #: A network as lanes see it: tensors with rows in their first dimension to one such tensor.
 Compute = Callable[..., Tensor]
+
+
+#: Rows that are not shared among lanes: one of four costs half as much as one alone.
+_LEAST_SHARE = 4
 
 
 @dataclass(eq=False)
@@ -69,13 +74,16 @@ class Lanes:
         self._pool = ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
         self._idle = threads
         self._calls: deque[_Call] = deque()
-        self._threads, self._closing = threads, False
+        self._threads, self._closing, self._ended = threads, False, False
 
     async def run(self, *inputs: Tensor, alone: bool = False) -> Tensor:
-        """The network's rows for the inputs' rows, at least one. Raises what the network raises."""
+        """The network's rows for the inputs' rows, at least one. Raises what it raises; when closed, RuntimeError."""
+        if self._ended:
+            raise RuntimeError("these lanes have ended")
         call = _Call(inputs, asyncio.get_running_loop().create_future(), alone)
         self._calls.append(call)
-        self._start()
+        # Soon, not now: what came in one message shall be one batch.
+        asyncio.get_running_loop().call_soon(self._start, self._threads)
         return await call.answer
 
     @property
@@ -83,10 +91,11 @@ class Lanes:
         """Rows that no lane has begun with."""
         return sum(call.rows - call.taken for call in self._calls)
 
-    def _start(self) -> None:
+    def _start(self, lanes: int) -> None:
+        """Have idle lanes begin with what is waiting. lanes: among how many it is shared evenly."""
         while self._idle and self._calls:
-            # An even share for each idle lane: a lone call of 16 rows keeps two lanes busy with 8 each.
-            rows = min(self._batch, -(-self.waiting // self._idle))
+            share = -(-self.waiting // min(self._idle, lanes))
+            rows = min(self._batch, max(_LEAST_SHARE, share))
             if pieces := self._take(rows):
                 self._submit(pieces)
 
@@ -127,7 +136,9 @@ class Lanes:
             for call, _, _ in pieces:
                 if not call.answer.done():
                     call.answer.set_exception(error)
-        self._start()
+        # What has waited for a lane is not alone: two messages may be under way (`Stage`). Half of the lanes for each
+        # makes larger batches, which cost less.
+        self._start(max(1, self._threads // 2))
         self._end()
 
     def close(self) -> None:
@@ -137,6 +148,7 @@ class Lanes:
 
     def _end(self) -> None:
         if self._closing and not self._calls and self._idle == self._threads:
+            self._ended = True
             self._pool.shutdown(wait=False)
 
 

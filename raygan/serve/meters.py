@@ -7,7 +7,8 @@ raygan_stage_seconds           time of a call to a stage: waiting in the gateway
 raygan_batch_images            images in a call to a stage
 raygan_waiting_images          images that wait in the gateway for a stage
 raygan_samples_total           samples by label: plain; where a confidence was asked for drawn, and accepted of those
-raygan_rejected_total          requests that were turned away because too much was waiting
+raygan_rejected_total          requests that were turned away because too much was waiting for a stage, or was under way
+                               in the gateway
 raygan_retries_total           calls to a stage that were made again because a replica had died
 """
 

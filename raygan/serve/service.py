@@ -5,7 +5,8 @@ The mental model:
 1. `Service` knows the champion of every label and the stage of every registered model; `refresh` follows the
    registry. A request takes the champion that is in force when it comes and keeps it to its end.
 2. `sample` draws images of consecutive seeds, has them judged, and with a `min_confidence` goes on drawing until
-   enough are accepted or the limit is reached. What is accepted depends on the seed alone, never on rounds or load.
+   enough are accepted or the limit is reached. What is accepted depends on the seed alone, never on rounds or load,
+   unless time runs out: then there are fewer, or none and it is 503.
 3. `walk` draws the frames between two seeds.
 """
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from raygan.errors import last_line
 from raygan.serve.meters import Meters
 from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Probabilities, Verdicts
-from raygan.serve.problems import Problem
+from raygan.serve.problems import Problem, unavailable
 from raygan.serve.stages import Stage
 
 log = logging.getLogger("raygan.serve")
@@ -209,8 +210,6 @@ class Service:
             try:
                 images, verdicts, confident = await asyncio.wait_for(judged, _time_left(deadline))
             except asyncio.TimeoutError:
-                if not looked_at:
-                    raise
                 in_time = False
                 break
             for i in confident[: n - len(found)]:
@@ -221,11 +220,13 @@ class Service:
         drawn = found[-1][0] + 1 if len(found) == n else looked_at
         self.meters.count("samples", drawn, label=label, outcome="drawn")
         self.meters.count("samples", len(found), label=label, outcome="accepted")
+        if not found and not in_time:
+            raise unavailable("no confident enough sample was found in time; try again, or ask for less", 2)
         if not found:
             raise Problem(
                 422,
-                f"none of the {drawn} samples drawn{'' if in_time else ' in time'} has a probability of {label} of "
-                f"{min_confidence:g} or more; ask for less, or another seed",
+                f"none of the {drawn} samples drawn has a probability of {label} of {min_confidence:g} or more; "
+                f"ask for less, or another seed",
                 field="min_confidence",
                 drawn=drawn,
                 accepted=0,

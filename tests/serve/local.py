@@ -114,7 +114,12 @@ async def local_service(
     names = {model.name for model in champions.generators.values()}
     callers = {name: LocalCaller(GeneratorReplica(settings, fetch)) for name in sorted(names)}
     callers["classifier"] = LocalCaller(ClassifierReplica(settings, fetch))
-    limits = {"most": settings.call_images, "limit": settings.max_waiting_images, "seconds": 30.0}
+    limits = {
+        "batch": settings.batch_images,
+        "most": settings.call_images,
+        "limit": settings.max_waiting_images,
+        "seconds": 30.0,
+    }
     meters = NoMeters()
     stages = {name: Stage(name, caller, len, meters, **limits) for name, caller in callers.items()}
     judge = stages.pop("classifier")

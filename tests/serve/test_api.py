@@ -19,6 +19,7 @@ from PIL import Image
 
 from raygan.gan.step import seeded, to_uint8
 from raygan.serve.models import Champions, Verdicts
+from raygan.serve.problems import Problem
 from raygan.serve.service import _could_be
 from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator
 
@@ -182,7 +183,7 @@ def test_rounding_of_logits_turns_no_verdict_that_is_not_taken_again():
 
 async def test_samples_that_were_found_in_time_are_answered(models):
     local = await local_service(models, Champions({"cat": CAT}, JUDGE))
-    service, asked = local.service, []
+    service, asked, cat = local.service, [], {5}
     service._seconds = 1.0
 
     class Slow:
@@ -190,15 +191,19 @@ async def test_samples_that_were_found_in_time_are_answered(models):
             asked.append(len(judge))
             if len(asked) > 1:
                 await asyncio.sleep(10)
-            return Verdicts(("cat", "dog"), np.array([[i == 5, i != 5] for i in range(len(judge))], np.float32))
+            return Verdicts(("cat", "dog"), np.array([[i in cat, i not in cat] for i in range(len(judge))], np.float32))
 
     service.classifier = Slow()
     service.described[JUDGE] = {"labels": ["cat", "dog"]}
     found = await service.sample("cat", 8, 40, min_confidence=0.9)
     assert (found.seeds, found.drawn, found.accepted) == ([45], 8, 1)
-    asked[:] = [0]
-    with pytest.raises(asyncio.TimeoutError):  # nothing was judged: that says nothing of the confidence
-        await service.sample("cat", 8, 40, min_confidence=0.9)
+    cat.clear()
+    service._seconds = 0.3
+    for judged in ([], [0]):  # one round without a cat, or none: neither says what the rest would have been
+        asked[:] = judged
+        with pytest.raises(Problem, match="in time") as caught:
+            await service.sample("cat", 8, 40, min_confidence=0.9)
+        assert (caught.value.status, caught.value.headers["Retry-After"]) == (503, "2")
 
 
 def test_uploads_are_judged_as_samples_are(http):
@@ -334,6 +339,12 @@ def test_wrong_bodies_and_places_are_problems_too(http):
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json()["status"] == status
+
+
+def test_a_body_that_is_no_json_is_named_as_such(http):
+    answer = http.post("/v1/sample", content=b'{"label":', headers={"Content-Type": "application/json"})
+    assert answer.json()["errors"] == [{"field": "body", "message": "JSON decode error"}]
+    assert answer.json()["detail"] == "body: JSON decode error"
 
 
 async def test_without_a_classifier_there_are_samples_without_verdicts(models):

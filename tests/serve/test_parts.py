@@ -154,6 +154,35 @@ async def test_lanes_answer_each_call_with_its_own_rows(padded):
     lanes.close()
 
 
+async def test_lanes_share_what_comes_together_and_each_takes_half_of_what_has_waited():
+    sizes, gate = [], threading.Event()
+
+    def compute(rows):
+        sizes.append(len(rows))
+        gate.wait(10)
+        return rows
+
+    lanes = Lanes(compute, threads=2, batch=16, padded=False)
+
+    async def begun(*calls):
+        sizes.clear()
+        asked = [asyncio.ensure_future(lanes.run(torch.rand(n, 1))) for n in calls]
+        await asyncio.sleep(0.05)
+        return asked
+
+    first = await begun(*[1] * 12)  # twelve requests of one message
+    assert sizes == [6, 6]
+    second = await begun(10)
+    assert sizes == []
+    gate.set()
+    await asyncio.gather(*first, *second)
+    assert sizes == [10]  # what has waited isn't cut: the other lane has the next message
+    for calls, expected in (([5], [4, 1]), ([16], [8, 8]), ([1, 1, 1], [3])):
+        await asyncio.gather(*await begun(*calls))
+        assert sizes == expected
+    lanes.close()
+
+
 async def test_rows_of_different_shapes_and_rows_that_want_to_be_alone_are_not_joined():
     seen = []
 
@@ -166,7 +195,7 @@ async def test_rows_of_different_shapes_and_rows_that_want_to_be_alone_are_not_j
         lanes.run(torch.rand(1, 2)), lanes.run(torch.rand(1, 2)), lanes.run(torch.rand(1, 2)),
         lanes.run(torch.rand(1, 3)), lanes.run(torch.rand(1, 2), alone=True), lanes.run(torch.rand(1, 2)),
     )  # fmt: skip
-    assert seen == [(1, 2), (2, 2), (1, 3), (1, 2), (1, 2)]
+    assert seen == [(3, 2), (1, 3), (1, 2), (1, 2)]
     lanes.close()
 
 
@@ -262,19 +291,22 @@ class Answering:
 
 
 def stage(caller, **limits):
-    return Stage("test", caller, lambda item: 1, NoMeters(), **{"most": 8, "limit": 100, "seconds": 30.0, **limits})
+    return Stage(
+        "test", caller, lambda item: 1, NoMeters(), **{"batch": 1, "most": 8, "limit": 100, "seconds": 30.0, **limits}
+    )
 
 
 async def test_what_waits_goes_in_one_call():
     caller = Answering()
     caller.gate.clear()
-    queue = stage(caller)
+    queue = stage(caller, batch=3)
     asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(12)]
     await asyncio.sleep(0.01)
-    assert [items for _, items in caller.calls] == [[0], [1]]  # two calls under way for one replica
+    # A second call is under way for one replica as soon as a batch is waiting.
+    assert [items for _, items in caller.calls] == [[0], [1, 2, 3]]
     caller.gate.set()
     assert await asyncio.gather(*asked) == [10 * i for i in range(12)]
-    assert [len(items) for _, items in caller.calls] == [1, 1, 8, 2]
+    assert [len(items) for _, items in caller.calls] == [1, 3, 8]
 
 
 async def test_versions_are_not_mixed_in_a_call():
@@ -362,7 +394,7 @@ class Recording:
 async def test_the_queue_is_told_as_it_is_and_what_was_given_up_does_not_count():
     caller, meters = Answering(), Recording()
     caller.gate.clear()
-    queue = Stage("test", caller, lambda item: 1, meters, most=8, limit=3, seconds=30.0)
+    queue = Stage("test", caller, lambda item: 1, meters, batch=1, most=8, limit=3, seconds=30.0)
     asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(5)]
     await asyncio.sleep(0.01)
     assert meters.values["waiting_images", "test"][-1] == 3
@@ -493,16 +525,37 @@ async def test_requests_under_way_are_limited_but_not_those_of_operators(monkeyp
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    guard = Guard(waiting, NoMeters(), token=None, most_bytes=10, seconds=5, access_log=False)
+    meters = Recording()
+    guard = Guard(waiting, meters, token=None, most_bytes=10, seconds=5, access_log=False)
     async with client_of(guard) as client:
         asked = [asyncio.ensure_future(client.get("/v1/sample")) for _ in range(2)]
         await asyncio.sleep(0.05)
         third = await client.get("/v1/sample")
         assert (third.status_code, third.headers["Retry-After"]) == (503, "1")
+        assert meters.counts["rejected", "gateway"] == 1
         assert (await client.get("/healthz")).status_code == 200
         go_on.set()
         assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
         assert (await client.get("/v1/sample")).status_code == 200
+
+
+@pytest.mark.parametrize(("has_proxies", "status", "says"), [(True, "499", []), (False, "503", [503])])
+async def test_what_is_cancelled_was_left_behind_proxies_and_is_told_to_come_again_elsewhere(has_proxies, status, says):
+    async def waiting(scope, receive, send):
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message.get("status"))
+
+    meters, sent = Recording(), []
+    options = {"token": None, "most_bytes": 10, "seconds": 5, "access_log": False, "has_proxies": has_proxies}
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    task = asyncio.ensure_future(Guard(waiting, meters, **options)(scope, None, send))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait([task])
+    assert (task.cancelled(), sent[:1]) == (has_proxies, says)
+    assert meters.counts["requests", "other", status] == 1
 
 
 async def test_a_body_that_does_not_come_in_time_is_the_clients_doing(models):
