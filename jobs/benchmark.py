@@ -15,6 +15,7 @@ Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 """
 
 import sys
+from pathlib import Path
 
 from raygan.cli import run_job
 from raygan.config import (
@@ -27,6 +28,8 @@ from raygan.config import (
     TrainStepBenchmarkSettings,
     TuneBenchmarkSettings,
 )
+
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def prepare(settings: PrepareBenchmarkSettings) -> None:
@@ -62,13 +65,13 @@ def scale(settings: ScaleBenchmarkSettings) -> None:
 def serve(settings: ServeBenchmarkSettings) -> None:
     from raygan.benchmarks.serve import benchmark
 
-    benchmark(settings)
+    benchmark(settings, CHECKOUT)
 
 
 def serve_drill(settings: ServeDrillSettings) -> None:
     from raygan.benchmarks.serve_drill import drill
 
-    drill(settings)
+    drill(settings, CHECKOUT)
 
 
 def tune(settings: TuneBenchmarkSettings) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from raygan.errors import RayganError, last_line
@@ -21,35 +24,54 @@ def in_process(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
 
 def in_processes(what: str, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
     """What several calls return, each in a fresh process, all at once; otherwise as `in_process`."""
-    context = multiprocessing.get_context("spawn")
-    started = []
-    for call, arguments in calls:
-        ours, its = context.Pipe(duplex=False)
-        # A daemon doesn't outlive this process, nor hold up its end.
-        process = context.Process(target=_answer, args=(its, call, arguments), daemon=True)
-        process.start()
-        its.close()  # so that its end is seen here
-        started.append((process, ours))
+    started = [start(_answer, call, arguments) for call, arguments in calls]
     return [_receive(what, process, pipe) for process, pipe in started]
 
 
-def _receive(what: str, process: multiprocessing.process.BaseProcess, pipe: Connection) -> Any:
+def start(serve: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """A fresh process that runs `serve(pipe, *arguments)`, and the other end of the pipe.
+
+    What goes wrong there is sent as a RayganError, and ends the process.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    # This process's end waits for no daemon.
+    process = context.Process(target=_guarded, args=(its, serve, arguments), daemon=True)
+    process.start()
+    its.close()  # so that its end is seen here
+    return process, ours
+
+
+def _receive(what: str, process: BaseProcess, pipe: Connection) -> Any:
     try:
-        answer, trouble = pipe.recv()
+        answer = pipe.recv()
     except EOFError:
         process.join()
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}, likely for want of memory" if code < 0 else f"ended, {code}"
         raise RayganError(f"{what}: its process {how}") from None
     process.join()
-    if trouble:
-        raise RayganError(f"{what}: {trouble}")
+    if isinstance(answer, RayganError):
+        raise RayganError(f"{what}: {last_line(answer)}")
     return answer
 
 
 def _answer(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    pipe.send(call(*arguments))
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of whoever started this process, and end it: a parent that is killed ends no children."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _guarded(pipe: Connection, serve: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        pipe.send((call(*arguments), None))
-    except Exception as error:  # a line is enough; its traceback would stand among the parent's progress
-        pipe.send((None, last_line(error)))
+        serve(pipe, *arguments)
+    except Exception as error:  # its words are enough; its traceback would stand among the parent's progress
+        pipe.send(RayganError(str(error).strip() or type(error).__name__))

@@ -4,11 +4,13 @@ Each trains alone for as many minutes as the others, one after the other, with a
 
     PRESET     the whole of `jobs/train.py`, judgements left out
     textbook   `TextbookStep` with the source project's settings (preset wgan-gp-128) at the shards' size, on photos in
-               memory, in one process with a thread for each core; it has no moving average: its generator is judged
+               memory, in one process with a thread for each core and the allocator as it is; it has no moving average:
+               its generator is judged
 
 What each had made at equal times is then compared with all real photos of the label. Each is a run in the storage
-folder, named after label, minutes and shards: the same command goes on with a preset where it was stopped, begins the
-textbook anew, and trains nothing that is finished again.
+folder, named after label, minutes and shards, the textbook's also after the number of times, at which alone it keeps a
+generator: the same command goes on with a preset where it was stopped, begins the textbook anew, and trains nothing
+that is finished again.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from raygan import pictures
+from raygan.addresses import is_remote
 from raygan.benchmarks.processes import in_process
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
@@ -37,7 +40,6 @@ from raygan.config import QualityBenchmarkSettings, TrainSettings, load_preset
 from raygan.errors import ConfigurationError, RayganError
 from raygan.features import load_features
 from raygan.gan.checkpoint import load_generator, save_generator
-from raygan.gan.memory import keep_freed_memory
 from raygan.gan.step import StepSettings, seeded
 from raygan.judge.distances import kid
 from raygan.runs import is_finished, recorded
@@ -60,7 +62,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
 
     Raises ConfigurationError if the storage folder isn't one of this machine: checkpoints are read from it.
     """
-    if "://" in settings.storage:
+    if is_remote(settings.storage):
         raise ConfigurationError(f"--storage: this benchmark wants a folder of this machine, not {settings.storage}")
     trainings = {name: _training(settings, name) for name in settings.presets}
     source = _training(settings, _SOURCE)
@@ -128,7 +130,8 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
 def _name(settings: QualityBenchmarkSettings, who: str) -> str:
     """The run's: what makes it another one is in it."""
     shards = DataSet.open(settings.data).manifest.fingerprint[:8]
-    return f"quality-{who}-{settings.label or 'all'}-{settings.minutes:g}-minutes-{shards}"
+    points = f"-{settings.points}-points" if who == TEXTBOOK else ""
+    return f"quality-{who}-{settings.label or 'all'}-{settings.minutes:g}-minutes{points}-{shards}"
 
 
 def _nearest(folder: Path, minutes: float) -> tuple[Path, dict[str, float]]:
@@ -158,7 +161,6 @@ def _textbook(settings: QualityBenchmarkSettings, source: TrainSettings, folder:
 def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Path) -> None:
     """Algorithm 1 until the minutes are over; a generator is kept whenever a part of them is."""
     torch.set_num_threads(cores())
-    keep_freed_memory()
     photos, _ = in_memory(DataSet.open(settings.data), settings.label, "train")
     values = {name: getattr(source, name) for name in StepSettings.__dataclass_fields__ if hasattr(source, name)}
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,8 @@ An iteration of n critic steps and a generator step over w workers, of b images 
     n compute_critic(b) + compute_generator(b) + sum over steps of 2 (w - 1) (bytes / w / bandwidth + latency)
     + sum over batch norms and their passes of (w - 1) latency
 
-with compute(b) = fixed + slope b, by least squares on the iteration's seconds at several b in one worker of one core.
+with compute(b) = fixed + slope b, by least squares on the iteration's seconds at several b in one worker of one core
+(or on a GPU, as above).
 The generator's batch norms, if they are of all ranks, gather their statistics in the critic's steps and in its own,
 and add up their gradients in the latter; those are small, so that only their messages' latency counts. It assumes that
 sums don't overlap with the backward pass, that a gradient is summed in one piece, that all workers are alike and wait
@@ -45,7 +46,7 @@ from raygan import cluster, tracking
 from raygan.benchmarks.prepare import repeat
 from raygan.benchmarks.processes import in_processes
 from raygan.benchmarks.results import cores, machine, write_json
-from raygan.benchmarks.train import apart, shared_settings, under_ray
+from raygan.benchmarks.train import apart, on_one_kind_of_device, shared_settings, under_ray
 from raygan.config import PrepareSettings, ScaleBenchmarkSettings, TrainSettings
 from raygan.errors import ConfigurationError
 from raygan.gan.step import GanStep
@@ -114,9 +115,10 @@ class Cost:
         return self.seconds(1, batch, link) / (work * self.seconds(workers, share, link))
 
     def most_workers(self, batch: int, link: Link, *, weak: bool) -> int:
-        """The largest number of workers, of the powers of two, that is efficient enough."""
+        """The largest number of workers, of the powers of two, that is efficient enough; each has an image at least."""
+        limit = _MOST if weak else min(_MOST, batch)
         most = 1
-        while most < _MOST and self.efficiency(2 * most, batch, link, weak=weak) >= _WORTH:
+        while 2 * most <= limit and self.efficiency(2 * most, batch, link, weak=weak) >= _WORTH:
             most *= 2
         return most
 
@@ -137,6 +139,7 @@ def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
         tracking.connect(base)
         rates = _measure_prepare(settings, folder) if settings.input else {}
         cluster.connect(base)
+        base = on_one_kind_of_device(base, max(settings.workers))
         rates |= _measure_training(settings, base)
     rows = {what: _row(by_workers) for what, by_workers in rates.items()}
     for what, row in rows.items():
@@ -217,12 +220,12 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
     """Work the model out, print it, and return its numbers."""
     batches = sorted({max(1, base.batch_size // part) for part in (1, 2, 4, 8)})
     seconds = {batch: _batch_seconds(base, batch) for batch in batches}
-    slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
-    cost = Cost(float(fixed), float(slope), *_messages(base))
+    cost = Cost(*line_through(seconds), *_messages(base))
     here = _gloo()
     print(
-        f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one core; gradients "
-        f"of {cost.critic_bytes / 1e6:.2f} MB (critic) and {cost.generator_bytes / 1e6:.2f} MB (generator); "
+        f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one "
+        f"{'GPU' if base.gpu else 'core'}; gradients of {cost.critic_bytes / 1e6:.2f} MB (critic) and "
+        f"{cost.generator_bytes / 1e6:.2f} MB (generator); "
         f"gloo here {8e-9 * here.bandwidth:.1f} Gbit/s, {1e6 * here.latency:.0f} us a message"
     )
     checked: dict[str, dict[str, float]] = {}
@@ -245,8 +248,14 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
     }
 
 
+def line_through(seconds: dict[int, float]) -> tuple[float, float]:
+    """Seconds of any batch, and of each image more, by least squares on the seconds of batches of several sizes."""
+    slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
+    return max(0.0, float(fixed)), float(slope)  # noise puts it below 0 where there is next to none
+
+
 def _batch_seconds(base: TrainSettings, batch: int) -> float:
-    """Seconds for a batch of reals in one process with one thread, generator steps included in their turn."""
+    """Seconds for a batch of reals in one process, on what a worker has; generator steps included in their turn."""
     # Whole turns of generator steps and lazy penalties between two metrics, the first of which begin the clock.
     turn = math.lcm(base.n_critic, base.penalty_every)
     log = turn * max(1, round(_TURN_BATCHES / turn)) * batch / 1000

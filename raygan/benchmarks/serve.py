@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,13 +39,14 @@ _PATIENCE = 180
 Cells = dict[tuple[int, int], dict[str, float]]
 
 
-def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
-    """Measure, print a table and the aims, write JSON if asked, and return the numbers."""
+def benchmark(settings: ServeBenchmarkSettings, checkout: Path) -> dict[str, Any]:
+    """Measure, print a table and the aims, write JSON if asked, and return the numbers. checkout: where jobs/ is."""
     from raygan.benchmarks.serve_peers import make_models
 
     with tempfile.TemporaryDirectory(prefix="raygan-") as scratch:
         folder = Path(scratch)
         make_models(folder, settings.image_size, settings.width)
+        shutil.copy(checkout / "serve_config.yaml", folder)
         bare = _bare(folder, settings.seconds)
         print("bare, images/s by batch: " + ", ".join(f"{size}: {rate:.0f}" for size, rate in bare.items()))
         cold = math.nan
@@ -73,7 +76,8 @@ def _bare(folder: Path, seconds: float) -> dict[str, float]:
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", "bare", str(folder), str(seconds / 4)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RayganError(f"the bare models failed: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise RayganError(f"the bare models failed: {reason[0]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -113,10 +117,10 @@ def _request(name: str, n: int) -> Callable[[int, int], tuple[str, bytes | None]
 def _cold_start(folder: Path) -> float:
     """Seconds from `serve run`, with the file that we ship, until /readyz says that every model is loaded."""
     port = free_port()
-    service = load_yaml(str(Path(__file__).parents[2] / "serve_config.yaml"))
+    service = load_yaml(str(folder / "serve_config.yaml"))
     service["http_options"]["port"] = port
     service["applications"][0]["args"] = {"storage": str(folder), "tracking_uri": None, "access_log": False}
-    file = folder / "serve_config.yaml"
+    file = folder / "cold_start.yaml"
     file.write_text(json.dumps(service))  # which is YAML too
     program = Path(sys.executable).with_name("serve")
     with _process("serve run", [str(program), "run", "--address", "local", str(file)], port, "/readyz") as seconds:
@@ -136,9 +140,10 @@ def running(name: str, folder: Path, options: dict[str, Any] | None = None) -> I
 def _process(name: str, command: list[str], port: int, path: str, body: bytes | None = None) -> Iterator[float]:
     """A process for the length of a `with` block: the seconds until the request is answered 200 at its port."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a benchmark that is ended ends its server too
+    environment = {name: value for name, value in os.environ.items() if name != "RAYGAN_TOKEN"}  # clients have none
     began = time.perf_counter()
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
         try:
             while asyncio.run(_status(port, path, body)) != 200:
                 if process.poll() is not None or time.perf_counter() - began > _PATIENCE:

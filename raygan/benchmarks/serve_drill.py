@@ -12,6 +12,7 @@ import asyncio
 import io
 import json
 import os
+import shutil
 import signal
 import statistics
 import tempfile
@@ -101,8 +102,8 @@ class Outcome:
         return statistics.median(self.megabytes[-quarter:]) / early - 1
 
 
-def drill(settings: ServeDrillSettings) -> dict[str, Any]:
-    """Start a service of untrained models, drill it, print and return what came of it.
+def drill(settings: ServeDrillSettings, checkout: Path) -> dict[str, Any]:
+    """Start a service of untrained models, drill it, print and return what came of it. checkout: where jobs/ is.
 
     Raises RayganError if an answer was wrong, full service took more than 30 s to come back, or memory went on growing.
     """
@@ -110,6 +111,7 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="raygan-") as scratch:
         make_models(Path(scratch), settings.image_size, settings.width)
+        shutil.copy(checkout / "serve_config.yaml", scratch)
         with running("raygan", Path(scratch), {"poll_seconds": 1.0}) as (port, cold):
             outcome = asyncio.run(_drill(settings, port))
     result = {

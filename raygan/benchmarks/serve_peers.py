@@ -147,10 +147,10 @@ def serve_litserve(folder: Path, port: int) -> None:
 
 
 def serve_raygan(folder: Path, port: int, options: dict[str, Any]) -> None:
-    """The service as `serve_config.yaml` has it, on a cluster of its own."""
+    """The service as the `serve_config.yaml` in the folder has it, on a cluster of its own."""
     from raygan.config import load_yaml
 
-    service = load_yaml(str(Path(__file__).parents[2] / "serve_config.yaml"))
+    service = load_yaml(str(folder / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
     import ray
     from ray import serve

@@ -6,6 +6,9 @@ The same preset and the same photos for all, one after the other in every round,
     1 worker    the whole of `jobs/train.py`, quality left out: one worker with all cores
     2 workers   the same, each with half of the cores
 
+All of them compute on GPUs if the cluster has one for each of the most workers, else all on cores: a ratio shall not
+be one of devices.
+
 Images/s are those from the first metrics to the last, by the clock, with all that happens between; what comes before
 and after (processes, imports, shards, the export) stands beside, and the peak resident memory of the process that
 trains, with its growth since the first metrics. A round's ratios are taken within it; the median counts.
@@ -52,6 +55,7 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
         check(base)
         tracking.connect(base)
         cluster.connect(base)
+        base = on_one_kind_of_device(base, max(settings.workers))
         for number in range(settings.rounds):
             rounds.setdefault(BARE, []).append(apart(base, cores()))
             for workers in settings.workers:
@@ -94,6 +98,13 @@ def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSetti
             "promote": False,
         }
     )
+
+
+def on_one_kind_of_device(base: TrainSettings, most_workers: int) -> TrainSettings:
+    """The settings with the devices decided on for all numbers of workers, and printed. A cluster must be connected."""
+    gpu = cluster.use_gpus(base.gpu, most_workers)
+    print(f"device: {'a GPU for each worker' if gpu else 'cores alone'}", flush=True)
+    return base.model_copy(update={"gpu": gpu})
 
 
 def _row(own: list[dict[str, float]], rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
@@ -149,7 +160,7 @@ def _loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, float
     keep_freed_memory()  # as the workers do: the difference shall be Ray's
     data = DataSet.open(settings.data)
     photos, classes = in_memory(data, settings.label, "train")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if settings.gpu else "cpu")
     schedule = Schedule.of(settings, len(photos), settings.batch_size)
     labels = tuple(data.manifest.classes) if settings.conditional else ()
     step = GanStep(network_settings(settings, labels), step_settings(settings, schedule, device), device)
@@ -163,6 +174,7 @@ def _loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, float
             float(terms["critic_loss"])  # waits for the device
             memory = peak_resident_bytes() / 2**20
             first = first or (step.images_seen, time.monotonic(), memory)
+    float(terms["critic_loss"])  # the last batches needn't end with a log
     now = time.monotonic()
     images, since, at_first = first or (0, began, memory)
     rate = (step.images_seen - images) / (now - since)

@@ -4,7 +4,8 @@ The mental model:
 
 1. A `Candidate` is a preset at one precision, or the textbook; a `Part` is a critic step or a full iteration
    (`n_critic` critic steps and a generator step). Every pair lives in a process of its own, so that its memory is
-   its own, and waits there.
+   its own, and waits there. raygan's processes keep freed memory, as its training's workers do; the textbook's don't:
+   who writes it so doesn't tune the allocator.
 2. In each round every pair runs for a while, one after another. A round's ratios are taken within it, and the median
    of the rounds counts: a machine whose clock drifts slows all alike.
 3. Floating-point operations are counted where torch dispatches them, not estimated; the peak is the fastest square
@@ -17,8 +18,6 @@ torch only: this runs where there is no Ray.
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import statistics
 import sys
 import time
@@ -34,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raygan.benchmarks.processes import start
 from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.config import TrainSettings, TrainStepBenchmarkSettings, load_preset
@@ -214,23 +214,17 @@ def _measure(settings: TrainStepBenchmarkSettings, candidates: Sequence[Candidat
 @contextmanager
 def _processes(places: Sequence[tuple[Candidate, Part]]) -> Iterator[list[Connection]]:
     """A process for each candidate and part, warmed up, at the other end of a pipe."""
-    context = multiprocessing.get_context("spawn")
-    pipes = []
-    processes = []
+    started = []
     for candidate, part in places:
-        ours, its = context.Pipe()
-        process = context.Process(target=_serve, args=(its, candidate, part), daemon=True)
-        process.start()
-        its.close()  # so that its end is seen here
-        pipes.append(ours)
-        processes.append(process)
-        _receive(ours)  # one at a time: they would spoil each other's warm-up
+        process, pipe = start(_serve, candidate, part)
+        started.append((process, pipe))
+        _receive(pipe)  # one at a time: they would spoil each other's warm-up
     try:
-        yield pipes
+        yield [pipe for _, pipe in started]
     finally:
-        for pipe in pipes:
+        for _, pipe in started:
             pipe.close()
-        for process in processes:
+        for process, _ in started:
             process.join()
 
 
@@ -246,28 +240,17 @@ def _receive(pipe: Connection) -> float:
         raise RayganError(
             "a process of the benchmark was killed, likely for want of memory: lower --batch-size or --width"
         ) from None
-    if isinstance(answer, str):
-        raise RayganError(f"a process of the benchmark ended: {answer}")
+    if isinstance(answer, RayganError):
+        raise RayganError(f"a process of the benchmark ended: {first_line(answer)}")
     return float(answer)
 
 
 def _serve(pipe: Connection, candidate: Candidate, part: Part) -> None:
-    """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB.
-
-    What goes wrong is answered in one line, which ends it.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
-    try:
-        _serve_until_closed(pipe, candidate, part)
-    except Exception as error:
-        pipe.send(first_line(error))
-
-
-def _serve_until_closed(pipe: Connection, candidate: Candidate, part: Part) -> None:
+    """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB."""
     process = psutil.Process()
     before = process.memory_info().rss
     if candidate.name != TEXTBOOK:
-        keep_freed_memory()  # as the training's workers do
+        keep_freed_memory()
     runner = Runner(candidate, part)
     runner.run()
     runner.run()

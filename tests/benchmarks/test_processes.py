@@ -1,8 +1,12 @@
 """Calls in processes of their own: their answers, and one line for whatever goes wrong there."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 
 from raygan.benchmarks.processes import in_process, in_processes
@@ -27,3 +31,16 @@ def test_an_error_is_one_line():
 def test_a_killed_process_is_said():
     with pytest.raises(RayganError, match="the work: its process was killed by SIGKILL"):
         in_process("the work", end_by_signal)
+
+
+def test_a_process_does_not_outlive_the_one_that_started_it():
+    work = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = f"from raygan.benchmarks.processes import in_process; in_process('work', exec, {work!r})"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child = psutil.Process(int(parent.stdout.readline()))
+    try:
+        parent.terminate()
+        parent.communicate(timeout=30)  # until both have closed their output
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

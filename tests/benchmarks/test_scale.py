@@ -2,7 +2,7 @@
 
 import pytest
 
-from raygan.benchmarks.scale import Cost, Link
+from raygan.benchmarks.scale import Cost, Link, line_through
 
 NOTHING_BETWEEN = Link(bandwidth=float("inf"), latency=0.0)
 
@@ -32,6 +32,18 @@ def test_workers_are_added_while_they_are_half_used():
     # Over w workers a batch takes 1 / w + 1 / 8 s: efficiency 9 / (8 + w), a half at 10 workers.
     cost = Cost(fixed=0.125, slope=1 / 64, critic_bytes=0, generator_bytes=0, n_critic=1)
     assert cost.most_workers(64, NOTHING_BETWEEN, weak=False) == 8
+
+
+def test_a_worker_has_an_image_at_least():
+    cost = Cost(fixed=0.0, slope=0.01, critic_bytes=0, generator_bytes=0, n_critic=1)
+    assert cost.most_workers(64, NOTHING_BETWEEN, weak=False) == 64
+    assert cost.most_workers(48, NOTHING_BETWEEN, weak=False) == 32
+    assert cost.most_workers(64, NOTHING_BETWEEN, weak=True) == 4096
+
+
+def test_no_batch_takes_less_than_no_time():
+    assert line_through({4: 0.7, 8: 0.9, 16: 1.3}) == pytest.approx((0.5, 0.05))
+    assert line_through({4: 0.3, 8: 0.7, 16: 1.5})[0] == 0.0
 
 
 def test_batch_norms_of_all_ranks_send_messages_in_every_pass():

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from raygan.benchmarks import quality, scale, train
 from raygan.config import QualityBenchmarkSettings, ScaleBenchmarkSettings, TrainBenchmarkSettings
 from raygan.errors import ConfigurationError
+from tests.conftest import takes_long
 
 TINY = {"preset": "quick", "image_size": 32, "width": 4, "z_dim": 8, "batch_size": 4, "label": "cat"}
 
@@ -37,6 +39,7 @@ def test_a_training_under_ray_stands_beside_the_bare_loop(write_shards, tmp_path
     assert json.loads((tmp_path / "numbers.json").read_text())["rows"] == rows
 
 
+@takes_long
 @pytest.mark.usefixtures("ray_cluster")
 def test_quality_trains_each_once_and_judges_it_at_equal_times(write_shards, new_storage, tmp_path, capsys):
     settings = settings_of(
@@ -62,11 +65,55 @@ def test_quality_trains_each_once_and_judges_it_at_equal_times(write_shards, new
     assert quality._name(settings.model_copy(update={"minutes": 1.0}), "quick") != quality._name(settings, "quick")
 
 
+def test_the_textbook_is_trained_again_for_other_times_and_a_preset_is_not(write_shards):
+    data = str(write_shards())
+    four, eight = (settings_of(QualityBenchmarkSettings, data=data, points=points) for points in (4, 8))
+    assert quality._name(four, quality.TEXTBOOK) != quality._name(eight, quality.TEXTBOOK)
+    assert quality._name(four, "quick") == quality._name(eight, "quick")
+
+
 def test_numbers_of_workers_are_checked_before_work(write_shards):
     data = str(write_shards())
     for module, kind in ((train, TrainBenchmarkSettings), (scale, ScaleBenchmarkSettings)):
         with pytest.raises(ConfigurationError, match="--workers"):
             module.benchmark(settings_of(kind, data=data, workers=[]))
+
+
+@pytest.mark.parametrize(("gpus", "uses"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("module", "kind"), [(train, TrainBenchmarkSettings), (scale, ScaleBenchmarkSettings)])
+def test_no_ratio_is_one_of_devices(write_shards, monkeypatch, module, kind, gpus, uses):
+    used = []
+
+    def measured(settings, *_):
+        used.append(settings.gpu)
+        return dict.fromkeys(("images_per_second", "around", "peak_megabytes", "growth_megabytes"), 1.0)
+
+    for name in ("cluster", "tracking"):
+        monkeypatch.setattr(f"raygan.{name}.connect", lambda *_: None)
+    monkeypatch.setattr("raygan.cluster.nodes", lambda: [{"CPU": 2.0, "GPU": float(gpus)}])
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    for name in ("apart", "under_ray"):
+        monkeypatch.setattr(module, name, measured)
+    monkeypatch.setattr(scale, "_gloo", lambda: scale.Link(1e9, 1e-4))
+    module.benchmark(settings_of(kind, data=str(write_shards()), measure_kimg=0.12, rounds=1, workers=[1, 2]))
+    assert set(used) == {uses}
+
+
+def test_the_bare_loop_leaves_a_gpu_alone_that_workers_do_not_get(write_shards, tmp_path, monkeypatch):
+    class Devices(list):
+        def __call__(self, networks, settings, device):
+            self.append(device.type)
+            raise InterruptedError
+
+    devices = Devices()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(train, "GanStep", devices)
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: None)
+    settings = settings_of(TrainBenchmarkSettings, data=str(write_shards()))
+    base = train.shared_settings(settings, str(tmp_path)).model_copy(update={"gpu": False})
+    with pytest.raises(InterruptedError):
+        train._loop(base, torch.get_num_threads())
+    assert devices == ["cpu"]
 
 
 def test_a_file_of_numbers_without_a_folder_is_said_before_work():
