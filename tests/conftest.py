@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from raygan.config import StorageSettings, TrainSettings, load_preset
 from raygan.shards import Manifest, ShardFile
 
 REPOSITORY = Path(__file__).parent.parent
+
+#: For what takes minutes and is tested in parts elsewhere.
+takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes minutes: set RAYGAN_LONG=1")
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background has them, and the jobs they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,8 +35,9 @@ def drill(settings: DrillSettings, checkout: Path) -> dict[str, Any]:
 
     Raises RayganError if a job didn't come out as it should; the others are drilled all the same.
     """
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        os.environ.pop(name, None)  # Ray would look there whatever address it is given
+    # Ray would look there whatever address it is given; its nodes and the service are to record here and ask nobody.
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "RAYGAN_TOKEN"):
+        os.environ.pop(name, None)
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-drill-", ignore_cleanup_errors=True) as folder:
         stage = Stage(Path(folder), checkout, SHORT if settings.short else Length())

@@ -177,7 +177,7 @@ def _whole_records(stage: Stage, run: Watched, most_extra: int = 0) -> dict[str,
 def _whole(stage: Stage, run: Watched, most_extra: int = 0) -> bool:
     steps = run.steps("critic_loss").get("critic_loss", [])
     cadence = stage.length.log * BATCH
-    last = max(steps, default=0)
+    last = run.seen()  # not the last that MLflow has, which could have lost the end
     due = set(range(cadence, last + 1, cadence)) | {last}
     return due <= set(steps) and len(steps) == len(set(steps)) <= len(due) + most_extra
 

@@ -153,7 +153,6 @@ class Job:
         self.name = name
         self._log = stage.folder / f"{name}-{time.time_ns()}.log"
         environment = {**os.environ, "RAY_ADDRESS": address}
-        environment.pop("MLFLOW_TRACKING_URI", None)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=stage.checkout)
 

@@ -102,7 +102,7 @@ def kill_after_a_trial(settings, client):
 
 
 def test_a_search_that_is_stopped_closes_its_runs_and_goes_on(search_settings):
-    settings = search_settings(trial_kimg=0.24, judgements=6, scheduler="none")
+    settings = search_settings(trial_kimg=0.12, judgements=3, scheduler="none")
     client = tracking.connect(settings)
     job = start(settings, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 180
