@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,17 @@ takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes
 def pytest_configure() -> None:
     """A shell that starts the tests in the background has them, and the jobs they start, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Say at once what failed: a run that is cut off never comes to its summary."""
+    report = yield
+    if report.failed and call.excinfo:
+        writer = item.config.get_terminal_writer()
+        writer.line(f"\n{item.nodeid} ({call.when}, {call.duration:.0f} s): {call.excinfo.exconly()}")
+        writer.flush()
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
