@@ -8,10 +8,11 @@ float32 in the default layout, and every step's losses are read by the host. tor
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygan.gan.networks import Critic, Generator, NetworkSettings, draw_latents
 from raygan.gan.step import StepSettings
+from raygan.gan.twice import InstanceNorm2d, LeakyReLU
 
 
 class TextbookStep:
@@ -25,7 +26,7 @@ class TextbookStep:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.generator = Generator(networks).to(self.device)
-            self.critic = Critic(networks).to(self.device)
+            self.critic = _of_torch(Critic(networks)).to(self.device)
         betas = (float(settings.beta1), float(settings.beta2))
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas)
@@ -56,3 +57,16 @@ class TextbookStep:
         loss.backward()
         self.generator_optimizer.step()
         return float(loss.item())
+
+
+def _of_torch(critic: Critic) -> Critic:
+    """The critic with torch's own norms and LeakyReLUs in the place of raygan's, and the same parameters."""
+    for parent in critic.modules():
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LeakyReLU):
+                parent.add_module(name, nn.LeakyReLU(layer.negative_slope))
+            elif isinstance(layer, InstanceNorm2d):
+                plain = nn.InstanceNorm2d(layer.num_features, affine=True)
+                plain.load_state_dict(layer.state_dict())
+                parent.add_module(name, plain)
+    return critic

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raygan.gan.twice import InstanceNorm2d, LeakyReLU
+
 CriticNorm = Literal["instance", "batch", "none"]
 
-Norm = type[nn.BatchNorm2d] | type[nn.InstanceNorm2d]
+Norm = type[nn.BatchNorm2d] | type[InstanceNorm2d]
 
 IMAGE_SIZES = (32, 64, 128, 256)
 
@@ -112,7 +114,7 @@ class Critic(nn.Module):
         super().__init__()
         self.settings = settings
         channels = settings.channels()
-        norms: dict[str, Norm | None] = {"instance": nn.InstanceNorm2d, "batch": nn.BatchNorm2d, "none": None}
+        norms: dict[str, Norm | None] = {"instance": InstanceNorm2d, "batch": nn.BatchNorm2d, "none": None}
         norm = norms[settings.critic_norm]
         first_norm = None if norm is nn.BatchNorm2d else norm
         blocks: list[nn.Module] = [_critic_block(3, channels[0], first_norm)]
@@ -148,8 +150,8 @@ def _generator_block(channels_in: int, channels_out: int, stride: int, padding: 
 def _critic_block(channels_in: int, channels_out: int, norm: Norm | None) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(channels_in, channels_out, 4, 2, 1, bias=norm is None)]
     if norm is not None:
-        layers.append(norm(channels_out, affine=True))
-    layers.append(nn.LeakyReLU(0.2))
+        layers.append(norm(channels_out))
+    layers.append(LeakyReLU(0.2))
     return nn.Sequential(*layers)
 
 

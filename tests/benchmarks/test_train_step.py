@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train_step import TEXTBOOK, Candidate, benchmark, candidate_of, count_flops, losses_apart
 from raygan.config import TrainStepBenchmarkSettings
 from raygan.errors import RayganError
+from raygan.gan.networks import NetworkSettings
+from raygan.gan.step import StepSettings
 
 
 @pytest.fixture
@@ -28,6 +32,12 @@ def make(tiny):
 
 def test_losses_are_the_textbooks(make):
     assert losses_apart(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK)) < 1e-5
+
+
+def test_the_yardstick_is_made_of_torchs_own_layers():
+    critic = TextbookStep(NetworkSettings(32, 4, 2), StepSettings()).critic
+    kinds = {type(layer) for layer in critic.modules() if not list(layer.children())}
+    assert kinds == {nn.Conv2d, nn.InstanceNorm2d, nn.LeakyReLU}
 
 
 def test_another_objective_is_found_out(make):
