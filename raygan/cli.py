@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
 from raygan.config import Settings, allowed_range, load_preset, load_yaml
-from raygan.errors import ConfigurationError, RayganError, Terminated
+from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
 
 S = TypeVar("S", bound=Settings)
 
@@ -50,7 +50,10 @@ def run_job(
         text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
         print(text, file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, SystemError) as error:
+        stop = interruption(error)
+        if stop is None:
+            raise
         print(farewell, file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:

@@ -20,6 +20,14 @@ class Terminated(KeyboardInterrupt):
     """Somebody sent SIGTERM: `ray job stop`, a batch system, a node that is drained. Exit status 143."""
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM that an exception is, or is the guise of: one that comes while Ray's own code runs may
+    leave it as a SystemError.
+    """
+    cause = error.__cause__ if isinstance(error, SystemError) else error
+    return cause if isinstance(cause, KeyboardInterrupt) else None
+
+
 def first_line(error: BaseException | None) -> str:
     """What a library's error says first; its kind if it says nothing."""
     return _lines(error)[0]

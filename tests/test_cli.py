@@ -8,7 +8,7 @@ import pytest
 
 from raygan.cli import parse, run_job
 from raygan.config import EvaluateSettings, PrepareSettings, QuickstartSettings, ServeJobSettings, TrainSettings
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, Terminated
 from raygan.runs import recorded
 from tests.conftest import REPOSITORY
 
@@ -182,6 +182,24 @@ def test_an_interrupted_job_says_whether_it_can_go_on(kind, values, way_on, caps
         run_job(kind, interrupt, doc=None, argv=["--data", "x", *values])
     assert ended.value.code == 130
     assert capsys.readouterr().err == f"interrupted{way_on}\n"
+
+
+def test_ctrl_c_within_ray_is_no_other_error_and_another_error_no_ctrl_c(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+
+    def fail(cause):
+        def main(settings):
+            # As CPython says that a C function returned something although a signal's handler had raised.
+            raise SystemError("<wait> returned a result with an exception set") from cause
+
+        return main
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(EvaluateSettings, fail(Terminated()), doc=None, argv=["--data", "x"])
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(SystemError):
+        run_job(EvaluateSettings, fail(ValueError()), doc=None, argv=["--data", "x"])
 
 
 def test_a_dry_run_prints_settings_that_are_a_configuration_file(tmp_path):

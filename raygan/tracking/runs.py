@@ -35,7 +35,7 @@ from mlflow.exceptions import MlflowException
 
 from raygan.addresses import is_remote, join, public, split_query
 from raygan.config import StorageSettings
-from raygan.errors import RayganError, first_line
+from raygan.errors import RayganError, first_line, interruption
 from raygan.tracking.spool import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store takes.
@@ -243,7 +243,7 @@ def start_run(
     except BaseException as error:
         # Where even this can't be recorded, the reason is what counts; the next job closes the run.
         with suppress(RayganError):
-            run.close("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            run.close("KILLED" if interruption(error) or isinstance(error, SystemExit) else "FAILED")
         raise
     run.close("FINISHED")
 

@@ -39,7 +39,7 @@ from raygan import cluster, storage, tracking
 from raygan.batches import load_photos
 from raygan.config import SearchOptions, StorageSettings, TrainSettings, TuneSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
-from raygan.runs import RunRecord, is_finished, recorded
+from raygan.runs import InBackground, RunRecord, is_finished, recorded
 from raygan.shards import DataSet
 from raygan.training.news import Quality
 from raygan.training.quality import start_measuring, with_network
@@ -241,7 +241,8 @@ def _search(
             ),
         )
     try:
-        results = tuner.fit()
+        # Where Ctrl-C isn't heard: one that comes while Ray's own code waits might be taken for another error.
+        results = InBackground(tuner.fit, "the search").result()
     finally:
         progress.close()
     return [_read(result, settings) for result in results]
