@@ -148,7 +148,7 @@ def test_the_users_records_and_token_are_left_alone(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     seen = []
 
-    def rehearse(stage):
+    def rehearse(stage, rehearsals):
         seen.extend(users.keys() & os.environ.keys())
         raise InterruptedError
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ def drill(settings: DrillSettings, checkout: Path) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-drill-", ignore_cleanup_errors=True) as folder:
         stage = Stage(Path(folder), checkout, SHORT if settings.short else Length())
-        print("preparing faces and an undisturbed training", file=sys.stderr)
-        stage.rehearse()
-        for name in settings.drills or DRILLS:
+        names: Collection[str] = settings.drills or DRILLS
+        rehearsals = sorted({each for name in names for each in DRILLS[name].rehearsals})
+        print(f"undisturbed: {', '.join(rehearsals) or 'nothing'}", file=sys.stderr)
+        stage.rehearse(rehearsals)
+        for name in names:
             began = time.monotonic()
             print(f"{name}: {DRILLS[name].about}", file=sys.stderr)
             try:

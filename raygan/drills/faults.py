@@ -19,7 +19,7 @@ from ray.util.state import list_tasks
 from raygan.benchmarks.serve import free_port
 from raygan.drills.found import Drill, Found
 from raygan.drills.serving import lose_serving_node
-from raygan.drills.stage import BATCH, CHUNK, Job, Nodes, Stage, Watched, digest, kimg, processes
+from raygan.drills.stage import BATCH, CHUNK, Job, Nodes, Rehearsal, Stage, Watched, digest, kimg, processes
 from raygan.errors import RayganError
 
 _WORKER, _CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
@@ -340,16 +340,20 @@ def _full(stage: Stage, disk: Path) -> Found:
     return found
 
 
+_COMPARED: tuple[Rehearsal, ...] = ("faces", "training")
+
 DRILLS: dict[str, Drill] = {
-    "worker": Drill("SIGKILL to one of two training workers", _kill_worker),
-    "controller": Drill("SIGKILL to Ray Train's controller", _kill_controller),
+    "worker": Drill("SIGKILL to one of two training workers", _kill_worker, _COMPARED),
+    "controller": Drill("SIGKILL to Ray Train's controller", _kill_controller, _COMPARED),
     "node": Drill("a node of two is killed while training, and another comes", _lose_node),
     "four": Drill("the node without the head is killed, with two of four workers, and another comes", _lose_half),
     "notice": Drill("a node of two is announced to be taken away, and is", _take_node),
-    "submitted": Drill("a submitted training is stopped by `ray job stop`, and submitted again", _stop_submitted),
-    "prepare": Drill("a node of two is killed while photos are prepared", _lose_node_preparing),
+    "submitted": Drill(
+        "a submitted training is stopped by `ray job stop`, and submitted again", _stop_submitted, _COMPARED
+    ),
+    "prepare": Drill("a node of two is killed while photos are prepared", _lose_node_preparing, ("photos",)),
     "tune": Drill("a node of two is killed in a search", _lose_node_tuning),
-    "serve": Drill("a node of two is killed that serves, and another comes", lose_serving_node),
+    "serve": Drill("a node of two is killed that serves, and another comes", lose_serving_node, ()),
     "mlflow": Drill("MLflow's server is away for a while", _lose_mlflow),
-    "storage": Drill("the disk with the storage is full, and has room again", _fill_storage),
+    "storage": Drill("the disk with the storage is full, and has room again", _fill_storage, _COMPARED),
 }

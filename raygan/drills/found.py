@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygan.drills.stage import Stage
+    from raygan.drills.stage import Rehearsal, Stage
 
 _HEADINGS = ("what", "new work after", "done again", "what came out")
 
@@ -36,10 +36,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Drill:
-    """about: what is done, in a line."""
+    """about: what is done, in a line. rehearsals: undisturbed jobs whose work it goes on from or compares with."""
 
     about: str
     run: Callable[[Stage], Found]
+    rehearsals: tuple[Rehearsal, ...] = ("faces",)
 
 
 def line(name: str, row: Mapping[str, Any]) -> str:

@@ -9,11 +9,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import psutil
 import torch
@@ -31,6 +31,9 @@ from raygan.errors import RayganError
 from raygan.photos import draw
 
 T = TypeVar("T")
+
+#: What is done undisturbed before the drills.
+Rehearsal = Literal["faces", "photos", "training"]
 
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -214,15 +217,20 @@ class Stage:
         self.shards, self.undisturbed_shards = folder / "shards", folder / "undisturbed-shards"
         self.storage = folder / "storage"
 
-    def rehearse(self) -> None:
-        """Draw faces, prepare them, and train undisturbed."""
+    def rehearse(self, rehearsals: Collection[Rehearsal]) -> None:
+        """What the drills want: "faces" prepared, which "training" takes, and many "photos" that look alike."""
+        if not rehearsals:
+            return
         length = self.length
         draw.draw_folder(self.faces, length.faces)
-        repeat([str(self.faces)], str(self.many), length.repeated * len(draw.LABELS) * length.faces)
         with self.nodes(2) as nodes:
-            self.undisturbed(self.prepare(nodes, self.faces, self.shards))
-            self.undisturbed(self.prepare(nodes, self.many, self.undisturbed_shards))
-            self.undisturbed(self.train(nodes, "undisturbed", "--num-workers", "2"))
+            if "faces" in rehearsals:
+                self.undisturbed(self.prepare(nodes, self.faces, self.shards))
+            if "photos" in rehearsals:
+                repeat([str(self.faces)], str(self.many), length.repeated * len(draw.LABELS) * length.faces)
+                self.undisturbed(self.prepare(nodes, self.many, self.undisturbed_shards))
+            if "training" in rehearsals:
+                self.undisturbed(self.train(nodes, "undisturbed", "--num-workers", "2"))
 
     def undisturbed(self, job: Job) -> None:
         """Wait for a job that nothing happens to. Raises RayganError if it fails."""
