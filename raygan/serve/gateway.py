@@ -41,6 +41,9 @@ log = logging.getLogger("raygan.serve")
 #: Seconds that the gateway waits for the models before it answers without them.
 _PATIENCE = 60.0
 
+#: Seconds in which the number of replicas hardly changes. To ask Serve for it takes some 50 ms of this process.
+_SOON = 0.5
+
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
 
 
@@ -252,12 +255,14 @@ class GatewayDeployment:
             await asyncio.sleep(min(seconds, 0.5) if self._missing else seconds)
 
     async def _look(self) -> None:
-        await self._count_replicas()
+        stopped = await self._count_replicas()
         champions: Champions = await self._registry.champions.remote()
+        began = time.monotonic()
         await self.service.refresh(champions)
         if self.service.champions != champions.proven:
             await self._registry.confirm.remote(self.service.champions)
-        stopped = await self._count_replicas()  # again: `refresh` waits for replicas that start
+        if time.monotonic() - began > _SOON:  # replicas have started meanwhile
+            stopped = await self._count_replicas()
         self._missing = stopped + [str(model) for model in self.service.not_served(champions)]
 
     async def _count_replicas(self) -> list[str]:
