@@ -2,7 +2,8 @@
 
 The mental model:
 
-1. `networks` builds a generator (z -> image) and a critic (image -> score) from a `NetworkSettings`.
+1. `networks` builds a generator (z -> image) and a critic (image -> score) from a `NetworkSettings`; what a
+   gradient penalty differentiates twice is in `twice`.
 2. `objectives` turns the critic's scores of real and generated images into per-image losses.
 3. `augment` deforms reals and fakes alike before the critic sees them.
 4. `step.GanStep` owns networks, EMA and optimisers, and performs one critic or generator step on one
