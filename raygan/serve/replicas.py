@@ -17,7 +17,7 @@ import os
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,10 @@ class ModelReplica(Generic[T]):
         batch = self._settings.batch_images
         return Lanes(compute, threads=self._threads(), batch=batch, padded=padded)
 
+    def _steady(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
+        """Whether rows don't depend on their company here. example: a whole batch."""
+        return self._device.type == "cpu" and steady(compute, example, self._settings.batch_images)
+
     def _threads(self) -> int:
         if self._device.type != "cpu":
             return 1
@@ -149,8 +153,7 @@ class GeneratorReplica(ModelReplica["Generator"]):
         if generator.labels:
             example.append(torch.arange(batch) % len(generator.labels))
         # Pixels shall not depend on what else was drawn with them, to the last bit.
-        padded = self._device.type != "cpu" or not steady(compute, example, batch)
-        return Loaded(generator, self._lanes(compute, padded=padded))
+        return Loaded(generator, self._lanes(compute, padded=not self._steady(compute, example)))
 
     def _describe(self, model: Generator) -> dict[str, Any]:
         return {"image_size": model.settings.image_size, "labels": list(model.labels)}
@@ -173,7 +176,7 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         return Verdicts(loaded.model.labels, probabilities.numpy()), time.perf_counter() - started
 
     def _load(self, folder: Path) -> Loaded[Classifier]:
-        from raygan.judge.googlenet import load_classifier
+        from raygan.judge.googlenet import load_classifier, to_input
 
         classifier = load_classifier(folder)
         fast = fast_classifier(classifier, self._device, bf16=False)
@@ -186,9 +189,17 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         def compute(images: Tensor) -> Tensor:
             return fast.probabilities(images.to(self._device)).cpu()
 
+        def logits(images: Tensor) -> Tensor:  # of which a sure probability would hide the rounding
+            scores: Tensor = fast.net(to_input(images, fast.image_size))
+            return scores
+
+        size = classifier.image_size
+        draws = torch.Generator().manual_seed(0)
+        example = torch.randint(256, (self._settings.batch_images, 3, size, size), generator=draws, dtype=torch.uint8)
         # In float32 nobody sees a verdict's rounding, and the gateway asks again where it could decide. In bfloat16 it
-        # is visible, so batches get one shape.
-        return Loaded(classifier, self._lanes(compute, padded=bf16))
+        # would be visible.
+        padded = bf16 and not self._steady(torch.inference_mode()(logits), [example])
+        return Loaded(classifier, self._lanes(compute, padded=padded))
 
     def _describe(self, model: Classifier) -> dict[str, Any]:
         return {"image_size": model.image_size, "labels": list(model.labels)}

@@ -117,10 +117,22 @@ def test_the_shift_between_two_forms_of_a_classifier_is_what_it_is(trained):
     assert _shift(sure, sure, CPU) == 1
 
 
-@pytest.mark.parametrize(("shift", "native", "coarse"), [(0.02, True, False), (0.001, True, True), (0, False, False)])
-def test_bfloat16_is_taken_where_it_is_native_and_exact_enough(models, monkeypatch, shift, native, coarse):
+@pytest.mark.parametrize(
+    ("shift", "native", "even", "coarse", "one_shape"),
+    [
+        (0.02, True, False, False, False),
+        (0.001, True, False, True, True),
+        (0.001, True, True, True, False),
+        (0, False, False, False, False),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_native_and_exact_enough(
+    models, monkeypatch, shift, native, even, coarse, one_shape
+):
+    """And batches have one shape where rows of a network in it depend on their company."""
     monkeypatch.setattr("raygan.serve.replicas.computes_bf16", lambda device: native)
     monkeypatch.setattr("raygan.serve.replicas._shift", lambda *_: shift)
+    monkeypatch.setattr("raygan.serve.replicas.steady", lambda *_: even)
     replica = ClassifierReplica(ServeSettings(storage="x", tracking_uri=None, threads=1), None)
     made = []
     monkeypatch.setattr(replica, "_lanes", lambda compute, *, padded: made.append((compute, padded)))
@@ -128,7 +140,7 @@ def test_bfloat16_is_taken_where_it_is_native_and_exact_enough(models, monkeypat
     compute, padded = made[0]
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     exact = fast_classifier(loaded.model, CPU, bf16=False).probabilities(images)
-    assert padded == coarse
+    assert padded == one_shape
     assert torch.equal(compute(images), exact) == (not coarse)
 
 
