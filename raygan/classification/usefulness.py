@@ -165,7 +165,7 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
                 print(f"going on: {len(done)} of {len(trials)} trainings are done", flush=True)
             _run(settings, data, found, missing, folder)
             done = _results(folder, trials)
-        rows = summarise(done, max(1, settings.images // settings.batch_size) * settings.batch_size)
+        rows = summarise(done, _batches(settings) * settings.batch_size)
         if rows:
             run.save(publications=run.publications + 1)
             _publish(rows, diverged_kinds(done), run.folder, log, data.manifest.count("validation"), run.publications)
@@ -199,10 +199,15 @@ def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
     return [Trial(*kind, seed=settings.seed + number) for number in range(settings.seeds) for kind in kinds]
 
 
+def _batches(settings: UsefulnessSettings) -> int:
+    """Of each training."""
+    return max(1, settings.images // settings.batch_size)
+
+
 def _run(
     settings: UsefulnessSettings, data: DataSet, found: Sequence[NamedGenerator], trials: Sequence[Trial], folder: str
 ) -> None:
-    batches = max(1, settings.images // settings.batch_size)
+    batches = _batches(settings)
     with ImageProgress(batches * settings.batch_size * len(trials), "training") as progress:
         events = cluster.queue()
         room = _Room(settings, data, found, folder, events, batches)

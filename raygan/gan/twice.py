@@ -37,34 +37,28 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 class _Bend(torch.autograd.Function):
+    """values where signs are positive, slope * values elsewhere: linear in the values, so its own derivative.
+
+    signs: by default the values' own.
+    """
+
     @staticmethod
-    def forward(ctx: Any, values: Tensor, slope: float) -> Tensor:
-        bent = nn.functional.leaky_relu(values, slope)
-        # Its signs are those of the values, and the next convolution keeps it anyway.
-        ctx.save_for_backward(bent)
+    def forward(ctx: Any, values: Tensor, slope: float, signs: Tensor | None = None) -> Tensor:
+        bent: Tensor
+        if signs is None:
+            bent = nn.functional.leaky_relu(values, slope)
+            signs = bent  # it has the values' signs, and the next convolution keeps it anyway
+        else:
+            bent = torch.ops.aten.leaky_relu_backward(values, signs, slope, True)
+        ctx.save_for_backward(signs)
         ctx.slope = slope
         ctx.set_materialize_grads(False)
         return bent
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
-        return None if gradient is None else _Scale.apply(gradient, *ctx.saved_tensors, ctx.slope), None
-
-
-class _Scale(torch.autograd.Function):
-    """values where signs are positive, slope * values elsewhere: linear in the values, so its own derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, signs: Tensor, slope: float) -> Tensor:
-        ctx.save_for_backward(signs)
-        ctx.slope = slope
-        ctx.set_materialize_grads(False)
-        scaled: Tensor = torch.ops.aten.leaky_relu_backward(values, signs, slope, True)
-        return scaled
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
-        return None if gradient is None else _Scale.apply(gradient, *ctx.saved_tensors, ctx.slope), None, None
+        back = None if gradient is None else _Bend.apply(gradient, ctx.slope, *ctx.saved_tensors)
+        return back, None, None
 
 
 class _Normalise(torch.autograd.Function):

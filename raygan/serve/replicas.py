@@ -189,6 +189,7 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         def compute(images: Tensor) -> Tensor:
             return fast.probabilities(images.to(self._device)).cpu()
 
+        @torch.inference_mode()
         def logits(images: Tensor) -> Tensor:  # of which a sure probability would hide the rounding
             scores: Tensor = fast.net(to_input(images, fast.image_size))
             return scores
@@ -198,7 +199,7 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         example = torch.randint(256, (self._settings.batch_images, 3, size, size), generator=draws, dtype=torch.uint8)
         # In float32 nobody sees a verdict's rounding, and the gateway asks again where it could decide. In bfloat16 it
         # would be visible.
-        padded = bf16 and not self._steady(torch.inference_mode()(logits), [example])
+        padded = bf16 and not self._steady(logits, [example])
         return Loaded(classifier, self._lanes(compute, padded=padded))
 
     def _describe(self, model: Classifier) -> dict[str, Any]:
