@@ -42,7 +42,7 @@ def run_job(
         if dry_run:
             print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
         else:
-            _keep_ray_on_this_machine()
+            _settle_ray()
             farewell += _way_on(settings)
             main(settings)
     except RayganError as error:
@@ -75,11 +75,14 @@ def _shown(settings: Settings) -> dict[str, Any]:
     return {name: public_value(value) for name, value in settings.plain().items()}
 
 
-def _keep_ray_on_this_machine() -> None:
-    """Have a Ray cluster that the job starts for itself listen on loopback only, as Ray does outside Linux.
+def _settle_ray() -> None:
+    """Have a Ray cluster that the job starts for itself listen on loopback only, as Ray does outside Linux; one that is
+    there already stays as it is. And have no call connect by itself: a search's thread did so again when the job, being
+    stopped, had just gone from the cluster.
 
-    Ray reads this when it is imported, so it must not be yet. A cluster that is there already stays as it is.
+    Ray reads this when it is imported, so it must not be yet.
     """
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 

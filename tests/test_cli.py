@@ -202,6 +202,27 @@ def test_ctrl_c_within_ray_is_no_other_error_and_another_error_no_ctrl_c(capsys,
         run_job(EvaluateSettings, fail(ValueError()), doc=None, argv=["--data", "x"])
 
 
+def test_no_call_of_rays_connects_by_itself():
+    """A search's thread that did so would be on the cluster again when its job, being stopped, had just left."""
+    program = """
+from raygan.cli import run_job
+from raygan.config import EvaluateSettings
+
+def main(settings):
+    import ray
+
+    try:
+        ray.put(1)
+    except ray.exceptions.RaySystemError as error:
+        print(error)
+
+run_job(EvaluateSettings, main, doc="", argv=["--data", "x"])
+"""
+    job = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (job.returncode, job.stderr) == (0, "")
+    assert "Ray has not been started yet" in job.stdout
+
+
 def test_a_dry_run_prints_settings_that_are_a_configuration_file(tmp_path):
     done = job("train", "--data", "x", "--preset", "quick", "--width", "5", "--dry-run")
     assert done.returncode == 0
