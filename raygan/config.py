@@ -386,7 +386,7 @@ class ServeSettings(StorageSettings):
     threads: int | None = option(
         None, "threads in which a replica computes, each on its own batch; by default its cores", ge=1, le=256
     )
-    batch_images: int = option(16, "most images that a thread computes at once", unit="images", ge=1, le=256)
+    batch_images: int = option(32, "most images that a thread computes at once", unit="images", ge=1, le=256)
     call_images: int = option(
         128, "most images that the gateway sends a replica in one call", unit="images", ge=64, le=1024
     )

@@ -61,7 +61,7 @@ class Pair:
         self.classifier = load_classifier(folder / "classifier")
         self.network: Any = self.generator
         if fast:
-            self.network = fast_network(self.generator, CPU)
+            self.network = fast_network(self.generator, [self.latents(1, 0)], CPU)
             self.classifier = fast_classifier(self.classifier, CPU, bf16=computes_bf16(CPU))
         else:
             self.classifier.net.to(memory_format=torch.contiguous_format)
