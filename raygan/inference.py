@@ -6,7 +6,7 @@ The mental model:
    before it and the pass over memory is saved.
 2. Channels-last is the layout that CPUs' and tensor cores' convolutions want.
 3. On CPUs oneDNN brings a convolution's weights into a layout of its own with every call, which for a lone image takes
-   longer than convolving. `_pack` does that once, and has the ReLU computed on the way out. `_Pool` stands for
+   longer than convolving. `_Packed` does that once, and has the ReLU computed on the way out. `_Pool` stands for
    torch's pooling, which would be a seventh of the time of a GoogLeNet in bfloat16.
 4. bfloat16 where the hardware computes it natively, and only in the classifier: a verdict bears its rounding, pixels
    shall be those of the training's pictures.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -96,8 +96,13 @@ def _packs(device: torch.device, dtype: torch.dtype) -> bool:
     return known and (dtype == torch.float32 or computes_bf16(device))
 
 
-def _input_shapes(network: nn.Module, example: Sequence[Tensor]) -> dict[nn.Module, torch.Size]:
-    """What each module of a network is given."""
+def _replace(
+    network: nn.Module, example: Sequence[Tensor], substitute: Callable[[nn.Module, torch.Size], nn.Module | None]
+) -> None:
+    """Put other modules in the place of some within a network.
+
+    substitute: what is to stand for a module, which is given images of that shape; None where it stays.
+    """
     shapes: dict[nn.Module, torch.Size] = {}
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -107,18 +112,23 @@ def _input_shapes(network: nn.Module, example: Sequence[Tensor]) -> dict[nn.Modu
     network(*example)
     for hook in hooks:
         hook.remove()
-    return shapes
 
-
-def _pack(network: nn.Module, example: Sequence[Tensor]) -> None:
-    """Replace the convolutions within a folded network that is on its device and in its precision."""
-    shapes = _input_shapes(network, example)
-    for parent in list(network.modules()):
+    def put(parent: nn.Module) -> None:
         for name, module in parent.named_children():
-            if type(module).__name__ == "BasicConv2d":  # whose forward has a ReLU
-                setattr(parent, name, _Packed(module.conv, shapes[module], relu=True))  # type: ignore[arg-type]
-            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                setattr(parent, name, _Packed(module, shapes[module], relu=False))
+            other = substitute(module, shapes[module]) if module in shapes else None
+            if other is None:
+                put(module)
+            else:
+                setattr(parent, name, other)
+
+    put(network)
+
+
+def _packed(module: nn.Module, shape: torch.Size) -> _Packed | None:
+    """What stands for a convolution within a folded network that is on its device and in its precision."""
+    if type(module).__name__ == "BasicConv2d":  # whose forward has a ReLU
+        return _Packed(module.conv, shape, relu=True)  # type: ignore[arg-type]
+    return _Packed(module, shape, relu=False) if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else None
 
 
 def fast_network(network: M, example: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> M:
@@ -129,7 +139,7 @@ def fast_network(network: M, example: Sequence[Tensor], device: torch.device, dt
     folded = fold_batch_norms(network).requires_grad_(False)
     folded.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if _packs(device, dtype):
-        _pack(folded, example)
+        _replace(folded, example, _packed)
     return folded
 
 
@@ -183,13 +193,9 @@ def _greatest_of_pairs(lines: Tensor) -> Tensor:
     return greatest
 
 
-def _quicken_pools(googlenet: nn.Module, example: Sequence[Tensor]) -> None:
-    """Replace the pools within a GoogLeNet in bfloat16, where each comes after ReLUs."""
-    shapes = _input_shapes(googlenet, example)
-    for parent in list(googlenet.modules()):
-        for name, module in parent.named_children():
-            if isinstance(module, nn.MaxPool2d) and _Pool.can_replace(module, shapes[module]):
-                setattr(parent, name, _Pool(module))
+def _quick_pool(module: nn.Module, shape: torch.Size) -> _Pool | None:
+    """What stands for a pool of a GoogLeNet in bfloat16, where each comes after ReLUs."""
+    return _Pool(module) if isinstance(module, nn.MaxPool2d) and _Pool.can_replace(module, shape) else None
 
 
 class _BFloat16(nn.Module):
@@ -210,13 +216,13 @@ def fast_classifier(classifier: Classifier, device: torch.device, *, bf16: bool)
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     size = classifier.image_size
-    example = to_input(torch.zeros(1, 3, size, size, dtype=torch.uint8), size)
-    network: nn.Module = fast_network(classifier.net, [example.to(dtype)], device, dtype)
+    example = [to_input(torch.zeros(1, 3, size, size, dtype=torch.uint8), size).to(dtype)]
+    network: nn.Module = fast_network(classifier.net, example, device, dtype)
     if bf16:
         if device.type == "cpu":
-            _quicken_pools(network, [example.to(dtype)])
+            _replace(network, example, _quick_pool)
         network = _BFloat16(network)
-    fast = Classifier(network, classifier.labels, classifier.image_size, classifier.about)
+    fast = Classifier(network, classifier.labels, size, classifier.about)
     return fast.to(device)
 
 

@@ -41,10 +41,6 @@ log = logging.getLogger("raygan.serve")
 #: Seconds that the gateway waits for the models before it answers without them.
 _PATIENCE = 60.0
 
-#: Images for which a replica that computes is sent a second call. On two cores a whole batch of 32 was too many: with
-#: clients that ask for one image each they seldom wait, and replicas ran dry.
-_WORTH_A_CALL = 16
-
 #: Seconds in which the number of replicas hardly changes. To ask Serve for it takes some 50 ms of this process.
 _SOON = 0.5
 
@@ -203,7 +199,7 @@ class GatewayDeployment:
         check_token(settings, address.host)  # on this node, which needn't be the one that deployed us
         self._settings, self._registry, self._meters = settings, handles.registry, RayMeters()
         limits: dict[str, Any] = {
-            "worth_a_call": min(_WORTH_A_CALL, settings.batch_images),
+            "batch": settings.batch_images,
             "most": settings.call_images,
             "limit": settings.max_waiting_images,
             "seconds": settings.timeout_seconds,

@@ -6,8 +6,8 @@ The mental model:
    (up to `most` images): a hop between processes costs as much as computing an image, and here a batch shares it.
    While calls are under way the next batch gathers, so nobody waits for a batch to fill, and a lone request goes
    at once.
-2. A call for each replica is under way, and a second one, that is there when the first has finished, only if
-   `worth_a_call` images are waiting: fewer cost less in the next call than in one of their own.
+2. A call for each replica is under way, and a second one, that is there when the first has finished, only if a whole
+   batch (`batch` images, or `_WORTH_A_CALL`) is waiting: fewer cost less in the next call than in one of their own.
 3. Drawing and judging are idempotent. A call whose replica died is made again, by whichever replica there is, until
    the request's own time is up; a call that fails for another reason is made again for each request alone, so that
    one request can't spoil its neighbours'.
@@ -33,6 +33,11 @@ A = TypeVar("A")
 
 #: Seconds before a call is made again: doubled each time, up to the last.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+
+#: Images that are always worth a second call. A batch of 32 is too many to wait for: with 32 clients that ask for one
+#: image each they are seldom waiting, and replicas ran dry.
+_WORTH_A_CALL = 16
 
 
 class Busy(Exception):  # noqa: N818 - a state of the service, not a fault of the program
@@ -70,7 +75,7 @@ class _Waiting(Generic[I, A]):
 class Stage(Generic[I, A]):
     """A queue in front of a deployment; belongs to one event loop.
 
-    images_of: the number of images that an item stands for. worth_a_call: images for which a second one is made.
+    images_of: the number of images that an item stands for. batch: images that a replica's thread computes at once.
     most: images in a call. limit: images that may wait. seconds: that a call may take.
     """
 
@@ -81,13 +86,13 @@ class Stage(Generic[I, A]):
         images_of: Callable[[I], int],
         meters: Meters,
         *,
-        worth_a_call: int,
+        batch: int,
         most: int,
         limit: int,
         seconds: float,
     ):
         self.name, self._caller, self._images_of, self._meters = name, caller, images_of, meters
-        self._worth_a_call, self._most, self._limit, self._seconds = worth_a_call, most, limit, seconds
+        self._batch, self._most, self._limit, self._seconds = batch, most, limit, seconds
         self._waiting: deque[_Waiting[I, A]] = deque()
         self._waiting_images = 0
         self._under_way: set[asyncio.Task[None]] = set()
@@ -135,7 +140,7 @@ class Stage(Generic[I, A]):
                 task.add_done_callback(self._ended)
 
     def _has_room(self) -> bool:
-        calls = 2 if self._waiting_images >= self._worth_a_call else 1
+        calls = 2 if self._waiting_images >= min(self._batch, _WORTH_A_CALL) else 1
         return len(self._under_way) < calls * max(1, self.replicas)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -115,7 +115,7 @@ async def local_service(
     callers = {name: LocalCaller(GeneratorReplica(settings, fetch)) for name in sorted(names)}
     callers["classifier"] = LocalCaller(ClassifierReplica(settings, fetch))
     limits = {
-        "worth_a_call": settings.batch_images,
+        "batch": settings.batch_images,
         "most": settings.call_images,
         "limit": settings.max_waiting_images,
         "seconds": 30.0,

@@ -304,18 +304,14 @@ class Answering:
 
 def stage(caller, **limits):
     return Stage(
-        "test",
-        caller,
-        lambda item: 1,
-        NoMeters(),
-        **{"worth_a_call": 1, "most": 8, "limit": 100, "seconds": 30.0, **limits},
+        "test", caller, lambda item: 1, NoMeters(), **{"batch": 1, "most": 8, "limit": 100, "seconds": 30.0, **limits}
     )
 
 
 async def test_what_waits_goes_in_one_call():
     caller = Answering()
     caller.gate.clear()
-    queue = stage(caller, worth_a_call=3)
+    queue = stage(caller, batch=3)
     asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(12)]
     await asyncio.sleep(0.01)
     # A second call is under way for one replica as soon as a batch is waiting.
@@ -410,7 +406,7 @@ class Recording:
 async def test_the_queue_is_told_as_it_is_and_what_was_given_up_does_not_count():
     caller, meters = Answering(), Recording()
     caller.gate.clear()
-    queue = Stage("test", caller, lambda item: 1, meters, worth_a_call=1, most=8, limit=3, seconds=30.0)
+    queue = Stage("test", caller, lambda item: 1, meters, batch=1, most=8, limit=3, seconds=30.0)
     asked = [asyncio.ensure_future(queue.run(CAT, i)) for i in range(5)]
     await asyncio.sleep(0.01)
     assert meters.values["waiting_images", "test"][-1] == 3
