@@ -31,7 +31,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
-from raygan import charts, cluster, pictures, storage, tracking
+from raygan import charts, cluster, pictures, reservations, storage, tracking
 from raygan.batches import Photos, load_photos
 from raygan.classification.lessons import Lessons, fit_settings
 from raygan.classification.mixture import balanced_subset, combined, generated_photos, mixture_sizes
@@ -230,7 +230,7 @@ def _fit(
         ),
     )
     per_epoch = len(task.images) // settings.batch_size * settings.batch_size
-    with ImageProgress(per_epoch * settings.epochs, "training") as progress:
+    with reservations.returned_cores(), ImageProgress(per_epoch * settings.epochs, "training") as progress:
         result = progress.follow(task.events, InBackground(trainer.fit, "training"))
     if not result.best_checkpoints:
         raise RayganError(f"run {run.name} ended without a checkpoint")

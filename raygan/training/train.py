@@ -34,7 +34,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-from raygan import cluster, pictures, storage, tracking
+from raygan import cluster, pictures, reservations, storage, tracking
 from raygan.batches import Photos, load_photos
 from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError, first_line
@@ -142,7 +142,9 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         if not trial:
             print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
         training = Training(settings, schedule, run, data, photos, log, trial)
-        outcome = training.fit(resources)
+        # A trial's reservation is given back by its search, which may kill the trial.
+        with reservations.addressed() if trial else reservations.returned_cores():
+            outcome = training.fit(resources)
         with tempfile.TemporaryDirectory() as scratch:
             generator = Path(scratch, "generator")
             with outcome.chosen.as_directory() as folder:

@@ -35,7 +35,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from tqdm import tqdm
 
-from raygan import cluster, storage, tracking
+from raygan import cluster, reservations, storage, tracking
 from raygan.batches import load_photos
 from raygan.config import SearchOptions, StorageSettings, TrainSettings, TuneSettings, WorkerOptions
 from raygan.errors import ConfigurationError, RayganError
@@ -132,7 +132,8 @@ def tune(settings: TuneSettings) -> TuneResult:
         record.save(mlflow_run_id=log.id, state="running")
         print(f"search {name} in {record.folder}; --name {name} resumes it", flush=True)
         try:
-            trials = _search(settings, base, axes, data, record, log, at_once)
+            with reservations.returned_cores():
+                trials = _search(settings, base, axes, data, record, log, at_once)
         except BaseException:
             tracking.kill_children(log)
             raise

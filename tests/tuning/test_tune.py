@@ -17,7 +17,7 @@ from raygan.cli import parse
 from raygan.config import TrainSettings, TuneSettings
 from raygan.errors import ConfigurationError
 from raygan.tuning.tune import tune
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, wait_for_cores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -83,10 +83,7 @@ def test_a_search_killed_on_its_way_goes_on_finds_and_writes_what_train_takes(se
     assert set(json.loads(result.to_json())) == {"run_id", "best", "kid", "trials", "settings_file", "pictures"}
     with pytest.raises(ConfigurationError, match="is finished"):
         tune(settings)
-    deadline = time.monotonic() + 30
-    while ray.available_resources().get("CPU") != 8:  # a stopped trial's cores are given back, too
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_for_cores(8)  # a stopped trial's are given back, too
 
 
 def kill_after_a_trial(settings, client):

@@ -1,0 +1,123 @@
+"""Cores that a dead training still holds, and giving them back.
+
+Ray Train reserves a training's cores in a placement group. Its controller, an actor, creates the group and removes it
+when the training ends. If the controller is killed (a stopped trial, a population's exploit), the group stays until
+the job ends. Ray starts a cleaner for this case, but the cleaner gives up silently when it can't ask the dashboard,
+when several Ray instances run on the machine, or when it was told to stop before the controller died; then every later
+training in the same job waits forever. So raygan asks the cluster's own table, which knows whether a group's creator
+is dead, and removes those groups itself.
+
+This is the only module that reads Ray's private placement group table. `ray.util.state.list_placement_groups` would
+replace it if it told the group's creator, and whether that is alive.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+from ray._private.state import state as _cluster_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.train.v2._internal import constants as _train_constants
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+#: Seconds between two looks at the table.
+_EVERY_S = 1.0
+
+#: Seconds that the end of a training or search waits for its controllers to die.
+_END_S = 10.0
+
+_ADDRESS = "RAY_ADDRESS"
+
+
+@contextmanager
+def returned_cores() -> Iterator[None]:
+    """Remove the placement groups of this job's dead trainings while the block runs, and at its end.
+
+    The end waits at most 10 s until the groups that the block's trainings made are gone or orphaned. If the block
+    raises, for example at Ctrl-C in a notebook, controllers that this process started are killed first.
+    """
+    before = {group.placement_group_id for group in _groups_of_actors()}
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.wait(_EVERY_S):
+            remove_orphans()
+
+    sweeper = threading.Thread(target=sweep, name="returned-cores", daemon=True)
+    sweeper.start()
+    failed = True
+    try:
+        with addressed():
+            yield
+        failed = False
+    finally:
+        ended.set()
+        sweeper.join()
+        if ray.is_initialized():
+            _remove_all_but(before, kill=failed)
+
+
+def _remove_all_but(before: set[bytes], kill: bool) -> None:
+    deadline = time.monotonic() + _END_S
+    while True:
+        remove_orphans()
+        left = [group for group in _groups_of_actors() if group.placement_group_id not in before]
+        if not left or time.monotonic() > deadline:
+            return
+        if kill:
+            for group in left:
+                _kill(group.creator_actor_id)
+        time.sleep(0.2)
+
+
+def remove_orphans() -> None:
+    """Remove this job's placement groups whose creating actor is dead."""
+    for group in _groups_of_actors():
+        if group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _groups_of_actors() -> list[Any]:
+    """The placement groups that actors of this job created and nobody has removed."""
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()).binary()
+    table = _cluster_state._connect_and_get_accessor().get_placement_group_table()
+    groups = [PlacementGroupTableData.FromString(row) for row in table]
+    return [
+        group
+        for group in groups
+        if group.creator_job_id == job
+        and group.state != PlacementGroupTableData.REMOVED
+        and not group.is_detached
+        and not ray.ActorID(group.creator_actor_id).is_nil()
+    ]
+
+
+def _kill(actor: bytes) -> None:
+    """Kill an actor that this process has started, as `ray.kill` would; Ray Train keeps the handle to itself."""
+    with suppress(ValueError):  # another process started it, whose end is its end
+        ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID(actor), True)
+
+
+@contextmanager
+def addressed() -> Iterator[None]:
+    """Tell Ray Train's actors which cluster is theirs.
+
+    Its cleaner otherwise asks whichever cluster it finds on the machine. A foreign one doesn't know the controller,
+    which the cleaner takes for dead: it would end a healthy training.
+    """
+    before = os.environ.get(_ADDRESS)
+    _train_constants.ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
+    os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS]
+        else:
+            os.environ[_ADDRESS] = before
