@@ -67,11 +67,16 @@ def test_a_search_that_ends_right_after_it_killed_a_trial_leaves_no_reservation(
 
 
 def test_an_interrupted_training_ends_though_its_process_goes_on(tmp_path):
-    with pytest.raises(KeyboardInterrupt), reservations.returned_cores():
-        threading.Thread(target=quietly, args=(train, str(tmp_path)), daemon=True).start()
-        wait_for_start(tmp_path)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        start_and_interrupt(tmp_path)
     wait_for_cores(8)
+
+
+def start_and_interrupt(folder):
+    with reservations.returned_cores():
+        threading.Thread(target=quietly, args=(train, str(folder)), daemon=True).start()
+        wait_for_start(folder)
+        raise KeyboardInterrupt
 
 
 def quietly(call, *arguments):
