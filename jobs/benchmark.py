@@ -17,8 +17,7 @@ Each benchmark has its own flags: python jobs/benchmark.py NAME --help
 import sys
 from pathlib import Path
 
-from raygan.cli import run_job
-from raygan.config import (
+from raygan.benchmarks.settings import (
     PrepareBenchmarkSettings,
     QualityBenchmarkSettings,
     ScaleBenchmarkSettings,
@@ -28,6 +27,7 @@ from raygan.config import (
     TrainStepBenchmarkSettings,
     TuneBenchmarkSettings,
 )
+from raygan.cli import run_job
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -69,7 +69,7 @@ def serve(settings: ServeBenchmarkSettings) -> None:
 
 
 def serve_drill(settings: ServeDrillSettings) -> None:
-    from raygan.benchmarks.serve_drill import drill
+    from raygan.benchmarks.faults.load import drill
 
     drill(settings, CHECKOUT)
 

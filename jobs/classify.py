@@ -7,12 +7,12 @@
 The last line of standard output is one JSON object: run_id, model and the metrics on the validation photos.
 """
 
+from raygan.classifier.settings import ClassifySettings
 from raygan.cli import run_job
-from raygan.config import ClassifySettings
 
 
 def main(settings: ClassifySettings) -> None:
-    from raygan.classification.classify import classify
+    from raygan.classifier.classify import classify
 
     print(classify(settings).to_json())
 

@@ -10,12 +10,12 @@ Runs on this machine, with Ray nodes and a training of its own; nothing else sho
 
 from pathlib import Path
 
+from raygan.benchmarks.settings import DrillSettings
 from raygan.cli import run_job
-from raygan.config import DrillSettings
 
 
 def main(settings: DrillSettings) -> None:
-    from raygan.drills import drill
+    from raygan.benchmarks.faults.run import drill
 
     drill(settings, Path(__file__).resolve().parent.parent)
 

@@ -8,7 +8,7 @@ The last line of standard output is one JSON object: run_id, the report's page a
 """
 
 from raygan.cli import run_job
-from raygan.config import EvaluateSettings
+from raygan.evaluation.settings import EvaluateSettings
 
 
 def main(settings: EvaluateSettings) -> None:

@@ -9,11 +9,11 @@ measure) and pictures of what was kept and what was not. A job that was killed g
 """
 
 from raygan.cli import run_job
-from raygan.config import PrepareSettings
+from raygan.data.settings import PrepareSettings
 
 
 def main(settings: PrepareSettings) -> None:
-    from raygan.prepare import prepare
+    from raygan.data.prepare import prepare
 
     prepare(settings)
 

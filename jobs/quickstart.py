@@ -8,11 +8,11 @@ Run it again and it goes on where it stopped.
 """
 
 from raygan.cli import run_job
-from raygan.config import QuickstartSettings
+from raygan.quickstart.settings import QuickstartSettings
 
 
 def main(settings: QuickstartSettings) -> None:
-    from raygan.quickstart import quickstart
+    from raygan.quickstart.quickstart import quickstart
 
     quickstart(settings)
 

@@ -9,11 +9,11 @@ output and n.
 """
 
 from raygan.cli import run_job
-from raygan.config import SampleSettings
+from raygan.sampling.settings import SampleSettings
 
 
 def main(settings: SampleSettings) -> None:
-    from raygan.sample import sample
+    from raygan.sampling.sample import sample
 
     print(sample(settings).to_json())
 

@@ -9,11 +9,11 @@ Checks that the port is free and that there is a generator to serve, then does w
 """
 
 from raygan.cli import run_job
-from raygan.config import ServeJobSettings
+from raygan.serve.settings import ServeJobSettings
 
 
 def main(settings: ServeJobSettings) -> None:
-    from raygan.serve import run
+    from raygan.serve.app import run
 
     run(settings)
 

@@ -10,14 +10,14 @@ What stands after -- is a file of jobs/ with its flags. The exit status is the j
 import sys
 
 from raygan.cli import run_job
-from raygan.config import SubmitSettings
+from raygan.runtime.settings import SubmitSettings
 
 if __name__ == "__main__":
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     own, command = sys.argv[1:at], sys.argv[at + 1 :]
 
     def main(settings: SubmitSettings) -> None:
-        from raygan.submit import submit
+        from raygan.runtime.submit import submit
 
         sys.exit(submit(settings, command))
 

@@ -7,7 +7,7 @@ The last line of standard output is one JSON object: run_id, model, checkpoint a
 """
 
 from raygan.cli import run_job
-from raygan.config import TrainSettings
+from raygan.training.settings import TrainSettings
 
 
 def main(settings: TrainSettings) -> None:

@@ -9,7 +9,7 @@ one JSON object: run_id, best, kid, trials, settings_file and pictures.
 """
 
 from raygan.cli import run_job
-from raygan.config import TuneSettings
+from raygan.tuning.settings import TuneSettings
 
 
 def main(settings: TuneSettings) -> None:

@@ -7,12 +7,12 @@
 The last line of standard output is one JSON object: run_id, the folder of table and chart, and the table.
 """
 
+from raygan.classifier.settings import UsefulnessSettings
 from raygan.cli import run_job
-from raygan.config import UsefulnessSettings
 
 
 def main(settings: UsefulnessSettings) -> None:
-    from raygan.classification.usefulness import study
+    from raygan.classifier.usefulness import study
 
     print(study(settings).to_json())
 

@@ -1,7 +1,7 @@
 """Addresses as text: local paths, and URIs whose query says how to reach the storage.
 
 ``s3://bucket/folder?region=us-east-1&endpoint_override=http://minio:9000`` is a folder in a bucket; what is within it
-has the same query after its own path. Nothing here opens anything: that is `raygan.storage`.
+has the same query after its own path. Nothing here opens anything: that is `raygan.runtime.storage`.
 """
 
 from __future__ import annotations

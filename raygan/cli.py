@@ -8,24 +8,20 @@ flag and a YAML key are judged by the same rule.
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
 import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
-from raygan.config import Settings, allowed_range, load_preset, load_yaml
 from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
-
-S = TypeVar("S", bound=Settings)
+from raygan.settings import S, Settings, allowed_range, closest, load_preset, load_yaml, preset_names, validate
 
 
 def run_job(
@@ -92,8 +88,7 @@ def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> t
 
     Raises ConfigurationError with one line for each thing that is wrong.
     """
-    presets: tuple[str, ...] = getattr(settings_class, "presets", ())
-    flags = vars(_parser(settings_class, presets, doc).parse_args(argv))
+    flags = vars(_parser(settings_class, doc).parse_args(argv))
     dry_run = flags.pop("dry_run") if "dry_run" not in settings_class.model_fields else False
     files = flags.pop("config", None) or []
     preset = flags.pop("preset", None)
@@ -102,37 +97,29 @@ def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> t
     named = [file_values.pop("preset", None) for file_values in loaded]
     preset = preset or next((name for name in reversed(named) if name), None)
     if preset:
-        values |= load_preset(preset, presets)
+        values |= load_preset(settings_class, preset)
     for file_values in loaded:
         values |= file_values
     values |= flags
     return validate(settings_class, values), dry_run
 
 
-def validate(settings_class: type[S], values: dict[str, Any]) -> S:
-    """The settings object. Raises ConfigurationError that names each wrong flag."""
-    try:
-        return settings_class.model_validate(values)
-    except ValidationError as error:
-        lines = [_complaint(settings_class, problem) for problem in error.errors(include_url=False)]
-        raise ConfigurationError("\nerror: ".join(dict.fromkeys(lines))) from None
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             given = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            message = f"{given} is not a known flag{_guess(given, list(self._option_string_actions))}"
+            message = f"{given} is not a known flag{closest(given, list(self._option_string_actions))}"
         raise ConfigurationError(f"{message} (see --help)")
 
 
-def _parser(settings_class: type[Settings], presets: tuple[str, ...], doc: str | None) -> _Parser:
+def _parser(settings_class: type[Settings], doc: str | None) -> _Parser:
     parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     if "dry_run" not in settings_class.model_fields:
         parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
     parser.add_argument(
         "--config", action="append", metavar="FILE", help="YAML file of settings; may be repeated, later wins"
     )
+    presets = preset_names(settings_class)
     if presets:
         parser.add_argument("--preset", metavar="NAME", help=f"settings by name: {', '.join(presets)}")
     groups: dict[str, Any] = {}
@@ -192,21 +179,3 @@ def _without_none(annotation: Any) -> Any:
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return kinds[0]
     return annotation
-
-
-def _complaint(settings_class: type[Settings], problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not location:
-        return message
-    flag = "--" + location[0].replace("_", "-")
-    if problem["type"] == "missing":
-        return f"{flag} is required: {settings_class.model_fields[location[0]].description}"
-    if problem["type"] == "extra_forbidden":
-        return f"{location[0]} is not a known setting{_guess(location[0], list(settings_class.model_fields))}"
-    return f"{flag}: {message[0].lower()}{message[1:]} (got {public_value(problem['input'])!r})"
-
-
-def _guess(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

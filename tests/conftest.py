@@ -15,13 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygan.config import StorageSettings, TrainSettings, load_preset
-from raygan.shards import Manifest, ShardFile
+from raygan.data.shards import Manifest, ShardFile
+from raygan.runtime.settings import StorageSettings
+from raygan.settings import load_preset
+from raygan.training.settings import TrainSettings
 
 REPOSITORY = Path(__file__).parent.parent
 
 #: For what takes minutes and is tested in parts elsewhere.
 takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes minutes: set RAYGAN_LONG=1")
+
+
+#: Fixtures that start Ray.
+_NEED_RAY = {"ray_cluster", "drilled"}
 
 
 def pytest_configure() -> None:
@@ -41,7 +47,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drills have Ray nodes of their own, so they come before the session's cluster is there."""
+    """Mark what needs Ray; and start with the fault tests, whose Ray nodes go before the session's cluster is up."""
+    for item in items:
+        if _NEED_RAY & set(getattr(item, "fixturenames", ())):
+            item.add_marker("cluster")
     items.sort(key=lambda item: "drilled" not in getattr(item, "fixturenames", ()))
 
 
@@ -138,7 +147,7 @@ def train_settings(new_storage, write_shards):
 
     def make(**changes: object) -> TrainSettings:
         values = {
-            **load_preset("quick", TrainSettings.presets),
+            **load_preset(TrainSettings, "quick"),
             "storage": str(new_storage),
             "tracking_uri": None,
             "image_size": 32,

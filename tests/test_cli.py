@@ -7,9 +7,14 @@ import sys
 import pytest
 
 from raygan.cli import parse, run_job
-from raygan.config import EvaluateSettings, PrepareSettings, QuickstartSettings, ServeJobSettings, TrainSettings
+from raygan.data.settings import PrepareSettings
 from raygan.errors import ConfigurationError, Terminated
-from raygan.runs import recorded
+from raygan.evaluation.settings import EvaluateSettings
+from raygan.quickstart.settings import QuickstartSettings
+from raygan.runtime.runs import recorded
+from raygan.serve.settings import ServeJobSettings
+from raygan.settings import preset_names
+from raygan.training.settings import TrainSettings
 from tests.conftest import REPOSITORY
 
 
@@ -100,7 +105,7 @@ def test_files_by_uri_and_relative_databases_are_absolute_paths():
     assert train("--data", "x", "--tracking-uri", "sqlite:////there.db").tracking_uri == "sqlite:////there.db"
 
 
-@pytest.mark.parametrize("preset", TrainSettings.presets)
+@pytest.mark.parametrize("preset", preset_names(TrainSettings))
 def test_every_preset_is_valid_and_changes_only_known_fields(preset):
     assert train("--data", "x", "--preset", preset).data == os.path.abspath("x")
 
@@ -116,7 +121,10 @@ def test_every_preset_is_valid_and_changes_only_known_fields(preset):
         (("--data", "x", "--image-size", "48"), "power of two from 32 to 256"),
         (("--data", "x", "--image-size", "512"), "power of two from 32 to 256"),
         (("--data", "x", "--batch-size", "4", "--num-workers", "8"), "batch_size (4) is smaller than num_workers (8)"),
-        (("--data", "x", "--preset", "best"), "preset: 'best' is unknown; choose one of quick"),
+        (
+            ("--data", "x", "--preset", "best"),
+            "preset: 'best' is unknown; choose one of best-128, best-64, dcgan-64, quick",
+        ),
         (("--data", "x", "--critic-norm", "batch"), "penalty is defined per image"),
         (("--data", "x", "--config", "missing.yaml"), "missing.yaml"),
         (("--data", "x", "--beta1", "1.5"), "--beta1"),
@@ -206,7 +214,7 @@ def test_no_call_of_rays_connects_by_itself():
     """A search's thread that did so would be on the cluster again when its job, being stopped, had just left."""
     program = """
 from raygan.cli import run_job
-from raygan.config import EvaluateSettings
+from raygan.evaluation.settings import EvaluateSettings
 
 def main(settings):
     import ray

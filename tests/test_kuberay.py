@@ -13,7 +13,8 @@ from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
 from raygan.cli import parse
-from raygan.config import TrainSettings, TuneSettings
+from raygan.training.settings import TrainSettings
+from raygan.tuning.settings import TuneSettings
 
 REPOSITORY = Path(__file__).parent.parent
 FOLDER = REPOSITORY / "jobs" / "kuberay"

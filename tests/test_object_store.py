@@ -9,22 +9,27 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from raygan import cluster, storage, tracking
+from raygan import tracking
 from raygan.addresses import split_query
-from raygan.classification.classify import classify
-from raygan.config import ClassifySettings, EvaluateSettings, PrepareSettings, SampleSettings, TuneSettings
+from raygan.classifier.classify import classify
+from raygan.classifier.settings import ClassifySettings
+from raygan.data.prepare import prepare
+from raygan.data.settings import PrepareSettings
+from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.evaluation.evaluate import evaluate
-from raygan.features import load_features
-from raygan.generators import find_generators
-from raygan.judge.googlenet import load_classifier
-from raygan.prepare import prepare
-from raygan.sample import sample
-from raygan.shards import DataSet
+from raygan.evaluation.settings import EvaluateSettings
+from raygan.models.features import load_features
+from raygan.models.googlenet import load_classifier
+from raygan.runtime import cluster, storage
+from raygan.sampling.generators import find_generators
+from raygan.sampling.sample import sample
+from raygan.sampling.settings import SampleSettings
 from raygan.training.train import train
+from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import tune
 from tests.conftest import takes_long
-from tests.photos import messy
+from tests.data import messy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -4,11 +4,11 @@ import socket
 
 import pytest
 
-from raygan import quickstart as module
 from raygan import tracking
-from raygan.config import QuickstartSettings
 from raygan.errors import ConfigurationError
-from raygan.quickstart import quickstart
+from raygan.quickstart.quickstart import quickstart
+from raygan.quickstart.quickstart import quickstart as module
+from raygan.quickstart.settings import QuickstartSettings
 
 
 def test_drawn_faces_become_a_registered_generator(ray_cluster, new_storage, monkeypatch, capsys):

@@ -38,14 +38,16 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from raygan import cluster, tracking
+from raygan import tracking
 from raygan.benchmarks.results import cores, machine, write_json
-from raygan.config import PrepareBenchmarkSettings, PrepareSettings
+from raygan.benchmarks.settings import PrepareBenchmarkSettings
+from raygan.data import duplicates
+from raygan.data.prepare import prepare
+from raygan.data.settings import PrepareSettings
+from raygan.data.shards import write_shard
+from raygan.data.sources import Listing, find_photos, is_image_name
 from raygan.errors import ConfigurationError, RayganError
-from raygan.photos import compare
-from raygan.photos.sources import Listing, find_photos, is_image_name
-from raygan.prepare import prepare
-from raygan.shards import write_shard
+from raygan.runtime import cluster
 
 LOOP = "Pillow loop, 1 process"
 
@@ -166,7 +168,7 @@ def _pillow_loop(settings: PrepareSettings) -> None:
         kept.append(np.asarray(square))
         about.append({"label": path.parent.name, "path": str(path), "hash": digest})
     near = np.stack([np.packbits(value.hash) for value in phashes])
-    repeats, _ = compare.near_duplicates(compare.close_pairs(near, settings.hash_distance), np.arange(len(near)))
+    repeats, _ = duplicates.near_duplicates(duplicates.close_pairs(near, settings.hash_distance), np.arange(len(near)))
     chosen = np.flatnonzero(repeats < 0)
     for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // _SHARD))):
         rows = pa.Table.from_pylist([about[i] for i in part])

@@ -32,19 +32,22 @@ from raygan import pictures
 from raygan.addresses import is_remote
 from raygan.benchmarks.processes import in_process
 from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.settings import QualityBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train import in_memory
 from raygan.charts import row_of_axes, to_png
-from raygan.classifiers import feature_network
-from raygan.config import QualityBenchmarkSettings, TrainSettings, load_preset
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
-from raygan.features import load_features
-from raygan.gan.checkpoint import load_generator, save_generator
-from raygan.gan.step import StepSettings, seeded
-from raygan.judge.distances import kid
-from raygan.runs import is_finished, recorded
-from raygan.shards import DataSet
-from raygan.training.quality import draw
+from raygan.metrics.distances import kid
+from raygan.models.features import load_features
+from raygan.models.gan import load_generator, save_generator
+from raygan.models.latents import seeded
+from raygan.runtime.runs import is_finished, recorded
+from raygan.settings import load_preset
+from raygan.tracking.networks import feature_network
+from raygan.training.monitor import draw
+from raygan.training.settings import TrainSettings
+from raygan.training.step import StepSettings
 from raygan.training.train import check, train
 from raygan.training.worker import network_settings
 
@@ -106,7 +109,7 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
     """A preset's training, of the size and length asked for."""
     return TrainSettings.model_validate(
         {
-            **load_preset(preset, TrainSettings.presets),
+            **load_preset(TrainSettings, preset),
             "storage": settings.storage,
             "tracking_uri": settings.tracking_uri,
             "experiment": settings.experiment,

@@ -42,17 +42,20 @@ import numpy as np
 import ray
 import torch
 
-from raygan import cluster, tracking
+from raygan import tracking
 from raygan.benchmarks.prepare import repeat
 from raygan.benchmarks.processes import in_processes
 from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.settings import ScaleBenchmarkSettings
 from raygan.benchmarks.train import apart, on_one_kind_of_device, shared_settings, under_ray
-from raygan.config import PrepareSettings, ScaleBenchmarkSettings, TrainSettings
+from raygan.data.prepare import prepare
+from raygan.data.settings import PrepareSettings
 from raygan.errors import ConfigurationError
-from raygan.gan.step import GanStep
-from raygan.gan.sync_norm import SyncBatchNorm2d
-from raygan.prepare import prepare
+from raygan.models.sync_norm import SyncBatchNorm2d
+from raygan.runtime import cluster
 from raygan.training.schedule import Schedule
+from raygan.training.settings import TrainSettings
+from raygan.training.step import GanStep
 from raygan.training.train import check
 from raygan.training.worker import network_settings, step_settings
 

@@ -27,8 +27,9 @@ import psutil
 
 from raygan.benchmarks.http_client import Connection, load
 from raygan.benchmarks.results import machine, write_json
-from raygan.config import ServeBenchmarkSettings, load_yaml
+from raygan.benchmarks.settings import ServeBenchmarkSettings
 from raygan.errors import RayganError
+from raygan.settings import load_yaml
 
 _HOST = "127.0.0.1"
 

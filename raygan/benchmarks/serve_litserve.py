@@ -10,7 +10,7 @@ import torch
 from fastapi import Request, Response
 
 from raygan.benchmarks.serve_peers import Pair, picture
-from raygan.serve.models import Pixels
+from raygan.serve.messages import Pixels
 
 Answer = tuple[Pixels, Any]
 

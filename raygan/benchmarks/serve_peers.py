@@ -24,15 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from raygan.config import ServeSettings
-from raygan.gan.checkpoint import load_generator, save_generator
-from raygan.gan.latents import latents_of
-from raygan.gan.networks import Generator, NetworkSettings
-from raygan.gan.step import to_uint8
-from raygan.inference import computes_bf16, fast_classifier, fast_network
-from raygan.judge.googlenet import build_googlenet, load_classifier, save_classifier
+from raygan.models.fuse import fast_classifier, fast_network
+from raygan.models.gan import Generator, NetworkSettings, load_generator, save_generator, to_uint8
+from raygan.models.googlenet import build_googlenet, load_classifier, save_classifier
+from raygan.models.hardware import computes_bf16
+from raygan.models.latents import latents_of
 from raygan.serve import encode
-from raygan.serve.models import Pixels
+from raygan.serve.messages import Pixels
+from raygan.serve.settings import ServeSettings
 
 CPU = torch.device("cpu")
 
@@ -148,14 +147,14 @@ def serve_litserve(folder: Path, port: int) -> None:
 
 def serve_raygan(folder: Path, port: int, options: dict[str, Any]) -> None:
     """The service as the `serve_config.yaml` in the folder has it, on a cluster of its own."""
-    from raygan.config import load_yaml
+    from raygan.settings import load_yaml
 
     service = load_yaml(str(folder / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
     import ray
     from ray import serve
 
-    from raygan.serve import build
+    from raygan.serve.app import build
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location=service["proxy_location"], http_options={"host": "127.0.0.1", "port": port})

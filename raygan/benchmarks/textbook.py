@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raygan.gan.networks import Critic, Generator, NetworkSettings, draw_latents
-from raygan.gan.step import StepSettings
-from raygan.gan.twice import InstanceNorm2d, LeakyReLU
+from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
+from raygan.models.gan import Critic, Generator, NetworkSettings, draw_latents
+from raygan.training.step import StepSettings
 
 
 class TextbookStep:

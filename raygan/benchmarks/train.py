@@ -27,15 +27,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from raygan import cluster, tracking
+from raygan import tracking
 from raygan.benchmarks.processes import in_process
 from raygan.benchmarks.results import cores, machine, write_json
-from raygan.config import TrainBenchmarkSettings, TrainSettings
+from raygan.benchmarks.settings import TrainBenchmarkSettings
+from raygan.data.shards import DataSet, Split, read_shard
 from raygan.errors import ConfigurationError
-from raygan.gan.memory import keep_freed_memory, peak_resident_bytes
-from raygan.gan.step import GanStep
-from raygan.shards import DataSet, Split, read_shard
+from raygan.models.hardware import keep_freed_memory, peak_resident_bytes
+from raygan.runtime import cluster
 from raygan.training.schedule import Schedule
+from raygan.training.settings import TrainSettings
+from raygan.training.step import GanStep
 from raygan.training.train import check, train
 from raygan.training.worker import network_settings, step_settings
 

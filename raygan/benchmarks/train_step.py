@@ -36,13 +36,15 @@ from torch.utils.flop_counter import flop_registry
 
 from raygan.benchmarks.processes import start
 from raygan.benchmarks.results import machine, write_json
+from raygan.benchmarks.settings import TrainStepBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
-from raygan.config import TrainSettings, TrainStepBenchmarkSettings, load_preset
 from raygan.errors import RayganError, first_line
-from raygan.gan.memory import keep_freed_memory, peak_resident_bytes
-from raygan.gan.networks import NetworkSettings
-from raygan.gan.step import GanStep, Precision, StepSettings, seeded
-from raygan.inference import computes_bf16
+from raygan.models.gan import NetworkSettings
+from raygan.models.hardware import computes_bf16, keep_freed_memory, peak_resident_bytes
+from raygan.models.latents import seeded
+from raygan.settings import load_preset
+from raygan.training.settings import TrainSettings
+from raygan.training.step import GanStep, Precision, StepSettings
 
 Part = Literal["critic", "iteration"]
 PARTS: tuple[Part, ...] = ("critic", "iteration")
@@ -116,7 +118,7 @@ def _candidates(settings: TrainStepBenchmarkSettings, device: torch.device) -> l
 def candidate_of(
     name: str, preset: str, precision: Precision, settings: TrainStepBenchmarkSettings, device: torch.device
 ) -> Candidate:
-    values = load_preset(preset, TrainSettings.presets)
+    values = load_preset(TrainSettings, preset)
     values |= {"batch_size": settings.batch_size, "precision": precision, "augment": tuple(values["augment"])}
     networks = NetworkSettings(settings.image_size, values["z_dim"], settings.width, values["critic_norm"])
     step = StepSettings(**{each.name: values[each.name] for each in fields(StepSettings) if each.name in values})

@@ -11,9 +11,10 @@ import tempfile
 import time
 from typing import Any
 
-from raygan import cluster, tracking
+from raygan import tracking
 from raygan.benchmarks.results import machine, write_json
-from raygan.config import TuneBenchmarkSettings
+from raygan.benchmarks.settings import TuneBenchmarkSettings
+from raygan.runtime import cluster
 from raygan.training.train import train
 from raygan.tuning.space import parse_space, settings_of
 from raygan.tuning.tune import trial_base, tune

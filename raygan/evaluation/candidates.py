@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raygan.config import EvaluateSettings
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
-from raygan.gan.networks import Generator
-from raygan.gan.step import seeded
-from raygan.generators import ALL, NamedGenerator, check_drawn, check_labels, check_size, find_generators
-from raygan.shards import DataSet
+from raygan.evaluation.settings import EvaluateSettings
+from raygan.models.gan import Generator
+from raygan.models.latents import seeded
+from raygan.sampling.generators import ALL, NamedGenerator, check_drawn, check_labels, check_size, find_generators
 
 
 class Source(Protocol):

@@ -4,7 +4,7 @@ The mental model:
 
 1. Candidates are found by name (`raygan.evaluation.candidates`): generators, and with --baselines real photos, an
    untrained generator and noise.
-2. Ray tasks draw each candidate's samples and look at them (`raygan.evaluation.looks`). Features of the real photos
+2. Ray tasks draw each candidate's samples and look at them (`raygan.evaluation.collect`). Features of the real photos
    come from storage if an earlier report has put them there.
 3. Further tasks compare each candidate with the reals, label by label and over all labels (`measure`).
 4. Nothing is written before everything is known: then the page, the JSON file and MLflow's records, in this order.
@@ -29,17 +29,16 @@ import ray
 import torch
 from torch import Tensor
 
-from raygan import cluster, storage, tracking
-from raygan.batches import load_photos
-from raygan.classifiers import GOOGLENET, feature_network, registered_classifier
-from raygan.config import EvaluateSettings
+from raygan import tracking
+from raygan.data.batches import load_photos
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
-from raygan.evaluation import report_card
+from raygan.evaluation import report
 from raygan.evaluation.candidates import Candidate, baselines, find_candidates
-from raygan.evaluation.looks import Judges, Look, classifier_at, joined, real_features, start_looking
-from raygan.features import INCEPTION, load_features
-from raygan.generators import ALL, NamedGenerator
-from raygan.judge.distances import (
+from raygan.evaluation.collect import Judges, Look, classifier_at, joined, real_features, start_looking
+from raygan.evaluation.settings import EvaluateSettings
+from raygan.evaluation.verdict import Reals, Verdict
+from raygan.metrics.distances import (
     COVERAGE_NEIGHBOURS,
     FID_STEADY,
     Statistics,
@@ -49,8 +48,11 @@ from raygan.judge.distances import (
     nearest,
     precision_recall,
 )
-from raygan.runs import recorded
-from raygan.shards import DataSet
+from raygan.models.features import INCEPTION, load_features
+from raygan.runtime import cluster, storage
+from raygan.runtime.runs import recorded
+from raygan.sampling.generators import ALL, NamedGenerator
+from raygan.tracking.networks import GOOGLENET, feature_network, registered_classifier
 
 #: File name of the numbers, beside the page.
 REPORT = "report.json"
@@ -63,31 +65,6 @@ _COPY_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Reals:
-    """The real photos of one label, or of all: pixels uint8 (n, 3, S, S) and features (n, d) by network."""
-
-    pixels: Tensor
-    features: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A candidate's numbers for one label, or for "all", and what the page shows beside them.
-
-    metrics: by name. closest: index of the nearest real photo of each sample, in the first network. confidence: the
-    classifier's probability of the label (n,), or None where it doesn't know it.
-    """
-
-    candidate: str
-    label: str
-    samples: int
-    metrics: dict[str, float]
-    closest: Tensor
-    look: Look
-    confidence: Tensor | None
-
-
-@dataclass(frozen=True)
 class EvaluateResult:
     """Where the report is. metrics: candidate, label, name, value."""
 
@@ -97,7 +74,7 @@ class EvaluateResult:
 
     def to_json(self) -> str:
         """The job's last line."""
-        page = storage.join(self.folder, report_card.PAGE)
+        page = storage.join(self.folder, report.PAGE)
         return json.dumps({"run_id": self.run_id, "report": page, "metrics": self.metrics})
 
 
@@ -353,15 +330,15 @@ def _publish(
         "flags": flags(verdicts, reals, settings.samples, about),
         "metrics": metrics,
     }
-    page = report_card.page(name, record, verdicts, reals)
+    page = report.page(name, record, verdicts, reals)
     params = {**recorded(settings), "fingerprint": data.manifest.fingerprint}
-    storage.write_bytes(storage.join(folder, report_card.PAGE), page.encode())
+    storage.write_bytes(storage.join(folder, report.PAGE), page.encode())
     storage.write_json(storage.join(folder, REPORT), record)
     with tracking.start_run(settings, name, job="evaluate", params=params) as log:
         for verdict in verdicts:
             prefix = f"{_mlflow_name(verdict.candidate)}/{_mlflow_name(verdict.label)}/"
             log.log_metrics({prefix + metric: value for metric, value in verdict.metrics.items()}, step=0)
-        log.log_bytes(page.encode(), report_card.PAGE)
+        log.log_bytes(page.encode(), report.PAGE)
         log.log_bytes(json.dumps(record, indent=2).encode(), REPORT)
     return EvaluateResult(log.id, folder, metrics)
 

@@ -29,14 +29,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from raygan import __version__
-from raygan.config import ServeSettings
 from raygan.serve import encode, problems
-from raygan.serve.guard import TooLarge, as_problem
-from raygan.serve.meters import Meters
-from raygan.serve.models import ModelVersion
+from raygan.serve.batching import Busy, Died
+from raygan.serve.messages import ModelVersion
+from raygan.serve.metrics import Meters
+from raygan.serve.middleware import TooLarge, as_problem
 from raygan.serve.problems import Problem
 from raygan.serve.service import MOST_IMAGES, Samples, Service
-from raygan.serve.stages import Busy, Died
+from raygan.serve.settings import ServeSettings
 from raygan.serve.uploads import decode_upload
 
 #: Most uploads in one request.
@@ -435,7 +435,7 @@ def _add_status(app: fastapi.FastAPI, service: Service, ready: Callable[[], list
 
 def _add_pages(app: fastapi.FastAPI) -> None:
     kinds = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-    folder = resources.files("raygan").joinpath("pages")
+    folder = resources.files("raygan.serve").joinpath("pages")
     # Read once, and by name from here on: what a client asks for is looked up, never opened.
     pages = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.split(".")[-1] in kinds}
 

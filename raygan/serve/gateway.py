@@ -24,17 +24,17 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from raygan.config import ServeSettings
 from raygan.errors import last_line
 from raygan.serve.api import create_app
-from raygan.serve.guard import Guard
+from raygan.serve.auth import check_token, read_token
+from raygan.serve.batching import Busy, Died, Stage
 from raygan.serve.listener import Address, Listener
-from raygan.serve.meters import RayMeters
-from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Verdicts
-from raygan.serve.registry import Fetch, Files, Registry
+from raygan.serve.messages import Champions, Draws, Judge, ModelVersion, Pixels, Verdicts
+from raygan.serve.metrics import RayMeters
+from raygan.serve.middleware import Guard
+from raygan.serve.model_store import Fetch, Files, Registry
 from raygan.serve.service import Service
-from raygan.serve.stages import Busy, Died, Stage
-from raygan.serve.token import check_token, read_token
+from raygan.serve.settings import ServeSettings
 
 log = logging.getLogger("raygan.serve")
 

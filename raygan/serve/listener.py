@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from raygan.errors import RayganError
-from raygan.serve.guard import LEAVE
+from raygan.serve.middleware import LEAVE
 
 #: Seconds that a connection may wait for its next request.
 _KEEP_ALIVE = 75

@@ -26,16 +26,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from raygan.config import ServeSettings
-from raygan.gan.latents import latents_of, slerp
-from raygan.inference import computes_bf16, fast_classifier, fast_network
-from raygan.serve.lanes import Lanes, steady
-from raygan.serve.models import Draws, Judge, ModelVersion, Pixels, Verdicts
-from raygan.serve.registry import Fetch, Files, write_files
+from raygan.models.fuse import fast_classifier, fast_network
+from raygan.models.hardware import computes_bf16
+from raygan.models.latents import latents_of, slerp
+from raygan.serve.executor import Lanes, steady
+from raygan.serve.messages import Draws, Judge, ModelVersion, Pixels, Verdicts
+from raygan.serve.model_store import Fetch, Files, write_files
+from raygan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from raygan.gan.networks import Generator
-    from raygan.judge.googlenet import Classifier
+    from raygan.models.gan import Generator
+    from raygan.models.googlenet import Classifier
 
 log = logging.getLogger("raygan.serve")
 
@@ -126,7 +127,6 @@ class GeneratorReplica(ModelReplica["Generator"]):
     """One registered generator."""
 
     def __init__(self, settings: ServeSettings, fetch: Fetch):
-        import raygan.gan.checkpoint  # noqa: F401 (now, while the registry starts, not when the files are there)
 
         super().__init__(settings, fetch)
 
@@ -143,7 +143,7 @@ class GeneratorReplica(ModelReplica["Generator"]):
         return pixels.numpy(), time.perf_counter() - started
 
     def _load(self, folder: Path) -> Loaded[Generator]:
-        from raygan.gan.checkpoint import load_generator
+        from raygan.models.gan import load_generator
 
         generator = load_generator(folder)[0]
         batch = self._settings.batch_images
@@ -168,7 +168,6 @@ class ClassifierReplica(ModelReplica["Classifier"]):
     """The classifier of all labels."""
 
     def __init__(self, settings: ServeSettings, fetch: Fetch):
-        import raygan.judge.googlenet  # noqa: F401 (as above: torchvision takes a second)
 
         super().__init__(settings, fetch)
 
@@ -181,7 +180,7 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         return Verdicts(loaded.model.labels, probabilities.numpy()), time.perf_counter() - started
 
     def _load(self, folder: Path) -> Loaded[Classifier]:
-        from raygan.judge.googlenet import load_classifier, to_input
+        from raygan.models.googlenet import load_classifier, to_input
 
         classifier = load_classifier(folder)
         fast = fast_classifier(classifier, self._device, bf16=False)
@@ -242,7 +241,7 @@ def points_of(draws: Draws, z_dim: int) -> Tensor:
 
 
 def _to_bytes(images: Tensor) -> Tensor:
-    from raygan.gan.step import to_uint8
+    from raygan.models.gan import to_uint8
 
     return to_uint8(images)
 

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from raygan.errors import last_line
-from raygan.serve.meters import Meters
-from raygan.serve.models import Champions, Draws, Judge, ModelVersion, Pixels, Probabilities, Verdicts
+from raygan.serve.batching import Stage
+from raygan.serve.messages import Champions, Draws, Judge, ModelVersion, Pixels, Probabilities, Verdicts
+from raygan.serve.metrics import Meters
 from raygan.serve.problems import Problem, unavailable
-from raygan.serve.stages import Stage
 
 log = logging.getLogger("raygan.serve")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raygan.photos.decode import Unreadable, decode, read_header, to_square
-from raygan.serve.models import Pixels
+from raygan.data.decode import Unreadable, decode, read_header, to_square
+from raygan.serve.messages import Pixels
 from raygan.serve.problems import Problem
 
 #: Formats that are let in. MPO is what many phones write: a JPEG with further pictures behind it.

@@ -1,6 +1,6 @@
 """MLflow, and the only room that touches it: runs with their metrics and artifacts, and registered models."""
 
-from raygan.tracking.registry import (
+from raygan.tracking.models import (
     CLASSIFIER_NAME,
     SERVING_ALIAS,
     RegisteredModel,

@@ -20,7 +20,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from raygan.errors import last_line
-from raygan.tracking.spool import Spool
+from raygan.tracking.outbox import Spool
 
 
 class MLflowCallback(UserCallback):

@@ -34,9 +34,9 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from raygan.addresses import is_remote, join, public, split_query
-from raygan.config import StorageSettings
 from raygan.errors import RayganError, first_line, interruption
-from raygan.tracking.spool import Sender, Spool, send_records
+from raygan.runtime.settings import StorageSettings
+from raygan.tracking.outbox import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store takes.
 _PARAM_LENGTH = 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from raygan.config import LengthOptions
+from raygan.training.settings import LengthOptions
 
 #: Parts of the run between two of each, where the settings leave it open.
 _LOGS, _SNAPSHOTS, _CHECKPOINTS, _QUALITIES = 100, 20, 20, 10

@@ -9,8 +9,8 @@ The mental model:
    driver, which shows progress and writes to MLflow. So MLflow is spoken to from one process only, and a
    worker never waits for it.
 
-A run lives in ``<storage>/runs/<name>``: ``run.json`` (see `raygan.runs`), Ray Train's checkpoints, ``metrics.jsonl``
-and ``pictures/``.
+A run lives in ``<storage>/runs/<name>``: ``run.json`` (see `raygan.runtime.runs`), Ray Train's checkpoints,
+``metrics.jsonl`` and ``pictures/``.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-from raygan import cluster, pictures, reservations, storage, tracking
-from raygan.batches import Photos, load_photos
-from raygan.config import LengthOptions, StorageSettings, TrainSettings, WorkerOptions
+from raygan import pictures, tracking
+from raygan.data.batches import Photos, load_photos
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError, first_line
-from raygan.gan.checkpoint import load_generator
-from raygan.gan.latents import images_of, latents_of, slerp
-from raygan.gan.networks import Generator
-from raygan.runs import InBackground, RunRecord, address_of, recorded
-from raygan.shards import DataSet
+from raygan.models.gan import Generator, load_generator
+from raygan.models.latents import images_of, latents_of, slerp
+from raygan.runtime import cluster, reservations, storage
+from raygan.runtime.runs import InBackground, RunRecord, address_of, recorded
+from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.callback import MLflowCallback, numbers
-from raygan.training import plots, quality
-from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
+from raygan.training import monitor, plots
+from raygan.training.events import SCORE, Collapse, Notice, Picture, Quality, Report, Tick
+from raygan.training.history import History
 from raygan.training.schedule import Schedule
+from raygan.training.settings import LengthOptions, TrainSettings
 from raygan.training.worker import ForwardReports, WorkerTask, train_worker
 
 #: Seconds between two looks whether an elastic training could have more workers.
@@ -114,7 +116,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     data = check(settings)
     tracking.connect(settings)
     cluster.connect(settings)
-    settings = quality.with_network(settings)
+    settings = monitor.with_network(settings)
     resources = cluster.worker_resources(settings)
     cluster.require(settings.fewest_workers, resources)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
@@ -177,7 +179,7 @@ def _check_enough(data: DataSet, settings: TrainSettings) -> None:
             f"fewer than one batch of {settings.batch_size}: add photos, or lower --batch-size to at most {count}"
         )
     held_back = data.manifest.count("validation", settings.label)
-    if settings.quality_every != 0 and not quality.can_judge(held_back):
+    if settings.quality_every != 0 and not monitor.can_judge(held_back):
         raise ConfigurationError(
             f"--quality-every: {settings.data} has only {held_back} validation photos, too few to measure quality on: "
             f"prepare more photos or a larger --validation share, or train without it by --quality-every 0"
@@ -225,14 +227,15 @@ class Training:
             while not training.finished():
                 follower.follow(self.events, wait_s=0.5)
             follower.follow(self.events, wait_s=0.1)
-        result = training.result()
+            result = training.result()
+            follower.catch_up(result)
         if follower.collapse:
             self._say_collapse(follower.collapse, result)
         if result.checkpoint is None:
             raise RayganError(f"run {self.run.name} ended without a checkpoint")
         return Outcome(_best(result), result.checkpoint, self.history.latest, follower.images)
 
-    def _fit(self, resources: dict[str, float], judge: quality.Judge | None, judge_cores: float) -> ray.train.Result:
+    def _fit(self, resources: dict[str, float], judge: monitor.Judge | None, judge_cores: float) -> ray.train.Result:
         """Ray Train to its end; it starts failed workers again itself, but nobody starts its controller again."""
         left = self.settings.max_failures
         while True:
@@ -244,7 +247,7 @@ class Training:
                 left -= 1
                 tqdm.write("the training's controller has died; going on from the last checkpoint", file=sys.stderr)
 
-    def _trainer(self, resources: dict[str, float], judge: quality.Judge | None, judge_cores: float) -> TorchTrainer:
+    def _trainer(self, resources: dict[str, float], judge: monitor.Judge | None, judge_cores: float) -> TorchTrainer:
         settings = self.settings
         validation = None
         if judge and judge_cores:
@@ -289,14 +292,14 @@ class Training:
             validation_config=validation,
         )
 
-    def _judge(self) -> tuple[quality.Judge, float]:
+    def _judge(self) -> tuple[monitor.Judge, float]:
         """What judges checkpoints, and the cores that there are for it beside the workers."""
         settings = self.settings
         if self.trial:
             reference, cores = self.trial.shared.reference, self.trial.shared.judge_cores
         else:
-            reference, cores = quality.start_measuring(settings, self.data, self.photos)
-        judge = quality.Judge(
+            reference, cores = monitor.start_measuring(settings, self.data, self.photos)
+        judge = monitor.Judge(
             reference=reference,
             photos=self.photos,
             network=settings.quality_network,
@@ -345,44 +348,6 @@ def _best(result: ray.train.Result) -> ray.train.Checkpoint:
     """The checkpoint of the lowest KID, or the last one where none was judged."""
     judged = [(metrics[SCORE], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if SCORE in metrics]
     return max(judged, key=lambda pair: pair[0])[1] if judged else result.checkpoint
-
-
-class History:
-    """The metrics of a run, one JSON object a line, in its folder: for curves, whether MLflow answers or not."""
-
-    def __init__(self, address: str):
-        self._address = address
-        text = storage.read_text(address) or ""
-        self.records: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
-        self._dirty_since: float | None = None
-        self._said = False
-
-    @property
-    def latest(self) -> dict[str, float]:
-        """The latest value of each metric."""
-        return {name: value for record in self.records for name, value in record.items()}
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Add a record, unless one of the same kind is known for the same images."""
-        known = any(set(metrics) == set(old) and metrics["images"] == old["images"] for old in self.records)
-        if not known:
-            self.records.append(metrics)
-            self._dirty_since = self._dirty_since or time.monotonic()
-
-    def save(self, at_least_every_s: float = 0.0) -> None:
-        """Write the records, if some are new for that long. Where that fails, they are written with the next ones."""
-        if self._dirty_since is None or time.monotonic() - self._dirty_since < at_least_every_s:
-            return
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        try:
-            storage.write_bytes(self._address, lines.encode())
-        except RayganError as error:
-            if not self._said:
-                tqdm.write(f"warning: {error}", file=sys.stderr)
-            self._said = True
-            self._dirty_since = time.monotonic()  # not at once again
-        else:
-            self._dirty_since = None
 
 
 class _Follower:
@@ -434,6 +399,15 @@ class _Follower:
             elif isinstance(event, Collapse):
                 self.collapse = event
         self._training.history.save(at_least_every_s=5)
+
+    def catch_up(self, result: ray.train.Result) -> None:
+        """Handle the measurements of kept checkpoints that an earlier driver died before it heard of."""
+        for checkpoint, metrics in result.best_checkpoints or []:
+            if "judged" in metrics:
+                address = address_of(self._training.run.folder, checkpoint)
+                event = Quality(images=int(metrics["images"]), checkpoint=address, **metrics["judged"])
+                if not self._training.history.knows({**event.metrics, "images": event.images}):
+                    self._judge(event)
 
     def _pass_on(self, picture: Picture) -> None:
         """Copy a picture to MLflow; a storage that doesn't answer is no reason to end a training."""

@@ -1,8 +1,9 @@
 """What runs in every training worker, and what it tells the driver.
 
 `train_worker` is the loop that Ray Train starts on each rank: a `GanStep` over the rank's rows of each global
-batch, and metrics, pictures, checkpoints and judgements when the `Schedule` says so. `raygan.training.news` is what it
-tells the driver. Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
+batch, and metrics, pictures, checkpoints and judgements when the `Schedule` says so. It tells the driver
+about them through `raygan.training.events`.
+Nothing here speaks to MLflow, so that a worker neither waits for it nor imports it.
 """
 
 from __future__ import annotations
@@ -21,21 +22,23 @@ import torch
 from ray.util.queue import Queue
 
 from raygan import pictures
-from raygan.batches import BatchStream, Photos
-from raygan.config import TrainSettings, WorkerOptions
-from raygan.gan.checkpoint import load_training, save_training
-from raygan.gan.health import Health, spread
-from raygan.gan.memory import keep_freed_memory, peak_resident_bytes
-from raygan.gan.networks import Generator, NetworkSettings, draw_latents
-from raygan.gan.objectives import Terms
-from raygan.gan.step import GanStep, Share, StepSettings, seeded, to_uint8
-from raygan.inference import pick_precision
-from raygan.runs import address_of
-from raygan.training.news import SCORE, Collapse, Notice, Picture, Quality, Report, Tick, written
+from raygan.data.batches import BatchStream, Photos
+from raygan.models.distributed import Share
+from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
+from raygan.models.hardware import keep_freed_memory, peak_resident_bytes, pick_precision
+from raygan.models.latents import seeded
+from raygan.runtime.runs import address_of
+from raygan.runtime.settings import WorkerOptions
+from raygan.training.checkpoints import load_training, save_training
+from raygan.training.events import SCORE, Collapse, Notice, Picture, Quality, Report, Tick, written
+from raygan.training.health import Health, spread
+from raygan.training.objectives import Terms
 from raygan.training.schedule import Schedule
+from raygan.training.settings import TrainSettings
+from raygan.training.step import GanStep, StepSettings
 
 if TYPE_CHECKING:
-    from raygan.training.quality import Judge
+    from raygan.training.monitor import Judge
 
 #: Images in each half of a sample grid, and in a row of it.
 GRID_IMAGES, GRID_COLUMNS = 64, 8

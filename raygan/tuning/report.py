@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raygan import pictures as draw
-from raygan import storage
 from raygan.charts import row_of_axes, to_png
+from raygan.runtime import storage
 from raygan.tuning.space import Axis
 
 if TYPE_CHECKING:
-    from raygan.tuning.tune import TrialRecord
+    from raygan.tuning.trial import TrialRecord
 
 #: Trials in the table, and among the samples side by side.
 _LISTED, _SHOWN = 10, 3
@@ -178,8 +178,8 @@ def _high(axis: Axis) -> float:
 
 def _samples(ranked: Sequence[TrialRecord], source: TrialRecord | None) -> bytes:
     """The best trials' samples beside the source's, of those whose checkpoints are still there."""
-    from raygan.gan.checkpoint import load_generator
-    from raygan.training.quality import draw as sample
+    from raygan.models.gan import load_generator
+    from raygan.training.monitor import draw as sample
 
     shown = list(ranked[:_SHOWN])
     if source is not None and source in ranked and source not in shown:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raygan.cli import validate
-from raygan.config import TrainSettings
 from raygan.errors import ConfigurationError
+from raygan.settings import validate
+from raygan.training.settings import TrainSettings
 
 #: The settings that may be searched, with the values of the first source project's training; what it leaves open
 #: is Gulrajani et al. 2017's. They are the first trial of every search, so that the others can be read against them.

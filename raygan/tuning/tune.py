@@ -19,7 +19,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -35,43 +35,27 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from tqdm import tqdm
 
-from raygan import cluster, reservations, storage, tracking
-from raygan.batches import load_photos
-from raygan.config import SearchOptions, StorageSettings, TrainSettings, TuneSettings, WorkerOptions
+from raygan import tracking
+from raygan.data.batches import load_photos
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
-from raygan.runs import InBackground, RunRecord, is_finished, recorded
-from raygan.shards import DataSet
-from raygan.training.news import Quality
-from raygan.training.quality import start_measuring, with_network
-from raygan.training.train import CollapsedError, History, Shared, TrialTraining, check, train
+from raygan.runtime import cluster, reservations, storage
+from raygan.runtime.runs import InBackground, RunRecord, is_finished, recorded
+from raygan.runtime.settings import StorageSettings, WorkerOptions
+from raygan.training.history import History
+from raygan.training.monitor import start_measuring, with_network
+from raygan.training.settings import TrainSettings
+from raygan.training.train import Shared, check, train
 from raygan.tuning import report as search_report
+from raygan.tuning.settings import SearchOptions, TuneSettings
 from raygan.tuning.space import Axis, parse_space, settings_of, source_point
-
-#: What a trial's KID counts as when its training collapsed: worse than any, and still a number to schedulers.
-COLLAPSED = 1e9
-
-#: Key of a trial's point that says that the scheduler copies weights between trials.
-_POPULATION = "population"
+from raygan.tuning.trial import _POPULATION, COLLAPSED, TrialRecord, run_trial
 
 #: Settings that are a search's or a person's own, and don't belong into a file for others.
 _PERSONAL = {*StorageSettings.model_fields, "data", "name", "allow_changes", "promote"}
 
 #: Trials whose checkpoints stay on disk.
 KEPT = 3
-
-
-@dataclass
-class TrialRecord:
-    """What became of one trial."""
-
-    number: str
-    point: dict[str, Any]
-    state: str = "running"
-    kid: float = math.inf
-    kid_at: int = 0
-    images: int = 0
-    checkpoint: str = ""
-    curve: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -156,40 +140,6 @@ def trial_base(settings: TuneSettings) -> TrainSettings:
     every = settings.judged_every
     cadence = {"kimg": settings.trial_kimg, "quality_every": every, "checkpoint_every": every, "snapshot_every": every}
     return TrainSettings.model_validate({**values, **cadence, "keep_checkpoints": 1, "promote": False})
-
-
-def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search: str, parent: str) -> None:
-    """One trial, in a process of Tune's; its training's workers are Ray Train's."""
-    number = str(ray.tune.get_context().get_trial_id())
-    donor = ray.tune.get_checkpoint()
-    changes: dict[str, Any] = {"name": f"{search}.{number}", "allow_changes": True}
-    population = point.pop(_POPULATION, False)
-    if population and donor is not None:
-        # Another trial's weights at another trial's age: a run of its own, so that its own checkpoints don't win.
-        changes["name"] += f".{int(time.time())}"
-    settings = settings_of(base, point).model_copy(update=changes)
-    kept_in = storage.join(settings.storage, "runs", changes["name"], "judged.json")
-    judged: list[dict[str, Any]] = (storage.read_json(kept_in) or {}).get("reports", [])
-    if is_finished(settings, changes["name"]):
-        # Its end had not reached Tune's records when the search was killed.
-        for metrics in judged:
-            ray.tune.report(metrics)
-        return
-
-    def told(quality: Quality) -> None:
-        metrics = {**quality.metrics, "kid": quality.kid, "images": quality.images, "checkpoint": quality.checkpoint}
-        metrics["run"] = settings.name
-        judged.append(metrics)
-        storage.write_json(kept_in, {"reports": judged})
-        kept = storage.checkpoint_at(quality.checkpoint) if population else None
-        ray.tune.report(metrics, checkpoint=kept)
-
-    trial = TrialTraining(shared, parent, told, begin_from=donor if population else None)
-    try:
-        train(settings, trial)
-    except CollapsedError as error:
-        # It would collapse again: Tune must not try again, and the search goes on.
-        ray.tune.report({"kid": COLLAPSED, "images": 0, "checkpoint": "", "collapsed": str(error)})
 
 
 def _search(

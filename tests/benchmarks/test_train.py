@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raygan.benchmarks import quality, scale, train
-from raygan.config import QualityBenchmarkSettings, ScaleBenchmarkSettings, TrainBenchmarkSettings
+from raygan.benchmarks.settings import QualityBenchmarkSettings, ScaleBenchmarkSettings, TrainBenchmarkSettings
 from raygan.errors import ConfigurationError
 from tests.conftest import takes_long
 
@@ -88,9 +88,9 @@ def test_no_ratio_is_one_of_devices(write_shards, monkeypatch, module, kind, gpu
         used.append(settings.gpu)
         return dict.fromkeys(("images_per_second", "around", "peak_megabytes", "growth_megabytes"), 1.0)
 
-    for name in ("cluster", "tracking"):
+    for name in ("runtime.cluster", "tracking"):
         monkeypatch.setattr(f"raygan.{name}.connect", lambda *_: None)
-    monkeypatch.setattr("raygan.cluster.nodes", lambda: [{"CPU": 2.0, "GPU": float(gpus)}])
+    monkeypatch.setattr("raygan.runtime.cluster.nodes", lambda: [{"CPU": 2.0, "GPU": float(gpus)}])
     monkeypatch.setattr(module, "cores", lambda: 2)
     for name in ("apart", "under_ray"):
         monkeypatch.setattr(module, name, measured)

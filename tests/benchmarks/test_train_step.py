@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from raygan.benchmarks.settings import TrainStepBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train_step import TEXTBOOK, Candidate, benchmark, candidate_of, count_flops, losses_apart
-from raygan.config import TrainStepBenchmarkSettings
 from raygan.errors import RayganError
-from raygan.gan.networks import NetworkSettings
-from raygan.gan.step import StepSettings
+from raygan.models.gan import NetworkSettings
+from raygan.training.step import StepSettings
 
 
 @pytest.fixture

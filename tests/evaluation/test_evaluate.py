@@ -14,17 +14,18 @@ import pytest
 import torch
 
 from raygan import tracking
-from raygan.config import EvaluateSettings, StorageSettings
+from raygan.data.synthetic import draw_face
 from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation.candidates import Noise, RealPhotos, untrained_generator
-from raygan.evaluation.evaluate import Reals, evaluate, find_judges, measure
-from raygan.evaluation.looks import Look, network_digest
-from raygan.features import load_features
-from raygan.gan.checkpoint import save_generator
-from raygan.gan.networks import Generator, NetworkSettings
-from raygan.generators import NamedGenerator, find_generators
-from raygan.judge.googlenet import build_googlenet, save_classifier
-from raygan.photos.draw import draw_face
+from raygan.evaluation.collect import Look, network_digest
+from raygan.evaluation.evaluate import evaluate, find_judges, measure
+from raygan.evaluation.settings import EvaluateSettings
+from raygan.evaluation.verdict import Reals
+from raygan.models.features import load_features
+from raygan.models.gan import Generator, NetworkSettings, save_generator
+from raygan.models.googlenet import build_googlenet, save_classifier
+from raygan.runtime.settings import StorageSettings
+from raygan.sampling.generators import NamedGenerator, find_generators
 
 NETWORK = NetworkSettings(image_size=32, z_dim=4, width=2)
 

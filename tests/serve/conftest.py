@@ -9,7 +9,7 @@ import httpx
 import pytest
 import uvicorn
 
-from raygan.serve.models import Champions
+from raygan.serve.messages import Champions
 from tests.serve.local import CAT, DOG, JUDGE, Local, files_of, local_service, make_classifier, make_generator, save
 
 

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
-from raygan.config import ServeSettings
-from raygan.gan.checkpoint import save_generator
-from raygan.gan.networks import Generator, NetworkSettings
-from raygan.judge.googlenet import build_googlenet, save_classifier
+from raygan.models.gan import Generator, NetworkSettings, save_generator
+from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.serve.api import create_app
-from raygan.serve.guard import Guard
-from raygan.serve.meters import NoMeters
-from raygan.serve.models import Champions, ModelVersion, Verdicts
+from raygan.serve.batching import Stage
+from raygan.serve.messages import Champions, ModelVersion, Verdicts
+from raygan.serve.metrics import NoMeters
+from raygan.serve.middleware import Guard
 from raygan.serve.replicas import ClassifierReplica, GeneratorReplica
 from raygan.serve.service import Service
-from raygan.serve.stages import Stage
+from raygan.serve.settings import ServeSettings
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
 CAT, DOG, JUDGE = (

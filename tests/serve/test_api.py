@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raygan.gan.step import seeded, to_uint8
-from raygan.serve.models import Champions, Verdicts
+from raygan.models.gan import to_uint8
+from raygan.models.latents import seeded
+from raygan.serve.messages import Champions, Verdicts
 from raygan.serve.problems import Problem
 from raygan.serve.service import _could_be
 from tests.serve.local import CAT, JUDGE, NETWORKS, local_service, make_generator

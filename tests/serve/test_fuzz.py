@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from schemathesis.checks import load_all_checks
 
-from raygan.config import ServeSettings
 from raygan.serve.api import create_app
-from raygan.serve.meters import NoMeters
+from raygan.serve.metrics import NoMeters
 from raygan.serve.service import Service
+from raygan.serve.settings import ServeSettings
 
 EXAMPLES = int(os.environ.get("RAYGAN_FUZZ_EXAMPLES", "6"))
 

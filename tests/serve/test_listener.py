@@ -11,9 +11,9 @@ import pytest
 
 from raygan.benchmarks.serve import free_port
 from raygan.errors import RayganError
-from raygan.serve.guard import Guard
 from raygan.serve.listener import Address, Listener
-from raygan.serve.meters import NoMeters
+from raygan.serve.metrics import NoMeters
+from raygan.serve.middleware import Guard
 
 
 def answering(body: bytes, wait: asyncio.Event | None = None):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raygan.serve.models import Champions
+from raygan.serve.messages import Champions
 from tests.serve.conftest import Running
 from tests.serve.local import CAT, JUDGE, local_service
 

@@ -17,24 +17,24 @@ import pytest
 import torch
 from PIL import Image
 
-from raygan.config import ServeSettings
 from raygan.errors import ConfigurationError, RayganError
-from raygan.gan.latents import latents_of
-from raygan.gan.step import to_uint8
-from raygan.inference import fast_classifier, fast_network
-from raygan.judge.googlenet import Classifier, build_googlenet, to_input
+from raygan.models.fuse import fast_classifier, fast_network
+from raygan.models.gan import to_uint8
+from raygan.models.googlenet import Classifier, build_googlenet, to_input
+from raygan.models.latents import latents_of
 from raygan.serve import encode
 from raygan.serve.api import _in_header
+from raygan.serve.auth import check_token
+from raygan.serve.batching import Busy, Died, Stage
+from raygan.serve.executor import Lanes, steady
 from raygan.serve.gateway import generator_deployment
-from raygan.serve.guard import SECURITY_HEADERS, Guard
-from raygan.serve.lanes import Lanes, steady
-from raygan.serve.meters import NoMeters
-from raygan.serve.models import Champions, Draws, ModelVersion
-from raygan.serve.registry import Registry
+from raygan.serve.messages import Champions, Draws, ModelVersion
+from raygan.serve.metrics import NoMeters
+from raygan.serve.middleware import SECURITY_HEADERS, Guard
+from raygan.serve.model_store import Registry
 from raygan.serve.replicas import _BF16_SHIFT, ClassifierReplica, _shift, points_of
 from raygan.serve.service import Service
-from raygan.serve.stages import Busy, Died, Stage
-from raygan.serve.token import check_token
+from raygan.serve.settings import ServeSettings
 from tests.serve.local import CAT, DOG, JUDGE, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
@@ -528,7 +528,7 @@ async def test_a_body_of_parameters_is_small_and_so_is_the_answer_to_one_that_is
 
 
 async def test_requests_under_way_are_limited_but_not_those_of_operators(monkeypatch):
-    monkeypatch.setattr("raygan.serve.guard.MOST_REQUESTS", 2)
+    monkeypatch.setattr("raygan.serve.middleware.MOST_REQUESTS", 2)
     go_on = asyncio.Event()
 
     async def waiting(scope, receive, send):

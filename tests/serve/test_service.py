@@ -18,10 +18,11 @@ from ray import serve
 
 from raygan import tracking
 from raygan.benchmarks.serve import free_port
-from raygan.config import ServeJobSettings, ServeSettings, load_yaml
 from raygan.errors import ConfigurationError, RayganError
-from raygan.gan.checkpoint import save_generator
-from raygan.serve import build, run
+from raygan.models.gan import save_generator
+from raygan.serve.app import build, run
+from raygan.serve.settings import ServeJobSettings, ServeSettings
+from raygan.settings import load_yaml
 from tests.conftest import REPOSITORY
 from tests.serve.local import make_classifier, make_generator
 

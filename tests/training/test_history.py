@@ -2,10 +2,11 @@
 
 from types import SimpleNamespace
 
-from raygan import storage
 from raygan.errors import RayganError
-from raygan.training.news import Picture
-from raygan.training.train import History, _Follower
+from raygan.runtime import storage
+from raygan.training.events import Picture
+from raygan.training.history import History
+from raygan.training.train import _Follower
 
 
 def refuse(*_):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from raygan.cli import validate
-from raygan.config import TrainSettings
 from raygan.errors import ConfigurationError
+from raygan.settings import validate
 from raygan.training.schedule import Schedule
+from raygan.training.settings import TrainSettings
 
 
 def of(photos=1000, batch_size=10, **changes):

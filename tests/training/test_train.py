@@ -21,11 +21,12 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from raygan import tracking
-from raygan.drills.stage import processes
+from raygan.benchmarks.faults.harness import processes
 from raygan.errors import ConfigurationError, RayganError
-from raygan.gan.checkpoint import load_generator
-from raygan.gan.networks import Critic, Generator, NetworkSettings
-from raygan.gan.step import GanStep, Share, StepSettings, seeded
+from raygan.models.distributed import Share
+from raygan.models.gan import Critic, Generator, NetworkSettings, load_generator
+from raygan.models.latents import seeded
+from raygan.training.step import GanStep, StepSettings
 from raygan.training.train import train
 from tests.conftest import REPOSITORY
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from raygan.cli import validate
-from raygan.config import TrainSettings, TuneSettings
 from raygan.errors import ConfigurationError
+from raygan.settings import validate
+from raygan.training.settings import TrainSettings
+from raygan.tuning.settings import TuneSettings
 from raygan.tuning.space import SOURCE, Axis, parse_space, settings_of, source_point
 from raygan.tuning.tune import trial_base
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from raygan import tracking
 from raygan.cli import parse
-from raygan.config import TrainSettings, TuneSettings
 from raygan.errors import ConfigurationError
+from raygan.training.settings import TrainSettings
+from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import tune
 from tests.conftest import REPOSITORY, wait_for_cores
 

@@ -1,0 +1,129 @@
+"""Settings of the classifier and the usefulness study."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from raygan.runtime.settings import BatchNormOptions, StorageSettings, WorkerOptions
+from raygan.settings import Address, NameOrAddress, Settings, option
+
+
+class ClassifierOptions(Settings):
+    """How GoogLeNet is trained."""
+
+    group: ClassVar[str] = "classifier"
+
+    batch_size: int = option(32, "images in the global batch, all workers together", unit="images", ge=2)
+    learning_rate: float = option(1e-3, "AdamW's highest learning rate; it falls linearly to 0", gt=0, le=1)
+    weight_decay: float = option(0.05, "AdamW's weight decay", ge=0, le=1)
+    warmup: float = option(0.05, "share of the training in which the rate rises from 0", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "share of each target that is spread over all labels", ge=0, lt=1)
+    auxiliary_weight: float = option(
+        0.3, "weight of each of the paper's two auxiliary heads in the loss; 0 leaves them out", ge=0, le=1
+    )
+    mirror: bool = option(True, "flip images left to right at random")
+    shift: float = option(0.0625, "largest random shift, as a share of the side", ge=0, le=0.5)
+    ema_ramp: float = option(
+        0.05,
+        "half-life of the weights' moving average, which is what users get, as a share of the training so far; 0: none",
+        ge=0,
+        le=1,
+    )
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "arithmetic of the convolutions; auto takes bf16 where the hardware computes it natively"
+    )
+    seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
+
+
+class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, StorageSettings):
+    """Everything `jobs/classify.py` can be told."""
+
+    group: ClassVar[str] = "run"
+    resumes: ClassVar[bool] = True
+
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
+    epochs: int = option(20, "passes over the training images", unit="epochs", ge=1)
+    patience: int = option(
+        10,
+        "stop when so many epochs have not lowered the validation loss, but not while the learning rate is high, in "
+        "the first half; 0 never stops early",
+        unit="epochs",
+        ge=0,
+    )
+    real_fraction: float = option(
+        1.0, "share of real photos among the training images: 1 is real only, 0 generated only", ge=0, le=1
+    )
+    real_images: int | None = option(
+        None, "real photos to train on, drawn evenly from the labels; by default all", unit="photos", ge=1
+    )
+    generated_images: int | None = option(
+        None,
+        "generated images to train on; by default what real_fraction makes of the real photos (of all for 0)",
+        unit="images",
+        ge=1,
+    )
+    model: list[NameOrAddress] = option(
+        None,
+        "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
+        default_factory=list,
+    )
+    weights: str | None = option(
+        None, "start from ImageNet weights: a file (.pth or .safetensors), or imagenet for torchvision's download"
+    )
+    name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
+    promote: bool | None = option(
+        None,
+        "point the registered classifier's serving alias at this run's; by default if it learnt from real photos only",
+    )
+    allow_changes: bool = option(False, "resume a run although settings or shards differ from those it began with")
+
+    @model_validator(mode="after")
+    def _uses_all(self) -> ClassifySettings:
+        if self.real_fraction == 1 and (self.generated_images or self.model):
+            given = "generated_images" if self.generated_images else "model"
+            raise ValueError(f"{given} is for generated images, of which real_fraction 1 has none: give a smaller one")
+        if self.real_fraction == 0 and self.real_images:
+            raise ValueError("real_images is for real photos, of which real_fraction 0 has none: give a larger one")
+        return self
+
+
+class UsefulnessSettings(ClassifierOptions, StorageSettings):
+    """Everything `jobs/usefulness.py` can be told."""
+
+    group: ClassVar[str] = "study"
+    resumes: ClassVar[bool] = True
+
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
+    real_sizes: list[int] = option(
+        None,
+        "sizes of the real sets to compare; by default 100, 400 and all training photos",
+        unit="photos",
+        default_factory=list,
+    )
+    real_fractions: list[float] = option(
+        None,
+        "shares of real photos in the training images: 1 adds nothing, 0.5 as many generated as real",
+        default_factory=lambda: [1.0, 0.5, 0.2],
+    )
+    seeds: int = option(3, "trainings of each kind, with seeds of their own", ge=1, le=100)
+    images: int = option(
+        12_800, "images that each training sees, repeats included: the same for all", unit="images", ge=2
+    )
+    model: list[NameOrAddress] = option(
+        None,
+        "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
+        default_factory=list,
+    )
+    cpus_per_trial: float = option(1.0, "CPU cores reserved for each training, also its threads", unit="cores", gt=0)
+    gpus_per_trial: float = option(0.0, "GPUs reserved for each training; a part of one is shared", ge=0)
+    name: str | None = option(None, "name of the study; an interrupted one of the same name goes on")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> UsefulnessSettings:
+        if any(not 0 < fraction <= 1 for fraction in self.real_fractions):
+            raise ValueError("real_fractions must be above 0 and at most 1; generated only is always measured, as CAS")
+        if any(size < 2 for size in self.real_sizes):
+            raise ValueError("real_sizes must be at least 2 photos each")
+        return self

@@ -1,0 +1,302 @@
+"""Chunks: what `prepare` knows of a few hundred photos, on disk between its passes.
+
+A chunk is one Parquet file in the work folder: a row of `RECORD` for each photo of a slice of the listing,
+in the listing's order, plus its square of pixels if it was decoded, its feature vector if outliers are
+looked for, and for some photos the map that variation is measured from. Records are read without the pixels, so
+decisions over millions of photos need a few hundred bytes of memory for each.
+
+A chunk's name holds a digest of all that its content depends on: the photos' names, sizes and times, and the
+settings that touch pixels. So a chunk that is there is right, whichever run wrote it, and a run that was
+killed goes on from its chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygan.data import faces, outliers, variation
+from raygan.data.decode import Fit, looks_like_image
+from raygan.data.filters import Limits, Photo, judge, look
+from raygan.data.sources import Source, columns, image_bytes, is_image_name, shown
+from raygan.errors import RayganError, first_line
+from raygan.runtime.storage import parent, resolve, write_bytes
+
+#: Raise when the content of chunks changes for the same settings, so that older ones aren't taken up.
+VERSION = 2
+
+#: Side in pixels of the square that the feature network looks at, whatever the size of the shards' images:
+#: at 64 px it would take many more faces for outliers.
+LARGE = 128
+
+#: Photos of a chunk whose layout is looked at. Variation is the same over an eighth of a class as over all.
+SURVEYED = 64
+
+RECORD = pa.schema(
+    [
+        ("source", pa.int32()),  # index of the input
+        ("path", pa.string()),  # relative to its input, as text
+        ("label", pa.string()),
+        ("bytes", pa.int64()),  # size of the encoded photo
+        ("ignored", pa.bool_()),  # no image at all, and not named like one
+        ("reason", pa.string()),  # why it is rejected; null if it isn't (yet)
+        ("score", pa.float64()),  # what the reason is about; null where there is no measure
+        ("detail", pa.string()),
+        ("width", pa.int32()),  # px, 0 if not an image
+        ("height", pa.int32()),  # px
+        ("brightness", pa.float32()),  # mean grey level, 0 to 255
+        ("contrast", pa.float32()),  # standard deviation of grey levels, 0 to 127
+        ("sharpness", pa.float32()),
+        ("hash", pa.string()),  # of the pixels; empty if not decoded
+        ("phash", pa.binary()),  # 8 bytes; empty if not decoded
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """The settings that a chunk's content depends on.
+
+    size: px. max_bytes: of an encoded photo. network: feature network, or None for no feature vectors.
+    detector: file of the face detector, or None to take whole photos.
+    """
+
+    size: int
+    fit: Fit
+    limits: Limits
+    max_bytes: float
+    network: str | None
+    detector: str | None = None
+
+
+def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
+    """The file name of a chunk of the listing: its place and a digest of what it depends on."""
+    roots = [(source.root, source.image_column) for source in sources]
+    digest = hashlib.sha256(f"{VERSION}|{settings}|{roots}".encode())
+    digest.update(digest_of(photos))
+    return f"chunk-{number:06d}-{digest.hexdigest()[:16]}.parquet"
+
+
+def digest_of(photos: pa.Table) -> bytes:
+    """SHA-256 over a part of a listing: names, rows, sizes, times and labels."""
+    digest = hashlib.sha256()
+    for row in zip(*(photos[name].to_pylist() for name in photos.schema.names), strict=True):
+        digest.update(repr(row).encode())
+    return digest.digest()
+
+
+def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> pa.Table:
+    """Read, decode and judge a slice of the listing: a table of `RECORD` plus `image`.
+
+    Raises RayganError if an input as a whole has vanished; a single file that vanished is unreadable.
+    """
+    rows = photos.to_pylist()
+    contents = _contents(rows, sources, settings.max_bytes)
+    ignored, sizes, seen = [], [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata, which doesn't matter for the pixels
+        for row, content in zip(rows, contents, strict=True):
+            ignored.append(content is None)
+            sizes.append(len(content) if isinstance(content, bytes) else row["size"])
+            seen.append(_looked_at(content, settings))
+    judged = judge(seen, settings.limits)
+    taken = ("reason", "score", "detail", "width", "height", "brightness", "contrast", "sharpness", "hash", "phash")
+    columns = {
+        "source": photos["source"],
+        "path": [shown(row["path"], row["row"]) for row in rows],
+        "label": photos["label"],
+        "bytes": sizes,
+        "ignored": ignored,
+    } | {name: [getattr(photo, name) for photo in judged] for name in taken}
+    columns["score"] = [None if math.isnan(score) else score for score in columns["score"]]
+    table = pa.table(columns, schema=RECORD)
+    vectors = _vectors([photo.large for photo in judged], settings.network)
+    for name, values in (
+        ("image", _images([photo.pixels for photo in judged], settings.size)),
+        ("features", pa.array(vectors, pa.binary(2 * outliers.DIM))),
+        ("layout", pa.array(_layouts(judged), pa.binary(4 * variation.LENGTH))),
+    ):
+        table = table.append_column(name, values)
+    return table
+
+
+def write_chunk(address: str, table: pa.Table) -> None:
+    """Write a chunk whole or not at all. Raises RayganError if the place can't be written."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none", use_dictionary=["label"], write_statistics=False)
+    write_bytes(address, sink.getvalue())
+
+
+def read_records(addresses: Sequence[str]) -> pa.Table:
+    """The records of all chunks, in order, without pixels. Raises RayganError if a chunk is damaged."""
+    tables = [_read(address, RECORD.names) for address in addresses]
+    return pa.concat_tables(tables).combine_chunks() if tables else RECORD.empty_table()
+
+
+def read_pixels(address: str, rows: np.ndarray) -> np.ndarray:
+    """Pixels (n, S, S, 3) uint8 of some rows of a chunk, which all have them, in the order of `rows`."""
+    return _pixels(_read(address, ["image"]), rows)
+
+
+def read_photos(address: str, rows: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+    """Pixels as `read_pixels` has them, and the columns `label`, `path` and `hash` of the same rows."""
+    table = _read(address, ["image", "label", "path", "hash"])
+    return _pixels(table, rows), table.drop_columns(["image"]).take(pa.array(rows))
+
+
+def read_features(address: str, rows: np.ndarray) -> np.ndarray:
+    """Feature vectors (n, DIM) float16 of some rows of a chunk, which all have them, in the order of `rows`."""
+    vectors = _read(address, ["features"])["features"].take(pa.array(rows))
+    return np.frombuffer(b"".join(vectors.to_pylist()), np.float16).reshape(-1, outliers.DIM)
+
+
+def read_layouts(address: str, rows: np.ndarray) -> np.ndarray:
+    """Layout maps (m, LENGTH) float32 of those rows of a chunk that have one."""
+    maps = _read(address, ["layout"])["layout"].take(pa.array(rows)).drop_null()
+    return np.frombuffer(b"".join(maps.to_pylist()), np.float32).reshape(-1, variation.LENGTH)
+
+
+def _read(address: str, names: Sequence[str]) -> pa.Table:
+    filesystem, path = resolve(address)
+    try:
+        return pq.read_table(path, columns=list(names), filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise RayganError(
+            f"cannot read {address}: {first_line(error)}; remove {parent(address)} and start again"
+        ) from None
+
+
+def _pixels(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+    images = table["image"].combine_chunks()
+    width = images.type.byte_width
+    size = round((width / 3) ** 0.5)
+    data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
+    pixels: np.ndarray = data[images.offset * width :].reshape(-1, size, size, 3)[rows]
+    return pixels
+
+
+# ---------------------------------------------------------------- from the listing to bytes
+
+#: A photo's bytes; or the verdict on a photo that isn't read; or None for a file that is no photo.
+_Content = bytes | Photo | None
+
+
+def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], max_bytes: float) -> Iterator[_Content]:
+    for (number, path, is_row), group in groupby(rows, lambda row: (row["source"], row["path"], row["row"] >= 0)):
+        if is_row:
+            numbers = [row["row"] for row in group]
+            yield from _row_contents(sources[number], path, numbers[0], len(numbers))
+        else:
+            yield from (_file_content(sources[number], row, max_bytes) for row in group)
+
+
+def _file_content(source: Source, row: dict[str, Any], max_bytes: float) -> _Content:
+    path = row["path"]
+    try:
+        if not is_image_name(shown(path)) and not looks_like_image(source.read(path, 16)):
+            return None
+        if row["size"] > max_bytes:
+            return Photo("too_large", row["size"] / 1e6, "megabytes")
+        return source.read(path)
+    except OSError as error:
+        _still_there(source)
+        gone = isinstance(error, FileNotFoundError)
+        return Photo("unreadable", detail="gone since it was listed" if gone else f"cannot be read: {error.strerror}")
+
+
+def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterator[_Content]:
+    """Contents of consecutive rows of a Parquet file, reading only the row groups that hold them."""
+    done = 0
+    try:
+        with source.parquet(path) as parquet:
+            name = columns(parquet.schema_arrow, source.image_column)[0]
+            groups, skip = _row_groups(parquet.metadata, first, count)
+            for batch in parquet.iter_batches(batch_size=64, row_groups=groups, columns=[name]):
+                for data in image_bytes(batch[name]):
+                    if skip > 0:
+                        skip -= 1
+                    elif done < count:
+                        done += 1
+                        yield data if data is not None else Photo("unreadable", detail="no image in this row")
+    except (OSError, pa.ArrowException) as error:
+        _still_there(source)
+        yield from [Photo("unreadable", detail=f"cannot be read: {first_line(error)}")] * (count - done)
+
+
+def _row_groups(metadata: pq.FileMetaData, first: int, count: int) -> tuple[list[int], int]:
+    """The row groups that hold the rows from `first`, and the rows to skip at the start of them."""
+    groups: list[int] = []
+    skip, start = 0, 0
+    for number in range(metadata.num_row_groups):
+        size = metadata.row_group(number).num_rows
+        if start < first + count and start + size > first:
+            if not groups:
+                skip = first - start
+            groups.append(number)
+        start += size
+    return groups, skip
+
+
+def _still_there(source: Source) -> None:
+    try:
+        there = source.exists()
+    except OSError:
+        there = False
+    if not there:
+        raise RayganError(
+            f"--input: {source.address} vanished while it was read; the same command goes on when it is back"
+        )
+
+
+# ---------------------------------------------------------------- from bytes to records
+
+
+def _looked_at(content: _Content, settings: PixelSettings) -> Photo:
+    if not isinstance(content, bytes):
+        return content or Photo()
+    large = LARGE if settings.network else None
+    cut_face = faces.load_detector(settings.detector) if settings.detector else None
+    return look(content, settings.size, settings.fit, settings.limits, large=large, cut_face=cut_face)
+
+
+def _images(pictures: Sequence[np.ndarray | None], size: int) -> pa.Array:
+    """Pictures (size, size, 3) as a column of fixed-size binaries, null where there is none."""
+    there = np.array([picture is not None for picture in pictures])
+    data = np.zeros((len(pictures), size * size * 3), np.uint8)
+    for row, picture in zip(data, pictures, strict=True):
+        if picture is not None:
+            row[:] = picture.ravel()
+    valid = pa.py_buffer(np.packbits(there, bitorder="little"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(data.shape[1]), len(data), [valid, pa.py_buffer(data)])
+
+
+def _layouts(photos: Sequence[Photo]) -> list[bytes | None]:
+    """Layout maps of up to `SURVEYED` photos that aren't rejected: those with the smallest hashes."""
+    good = {n: photo.pixels for n, photo in enumerate(photos) if photo.pixels is not None and not photo.reason}
+    chosen = sorted(good, key=lambda number: photos[number].hash)[:SURVEYED]
+    maps: list[bytes | None] = [None] * len(photos)
+    if chosen:
+        found = variation.layouts(np.stack([good[number] for number in chosen]))
+        for number, layout in zip(chosen, found, strict=True):
+            maps[number] = layout.tobytes()
+    return maps
+
+
+def _vectors(pictures: Sequence[np.ndarray | None], network: str | None) -> list[bytes | None]:
+    """The stored feature vector of each picture that is there."""
+    there = {number: picture for number, picture in enumerate(pictures) if picture is not None}
+    vectors: list[bytes | None] = [None] * len(pictures)
+    if network and there:
+        embed = outliers.embedder(network)
+        for number, vector in zip(there, embed(np.stack(list(there.values()))), strict=True):
+            vectors[number] = vector.tobytes()
+    return vectors

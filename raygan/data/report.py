@@ -1,0 +1,116 @@
+"""What `prepare` did, for people and programs: report.json, rejected.parquet.
+
+report.json:
+
+    seen, kept, rejected, ignored   counts of files (of Parquet inputs: rows); kept + rejected + ignored = seen
+    reasons                         rejected photos by reason
+    ignored_because                 files left aside by kind
+    labels                          for each label: seen, kept, rejected, train, validation
+    label_conflicts                 duplicates and near-duplicates whose label differs from the photo kept
+    outliers                        for each label: how many were found, the threshold and the median of scores, or
+                                    why they weren't looked for; empty if the filter is off
+    variation                       for each label: see `raygan.data.variation`
+    inputs                          address and layout of each input
+
+rejected.parquet: a row for each rejected photo: `path` relative to its input, `reason`, `score` (the measure
+that the reason is about; null if there is none), `detail`, `label`, `input`.
+
+pictures/: see `raygan.data.sheets`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raygan.data import variation
+from raygan.data.sources import Listing
+from raygan.runtime import storage
+
+REPORT = "report.json"
+REJECTED = "rejected.parquet"
+PICTURES = "pictures"
+
+
+def summarise(records: pa.Table, listing: Listing) -> dict[str, Any]:
+    """The content of report.json from judged records and the listing."""
+    reasons = Counter(reason for reason in records["reason"].to_pylist() if reason)
+    kept = records.num_rows - records["split"].null_count
+    no_images = pc.sum(records["ignored"]).as_py() or 0
+    because = listing.ignored + Counter({"not an image": no_images})
+    return {
+        "seen": records.num_rows + sum(listing.ignored.values()),
+        "kept": kept,
+        "rejected": sum(reasons.values()),
+        "ignored": sum(because.values()),
+        "reasons": dict(sorted(reasons.items())),
+        "ignored_because": dict(sorted(because.items())),
+        "labels": _labels(records),
+        "label_conflicts": sum("labelled" in detail for detail in records["detail"].to_pylist()),
+        "inputs": [
+            {"address": source.address, "layout": layout}
+            for source, layout in zip(listing.sources, listing.layouts, strict=True)
+        ],
+    }
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """The report in a few lines."""
+    lines = [", ".join(f"{summary[name]:,} {name}" for name in ("seen", "kept", "rejected", "ignored"))]
+    if summary["reasons"]:
+        lines.append(f"rejected: {reasons_in_words(summary)}")
+    lines += [
+        f"outliers of {label}: {note['skipped']}" for label, note in summary["outliers"].items() if "skipped" in note
+    ]
+    known = {label: value for label, value in summary["variation"].items() if value is not None}
+    if known:
+        values = ", ".join(f"{label} {value:.3f}" for label, value in known.items())
+        lines.append(f"variation: {values} (faces cut alike 0.88 to 0.94, whole animals 0.98)")
+    lines += [
+        f"note: photos of {label} vary as whole scenes do: a GAN learns faces far sooner"
+        for label, value in known.items()
+        if value > variation.HIGH and summary["labels"][label]["kept"] >= 100
+    ]
+    return "\n".join(lines)
+
+
+def reasons_in_words(summary: dict[str, Any]) -> str:
+    """The rejections by reason, most frequent first."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in Counter(summary["reasons"]).most_common())
+
+
+def rejected(records: pa.Table, listing: Listing) -> pa.Table:
+    """The content of rejected.parquet."""
+    chosen = records.filter(pc.is_valid(records["reason"]))
+    table = chosen.select(["path", "reason", "score", "detail", "label"])
+    inputs = [listing.sources[number].address for number in chosen["source"].to_pylist()]
+    return table.append_column("input", pa.array(inputs, pa.string()))
+
+
+def write(
+    output: str, records: pa.Table, listing: Listing, summary: dict[str, Any], pictures: Mapping[str, bytes]
+) -> None:
+    """Write report.json, rejected.parquet and the pictures. Raises RayganError if the output can't be written."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rejected(records, listing), sink, compression="zstd")
+    storage.write_bytes(storage.join(output, REJECTED), sink.getvalue().to_pybytes())
+    storage.write_json(storage.join(output, REPORT), summary)
+    for name, content in pictures.items():
+        storage.write_bytes(storage.join(output, PICTURES, name), content)
+
+
+def _labels(records: pa.Table) -> dict[str, dict[str, int]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    columns = (records[name].to_pylist() for name in ("label", "ignored", "reason", "split"))
+    for label, ignored, reason, split in zip(*columns, strict=True):
+        if not ignored:
+            counts[label, "seen"] += 1
+            counts[label, "rejected" if reason else "kept"] += 1
+            counts[label, split or ""] += 1
+    names = ("seen", "kept", "rejected", "train", "validation")
+    return {label: {name: counts[label, name] for name in names} for label in sorted({key[0] for key in counts})}

@@ -1,0 +1,188 @@
+"""Shards: the Parquet files between `prepare` and everything that trains or measures.
+
+A data set is a folder:
+
+    manifest.json                 written last, in one rename: a folder without it is no data set
+    train-00000.parquet ...       photos to train on
+    validation-00000.parquet ...  photos that training never sees
+
+Columns of every shard, one row per photo:
+
+    image   fixed-size binary, S*S*3 bytes: uint8 RGB, row by row, or (`encoding` "png") binary, a PNG file
+    label   string: the class, such as "cat"
+    path    string: the photo's path relative to the input it came from
+    hash    string: SHA-256 of the decoded, oriented source pixels, in hex
+    split   string: "train" or "validation"
+
+`Manifest` is the typed content of manifest.json; `read_shard` gives one file's pixels and labels, and
+`write_shard` is what writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raygan.errors import ConfigurationError, RayganError, first_line
+from raygan.runtime.storage import join, read_text, resolve, write_bytes
+
+MANIFEST = "manifest.json"
+
+Split = Literal["train", "validation"]
+Encoding = Literal["raw", "png"]
+
+
+class ShardFile(BaseModel):
+    """One Parquet file: its name within the data set, its split, and its rows of each label."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str
+    split: Split
+    rows: dict[str, int]
+
+
+class Manifest(BaseModel):
+    """What a data set holds.
+
+    fingerprint: SHA-256 over the shards' content, so that two data sets with the same fingerprint train
+        alike. configuration: the settings of the `prepare` run that wrote it. inputs: SHA-256 over the names,
+        sizes and times of the files it was made from.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    image_size: int
+    encoding: Encoding = "raw"
+    classes: list[str]
+    shards: list[ShardFile]
+    fingerprint: str
+    configuration: dict[str, Any]
+    inputs: str = ""
+
+    def count(self, split: Split, label: str | None = None) -> int:
+        """Photos of a split, of one label or of all."""
+        shards = [shard for shard in self.shards if shard.split == split]
+        if label is None:
+            return sum(sum(shard.rows.values()) for shard in shards)
+        return sum(shard.rows.get(label, 0) for shard in shards)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set at an address: a local path or any URI that pyarrow opens (``s3://``, ``gs://``)."""
+
+    address: str
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, address: str) -> DataSet:
+        """Read the manifest. Raises RayganError naming what is missing or wrong."""
+        path = join(address, MANIFEST)
+        content = read_text(path)
+        if content is None:
+            raise RayganError(
+                f"{address} holds no finished shards ({MANIFEST} is missing): write them with "
+                f"`python jobs/prepare.py --input PHOTOS --output {address}`"
+            )
+        try:
+            manifest = Manifest.model_validate(json.loads(content))
+        except (ValueError, ValidationError):
+            raise RayganError(f"{path} is not a manifest that this version reads: prepare the shards again") from None
+        return cls(address, manifest)
+
+    def check(self, *, image_size: int, label: str | None) -> None:
+        """Raise ConfigurationError if the shards can't serve the settings asked for."""
+        if image_size != self.manifest.image_size:
+            raise ConfigurationError(
+                f"--image-size: {self.address} holds {self.manifest.image_size} px images, not {image_size} px: "
+                f"give --image-size {self.manifest.image_size}, or prepare shards with --image-size {image_size}"
+            )
+        if label is not None and label not in self.manifest.classes:
+            raise ConfigurationError(
+                f"--label: {self.address} has no label {label!r}; it has {', '.join(self.manifest.classes)}"
+            )
+
+    def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
+        """The split's files that hold at least one photo of the label, in order."""
+        return [
+            shard
+            for shard in self.manifest.shards
+            if shard.split == split and (shard.rows.get(label, 0) if label else sum(shard.rows.values())) > 0
+        ]
+
+
+def read_shard(
+    address: str, manifest: Manifest, shard: ShardFile, label: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 3, S, S) uint8 and class indices (n,) int64 of one shard, in file order.
+
+    label: keep this label's photos only. Raises RayganError if the file is damaged, gone, or not what the manifest
+    says.
+    """
+    filesystem, root = resolve(address)
+    path = posixpath.join(root, shard.file)
+    filters = [("label", "=", label)] if label is not None else None
+    try:
+        table = pq.read_table(path, columns=["image", "label"], filters=filters, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
+    names = table["label"].to_pylist()
+    if Counter(names) != {name: rows for name, rows in shard.rows.items() if rows and label in (None, name)}:
+        raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
+    index = {name: number for number, name in enumerate(manifest.classes)}
+    labels = np.array([index[name] for name in names], dtype=np.int64)
+    pixels = _pixels(table["image"].combine_chunks(), manifest)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
+
+
+def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:
+    """Write one shard, whole or not at all, and return the SHA-256 of the file in hex.
+
+    pixels: uint8 (n, S, S, 3). about: the columns `label`, `path` and `hash`. The same photos give the same
+    bytes. Raises RayganError if the place can't be written.
+    """
+    if encoding == "raw":
+        flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+        kind = pa.binary(flat.shape[1])
+        images = pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
+    else:
+        images = pa.array([_png(image) for image in pixels], pa.binary())
+    columns = {"image": images, **{column: about[column] for column in ("label", "path", "hash")}}
+    table = pa.table({**columns, "split": pa.array([split] * len(pixels))})
+    sink = pa.BufferOutputStream()
+    # Pixels hardly compress and must load fast; the texts do.
+    compression = {column: "none" if column == "image" else "zstd" for column in table.column_names}
+    pq.write_table(table, sink, compression=compression, use_dictionary=["label", "split"])
+    content = sink.getvalue()
+    write_bytes(join(address, name), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:
+    """Images (n, S, S, 3) uint8 from a shard's image column."""
+    size = manifest.image_size
+    if manifest.encoding == "png":
+        decoded = [np.asarray(Image.open(io.BytesIO(image.as_py()), formats=["PNG"])) for image in images]
+        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+    data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
+    row = size * size * 3
+    return data[images.offset * row : (images.offset + len(images)) * row].reshape(-1, size, size, 3)

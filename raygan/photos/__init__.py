@@ -1,1 +1,0 @@
-"""What is known about photos without Ray: finding, decoding, judging and drawing them."""

@@ -1,0 +1,157 @@
+"""Quickstart: photos in, samples on HTTP, with one command and sensible choices.
+
+Prepares shards, trains the `quick` preset and serves what it learnt, through the same functions as the
+jobs. With no photos given it draws its own (`raygan.data.synthetic`), so that it needs no download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from raygan import tracking
+from raygan.addresses import is_remote
+from raygan.data import synthetic
+from raygan.data.prepare import prepare
+from raygan.data.settings import PrepareSettings
+from raygan.data.shards import DataSet
+from raygan.errors import ConfigurationError
+from raygan.quickstart.settings import QuickstartSettings
+from raygan.runtime import cluster, storage
+from raygan.runtime.runs import is_finished
+from raygan.serve.app import build, check_port
+from raygan.serve.settings import ServeSettings
+from raygan.settings import load_preset, validate
+from raygan.training import monitor
+from raygan.training.settings import TrainSettings
+from raygan.training.train import train
+
+#: Drawn faces of each label, and how long they are trained: enough to see faces appear in a few minutes.
+DRAWN_FACES, DRAWN_KIMG = 640, 20
+
+#: How long photos are trained: enough for recognisable faces.
+PHOTOS_KIMG = 100
+
+#: Cores that the training takes at most: its batches are too small to be shared among more.
+MOST_CORES = 8
+
+HOST = "127.0.0.1"
+
+
+def quickstart(settings: QuickstartSettings) -> None:
+    """Prepare, train and, unless told otherwise, serve until Ctrl-C.
+
+    Running it again with the same photos and settings goes on where it stopped, or straight to serving.
+    Raises ConfigurationError and RayganError as the stages do.
+    """
+    if settings.serve:
+        check_port(HOST, settings.port)
+    if is_remote(settings.storage):
+        raise ConfigurationError("--storage: the quickstart works in a local folder; jobs/train.py takes URIs")
+    tracking.connect(settings)
+    cluster.connect(settings)
+    inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
+    label = settings.label if settings.input else settings.label or "cat"
+    data = _shards(settings, inputs)
+    trained = _trained(settings, data, label)
+    address = f"http://{HOST}:{settings.port}/v1/sample?label={label or 'all'}&n=16&seed=7"
+    serving_here = _serve(settings) if settings.serve else None
+    print(f"\npictures  {trained}")
+    print(f"MLflow    {tracking.ui_command(settings)}")
+    if serving_here:
+        print(f"samples   {address}\n\nServing until Ctrl-C.", flush=True)
+        serving_here.wait()
+        serve.shutdown()
+    else:
+        environment = f"RAYGAN_STORAGE={settings.storage} " if not os.environ.get("MLFLOW_TRACKING_URI") else ""
+        print(f"serve     {environment}serve run serve_config.yaml, then open {address}")
+
+
+def _drawn_faces(root: Path) -> Path:
+    """The folder of drawn faces, made on the first call, whole or not at all."""
+    folder = root / f"drawn-faces-{DRAWN_FACES}"
+    if not folder.exists():
+        print(f"drawing {DRAWN_FACES} faces of each of {', '.join(synthetic.LABELS)}")
+        unfinished = folder.with_suffix(".part")
+        synthetic.draw_folder(unfinished, DRAWN_FACES)
+        unfinished.rename(folder)
+    return folder
+
+
+def _shards(settings: QuickstartSettings, inputs: list[str]) -> DataSet:
+    """Prepare the photos, again if they have changed."""
+    key = _digest(*(os.path.abspath(path) for path in inputs), str(settings.image_size))
+    values = {
+        **_storage_values(settings),
+        "input": inputs,
+        "output": storage.join(settings.storage, "shards", f"quickstart-{key}"),
+        "image_size": settings.image_size,
+        "overwrite": True,
+    }
+    prepare(validate(PrepareSettings, values))
+    return DataSet.open(str(values["output"]))
+
+
+def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
+    """Train, unless that was finished before on these shards; the folder of the pictures."""
+    name = f"quickstart-{label or 'all'}-{_digest(data.manifest.fingerprint, str(settings.epochs))}"
+    folder = storage.join(settings.storage, "runs", name)
+    if is_finished(settings, name):
+        print(f"run {name} is trained already")
+    else:
+        values = {
+            **load_preset(TrainSettings, "quick"),
+            **_storage_values(settings),
+            **_scale(settings, data, label),
+            "data": data.address,
+            "label": label,
+            "name": name,
+            "image_size": settings.image_size,
+        }
+        train(validate(TrainSettings, values))
+    return storage.join(folder, "pictures")
+
+
+def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> dict[str, Any]:
+    """Workers for the cores there are, and a length that suits the photos."""
+    # One worker with all cores: on a CPU, threads share a step at less cost than workers do.
+    cores = max(1, int(max(node.get("CPU", 0) for node in cluster.nodes())))
+    if settings.epochs:
+        length = {"epochs": settings.epochs, "kimg": None}
+    else:
+        length = {"kimg": PHOTOS_KIMG if settings.input else DRAWN_KIMG}
+    # Of a few held-back photos no quality can be told, and the drawn faces are for a first look.
+    judged = settings.input and monitor.can_judge(data.manifest.count("validation", label))
+    return {
+        "num_workers": 1,
+        "cpus_per_worker": min(cores, MOST_CORES),
+        **length,
+        **({} if judged else {"quality_every": 0}),
+    }
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _serve(settings: QuickstartSettings) -> threading.Event:
+    """Deploy the service; an event that is set when the user asks to stop."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    check_port(HOST, settings.port)
+    serve.start(http_options={"host": HOST, "port": settings.port})
+    serve.run(build(validate(ServeSettings, _storage_values(settings)).plain()), name="raygan")
+    sys.stdout.flush()
+    return stop
+
+
+def _storage_values(settings: QuickstartSettings) -> dict[str, Any]:
+    return {"storage": settings.storage, "tracking_uri": settings.tracking_uri, "experiment": settings.experiment}

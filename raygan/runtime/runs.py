@@ -1,0 +1,211 @@
+"""What jobs that run for long have in common: a place in storage, a thread of their own, and progress.
+
+A run lives in ``<storage>/runs/<name>``; its ``run.json`` ties it to its MLflow run and to the settings and shards it
+began with, so that the same command goes on with it and another one doesn't.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray.train
+from ray.util.queue import Empty, Queue
+from tqdm import tqdm
+
+from raygan.addresses import public_value
+from raygan.errors import ConfigurationError, RayganError, last_line
+from raygan.runtime import storage
+from raygan.runtime.settings import StorageSettings
+
+T = TypeVar("T")
+
+
+class RunRecord:
+    """A run's place in storage and its ``run.json``."""
+
+    def __init__(self, name: str, folder: str, values: dict[str, Any], *, resumed: bool):
+        self.name, self.folder, self.resumed = name, folder, resumed
+        self._values = values
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run that this run was logged to before, if it is resumed."""
+        return self._values.get("mlflow_run_id")
+
+    @property
+    def publications(self) -> int:
+        """How often its numbers have been published, in the sessions before too: a step for MLflow that only grows."""
+        return int(self._values.get("publications", 0))
+
+    @classmethod
+    def open(
+        cls,
+        settings: StorageSettings,
+        name: str,
+        fingerprint: str,
+        *,
+        may_change: Set[str],
+        allow_changes: bool = False,
+        under: str = "runs",
+        images: int | None = None,
+        minutes: float | None = None,
+        unfinished: bool = False,
+    ) -> RunRecord:
+        """The run of this name, old or new.
+
+        may_change: settings that a resumed run may have other values of. under: folder of the storage. images: what
+        the run shall have seen at its end, and minutes: how long it may have taken, if that is given; a finished one
+        that has seen fewer and taken less goes on, and so does one that is `unfinished`, since more is asked for now.
+        Raises ConfigurationError if the run is finished already, or was begun with other settings or shards.
+        """
+        if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name):
+            raise ConfigurationError(f"--name: {name!r} may have letters, digits, '.', '_' and '-' only, at most 120")
+        folder = storage.join(settings.storage, under, name)
+        now: dict[str, Any] = {"settings": recorded(settings), "fingerprint": fingerprint}
+        before = storage.read_json(storage.join(folder, "run.json"))
+        if before is None:
+            return cls(name, folder, now, resumed=False)
+        ended = images is None or before.get("images", 0) >= images or before.get("minutes", 0) >= (minutes or math.inf)
+        if before.get("state") == "finished" and ended and not unfinished:
+            further = "" if images is None else "train it further with more --epochs, --kimg or --minutes, or "
+            raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
+        differences = _differences(before, now, may_change)
+        if differences and not allow_changes:
+            advice = ", or resume it all the same with --allow-changes" if "allow_changes" in now["settings"] else ""
+            raise ConfigurationError(
+                f"--name: {name} was begun differently ({'; '.join(differences)}): give another --name{advice}"
+            )
+        print(f"resuming {name}")
+        workers = before.get("settings", {}).get("num_workers")
+        if workers != now["settings"].get("num_workers"):
+            print(f"it had --num-workers {workers} before: its numbers may differ from an undisturbed run's")
+        return cls(name, folder, {**before, **now}, resumed=True)
+
+    def save(self, **changes: str | float) -> None:
+        """Record changes of state."""
+        self._values |= changes
+        storage.write_json(storage.join(self.folder, "run.json"), self._values)
+
+
+def is_finished(settings: StorageSettings, name: str) -> bool:
+    """Whether a training of this name came to its end."""
+    record = storage.read_json(storage.join(settings.storage, "runs", name, "run.json"))
+    return record is not None and record.get("state") == "finished"
+
+
+def recorded(settings: StorageSettings) -> dict[str, Any]:
+    """The settings as they may be shown to everyone: an address may carry a password."""
+    values = settings.model_dump(mode="json", exclude={"tracking_uri"})
+    return {name: public_value(value) for name, value in values.items()}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[str]) -> list[str]:
+    old, new = before.get("settings", {}), now["settings"]
+    changed = [
+        f"{key} was {old.get(key)}, now {value}"
+        for key, value in new.items()
+        if key not in may_change and old.get(key) != value
+    ]
+    if before.get("fingerprint") != now["fingerprint"]:
+        changed.append("the shards have changed since")
+    return changed
+
+
+def address_of(run_folder: str, checkpoint: ray.train.Checkpoint) -> str:
+    """A checkpoint's address, with the scheme that Ray leaves out of its path."""
+    return storage.join(run_folder, posixpath.basename(checkpoint.path))
+
+
+class InBackground(Generic[T]):
+    """A call in a thread of its own, so that the main thread stays free for signals and progress."""
+
+    def __init__(self, call: Callable[[], T], doing: str):
+        self._doing = doing
+        self._outcome: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], T]) -> None:
+        try:
+            self._outcome["result"] = call()
+        except BaseException as error:
+            self._outcome["error"] = error
+
+    def finished(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> T:
+        """The call's result, waiting for it. Raises RayganError with the innermost cause if it failed."""
+        self._thread.join()
+        error = self._outcome.get("error")
+        if error is not None:
+            raise RayganError(f"{self._doing} failed: {last_line(error)}") from error
+        result: T = self._outcome["result"]
+        return result
+
+
+@dataclass(frozen=True)
+class Seen:
+    """News from a worker: it has seen so many images in all.
+
+    says: shown beside the bar. failed: why the work ended before its time, if it did.
+    """
+
+    images: int
+    worker: str = ""
+    says: str = ""
+    failed: str = ""
+
+
+class ImageProgress:
+    """A progress bar on standard error over images seen, with rate and time left, fed through a queue."""
+
+    def __init__(self, total: int, doing: str):
+        self._bar = tqdm(total=total, desc=doing, unit="img", unit_scale=True, smoothing=0.05, file=sys.stderr)
+        self._seen: dict[str, int] = {}
+        self._failed = ""
+
+    def __enter__(self) -> ImageProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def follow(self, events: Queue, call: InBackground[T]) -> T:
+        """Show what comes until the call has ended, and return its result. Raises RayganError if a worker failed."""
+        while not call.finished():
+            self._take(events, wait_s=0.5)
+        self._take(events, wait_s=0.1)
+        result = call.result()
+        if self._failed:
+            raise RayganError(self._failed)
+        return result
+
+    def _take(self, events: Queue, wait_s: float) -> None:
+        try:
+            batch = [events.get(timeout=wait_s), *events.get_nowait_batch(events.qsize())]
+        except Empty:
+            return
+        for event in batch:
+            self._show(event)
+
+    def _show(self, event: Seen) -> None:
+        if event.worker not in self._seen and event.images:
+            # What an earlier session did must not count as this session's speed.
+            self._bar.initial += event.images
+            self._bar.n += event.images
+            self._bar.start_t = self._bar.last_print_t = time.time()
+        else:
+            self._bar.update(max(0, event.images - self._seen.get(event.worker, 0)))
+        self._seen[event.worker] = event.images
+        self._failed = self._failed or event.failed
+        if event.says:
+            self._bar.set_postfix_str(event.says)

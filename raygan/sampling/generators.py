@@ -1,0 +1,174 @@
+"""Generators by name, and images from them, on the cluster.
+
+A generator is named as the user has it: ``raygan-generator-cat`` (the version under the serving alias),
+``raygan-generator-cat/3`` (that version), or a folder with ``generator.json``, such as a checkpoint. The driver loads
+it once into Ray's object store; tasks anywhere draw from it. Image i depends on the generator, the seed and i alone,
+however the work is split; with seed 0 it is the image that the service gives for seed i.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raygan import tracking
+from raygan.data.shards import DataSet
+from raygan.errors import ConfigurationError, RayganError
+from raygan.models.gan import Generator, load_generator
+from raygan.models.latents import images_of, latents_of
+from raygan.runtime import storage
+from raygan.runtime.settings import StorageSettings
+
+#: What a generator that was trained on all labels together calls its label.
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class NamedGenerator:
+    """A generator, on the CPU in evaluation mode, and the labels that it draws.
+
+    name: for tables and charts. about: what its trainer said of it.
+    """
+
+    name: str
+    generator: Generator
+    labels: tuple[str, ...]
+    about: dict[str, Any]
+
+    def sample(self, label: str, count: int, seed: int, first: int = 0) -> Tensor:
+        """uint8 images (count, 3, S, S) of a label: those with the numbers `first`, `first` + 1, ..."""
+        # Neighbouring seeds are neighbouring images to the service: sets of different seeds must not overlap.
+        start = (seed << 32) + first
+        latents = latents_of(range(start, start + count), self.generator.settings.z_dim)
+        return self.draw(label, latents)
+
+    def draw(self, label: str, latents: Tensor) -> Tensor:
+        """uint8 images (n, 3, S, S) of a label, of given latents (n, z_dim)."""
+        known = self.generator.labels
+        classes = torch.full((len(latents),), known.index(label)) if known else None
+        return images_of(self.generator, latents, classes)
+
+
+def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:
+    """The named generators, or if none is named the champion of each of the labels that has one.
+
+    A champion of several labels is there once, and draws those that it is champion of. No two have the same name.
+    Raises ConfigurationError if a name is unknown or given twice, RayganError if files are missing or damaged.
+    """
+    if named:
+        return _distinct([_folder(name) if _is_folder(name) else _registered(settings, name) for name in named], named)
+    champions = tracking.serving_generators(tracking.connect(settings))
+    draws: dict[tracking.RegisteredModel, list[str]] = {}
+    for label in labels:
+        if label in champions:
+            draws.setdefault(champions[label], []).append(label)
+    return [replace(_download(settings, model), labels=tuple(own)) for model, own in draws.items()]
+
+
+def matching_generators(settings: StorageSettings, named: Sequence[str], data: DataSet) -> list[NamedGenerator]:
+    """The generators of `find_generators` for training beside the shards' photos: of all their labels, at their size.
+
+    Warns of those that were trained on other shards. Raises RayganError or ConfigurationError if they can't be had, or
+    don't draw what the shards hold.
+    """
+    found = find_generators(settings, named, data.manifest.classes)
+    check_labels(found, data)
+    check_size(found, data)
+    check_drawn(found, data.manifest.classes)
+    for one in found:
+        if one.about.get("fingerprint") != data.manifest.fingerprint:
+            print(
+                f"{one.name} was trained on other shards than {data.address}, or doesn't say on which: it may have "
+                f"learnt from photos that these have for validation",
+                file=sys.stderr,
+            )
+    return found
+
+
+def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[NamedGenerator]:
+    """The generators; those that share a name have what they were asked for by instead."""
+    times = Counter(one.name for one in found)
+    distinct = [
+        replace(one, name=asked) if times[one.name] > 1 else one for one, asked in zip(found, named, strict=True)
+    ]
+    again = [name for name, count in Counter(one.name for one in distinct).items() if count > 1]
+    if again:
+        raise ConfigurationError(f"--model: {again[0]} is given twice")
+    return distinct
+
+
+def _is_folder(name: str) -> bool:
+    return storage.is_file(storage.join(name, "generator.json"))
+
+
+def _folder(address: str) -> NamedGenerator:
+    address = storage.absolute(address)  # "." has no name
+    name = storage.name(address)
+    if name == "generator":
+        name = storage.name(storage.parent(address))
+    with storage.checkpoint_at(address).as_directory() as folder:
+        return _named(name, *load_generator(Path(folder)))
+
+
+def _registered(settings: StorageSettings, name: str) -> NamedGenerator:
+    client = tracking.connect(settings)
+    model = tracking.find_model(client, name)
+    if model is None:
+        raise ConfigurationError(
+            f"--model: {name!r} is neither a folder with generator.json nor a registered model "
+            f"(NAME for the version under {tracking.SERVING_ALIAS!r}, or NAME/VERSION)"
+        )
+    return _download(settings, model)
+
+
+def _download(settings: StorageSettings, model: tracking.RegisteredModel) -> NamedGenerator:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = tracking.download_model(tracking.connect(settings), model, Path(scratch))
+        generator, about = load_generator(folder)
+    return _named(f"{model.name}/{model.version}", generator, about)
+
+
+def _named(name: str, generator: Generator, about: dict[str, Any]) -> NamedGenerator:
+    labels = generator.labels or (str(about.get("label", ALL)),)
+    return NamedGenerator(name, generator, labels, about)
+
+
+def check_drawn(found: Sequence[NamedGenerator], labels: Sequence[str]) -> None:
+    """Raise RayganError if no generator draws one of the labels."""
+    for label in labels:
+        if not any(label in one.labels for one in found):
+            raise RayganError(
+                f"no generator draws {label}: train one with `python jobs/train.py --label {label}`, "
+                f"or name one with --model (a registered model or a folder)"
+            )
+
+
+def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise RayganError if a generator draws a label that the shards don't have."""
+    classes = data.manifest.classes
+    for one in found:
+        strange = [label for label in one.labels if label not in (*classes, ALL)]
+        if strange:
+            raise RayganError(
+                f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
+                f"give shards with that label, or another generator"
+            )
+
+
+def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise ConfigurationError if a generator draws images of another size than the shards hold."""
+    for one in found:
+        size, held = one.generator.settings.image_size, data.manifest.image_size
+        if size != held:
+            raise ConfigurationError(
+                f"--model: {one.name} draws {size} px images, but {data.address} holds {held} px ones: "
+                f"give shards of {size} px"
+            )

@@ -1,0 +1,208 @@
+"""Records on their way to MLflow: on disk first, so that nothing is lost and nobody waits.
+
+A spool is a folder of one run, where any process of this machine puts records, each a file of its own that
+appears whole or not at all. One `Sender`, a thread in the process that owns the run, sends them in order and
+deletes what the server has taken. A server that doesn't answer only lets the folder grow; what is still there
+when the process ends, or is killed, goes out when the run is opened again or the next run of this storage starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import posixpath
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+from mlflow.exceptions import MlflowException
+from tqdm import tqdm
+
+from raygan.errors import first_line
+from raygan.runtime import storage
+
+#: Most metrics that MLflow takes in one call.
+_BATCH = 1000
+
+#: Seconds between two tries while the server doesn't answer, doubled each time.
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
+
+_numbers = itertools.count()
+
+
+class Spool:
+    """The folder of one run's records. Writing is quick and never speaks to MLflow.
+
+    Raises RayganError where a record can't be written: the disk is full, or the folder is somebody else's.
+    """
+
+    def __init__(self, folder: Path, run_id: str):
+        self.run_id, self.folder = run_id, folder / run_id
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def put_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics at a step; NaN and infinity are left out, and told by the tag ``not_finite``."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._put({"metrics": finite, "step": step, "time": int(time.time() * 1000)})
+        if len(finite) < len(values):
+            bad = ", ".join(sorted(set(values) - set(finite)))
+            self.put_tags({"not_finite": f"{bad} at step {step}"})
+
+    def put_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run; later ones of a name win."""
+        self._put({"tags": dict(tags)})
+
+    def put_artifact(self, content: bytes, path: str) -> None:
+        """A file for the run's artifacts, at ``path`` such as ``pictures/samples.png``."""
+        kept = f"{self._name()}.content"
+        storage.write_bytes(str(self.folder / kept), content)
+        self._put({"artifact": path, "content": kept})
+
+    def put_status(self, status: str) -> None:
+        """The run's end: FINISHED, FAILED or KILLED."""
+        self._put({"status": status, "time": int(time.time() * 1000)})
+
+    def waiting(self) -> list[Path]:
+        """The records not yet sent, oldest first."""
+        return sorted(self.folder.glob("*.json"))
+
+    def bytes_waiting(self) -> int:
+        """Of artifacts that wait."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.content"))
+
+    def _put(self, record: dict[str, Any]) -> None:
+        storage.write_bytes(str(self.folder / f"{self._name()}.json"), json.dumps(record).encode())
+
+    def _name(self) -> str:
+        return f"{time.time_ns():020d}-{os.getpid()}-{next(_numbers):06d}"
+
+
+class Sender:
+    """Sends a spool's records to MLflow from a thread of its own."""
+
+    def __init__(self, client: MlflowClient, spool: Spool):
+        self._client, self._spool = client, spool
+        self._last_steps: dict[str, int] = {}
+        self._closing = threading.Event()
+        self._complained = False
+        self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> int:
+        """Send what is there, for at most so many seconds; the number of records that still wait."""
+        self._closing.set()
+        self._thread.join(timeout_s)
+        left = len(self._spool.waiting())
+        if not left and not self._thread.is_alive():
+            shutil.rmtree(self._spool.folder, ignore_errors=True)
+        return left
+
+    def _run(self) -> None:
+        wait_s = _FIRST_WAIT
+        while True:
+            closing = self._closing.is_set()
+            delivered = self._send_all()
+            if closing and delivered:
+                return
+            wait_s = _FIRST_WAIT if delivered else min(_LONGEST_WAIT, wait_s * 2)
+            # On closing, one more try at once, and then at short intervals until the caller gives up.
+            self._closing.wait(wait_s) if not closing else time.sleep(_FIRST_WAIT)
+
+    def _send_all(self) -> bool:
+        """Send what waits; whether the server took it."""
+        try:
+            send_records(self._client, self._spool, self._last_steps)
+        except Exception as error:
+            # Tracking must never end a job: whatever the store raises is said once and tried again.
+            if not self._complained:
+                reason = first_line(error)
+                tqdm.write(f"warning: MLflow does not take records ({reason}); they wait on disk", file=sys.stderr)
+            self._complained = True
+            return False
+        if self._complained:
+            tqdm.write("MLflow takes records again; nothing was lost", file=sys.stderr)
+        self._complained = False
+        return True
+
+
+def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int]) -> None:
+    """Send every record of a spool, deleting each once the server has it. Raises what the client raises.
+
+    A record that the server understands and refuses (a name it doesn't allow) is said and dropped.
+
+    last_steps: the last step of each metric that the server has; filled as needed. A metric is not sent again
+    for a step that it has passed: a training that went back to a checkpoint passes the same steps twice.
+    """
+    records = spool.waiting()
+    alone = 0
+    while records:
+        metrics: list[Metric] = []
+        taken: list[Path] = []
+        # Not in `last_steps` before the server has them. A job that was killed while the server was away passes the
+        # same steps twice in one lot.
+        steps = dict(last_steps)
+        for path in records:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if "metrics" not in record or len(metrics) + len(record["metrics"]) > _BATCH or (alone and taken):
+                break
+            new = _new_metrics(client, spool.run_id, record, steps)
+            steps |= {metric.key: metric.step for metric in new}
+            metrics += new
+            taken.append(path)
+        try:
+            if metrics:
+                client.log_batch(spool.run_id, metrics=metrics)
+                last_steps |= steps
+            elif not taken:
+                taken = records[:1]
+                _send_other(client, spool, json.loads(taken[0].read_text(encoding="utf-8")))
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(taken) > 1:  # one of them: the others must not be lost
+                alone = len(taken)
+                continue
+            # It would be refused for ever, and hold up all that comes after it.
+            tqdm.write(f"warning: MLflow refuses a record: {first_line(error)}", file=sys.stderr)
+        alone = max(0, alone - len(taken))
+        for path in taken:
+            path.unlink()
+        records = records[len(taken) :]
+
+
+def _new_metrics(client: MlflowClient, run_id: str, record: dict[str, Any], last_steps: dict[str, int]) -> list[Metric]:
+    for name in record["metrics"]:
+        if name not in last_steps:
+            history = client.get_metric_history(run_id, name)
+            last_steps[name] = max((metric.step for metric in history), default=-1)
+    step, values = int(record["step"]), record["metrics"]
+    return [Metric(name, value, record["time"], step) for name, value in values.items() if step > last_steps[name]]
+
+
+def _send_other(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> None:
+    if "tags" in record:
+        client.log_batch(spool.run_id, tags=[RunTag(name, value) for name, value in record["tags"].items()])
+    elif "artifact" in record:
+        _send_artifact(client, spool, record)
+    elif "status" in record:
+        client.set_terminated(spool.run_id, record["status"], end_time=record["time"])
+
+
+def _send_artifact(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> None:
+    kept = spool.folder / record["content"]
+    if not kept.exists():
+        return  # sent before, by a process that was killed before it could delete the record
+    named = spool.folder / "sending" / posixpath.basename(record["artifact"])
+    named.parent.mkdir(exist_ok=True)
+    shutil.copyfile(kept, named)
+    client.log_artifact(spool.run_id, str(named), posixpath.dirname(record["artifact"]) or None)
+    shutil.rmtree(named.parent)
+    kept.unlink()

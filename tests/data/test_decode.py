@@ -1,0 +1,65 @@
+"""Bytes to pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raygan.data.decode import Unreadable, decode, looks_like_image, pixel_hash, read_header, to_square
+from tests.data.messy import bomb, encoded, picture
+
+
+def test_a_bomb_is_known_by_its_header():
+    assert read_header(bomb(30_000)).megapixels == 900
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b"<html>", "HTML"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
+        (b"%!PS-Adobe-3.0 EPSF", "not an"),
+    ],
+)
+def test_what_is_no_image_is_said(data, says):
+    with pytest.raises(Unreadable, match=says):
+        read_header(data)
+
+
+def test_sixteen_bit_and_floating_grey_keep_their_range():
+    ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (8, 1))
+    deep = decode(read_header(encoded(Image.fromarray(ramp), "PNG")))
+    floating = decode(read_header(encoded(Image.fromarray(ramp.astype(np.float32) / 65535), "TIFF")))
+    for image in (deep, floating):
+        np.testing.assert_array_equal(np.asarray(image)[0, :, 1], np.arange(256))
+
+
+def test_transparency_lies_on_white():
+    clear = decode(read_header(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG")))
+    half = decode(read_header(encoded(Image.new("LA", (4, 4), (0, 128)), "PNG")))
+    assert clear.getpixel((0, 0)) == (255, 255, 255)
+    assert half.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_resizing_antialiases():
+    """A board of single-pixel squares has no structure at a quarter of its size: it must come out grey."""
+    board = np.indices((256, 256)).sum(axis=0) % 2 * 255
+    small = np.asarray(to_square(Image.fromarray(board.astype(np.uint8)).convert("RGB"), 64, "crop"), float)
+    assert np.abs(small - 127.5).max() < 6
+
+
+def test_the_hash_is_of_pixels_not_of_files():
+    photo = picture(1)
+    assert pixel_hash(decode(read_header(encoded(photo, "PNG")))) == pixel_hash(
+        decode(read_header(encoded(photo, "BMP")))
+    )
+    assert pixel_hash(photo) != pixel_hash(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    assert pixel_hash(Image.new("RGB", (4, 2))) != pixel_hash(Image.new("RGB", (2, 4)))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_formats_are_known_by_their_first_bytes(kind):
+    assert looks_like_image(encoded(picture(2), kind)[:16])
+    assert not looks_like_image(b"just some text..")

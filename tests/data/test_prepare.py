@@ -1,0 +1,358 @@
+"""`prepare` end to end: verdicts, counts, pixels, resuming, splits, refusals."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps
+
+from raygan.data import outliers, tasks
+from raygan.data import report as photo_report
+from raygan.data.prepare import _list, _Work, prepare
+from raygan.data.settings import PrepareSettings
+from raygan.data.shards import DataSet, read_shard
+from raygan.errors import ConfigurationError, RayganError
+from tests.data import messy
+
+REPOSITORY = Path(__file__).parent.parent
+REAL_MESSY = REPOSITORY.parent / "shared" / "data" / "messy"
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """One MLflow database for all: to make one takes seconds."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture
+def settings(tmp_path, records):
+    """A function that gives settings which write below the test's folder and skip the slow outlier network."""
+
+    def make(*inputs: Path | str, **changes: Any) -> PrepareSettings:
+        values = {"output": str(tmp_path / "shards"), "storage": str(records), "skip": ["outlier"]}
+        return PrepareSettings.model_validate({**values, "input": [str(path) for path in inputs], **changes})
+
+    return make
+
+
+def rows(output: str | Path) -> list[dict[str, Any]]:
+    """All rows of all shards that the manifest names."""
+    data = DataSet.open(str(output))
+    return [row for shard in data.manifest.shards for row in pq.read_table(Path(output, shard.file)).to_pylist()]
+
+
+def rejected(output: str | Path) -> dict[str, str]:
+    return {row["path"]: row["reason"] for row in pq.read_table(Path(output, "rejected.parquet")).to_pylist()}
+
+
+def verdicts(output: str | Path, names: list[str]) -> dict[str, str]:
+    kept, reasons = {row["path"] for row in rows(output)}, rejected(output)
+    return {name: "kept" if name in kept else reasons.get(name, "ignored") for name in names}
+
+
+def contents(output: str | Path) -> dict[str, bytes]:
+    """Every file of a finished data set but the report of time-dependent things, of which there is none."""
+    return {str(path.relative_to(output)): path.read_bytes() for path in Path(output).rglob("*") if path.is_file()}
+
+
+def photo_folder(root: Path, count: int, labels: tuple[str, ...] = ("cat", "dog"), start: int = 0) -> Path:
+    for number, label in enumerate(labels):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + count):
+            messy.picture(1000 * (number + 1) + i, 96).save(root / label / f"{i:04}.png")
+    return root
+
+
+def test_messy_folder_of_our_own(tmp_path, settings):
+    expected = messy.build(tmp_path / "messy")
+    made = settings(tmp_path / "messy", skip=[])
+    report = prepare(made)
+    assert verdicts(made.output, list(expected)) == expected
+    assert report["kept"] + report["rejected"] + report["ignored"] == report["seen"] == len(expected)
+    pictures = {path.name for path in Path(made.output, "pictures").iterdir()}
+    assert {"kept.png", "distributions.png"} <= pictures
+    assert {f"rejected-{reason}.png" for reason in set(rejected(made.output).values())} <= pictures
+    assert not Path(made.output, ".prepare").exists()
+
+
+@pytest.mark.skipif(not REAL_MESSY.is_dir(), reason="the folder of real faults is not here")
+@pytest.mark.parametrize("size", [32, 128])
+def test_messy_folder_of_real_photos(settings, size):
+    made = settings(REAL_MESSY, skip=[], image_size=size)
+    report = prepare(made)
+    with open(REAL_MESSY / "expected.csv", encoding="utf-8") as file:
+        expected = {row["file"]: row["reason"] or row["verdict"] for row in csv.DictReader(file)}
+    assert verdicts(made.output, list(expected)) == expected
+    assert report["seen"] == sum(len(files) for _, _, files in os.walk(REAL_MESSY))
+
+
+def test_pixels_are_those_of_pillow(tmp_path, settings):
+    expected = messy.build(tmp_path / "messy")
+    made = settings(tmp_path / "messy")
+    prepare(made)
+    found = {row["path"]: np.frombuffer(row["image"], np.uint8).reshape(64, 64, 3) for row in rows(made.output)}
+    assert len(found) == sum(verdict == "kept" for verdict in expected.values())
+    for name in ("cat/rotated.jpg", "cat/cmyk.jpg", "dog/gray.png", "dog/palette.gif", "dog/animated.gif"):
+        with Image.open(tmp_path / "messy" / name) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        np.testing.assert_array_equal(found[name], np.asarray(upright.resize((64, 64), Image.Resampling.BICUBIC)))
+    grey = np.asarray(messy.picture(501).convert("L").resize((64, 64), Image.Resampling.BICUBIC), float)
+    assert np.abs(found["dog/gray16.png"][..., 0] - grey).max() <= 1
+
+
+def test_png_shards_hold_the_same_pixels(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 8)
+    pixels = {}
+    for encoding in ("raw", "png"):
+        made = settings(photos, encoding=encoding, output=str(tmp_path / encoding), validation=0)
+        prepare(made)
+        data = DataSet.open(made.output)
+        pixels[encoding] = [read_shard(made.output, data.manifest, shard)[0] for shard in data.shards("train")]
+    assert pixels["raw"][0].shape == (16, 3, 64, 64)
+    np.testing.assert_array_equal(pixels["raw"][0], pixels["png"][0])
+
+
+def test_padding_keeps_the_whole_photo(tmp_path, settings):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    messy.picture(3, 160).crop((0, 0, 160, 80)).save(tmp_path / "photos" / "cat" / "wide.png")
+    made = settings(tmp_path / "photos", fit="pad")
+    prepare(made)
+    (row,) = rows(made.output)
+    pixels = np.frombuffer(row["image"], np.uint8).reshape(64, 64, 3)
+    assert not pixels[:16].any()
+    assert not pixels[48:].any()
+    assert pixels[16:48].std() > 10
+
+
+def test_parquet_with_an_image_column_gives_what_the_folder_gives(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 10)
+    files = sorted(photos.rglob("*.png"))
+    table = pa.table(
+        {
+            "image": [{"bytes": path.read_bytes(), "path": path.name} for path in files] + [{"bytes": b"", "path": ""}],
+            "label": [path.parent.name.upper() + "S" for path in files] + ["cat"],
+        }
+    )
+    pq.write_table(table, tmp_path / "hub.parquet", row_group_size=6)
+    of_folder = settings(photos, output=str(tmp_path / "a"), chunk_images=4)
+    of_table = settings(tmp_path / "hub.parquet", output=str(tmp_path / "b"), chunk_images=4)
+    prepare(of_folder)
+    report = prepare(of_table)
+    assert (report["seen"], report["kept"]) == (21, 20)
+    assert rejected(of_table.output) == {"hub.parquet#20": "unreadable"}
+
+    def content(output: str) -> list[Any]:
+        return sorted((row["hash"], row["label"], row["split"], row["image"]) for row in rows(output))
+
+    assert content(of_table.output) == content(of_folder.output)
+
+
+def test_a_killed_job_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, settings, capfd):
+    photos = photo_folder(tmp_path / "photos", 60)
+    calm = settings(photos, output=str(tmp_path / "calm"), chunk_images=4)
+    prepare(calm)
+    killed = settings(photos, output=str(tmp_path / "killed"), chunk_images=4)
+    _kill_half_way(killed, photos)
+    assert not Path(killed.output, "manifest.json").exists()
+    with pytest.raises(RayganError, match="manifest"):
+        DataSet.open(killed.output)
+    capfd.readouterr()
+    prepare(killed)
+    assert "chunks are there" in capfd.readouterr().out
+    assert contents(killed.output) == contents(calm.output)
+
+
+def _kill_half_way(settings: PrepareSettings, photos: Path) -> None:
+    """Start the job in a process of its own and SIGKILL it when some of its chunks are written."""
+    command = [sys.executable, "jobs/prepare.py", "--input", str(photos), "--output", settings.output]
+    command += ["--storage", settings.storage, "--chunk-images", "4", "--skip", "outlier"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    work = Path(settings.output, ".prepare")
+    while time.monotonic() < deadline and len(list(work.glob("chunk-*.parquet"))) < 2:
+        assert process.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_split_stays_when_files_are_added_and_renamed(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 40)
+    first = settings(photos, output=str(tmp_path / "first"), validation=0.3)
+    prepare(first)
+    photo_folder(photos, 20, start=100)
+    for number, path in enumerate(sorted(photos.rglob("00*.png"))):
+        path.rename(path.with_name(f"renamed {100 - number}.png"))
+    second = settings(photos, output=str(tmp_path / "second"), validation=0.3)
+    prepare(second)
+    before = {row["hash"]: row["split"] for row in rows(first.output)}
+    after = {row["hash"]: row["split"] for row in rows(second.output)}
+    assert len(after) == 120
+    assert {hash_: after[hash_] for hash_ in before} == before
+    assert 0.1 < sum(split == "validation" for split in after.values()) / len(after) < 0.5
+
+
+def test_near_duplicates_that_are_kept_share_a_split(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 20, ("cat",))
+    for path in list((photos / "cat").iterdir()):
+        Image.open(path).resize((90, 90)).save(path.with_suffix(".jpg"), quality=85)
+    made = settings(photos, skip=["outlier", "near_duplicate"], validation=0.5)
+    prepare(made)
+    splits: dict[str, set[str]] = {}
+    for row in rows(made.output):
+        splits.setdefault(Path(row["path"]).stem, set()).add(row["split"])
+    assert len(splits) == 20
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_output_is_not_replaced_unless_told(tmp_path, settings, capsys):
+    photos = photo_folder(tmp_path / "photos", 4)
+    made = settings(photos)
+    report = prepare(made)
+    assert prepare(made) == report
+    assert "nothing to do" in capsys.readouterr().out
+    other = settings(photos, image_size=32)
+    with pytest.raises(ConfigurationError, match="--overwrite"):
+        prepare(other)
+    assert DataSet.open(made.output).manifest.image_size == 64
+    prepare(settings(photos, image_size=32, overwrite=True))
+    assert DataSet.open(made.output).manifest.image_size == 32
+
+
+def test_dry_run_writes_nothing(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 4)
+    made = settings(photos, dry_run=True, storage=str(tmp_path / "storage"))
+    assert prepare(made)["kept"] == 8
+    assert not Path(made.output).exists()
+    assert not Path(made.storage).exists()
+
+
+def test_output_inside_the_input_is_not_an_input(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 4)
+    made = settings(photos, output=str(photos / "shards"))
+    assert prepare(made)["seen"] == 8
+    assert prepare(settings(photos, output=made.output, overwrite=True, image_size=32))["seen"] == 8
+
+
+def _class_with_one_outlier(root: Path) -> Path:
+    (root / "cat").mkdir(parents=True, exist_ok=True)
+    base = np.asarray(messy.picture(7, 64), float)
+    for i in range(110):
+        noise = np.random.default_rng(i).normal(0, 12, base.shape)
+        Image.fromarray((base + noise).clip(0, 255).astype(np.uint8)).save(root / "cat" / f"{i}.png")
+    y, x = np.mgrid[:64, :64]
+    board = ((x // 8 + y // 8) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(root / "cat" / "board.png")
+    return root
+
+
+def test_outliers_are_found_in_classes_that_are_large_enough(tmp_path, settings):
+    photos = _class_with_one_outlier(tmp_path / "photos")
+    made = settings(photos, skip=["near_duplicate"], outlier_deviations=6)
+    report = prepare(made)
+    assert rejected(made.output) == {"cat/board.png": "outlier"}
+    assert report["outliers"]["cat"]["found"] == 1
+
+
+def test_a_search_for_outliers_that_fails_says_why_in_one_line(tmp_path, settings, monkeypatch):
+    def fail(places: Any) -> None:
+        raise RayganError("cannot read the chunk")
+
+    monkeypatch.setattr(tasks, "outlier_scores", fail)
+    monkeypatch.setattr(outliers, "MIN_PHOTOS", 4)
+    made = settings(photo_folder(tmp_path / "photos", 4, ("cat",)))
+    verdicts = SimpleNamespace(alive_by_label=lambda: {"cat": np.arange(4)})
+    with pytest.raises(RayganError, match=r"^cannot read the chunk$"):  # and no traceback of Ray's
+        _Work(made, _list(made), made.output)._reject_outliers(verdicts)
+
+
+def test_a_job_that_died_while_it_wrote_ends_with_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):
+    photos = _class_with_one_outlier(tmp_path / "photos")
+    same = {"skip": ["near_duplicate"], "outlier_deviations": 6, "chunk_images": 16}
+    calm = settings(photos, output=str(tmp_path / "calm"), **same)
+    prepare(calm)
+    died = settings(photos, output=str(tmp_path / "died"), **same)
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt("now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(photo_report, "write", die)
+        with pytest.raises(KeyboardInterrupt, match="now"):
+            prepare(died)
+    assert list(Path(died.output).glob("*-00000.parquet"))
+    chunks = sorted(Path(died.output, ".prepare").glob("chunk-*.parquet"))
+    for lost in chunks[::2]:  # as if it had died earlier, with only some of the chunks and all shards there
+        lost.unlink()
+    prepare(died)
+    assert contents(died.output) == contents(calm.output)
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "says"),
+    [
+        (None, ConfigurationError, "no files"),
+        ("notes.txt", RayganError, "no photo"),
+        ("cat/broken.jpg", RayganError, "unreadable"),
+        ("12/12.3.jpg", ConfigurationError, "--label"),
+    ],
+)
+def test_inputs_without_photos(tmp_path, settings, file, error, says):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    if file:
+        (photos / file).parent.mkdir(exist_ok=True)
+        (photos / file).write_bytes(b"not a photo")
+    with pytest.raises(error, match=says):
+        prepare(settings(photos))
+
+
+def test_an_input_that_is_not_there(tmp_path, settings):
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        prepare(settings(tmp_path / "nowhere"))
+
+
+def test_output_that_cannot_be_written(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 2)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RayganError, match="cannot write"):
+        prepare(settings(photos, output=str(tmp_path / "file" / "shards")))
+
+
+def test_an_input_that_vanishes_stops_the_job_and_a_file_that_vanishes_does_not(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 4)
+    made = settings(photos)
+    (tmp_path / "work").mkdir()
+    work = _Work(made, _list(made), str(tmp_path / "work"))
+    (photos / "cat" / "0001.png").unlink()
+    work.examine()
+    reasons = work.judge()[0]["reason"].to_pylist()
+    assert reasons.count("unreadable") == 1
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    shutil.rmtree(photos)
+    with pytest.raises(RayganError, match="vanished"):
+        work.examine()

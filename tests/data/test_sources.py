@@ -1,0 +1,125 @@
+"""Finding photos and their labels."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raygan.data.sources import columns, find_photos, normalise, shown
+from raygan.errors import ConfigurationError
+
+
+def make(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\xff\xd8\xff")
+    return root
+
+
+def labels(*inputs, **options):
+    listing = find_photos([str(path) for path in inputs], **options)
+    return {shown(row["path"], row["row"]): row["label"] for row in listing.photos.to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("Cats/a.jpg", "cats/b.jpg", "cat/c.jpg", "DOG/d.jpg"), {"cat", "dog"}),
+        (("training_set/training_set/cats/cat.1.jpg", "test_set/test_set/dogs/dog.1.jpg"), {"cat", "dog"}),
+        (("deep/er/cats/2019/a.jpg", "deep/er/dogs/2020/b.jpg"), {"cat", "dog"}),
+        (("cats/12/1.jpg", "dogs/12/1.jpg"), {"cat", "dog"}),
+        (
+            (
+                "train/cat.1.jpg",
+                "train/dog.1.jpg",
+                "train/cat.2.jpg",
+                "train/dog.2.jpg",
+                *(f"train/cat.{i}.jpg" for i in range(3, 9)),
+            ),
+            {"cat", "dog"},
+        ),
+        (tuple(f"great_pyrenees_{i}.jpg" for i in range(5)), {"great_pyrenee"}),
+        (tuple(f"photos/{label}_{i:05}.jpg" for i in range(8) for label in ("cat", "dog")), {"cat", "dog"}),
+        (("wolf/1.jpg", "fox/2.jpg", *(f"cat.{i}.jpg" for i in range(4))), {"wolf", "fox", "cat"}),
+        (("only/cats/1.jpg", "only/cats/2.jpg"), {"cat"}),
+        (("котики/1.jpg", "Собаки/2.jpg"), {"котики", "собаки"}),
+    ],
+)
+def test_labels_are_guessed(tmp_path, names, expected):
+    assert set(labels(make(tmp_path, *names)).values()) == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("after_4_bis/12/12.3.jpg", "after_4_bis/13/13.1.jpg"), ("1.jpg", "15747.jpg"), ("IMG_0001.jpg", "IMG_0002.jpg")],
+)
+def test_folders_of_one_class_need_a_label(tmp_path, names):
+    make(tmp_path, *names)
+    with pytest.raises(ConfigurationError, match="--label"):
+        labels(tmp_path)
+    assert set(labels(tmp_path, label="Dogs").values()) == {"dog"}
+
+
+def test_several_inputs_globs_and_single_files(tmp_path):
+    make(tmp_path, "a/cats/1.jpg", "b/cats/2.jpg", "b/dogs/3.jpg", "c/dog.1.jpg")
+    assert set(labels(tmp_path / "*" / "cats", label="cat")) == {"a/cats/1.jpg", "b/cats/2.jpg"}
+    assert set(labels(tmp_path / "**" / "*.jpg", label="x")) == {
+        "a/cats/1.jpg",
+        "b/cats/2.jpg",
+        "b/dogs/3.jpg",
+        "c/dog.1.jpg",
+    }
+    assert labels(tmp_path / "c" / "dog.1.jpg", tmp_path / "b") == {
+        "dog.1.jpg": "dog",
+        "cats/2.jpg": "cat",
+        "dogs/3.jpg": "dog",
+    }
+    assert labels(tmp_path / "a" / "cats", tmp_path / "b" / "dogs") == {"1.jpg": "cat", "3.jpg": "dog"}
+
+
+def test_everything_is_counted(tmp_path):
+    make(tmp_path, "cat/1.jpg", "dog/2.jpg", "stray.jpg", "notes.txt", ".hidden.jpg", "__MACOSX/cat/._1.jpg")
+    os.mkfifo(tmp_path / "cat" / "pipe.jpg")
+    (tmp_path / "dog" / "nowhere.jpg").symlink_to(tmp_path / "gone")
+    (tmp_path / "dog" / "around").symlink_to(tmp_path)
+    listing = find_photos([str(tmp_path)])
+    assert listing.photos.num_rows == 3  # the link to nowhere is a photo that can't be read
+    assert listing.ignored == {"no label": 1, "not an image": 1, "hidden file": 2, "not a regular file": 1}
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    make(tmp_path, "cat/a.jpg")
+    with open(os.fsencode(tmp_path) + b"/cat/caf\xe9.jpg", "wb") as file:
+        file.write(b"\xff\xd8\xff")
+    assert set(labels(tmp_path)) == {"cat/a.jpg", "cat/caf\\xe9.jpg"}
+
+
+def test_parquet_labels_are_named_as_the_hub_names_them(tmp_path):
+    names = b'{"info": {"features": {"label": {"names": ["Cat", "Dog"]}}}}'
+    table = pa.table({"image": [{"bytes": b"a", "path": "x"}] * 3, "label": [0, 1, 1]})
+    pq.write_table(table.replace_schema_metadata({b"huggingface": names}), tmp_path / "train.parquet")
+    assert labels(tmp_path) == {"train.parquet#0": "cat", "train.parquet#1": "dog", "train.parquet#2": "dog"}
+    assert columns(table.schema) == ("image", "label")
+    with pytest.raises(ConfigurationError, match="--label-column"):
+        labels(tmp_path, label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        ("Cats", "cat"),
+        ("puppies", "puppy"),
+        ("foxes", "fox"),
+        ("Maine Coon", "maine_coon"),
+        ("bus", "bus"),
+        ("grass", "grass"),
+        ("iris", "iris"),
+        (" dog ", "dog"),
+    ],
+)
+def test_plural_and_case(given, label):
+    assert normalise(given) == label

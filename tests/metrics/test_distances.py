@@ -1,0 +1,119 @@
+"""Distances between sets of features, against closed forms, simulation and plain definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from raygan.errors import RayganError
+from raygan.metrics.distances import Statistics, density_coverage, diversity, kid, nearest, precision_recall
+
+
+def plain_kid(real, fake):
+    """The unbiased squared MMD of all images at once, straight from the definition."""
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
+    m, n = len(real), len(fake)
+    rr, ff, rf = kernel(real, real), kernel(fake, fake), kernel(real, fake)
+    return (
+        (rr.sum() - rr.diagonal().sum()) / (m * (m - 1))
+        + (ff.sum() - ff.diagonal().sum()) / (n * (n - 1))
+        - 2 * rf.mean()
+    ).item()
+
+
+def normal(count, dim, shift=0.0, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(shift, 1, (count, dim))).float()
+
+
+def test_kid_is_the_definition_on_the_mean_over_subsets():
+    real, fake = normal(80, 6, seed=1), normal(60, 6, shift=0.5, seed=2)
+    found, _ = kid(real, fake, subsets=2000, subset_size=20)
+    assert found == pytest.approx(plain_kid(real.double(), fake.double()), rel=0.02)
+
+
+def test_kid_of_two_halves_of_one_set_is_zero_in_expectation():
+    """Unbiased: over 200 pairs of samples of one distribution the mean is within 3 of its standard errors of 0."""
+    values = [kid(normal(40, 5, seed=2 * i), normal(40, 5, seed=2 * i + 1), subsets=10)[0] for i in range(200)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5
+    assert min(values) < 0 < max(values)
+
+
+@pytest.mark.parametrize(("shift", "narrowest", "widest"), [(0.0, 0.9, 2.5), (0.5, 0.7, 1.6)])
+def test_the_standard_error_is_the_spread_over_repeated_samples(shift, narrowest, widest):
+    found = [kid(normal(60, 5, seed=i), normal(60, 5, shift, seed=1000 + i), subsets=40) for i in range(100)]
+    values, errors = np.array(found).T
+    assert narrowest < np.sqrt(np.mean(errors**2)) / np.std(values) < widest
+
+
+def test_small_sets_work_and_smaller_ones_are_refused():
+    value, error = kid(normal(4, 3), normal(9, 3, seed=1))
+    assert np.isfinite([value, error]).all()
+    with pytest.raises(RayganError, match="needs at least 4 generated images, not 3"):
+        kid(normal(9, 3), normal(3, 3))
+    broken = normal(9, 3)
+    broken[2, 1] = float("nan")
+    with pytest.raises(RayganError, match="1 of 9 real images are not finite"):
+        kid(broken, normal(9, 3))
+
+
+def test_fid_of_gaussians_is_the_closed_form():
+    """|m1 - m2|^2 + tr(A + B - 2 sqrt(AB)), which for diagonal covariances is a sum over the dimensions."""
+    random = np.random.default_rng(0)
+    means, scales = random.normal(0, 1, (2, 4)), random.uniform(0.5, 2, (2, 4))
+    turn = np.linalg.qr(random.normal(size=(4, 4)))[0]  # correlated features, the same distance
+    sets = [torch.from_numpy((random.normal(m, s, (200_000, 4))) @ turn) for m, s in zip(means, scales, strict=True)]
+    expected = np.square(means[0] - means[1]).sum() + np.square(scales[0] - scales[1]).sum()
+    assert Statistics(sets[0]).fid(sets[1]) == pytest.approx(expected, rel=0.01)
+
+
+def test_identical_sets_give_0_and_1():
+    features = normal(50, 8)
+    assert Statistics(features).fid(features) == pytest.approx(0, abs=1e-6)
+    assert precision_recall(features, features) == (1, 1)
+    density, coverage = density_coverage(features, features)
+    assert coverage == 1
+    assert 0.8 < density < 1.5
+    distances, index = nearest(features, features)
+    assert distances.abs().max() < 1e-5
+    assert index.tolist() == list(range(50))
+    assert diversity(features[:1].repeat(9, 1)) == pytest.approx(0, abs=1e-6)
+
+
+def test_precision_and_recall_of_sets_with_a_known_overlap():
+    """Reals have clusters A and B, fakes have B and C twice, in three directions: B alone is in both."""
+    a, b, c = (normal(30, 3, seed=i) + 100 * torch.eye(3)[i] for i in range(3))
+    jitter = 0.001 * normal(30, 3, seed=9)
+    real, fake = torch.cat([a, b]), torch.cat([b + jitter, c, c + jitter])
+    precision, recall = precision_recall(real, fake)
+    assert precision == pytest.approx(1 / 3)
+    assert recall == pytest.approx(1 / 2)
+    density, coverage = density_coverage(real, fake)
+    assert coverage == pytest.approx(1 / 2)
+    assert 0.25 < density < 0.5
+
+
+def test_density_and_coverage_are_their_definitions():
+    real, fake = (torch.nn.functional.normalize(normal(n, 3, 0.5, seed=n).double(), dim=1) for n in (40, 30))
+    within = np.zeros((40, 30), bool)
+    for i in range(40):
+        radius = sorted(np.linalg.norm(real[i] - real[j]) for j in range(40) if j != i)[4]
+        within[i] = [np.linalg.norm(real[i] - fake[j]) <= radius for j in range(30)]
+    assert density_coverage(real, fake) == pytest.approx((within.sum() / (5 * 30), within.any(1).mean()))
+
+
+def test_diversity_and_nearest_are_their_definitions():
+    features = normal(20, 4)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    similar = (unit @ unit.T).numpy()
+    others = ~np.eye(20, dtype=bool)
+    assert diversity(features) == pytest.approx(1 - similar[others].mean(), abs=1e-5)
+    distances, _ = nearest(features, features, itself=True)
+    expected = [1 - similar[i][others[i]].max() for i in range(20)]
+    assert distances.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("metric", [precision_recall, density_coverage])
+def test_too_few_images_are_said(metric):
+    with pytest.raises(RayganError, match="needs at least"):
+        metric(normal(20, 3), normal(3, 3))

@@ -1,0 +1,76 @@
+"""The critic's own layers beside torch's: values, both derivatives, and what they refuse."""
+
+import pytest
+import torch
+from torch import nn
+
+from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
+
+
+def pair(layer):
+    """Torch's layer and ours with the same parameters."""
+    if layer == "norm":
+        theirs, ours = nn.InstanceNorm2d(5, affine=True), InstanceNorm2d(5)
+        nn.init.normal_(theirs.weight)
+        nn.init.normal_(theirs.bias)
+        ours.load_state_dict(theirs.state_dict())
+        return theirs.double(), ours.double()
+    return nn.LeakyReLU(0.2), LeakyReLU(0.2)
+
+
+def images(seed=0, dtype=torch.float64):
+    random = torch.Generator().manual_seed(seed)
+    return 2 + torch.randn(3, 5, 4, 6, generator=random, dtype=dtype)
+
+
+@pytest.mark.parametrize("layer", ["norm", "bend"])
+def test_values_and_both_derivatives_are_those_of_torch(layer):
+    def derivatives(network):
+        values, weights = images().requires_grad_(), images(1).requires_grad_()
+        parameters = list(network.parameters())
+        out = network(values)
+        first = torch.autograd.grad(out, [values, *parameters], weights, create_graph=True)
+        # Every first derivative has a part in the penalty, those of the parameters too.
+        penalty = sum((part.square() * (2 + part.sin())).sum() for part in first)
+        return [out, *first, *torch.autograd.grad(penalty, [values, weights, *parameters[:1]], allow_unused=True)]
+
+    ours, theirs = (derivatives(network) for network in pair(layer)[::-1])
+    for mine, torchs in zip(ours, theirs, strict=True):
+        if mine is None:  # what torch sends on as zeros
+            assert not torchs.any()
+        else:
+            torch.testing.assert_close(mine, torchs, rtol=1e-9, atol=1e-9)
+
+
+def test_what_a_penalty_needs_has_its_derivatives_by_differences():
+    network = nn.Sequential(pair("norm")[1], LeakyReLU(0.2))
+
+    def gradient(values, scale):
+        out = torch.func.functional_call(network, {"0.weight": scale}, values)
+        (back,) = torch.autograd.grad(out.square().sum(), values, create_graph=True)
+        return back
+
+    scale = torch.tensor([1.0, -0.5, 0.0, 2.0, 1e-3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(gradient, (images().requires_grad_(), scale))
+
+
+def test_a_leaky_relu_before_which_nothing_else_is_differentiated_twice_sends_nothing_back():
+    values, weights = images().requires_grad_(), images(1).requires_grad_()
+    (first,) = torch.autograd.grad(LeakyReLU(0.2)(values), values, weights, create_graph=True)
+    assert torch.autograd.grad(first.square().sum(), [values], allow_unused=True) == (None,)
+
+
+def test_half_precision_is_normalised_in_single():
+    theirs, ours = pair("norm")
+    values = images(dtype=torch.float32).bfloat16()
+    out = ours.float()(values)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), theirs(values.double()), rtol=2**-8, atol=2**-8)
+
+
+def test_a_third_derivative_is_refused():
+    values = images().requires_grad_()
+    (first,) = torch.autograd.grad(pair("norm")[1](values).square().sum(), values, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()

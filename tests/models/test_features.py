@@ -1,0 +1,56 @@
+"""Feature networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.models import GoogLeNet
+
+from raygan.errors import ConfigurationError
+from raygan.models.features import load_features
+
+
+def test_features_of_any_size_don_t_depend_on_the_company():
+    features = load_features("efficientnet_lite0")
+    images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    vectors = features(images)
+    assert vectors.shape == (9, features.dim)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(features(images[4:5]), vectors[4:5], rtol=1e-4, atol=1e-4)
+    assert features(images[:0]).shape == (0, features.dim)
+
+
+def test_the_weights_are_those_of_a_network_that_knows_images():
+    """The network's own classifier, fed with one constant colour or noise, says what ImageNet networks say.
+
+    With layers in the wrong order its answers would be flat or the same for everything.
+    """
+    features = load_features("efficientnet_lite0")
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    stripes = ((x // 4) % 2 * 255).to(torch.uint8).expand(1, 3, 128, 128)
+    ramp = (y * 2).clamp(0, 255).to(torch.uint8).expand(1, 3, 128, 128)
+    vectors = torch.nn.functional.normalize(features(torch.cat([stripes, stripes.transpose(2, 3), ramp])), dim=1)
+    similar = vectors @ vectors.T
+    assert similar[0, 1] > similar[0, 2]
+    assert similar[0, 2] < 0.6
+
+
+def test_googlenet_from_a_file(tmp_path):
+    net = GoogLeNet(num_classes=2, aux_logits=True, init_weights=False)
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    features = load_features(str(tmp_path / "mine.pth"))
+    assert features.name == "googlenet_mine"
+    assert features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 1024)
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"])
+def test_wrong_files_are_said(tmp_path, content):
+    path = tmp_path / "net.pth"
+    if content is None:
+        torch.save({"a": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="GoogLeNet"):
+        load_features(str(path))
+    with pytest.raises(ConfigurationError, match="efficientnet_lite0"):
+        load_features("resnet")

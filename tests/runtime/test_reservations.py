@@ -1,0 +1,104 @@
+"""Cores that killed trainings held are given back, whatever Ray's own cleaner thinks."""
+
+import contextlib
+import os
+import threading
+import time
+
+import pytest
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from raygan.runtime import reservations
+from tests.conftest import wait_for_cores
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+#: A dashboard that nobody runs: Ray Train's cleaner, which asks it, gives up.
+NOBODY = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
+
+
+def train(folder):
+    """Train until killed."""
+
+    def work(config):
+        open(os.path.join(config["folder"], "started"), "w").close()
+        time.sleep(600)
+
+    scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 4})
+    run = ray.train.RunConfig(storage_path=folder, name="run")
+    TorchTrainer(work, train_loop_config={"folder": folder}, scaling_config=scaling, run_config=run).fit()
+
+
+@ray.remote(num_cpus=0, runtime_env=NOBODY)
+class Trial:
+    """A process that trains, as a trial of a search does."""
+
+    def train(self, folder):
+        train(folder)
+
+
+def start_trial(folder):
+    trial = Trial.remote()
+    trial.train.remote(str(folder))
+    wait_for_start(folder)
+    return trial
+
+
+def wait_for_start(folder):
+    deadline = time.monotonic() + 60
+    while not (folder / "started").exists():
+        assert time.monotonic() < deadline, "the training did not start"
+        time.sleep(0.1)
+    assert ray.available_resources().get("CPU", 0) == 0
+
+
+def test_a_killed_trial_gives_its_cores_back_while_the_search_goes_on(tmp_path):
+    with reservations.returned_cores():
+        ray.kill(start_trial(tmp_path))
+        wait_for_cores(8)
+
+
+def test_a_search_that_ends_right_after_it_killed_a_trial_leaves_no_reservation(tmp_path):
+    with reservations.returned_cores():
+        ray.kill(start_trial(tmp_path))
+    wait_for_cores(8)
+
+
+def test_an_interrupted_training_ends_though_its_process_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        start_and_interrupt(tmp_path)
+    wait_for_cores(8)
+
+
+def start_and_interrupt(folder):
+    with reservations.returned_cores():
+        threading.Thread(target=quietly, args=(train, str(folder)), daemon=True).start()
+        wait_for_start(folder)
+        raise KeyboardInterrupt
+
+
+def quietly(call, *arguments):
+    with contextlib.suppress(ray.exceptions.RayError):
+        call(*arguments)
+
+
+def test_groups_of_others_stay():
+    group = ray.util.placement_group([{"CPU": 1}])
+
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def reserve(self):
+            self.group = ray.util.placement_group([{"CPU": 1}])
+            return self.group
+
+    owner = Owner.remote()
+    theirs = ray.get(owner.reserve.remote())
+    with reservations.returned_cores():
+        pass
+    states = {ray.util.placement_group_table(each)["state"] for each in (group, theirs)}
+    ray.util.remove_placement_group(group)
+    ray.util.remove_placement_group(theirs)
+    assert states == {"CREATED"}
+    wait_for_cores(8)

@@ -1,0 +1,91 @@
+"""Samples by the thousand: the images that the seeds name, each once, whatever happened on the way."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from raygan.errors import ConfigurationError
+from raygan.models.gan import Generator, NetworkSettings, save_generator, to_uint8
+from raygan.models.latents import latents_of
+from raygan.sampling.sample import sample
+from raygan.sampling.settings import SampleSettings
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    generator = Generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
+    save_generator(tmp_path / "generator", generator, {})
+    return tmp_path / "generator"
+
+
+def settings(new_storage, folder, output, **changes):
+    values = {"label": "dog", "n": 23, "seed": 5, "chunk_images": 10, "truncation": 0.7, **changes}
+    return SampleSettings(storage=str(new_storage), tracking_uri=None, model=str(folder), output=str(output), **values)
+
+
+def expected(folder):
+    from raygan.models.gan import load_generator
+
+    generator, _ = load_generator(folder)
+    with torch.no_grad():
+        images = to_uint8(generator(0.7 * latents_of(range(5, 28), 8), torch.ones(23, dtype=torch.long)))
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def close(found, wanted):
+    """Convolutions round differently in batches of another size."""
+    return np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
+
+
+def test_samples_are_the_images_of_their_seeds_and_a_job_cut_off_goes_on(new_storage, folder, tmp_path):
+    output = tmp_path / "png"
+    result = sample(settings(new_storage, folder, output))
+    assert json.loads(result.to_json())["n"] == 23
+    files = sorted(output.glob("*.png"))
+    assert [file.name for file in files] == [f"dog.{number:08d}.png" for number in range(23)]
+    assert close(np.stack([np.asarray(Image.open(file)) for file in files]), expected(folder))
+    # As if it had been killed in the second chunk: its record is missing, and some of its files.
+    os.remove(output / "chunks" / "00001.json")
+    for file in files[15:20]:
+        file.unlink()
+    untouched = files[0].stat().st_mtime_ns, files[22].stat().st_mtime_ns
+    sample(settings(new_storage, folder, output))
+    assert sorted(output.glob("*.png")) == files
+    assert (files[0].stat().st_mtime_ns, files[22].stat().st_mtime_ns) == untouched
+    with pytest.raises(ConfigurationError, match=r"other samples \(seed 5\)"):
+        sample(settings(new_storage, folder, output, seed=6))
+
+
+def test_parquet_says_label_and_seed(new_storage, folder, tmp_path):
+    sample(settings(new_storage, folder, tmp_path / "parquet", format="parquet"))
+    files = sorted((tmp_path / "parquet").glob("*.parquet"))
+    table = pa.concat_tables(pq.read_table(file) for file in files)
+    rows = sorted(table.to_pylist(), key=lambda row: row["seed"])
+    assert [row["seed"] for row in rows] == list(range(5, 28))
+    assert {row["label"] for row in rows} == {"dog"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": None, "label": None}, "--label or --model"),
+        ({"model": None, "label": "bird"}, "no generator of bird"),
+        ({"label": None}, "draws cat, dog: say which"),
+        ({"label": "bird"}, "doesn't draw bird"),
+        ({"model": "/nowhere/generator"}, "--model"),
+    ],
+)
+def test_what_cannot_be_drawn(new_storage, folder, tmp_path, changes, says):
+    wrong = settings(new_storage, folder, tmp_path / "out").model_copy(update=changes)
+    with pytest.raises(ConfigurationError, match=says):
+        sample(wrong)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,68 @@
+"""The registered classifier as a feature network: found by its name, kept under its run, checked before work."""
+
+import os
+
+import pytest
+import torch
+
+from raygan import tracking
+from raygan.errors import ConfigurationError, RayganError
+from raygan.models.features import load_features
+from raygan.models.googlenet import build_googlenet, save_classifier
+from raygan.runtime.settings import StorageSettings
+from raygan.tracking.networks import feature_network, registered_classifier
+from raygan.training.monitor import with_network
+from raygan.training.settings import TrainSettings
+
+
+@pytest.fixture
+def settings(new_storage):
+    return StorageSettings(storage=str(new_storage), tracking_uri=None)
+
+
+def register(settings, folder, seed):
+    torch.manual_seed(seed)
+    net = build_googlenet(2, auxiliary=False)
+    save_classifier(folder, net, labels=("cat", "dog"), image_size=32, about={})
+    with tracking.start_run(settings, "judge", job="test", params={}) as run:
+        tracking.register_classifier(run, folder, ("cat", "dog"), promote=True)
+    return net
+
+
+def test_its_name_is_the_promoted_version(settings, tmp_path):
+    assert registered_classifier(settings) is None
+    with pytest.raises(ConfigurationError, match="--quality-network: no classifier is registered"):
+        feature_network(settings, "googlenet", "--quality-network")
+    folders = []
+    for seed in (1, 2):
+        net = register(settings, tmp_path / str(seed), seed)
+        folders.append(feature_network(settings, "googlenet", "--network"))
+        assert torch.equal(load_features(folders[-1]).net.conv1.conv.weight, net.conv1.conv.weight)
+    assert folders[0] != folders[1]
+    chosen = TrainSettings(data="x", quality_network="googlenet", **settings.plain())
+    assert with_network(chosen).quality_network == folders[1]
+    assert with_network(chosen.model_copy(update={"quality_every": 0})).quality_network == "googlenet"
+
+
+def test_another_registry_in_the_same_storage_has_another_first_version(settings, tmp_path):
+    register(settings, tmp_path / "one", 1)
+    first = registered_classifier(settings)
+    other = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/other.db"})
+    register(other, tmp_path / "two", 2)
+    assert registered_classifier(other) != first
+    assert registered_classifier(settings) == first
+
+
+def test_files_are_named_absolutely_and_what_is_no_network_is_said(settings, tmp_path, monkeypatch):
+    save_classifier(tmp_path / "judge", build_googlenet(2, auxiliary=False), labels=("a", "b"), image_size=32, about={})
+    monkeypatch.chdir(tmp_path)
+    assert feature_network(settings, "judge", "--network") == os.path.join(tmp_path, "judge")
+    (tmp_path / "empty.pth").touch()
+    for name in ("resnet", "empty.pth"):
+        with pytest.raises(ConfigurationError, match="--network: ") as raised:
+            feature_network(settings, name, "--network")
+        assert "\n" not in str(raised.value)
+    (tmp_path / "judge" / "classifier.safetensors").write_bytes(b"cut")
+    load_features.cache_clear()
+    with pytest.raises(RayganError, match=r"classifier\.safetensors"):
+        feature_network(settings, "judge", "--network")

@@ -1,0 +1,94 @@
+"""Checkpoints: a resumed step goes on bit for bit, damaged files are named, nothing is unpickled."""
+
+import json
+
+import pytest
+import torch
+
+from raygan.errors import RayganError
+from raygan.models.gan import Generator, NetworkSettings, load_generator, save_generator
+from raygan.training.checkpoints import load_training, save_training
+from raygan.training.step import GanStep, StepSettings
+
+NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
+SETTINGS = StepSettings(batch_size=4, n_critic=2, augment=("color", "cutout"), mirror=True)
+
+
+def batch(number):
+    return torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+
+
+def everything(step):
+    return [*step.generator.state_dict().values(), *step.critic.state_dict().values(), *step.ema.state_dict().values()]
+
+
+def test_a_resumed_step_goes_on_bit_for_bit(tmp_path):
+    whole = GanStep(NETWORKS, SETTINGS)
+    for number in range(7):
+        whole.step(batch(number))
+    first = GanStep(NETWORKS, SETTINGS)
+    for number in range(3):
+        first.step(batch(number))
+    save_training(tmp_path, first, {})
+    resumed = GanStep(NETWORKS, SETTINGS)
+    load_training(tmp_path, resumed)
+    assert resumed.batches == 3
+    for number in range(3, 7):
+        resumed.step(batch(number))
+    assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
+
+
+def test_a_generator_comes_back_with_its_pixels_and_what_was_said(tmp_path):
+    generator = Generator(NETWORKS).eval()
+    save_generator(tmp_path, generator, {"label": "cat"})
+    loaded, about = load_generator(tmp_path)
+    latents = torch.randn(2, 8)
+    assert torch.equal(generator(latents), loaded(latents))
+    assert about == {"label": "cat"}
+    assert not loaded.training
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def truncate(folder):
+    path = folder / "generator.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def remove(folder):
+    (folder / "generator.safetensors").unlink()
+
+
+def change(**values):
+    def damage(folder):
+        path = folder / "generator.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncate, "truncated"),
+        (remove, "missing"),
+        (change(version=99), "version 99"),
+        (change(networks={"width": "x"}), "no network"),
+        (change(networks=NetworkSettings(image_size=32, z_dim=8, width=5).to_dict()), "does not fit"),
+        (lambda folder: (folder / "generator.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "generator.json").unlink(), "no checkpoint folder"),
+    ],
+)
+def test_damage_is_named_in_one_line(tmp_path, damage, says):
+    save_generator(tmp_path, Generator(NETWORKS), {})
+    damage(tmp_path)
+    with pytest.raises(RayganError, match=says) as raised:
+        load_generator(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_training_state_of_other_networks_is_refused(tmp_path):
+    save_training(tmp_path, GanStep(NETWORKS, SETTINGS), {})
+    other = GanStep(NetworkSettings(image_size=32, z_dim=9, width=4), SETTINGS)
+    with pytest.raises(RayganError, match="other networks"):
+        load_training(tmp_path, other)
