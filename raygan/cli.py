@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
 from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
-from raygan.settings import S, Settings, allowed_range, closest, load_preset, load_yaml, preset_names, validate
+from raygan.settings import OneOf, S, Settings, allowed_range, closest, load_preset, load_yaml, preset_names, validate
 
 
 def run_job(
@@ -148,8 +148,9 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
         return
     several = get_origin(kind) is list
     item = get_args(kind)[0] if several else kind
-    if get_origin(item) is Literal:
-        metavar = "{" + ",".join(map(str, get_args(item))) + "}"
+    choices = _choices(item, field)
+    if choices:
+        metavar = "{" + ",".join(choices) + "}"
     else:
         metavar = {int: "N", float: "X"}.get(item, name.rsplit("_", 1)[-1].upper())
     group.add_argument(
@@ -160,6 +161,14 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
         metavar=metavar,
         help=help_text,
     )
+
+
+def _choices(item: Any, field: FieldInfo) -> list[str]:
+    """The allowed values of a setting, or of each part of a list; empty if there is no list of them."""
+    if get_origin(item) is Literal:
+        return [str(value) for value in get_args(item)]
+    notes = getattr(item, "__metadata__", ()) or field.metadata  # of a list's parts, or of the field
+    return next((note.registry.names() for note in notes if isinstance(note, OneOf)), [])
 
 
 def _help(field: FieldInfo) -> str:

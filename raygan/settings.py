@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from raygan.addresses import absolute, password, public_value
 from raygan.errors import ConfigurationError
+from raygan.registry import Registry
 
 S = TypeVar("S", bound="Settings")
 
@@ -54,6 +58,22 @@ def allowed_range(metadata: list[Any]) -> str:
         f"below {below}" if below is not None else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A pydantic annotation: the value is a name in a registry, as in ``Annotated[str, OneOf(OBJECTIVES)]``."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, name: str) -> str:
+        known = self.registry.names()
+        if name not in known:
+            raise ValueError(f"must be one of {', '.join(known)}{closest(name, known)}")
+        return name
 
 
 def _image_size(size: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from raygan.data.shards import Manifest, ShardFile
 from raygan.runtime.settings import StorageSettings
 from raygan.settings import load_preset
 from raygan.training.settings import TrainSettings
-
-REPOSITORY = Path(__file__).parent.parent
 
 #: For what takes minutes and is tested in parts elsewhere.
 takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes minutes: set RAYGAN_LONG=1")
@@ -65,29 +62,6 @@ def ray_cluster():
     ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-def wait_for_cores(count: int, timeout_s: float = 10.0) -> None:
-    """Wait until the cluster has `count` free cores. Fails naming who holds the others."""
-    import ray
-    from ray.util.state import list_actors
-
-    deadline = time.monotonic() + timeout_s
-    while ray.available_resources().get("CPU", 0) != count:
-        if time.monotonic() > deadline:
-            address = ray.get_runtime_context().gcs_address
-            groups = [
-                f"placement group {name}: {group['state']}, {list(group['bundles'].values())}"
-                for name, group in ray.util.placement_group_table().items()
-                if group["state"] != "REMOVED"
-            ]
-            actors = [
-                f"actor {actor.class_name} (pid {actor.pid}): {actor.state}"
-                for actor in list_actors(address, filters=[("state", "!=", "DEAD")])
-            ]
-            free = ray.available_resources().get("CPU", 0)
-            pytest.fail("\n".join([f"{free:g} of {count} cores are free after {timeout_s:g} s", *groups, *actors]))
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

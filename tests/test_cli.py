@@ -15,7 +15,7 @@ from raygan.runtime.runs import recorded
 from raygan.serve.settings import ServeJobSettings
 from raygan.settings import preset_names
 from raygan.training.settings import TrainSettings
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 
 def train(*argv):

@@ -19,7 +19,7 @@ from raygan.benchmarks.faults.serving import _ASKED, _Clients, _service
 from raygan.benchmarks.http_client import Answer
 from raygan.benchmarks.settings import DrillSettings
 from raygan.errors import RayganError
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 #: What the others break is broken in tests of its own too; storage needs root.
 DRILLED = tuple(DRILLS) if os.environ.get("RAYGAN_LONG") else ("prepare",)

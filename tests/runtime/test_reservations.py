@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raygan.runtime import reservations
-from tests.conftest import wait_for_cores
+from tests.helpers import wait_for_cores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -14,7 +14,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raygan.errors import RayganError
 from raygan.runtime.settings import SubmitSettings
 from raygan.runtime.submit import submit
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 
 def settings(**changes):

@@ -23,7 +23,7 @@ from raygan.models.gan import save_generator
 from raygan.serve.app import build, run
 from raygan.serve.settings import ServeJobSettings, ServeSettings
 from raygan.settings import load_yaml
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 from tests.serve.local import make_classifier, make_generator
 
 

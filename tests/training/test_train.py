@@ -28,7 +28,7 @@ from raygan.models.gan import Critic, Generator, NetworkSettings, load_generator
 from raygan.models.latents import seeded
 from raygan.training.step import GanStep, StepSettings
 from raygan.training.train import train
-from tests.conftest import REPOSITORY
+from tests.helpers import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -18,7 +18,7 @@ from raygan.errors import ConfigurationError
 from raygan.training.settings import TrainSettings
 from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import tune
-from tests.conftest import REPOSITORY, wait_for_cores
+from tests.helpers import REPOSITORY, wait_for_cores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -1,0 +1,93 @@
+"""What tests of several rooms need: waiting, jobs as processes, packages that extend raygan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def wait_until(
+    condition: Callable[[], Any], what: str, timeout_s: float = 120.0, *, alive: subprocess.Popen[Any] | None = None
+) -> Any:
+    """Poll until `condition()` is true, and return what it gave. Fails, saying `what`, after `timeout_s` seconds.
+
+    alive: a process that must not end meanwhile.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if alive is not None and alive.poll() is not None:
+            pytest.fail(f"the process ended with status {alive.returncode} before {what}")
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.1)
+    return found
+
+
+def wait_for_cores(count: int, timeout_s: float = 10.0) -> None:
+    """Wait until the cluster has `count` free cores. Fails naming the groups and actors that hold the others."""
+    import ray
+    from ray.util.state import list_actors
+
+    deadline = time.monotonic() + timeout_s
+    while ray.available_resources().get("CPU", 0) != count:
+        if time.monotonic() > deadline:
+            address = ray.get_runtime_context().gcs_address
+            groups = [
+                f"placement group {name}: {group['state']}, {list(group['bundles'].values())}"
+                for name, group in ray.util.placement_group_table().items()
+                if group["state"] != "REMOVED"
+            ]
+            actors = [
+                f"actor {actor.class_name} (pid {actor.pid}): {actor.state}"
+                for actor in list_actors(address, filters=[("state", "!=", "DEAD")])
+            ]
+            free = ray.available_resources().get("CPU", 0)
+            pytest.fail("\n".join([f"{free:g} of {count} cores are free after {timeout_s:g} s", *groups, *actors]))
+        time.sleep(0.1)
+
+
+def start_job(
+    name: str,
+    arguments: Sequence[str] = (),
+    *,
+    settings: Any = None,
+    address: str | None = None,
+    environment: dict[str, str] | None = None,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int = subprocess.DEVNULL,
+) -> subprocess.Popen[str]:
+    """Start ``jobs/<name>.py`` as a user would.
+
+    settings: a settings object, passed by a `--config` file in its storage. address: of the Ray cluster.
+    """
+    command = [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *arguments]
+    if settings is not None:
+        config = Path(settings.storage, f"{name}-{time.monotonic_ns()}.json")
+        config.write_text(json.dumps(settings.plain()))  # JSON is YAML
+        command += ["--config", str(config)]
+    variables = {**os.environ, **(environment or {}), **({"RAY_ADDRESS": address} if address else {})}
+    return subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True, env=variables)
+
+
+def make_package(folder: Path, name: str, code: str, entry_points: str) -> Path:
+    """An installed package as pip would leave it, in a folder for PYTHONPATH: one module and its entry points.
+
+    entry_points: the text of entry_points.txt, such as ``[raygan.objectives]\\nhinge = toy:Hinge``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.py").write_text(code)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points + "\n")
+    return folder
