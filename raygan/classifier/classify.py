@@ -43,7 +43,8 @@ from raygan.metrics.classification import confusion, score
 from raygan.models.googlenet import Classifier, load_classifier, save_classifier
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime import cluster, reservations, storage
-from raygan.runtime.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
+from raygan.runtime.progress import ImageProgress, InBackground, Seen
+from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.sampling.generators import NamedGenerator, matching_generators
 from raygan.tracking.callback import MLflowCallback

@@ -49,7 +49,8 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError, last_line
 from raygan.models.hardware import keep_freed_memory
 from raygan.runtime import cluster, storage
-from raygan.runtime.runs import ImageProgress, InBackground, RunRecord, Seen, recorded
+from raygan.runtime.progress import ImageProgress, InBackground, Seen
+from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings
 from raygan.sampling.generators import NamedGenerator, matching_generators
 

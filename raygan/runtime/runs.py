@@ -1,4 +1,4 @@
-"""What jobs that run for long have in common: a place in storage, a thread of their own, and progress.
+"""A long job's place in storage, and the record by which it is resumed.
 
 A run lives in ``<storage>/runs/<name>``; its ``run.json`` ties it to its MLflow run and to the settings and shards it
 began with, so that the same command goes on with it and another one doesn't.
@@ -9,23 +9,15 @@ from __future__ import annotations
 import math
 import posixpath
 import re
-import sys
-import threading
-import time
-from collections.abc import Callable, Set
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Set
+from typing import Any
 
 import ray.train
-from ray.util.queue import Empty, Queue
-from tqdm import tqdm
 
 from raygan.addresses import public_value
-from raygan.errors import ConfigurationError, RayganError, last_line
+from raygan.errors import ConfigurationError
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
-
-T = TypeVar("T")
 
 
 class RunRecord:
@@ -122,90 +114,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[st
 def address_of(run_folder: str, checkpoint: ray.train.Checkpoint) -> str:
     """A checkpoint's address, with the scheme that Ray leaves out of its path."""
     return storage.join(run_folder, posixpath.basename(checkpoint.path))
-
-
-class InBackground(Generic[T]):
-    """A call in a thread of its own, so that the main thread stays free for signals and progress."""
-
-    def __init__(self, call: Callable[[], T], doing: str):
-        self._doing = doing
-        self._outcome: dict[str, Any] = {}
-        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
-        self._thread.start()
-
-    def _run(self, call: Callable[[], T]) -> None:
-        try:
-            self._outcome["result"] = call()
-        except BaseException as error:
-            self._outcome["error"] = error
-
-    def finished(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self) -> T:
-        """The call's result, waiting for it. Raises RayganError with the innermost cause if it failed."""
-        self._thread.join()
-        error = self._outcome.get("error")
-        if error is not None:
-            raise RayganError(f"{self._doing} failed: {last_line(error)}") from error
-        result: T = self._outcome["result"]
-        return result
-
-
-@dataclass(frozen=True)
-class Seen:
-    """News from a worker: it has seen so many images in all.
-
-    says: shown beside the bar. failed: why the work ended before its time, if it did.
-    """
-
-    images: int
-    worker: str = ""
-    says: str = ""
-    failed: str = ""
-
-
-class ImageProgress:
-    """A progress bar on standard error over images seen, with rate and time left, fed through a queue."""
-
-    def __init__(self, total: int, doing: str):
-        self._bar = tqdm(total=total, desc=doing, unit="img", unit_scale=True, smoothing=0.05, file=sys.stderr)
-        self._seen: dict[str, int] = {}
-        self._failed = ""
-
-    def __enter__(self) -> ImageProgress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-    def follow(self, events: Queue, call: InBackground[T]) -> T:
-        """Show what comes until the call has ended, and return its result. Raises RayganError if a worker failed."""
-        while not call.finished():
-            self._take(events, wait_s=0.5)
-        self._take(events, wait_s=0.1)
-        result = call.result()
-        if self._failed:
-            raise RayganError(self._failed)
-        return result
-
-    def _take(self, events: Queue, wait_s: float) -> None:
-        try:
-            batch = [events.get(timeout=wait_s), *events.get_nowait_batch(events.qsize())]
-        except Empty:
-            return
-        for event in batch:
-            self._show(event)
-
-    def _show(self, event: Seen) -> None:
-        if event.worker not in self._seen and event.images:
-            # What an earlier session did must not count as this session's speed.
-            self._bar.initial += event.images
-            self._bar.n += event.images
-            self._bar.start_t = self._bar.last_print_t = time.time()
-        else:
-            self._bar.update(max(0, event.images - self._seen.get(event.worker, 0)))
-        self._seen[event.worker] = event.images
-        self._failed = self._failed or event.failed
-        if event.says:
-            self._bar.set_postfix_str(event.says)

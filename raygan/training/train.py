@@ -41,7 +41,8 @@ from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.models.gan import Generator, load_generator
 from raygan.models.latents import images_of, latents_of, slerp
 from raygan.runtime import cluster, reservations, storage
-from raygan.runtime.runs import InBackground, RunRecord, address_of, recorded
+from raygan.runtime.progress import InBackground
+from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.callback import MLflowCallback, numbers
 from raygan.training import monitor, plots

@@ -40,7 +40,8 @@ from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster, reservations, storage
-from raygan.runtime.runs import InBackground, RunRecord, is_finished, recorded
+from raygan.runtime.progress import InBackground
+from raygan.runtime.runs import RunRecord, is_finished, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.training.history import History
 from raygan.training.monitor import start_measuring, with_network

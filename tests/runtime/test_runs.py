@@ -1,10 +1,9 @@
 """A run's record: what may be resumed, with what, and what is said about it."""
 
 import pytest
-from ray.util.queue import Empty
 
-from raygan.errors import ConfigurationError, RayganError
-from raygan.runtime.runs import ImageProgress, InBackground, RunRecord, Seen
+from raygan.errors import ConfigurationError
+from raygan.runtime.runs import RunRecord
 from raygan.training.settings import TrainSettings
 from raygan.training.train import MAY_CHANGE
 
@@ -63,33 +62,3 @@ def test_a_finished_run_goes_on_only_if_it_is_to_see_or_take_more(opened):
 def test_names_that_are_no_folder_of_their_own_are_refused(opened, name):
     with pytest.raises(ConfigurationError, match="--name"):
         opened(name=name)
-
-
-class Queue:
-    """Events as a Ray queue gives them."""
-
-    def __init__(self, *events):
-        self.events = list(events)
-
-    def get(self, timeout):
-        if not self.events:
-            raise Empty
-        return self.events.pop(0)
-
-    def qsize(self):
-        return len(self.events)
-
-    def get_nowait_batch(self, count):
-        batch, self.events = self.events[:count], self.events[count:]
-        return batch
-
-
-def test_progress_is_followed_to_the_result():
-    with ImageProgress(100, "training") as progress:
-        call = InBackground(lambda: "done", "training")
-        assert progress.follow(Queue(Seen(0), Seen(50), Seen(100, says="fine")), call) == "done"
-
-
-def test_why_a_worker_ended_before_its_time_is_the_error():
-    with ImageProgress(100, "training") as progress, pytest.raises(RayganError, match="it diverged"):
-        progress.follow(Queue(Seen(0), Seen(50, failed="it diverged")), InBackground(lambda: None, "training"))

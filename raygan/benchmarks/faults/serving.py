@@ -24,7 +24,7 @@ from raygan.benchmarks.faults.outcome import Found
 from raygan.benchmarks.http_client import Answer, Connection
 from raygan.benchmarks.serve import free_port
 from raygan.benchmarks.serve_peers import make_models
-from raygan.runtime.runs import InBackground
+from raygan.runtime.progress import InBackground
 from raygan.settings import load_yaml
 
 _HOST = "127.0.0.1"

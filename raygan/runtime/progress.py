@@ -1,0 +1,136 @@
+"""How a driver follows work elsewhere: the work in a thread, its events through a queue, a bar on standard error."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ray.util.queue import Empty, Queue
+from tqdm import tqdm
+
+from raygan.errors import RayganError, last_line
+
+T = TypeVar("T")
+
+
+class InBackground(Generic[T]):
+    """A call in a thread of its own, so that the main thread stays free for signals and progress."""
+
+    def __init__(self, call: Callable[[], T], doing: str):
+        """Start the call.
+
+        Args:
+            call: what to do.
+            doing: names it in the error, as in "training failed: ...".
+        """
+        self._doing = doing
+        self._outcome: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], T]) -> None:
+        try:
+            self._outcome["result"] = call()
+        except BaseException as error:
+            self._outcome["error"] = error
+
+    def finished(self) -> bool:
+        """Whether the call has returned or raised."""
+        return not self._thread.is_alive()
+
+    def result(self) -> T:
+        """Wait for the call and return its result. Raises RayganError with the innermost cause if it failed."""
+        self._thread.join()
+        error = self._outcome.get("error")
+        if error is not None:
+            raise RayganError(f"{self._doing} failed: {last_line(error)}") from error
+        result: T = self._outcome["result"]
+        return result
+
+
+def follow(events: Queue, call: InBackground[T], handle: Callable[[Any], None]) -> T:
+    """Handle events as they come until the call has ended and the queue is empty; return the call's result."""
+    ended = False
+    while not ended:
+        ended = call.finished()  # before the look: what the call sent last is in the queue by now
+        try:
+            batch = [events.get(timeout=0.1 if ended else 0.5), *events.get_nowait_batch(events.qsize())]
+        except Empty:
+            continue
+        for event in batch:
+            handle(event)
+    return call.result()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker's progress.
+
+    Attributes:
+        images: images it has seen in all, those of earlier sessions included.
+        worker: names the worker, where several send progress.
+        says: text to show beside the bar.
+        failed: why the work ended early, if it did.
+    """
+
+    images: int
+    worker: str = ""
+    says: str = ""
+    failed: str = ""
+
+
+class ImageProgress:
+    """A progress bar on standard error over images seen, with rate and time left."""
+
+    def __init__(self, total: int | None, doing: str, *, hidden: bool = False):
+        """Open the bar.
+
+        Args:
+            total: images to see; None if that is not known yet.
+            doing: the bar's title.
+            hidden: show nothing.
+        """
+        self._bar = tqdm(
+            total=total, desc=doing, unit="img", unit_scale=True, smoothing=0.05, file=sys.stderr, disable=hidden
+        )
+        self._seen: dict[str, int] = {}
+        self._failed = ""
+
+    def __enter__(self) -> ImageProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def follow(self, events: Queue, call: InBackground[T]) -> T:
+        """Show `Seen` events until the call has ended, and return its result. Raises RayganError if a worker failed."""
+        result = follow(events, call, self.show)
+        if self._failed:
+            raise RayganError(self._failed)
+        return result
+
+    def show(self, event: Seen, *, total: int | None = None) -> None:
+        """Move the bar.
+
+        Args:
+            event: a worker's progress; images it has shown before are not taken back.
+            total: what there is to see, if it has changed.
+        """
+        bar, before = self._bar, self._seen.get(event.worker)
+        if not bar.disable:
+            if total is not None:
+                bar.total = total
+            if before is None and (event.images or not self._seen):
+                # Neither start-up nor what an earlier session did counts as this session's speed.
+                bar.initial += event.images
+                bar.n += event.images
+                bar.start_t = bar.last_print_t = time.time()
+            bar.update(0 if before is None else max(0, event.images - before))
+            if event.says:
+                bar.set_postfix_str(event.says)
+        self._seen[event.worker] = max(event.images, before or 0)
+        self._failed = self._failed or event.failed

@@ -1,0 +1,60 @@
+"""Progress: events are followed to the call's result, and a worker's failure is the error."""
+
+import pytest
+from ray.util.queue import Empty
+
+from raygan.errors import RayganError
+from raygan.runtime.progress import ImageProgress, InBackground, Seen, follow
+
+
+class Queue:
+    """Events as a Ray queue gives them."""
+
+    def __init__(self, *events):
+        self.events = list(events)
+
+    def get(self, timeout):
+        if not self.events:
+            raise Empty
+        return self.events.pop(0)
+
+    def qsize(self):
+        return len(self.events)
+
+    def get_nowait_batch(self, count):
+        batch, self.events = self.events[:count], self.events[count:]
+        return batch
+
+
+def test_progress_is_followed_to_the_result():
+    with ImageProgress(100, "training") as progress:
+        call = InBackground(lambda: "done", "training")
+        assert progress.follow(Queue(Seen(0), Seen(50), Seen(100, says="fine")), call) == "done"
+
+
+def test_why_a_worker_ended_before_its_time_is_the_error():
+    with ImageProgress(100, "training") as progress, pytest.raises(RayganError, match="it diverged"):
+        progress.follow(Queue(Seen(0), Seen(50, failed="it diverged")), InBackground(lambda: None, "training"))
+
+
+def test_an_event_sent_just_before_the_call_ends_is_handled():
+    queue, handled = Queue(), []
+
+    def call():
+        queue.events.append("last")
+        return "done"
+
+    background = InBackground(call, "training")
+    assert follow(queue, background, handled.append) == "done"
+    assert handled == ["last"]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_bar_goes_on_from_an_earlier_session(hidden, capsys):
+    with ImageProgress(100, "training", hidden=hidden) as progress:
+        progress.show(Seen(40))
+        progress.show(Seen(50, says="loss 1"), total=200)
+        progress.show(Seen(45))
+    shown = capsys.readouterr().err
+    assert ("50.0/200" in shown and "loss 1" in shown) != hidden
+    assert bool(shown) != hidden
