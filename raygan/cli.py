@@ -1,19 +1,22 @@
-"""The edge: command line and YAML files in, validated settings out, exit statuses.
+"""The edge: a command line and YAML files in, validated settings and an exit status out.
 
-`argparse` parses, `pydantic` validates; this module only derives the flags from the settings class and
-turns every complaint into one line that names the flag. Values stay strings until pydantic sees them, so a
-flag and a YAML key are judged by the same rule.
+`argparse` parses, pydantic validates. This module derives the flags and their help from the settings class, and turns
+each mistake into one line that names the flag. Values stay strings until pydantic sees them, so a flag and a YAML key
+follow the same rules.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import os
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
@@ -21,28 +24,95 @@ from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
 from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
-from raygan.settings import OneOf, S, Settings, allowed_range, closest, load_preset, load_yaml, preset_names, validate
+from raygan.settings import OneOf, S, Settings, allowed_range, closest, preset_names, resolve
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the command line. Listing jobs and parsing flags imports neither Ray nor torch.
+
+    Attributes:
+        summary: one line: what the job does.
+        settings: its settings class, as ``module:Class``.
+        function: what does the work, as ``module:function``. It takes the settings. If its result has `to_json`,
+            that becomes the last line of standard output; an int becomes the exit status.
+        examples: command lines for `--help`, without the program's name.
+        notes: what else `--help` says.
+        takes_command: the function also takes the list of words after ``--``.
+    """
+
+    summary: str
+    settings: str
+    function: str
+    examples: Sequence[str] = ()
+    notes: str = ""
+    takes_command: bool = False
+
+    def description(self, program: str) -> str:
+        """What `--help` says above the flags."""
+        examples = "\n".join(f"  {program} {example}".rstrip() for example in self.examples)
+        return "\n\n".join(part for part in (self.summary, examples, textwrap.fill(self.notes, 110)) if part)
+
+    def run(self, program: str, argv: Sequence[str]) -> NoReturn:
+        """Run the job and exit.
+
+        Args:
+            program: what users type before the flags, such as ``python jobs/train.py``.
+            argv: the flags.
+        """
+        command: list[list[str]] = []
+        if self.takes_command:
+            at = argv.index("--") if "--" in argv else len(argv)
+            argv, command = argv[:at], [list(argv[at + 1 :])]
+
+        def work(settings: Settings) -> None:
+            result = load(self.function)(settings, *command)
+            if hasattr(result, "to_json"):
+                print(result.to_json())
+            elif isinstance(result, int):
+                sys.exit(result)
+
+        usage = program.removeprefix("python jobs/")
+        run_job(load(self.settings), work, doc=self.description(program), argv=argv, program=usage)
+
+
+def load(path: str) -> Any:
+    """The object at ``module:name``."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def run_job(
-    settings_class: type[S], main: Callable[[S], None], *, doc: str | None, argv: Sequence[str] | None = None
+    settings_class: type[S],
+    main: Callable[[S], None],
+    *,
+    doc: str | None,
+    argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> NoReturn:
     """Parse the command line, run `main` and exit: 0, 2 for a wrong command line, 130 or 143 when stopped, else 1.
 
-    doc: shown by `--help`; the first line is the summary. `--dry-run` prints the resolved settings as YAML,
-    unless the settings have a `dry_run` of their own, which the job then honours.
+    `--dry-run` prints the resolved settings as YAML, unless the settings have a `dry_run` of their own, which the job
+    then honors.
+
+    Args:
+        settings_class: the job's settings.
+        main: what does the work.
+        doc: what `--help` says above the flags.
+        argv: the flags; by default those of this process.
+        program: the program's name in `--help`; by default that of this process.
     """
     farewell = "interrupted"
     try:
-        settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc)
+        settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc, program=program)
         if dry_run:
             print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
         else:
-            _settle_ray()
+            configure_ray()
             farewell += _way_on(settings)
             main(settings)
     except RayganError as error:
-        # A message may hold a path with undecodable bytes; it must not become a traceback.
+        # A message may hold a path with undecodable bytes, which must not become a traceback.
         text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
         print(text, file=sys.stderr)
         sys.exit(error.exit_status)
@@ -53,7 +123,7 @@ def run_job(
         print(farewell, file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); there is nobody left to tell.
+        # The reader of our output is gone (`| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(0)
@@ -62,8 +132,8 @@ def run_job(
 def _way_on(settings: Settings) -> str:
     if not settings.resumes:
         return ""
-    named = "" if getattr(settings, "name", "") is not None else " with the --name that was said"
-    return f"; the same command{named} goes on where this one stopped"
+    named = "" if getattr(settings, "name", "") is not None else " with the --name shown above"
+    return f"; the same command{named} resumes it"
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
@@ -71,37 +141,28 @@ def _shown(settings: Settings) -> dict[str, Any]:
     return {name: public_value(value) for name, value in settings.plain().items()}
 
 
-def _settle_ray() -> None:
-    """Have a Ray cluster that the job starts for itself listen on loopback only, as Ray does outside Linux; one that is
-    there already stays as it is. And have no call connect by itself: a search's thread did so again when the job, being
-    stopped, had just gone from the cluster.
+def configure_ray() -> None:
+    """Set Ray's environment variables for a job. Ray reads them on import, so call this before importing Ray.
 
-    Ray reads this when it is imported, so it must not be yet.
+    A Ray cluster that the job starts for itself listens on loopback only, as Ray does outside Linux. No call connects
+    to a cluster implicitly: otherwise a search's thread would reconnect after the stopped job has disconnected.
     """
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
-def parse(settings_class: type[S], argv: Sequence[str], *, doc: str | None) -> tuple[S, bool]:
+def parse(
+    settings_class: type[S], argv: Sequence[str], *, doc: str | None, program: str | None = None
+) -> tuple[S, bool]:
     """Settings from defaults, preset, files and flags, and whether `--dry-run` was given.
 
-    Raises ConfigurationError with one line for each thing that is wrong.
+    Raises:
+        ConfigurationError: one line for each mistake.
     """
-    flags = vars(_parser(settings_class, doc).parse_args(argv))
+    flags = vars(_parser(settings_class, doc, program).parse_args(argv))
     dry_run = flags.pop("dry_run") if "dry_run" not in settings_class.model_fields else False
-    files = flags.pop("config", None) or []
-    preset = flags.pop("preset", None)
-    values: dict[str, Any] = {}
-    loaded = [load_yaml(path) for path in files]
-    named = [file_values.pop("preset", None) for file_values in loaded]
-    preset = preset or next((name for name in reversed(named) if name), None)
-    if preset:
-        values |= load_preset(settings_class, preset)
-    for file_values in loaded:
-        values |= file_values
-    values |= flags
-    return validate(settings_class, values), dry_run
+    return resolve(settings_class, flags), dry_run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,16 +173,17 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigurationError(f"{message} (see --help)")
 
 
-def _parser(settings_class: type[Settings], doc: str | None) -> _Parser:
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def _parser(settings_class: type[Settings], doc: str | None, program: str | None) -> _Parser:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(program, description=doc, formatter_class=style, allow_abbrev=False)
     if "dry_run" not in settings_class.model_fields:
         parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and exit")
     parser.add_argument(
-        "--config", action="append", metavar="FILE", help="YAML file of settings; may be repeated, later wins"
+        "--config", action="append", metavar="FILE", help="YAML file of settings; may be repeated, the last one wins"
     )
     presets = preset_names(settings_class)
     if presets:
-        parser.add_argument("--preset", metavar="NAME", help=f"settings by name: {', '.join(presets)}")
+        parser.add_argument("--preset", metavar="NAME", help=f"a named set of settings: {', '.join(presets)}")
     groups: dict[str, Any] = {}
     for name, field in settings_class.model_fields.items():
         heading = _home(settings_class, name).group
@@ -132,7 +194,7 @@ def _parser(settings_class: type[Settings], doc: str | None) -> _Parser:
 
 
 def _home(settings_class: type[Settings], name: str) -> type[Settings]:
-    """The class that declares the field, whose heading it is shown under."""
+    """The class that declares the field; `--help` shows the field under its heading."""
     homes = [c for c in settings_class.__mro__ if name in inspect.get_annotations(c)]
     return typing.cast("type[Settings]", homes[-1])
 
@@ -164,10 +226,10 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
 
 
 def _choices(item: Any, field: FieldInfo) -> list[str]:
-    """The allowed values of a setting, or of each part of a list; empty if there is no list of them."""
+    """The allowed values of a setting, or of a list's items; empty if it isn't a choice."""
     if get_origin(item) is Literal:
         return [str(value) for value in get_args(item)]
-    notes = getattr(item, "__metadata__", ()) or field.metadata  # of a list's parts, or of the field
+    notes = getattr(item, "__metadata__", ()) or field.metadata  # the list's items', or the field's
     return next((note.registry.names() for note in notes if isinstance(note, OneOf)), [])
 
 

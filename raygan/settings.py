@@ -1,13 +1,11 @@
-"""Typed configuration: every setting's meaning, unit, default and range, in one place.
+"""Typed configuration: the base classes that each room's settings build on.
 
-The mental model:
-
-1. Each job has one flat settings class; its fields are the keys of YAML files and the flags of the command
-   line (`z_dim` is `--z-dim`), so that a setting has the same name everywhere.
-2. A class is composed of small ones by concern; `--help` shows them as groups, and a function that needs
-   one concern takes that class.
-3. Values come from the class defaults, then the preset, then `--config` files, then flags; later wins.
-   `raygan.cli` merges them and pydantic validates the result once. After that settings are frozen objects.
+1. A job has one flat settings class. Its fields are the keys of YAML files and the flags of the command line (`z_dim`
+   is `--z-dim`), so a setting has the same name everywhere. A field declares meaning, unit, default and range once.
+2. A settings class is composed of smaller ones. `--help` shows them as groups; a function that needs only some of the
+   settings takes the smaller class.
+3. `resolve` merges the class defaults, the preset, `--config` files and flags, in this order; later wins. Pydantic
+   validates the result once, and from then on settings are frozen objects.
 """
 
 from __future__ import annotations
@@ -34,8 +32,11 @@ S = TypeVar("S", bound="Settings")
 def option(default: Any, meaning: str, *, unit: str = "", **constraints: Any) -> Any:
     """A pydantic field whose description carries its unit, for `--help`.
 
-    default: ``...`` makes the field required. constraints: pydantic's `ge`, `gt`, `le`, `lt`, or
-    `default_factory`.
+    Args:
+        default: ``...`` makes the field required.
+        meaning: what the setting does.
+        unit: in parentheses after the meaning.
+        constraints: pydantic's `ge`, `gt`, `le`, `lt` or `default_factory`.
     """
     text = f"{meaning} ({unit})" if unit else meaning
     if "default_factory" in constraints:
@@ -88,16 +89,16 @@ ImageSize = Annotated[int, AfterValidator(_image_size)]
 def _without_secret(address: str) -> str:
     if password(address):
         raise ValueError(
-            "must not carry a key, which logs and records would show: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or what else the storage's own tools take, on every node"
+            "must not contain a key, which logs and records would show: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY on every node, or whatever the storage's own tools read"
         )
     return address
 
 
-#: A local path or a URI. Paths are made absolute: the processes of a cluster stand in folders of their own.
+#: A local path or a URI. Paths are made absolute: a cluster's processes have other working directories.
 Address = Annotated[str, AfterValidator(_without_secret), AfterValidator(absolute)]
 
-#: Something by name, by path or by URI.
+#: A name, a path or a URI.
 NameOrAddress = Annotated[str, AfterValidator(_without_secret)]
 
 
@@ -109,19 +110,19 @@ class Settings(BaseModel):
     #: Heading of the class's fields in `--help`.
     group: ClassVar[str] = "options"
 
-    #: The package whose YAML files are the job's presets; empty for none.
+    #: Package whose YAML files are the job's presets; empty if it has none.
     preset_package: ClassVar[str] = ""
 
-    #: Whether the job goes on, when the same command is given again, with what was interrupted.
+    #: Whether running the same command again resumes an interrupted job.
     resumes: ClassVar[bool] = False
 
     def plain(self) -> dict[str, Any]:
-        """The settings as JSON-ready values, as YAML files and MLflow have them."""
+        """The settings as JSON-ready values, for YAML files and MLflow."""
         return self.model_dump(mode="json")
 
 
 def preset_names(settings_class: type[Settings]) -> list[str]:
-    """The names of a job's presets, which are YAML files in its `preset_package`."""
+    """The names of a job's presets: the YAML files in its `preset_package`."""
     if not settings_class.preset_package:
         return []
     files = resources.files(settings_class.preset_package).iterdir()
@@ -129,7 +130,7 @@ def preset_names(settings_class: type[Settings]) -> list[str]:
 
 
 def load_preset(settings_class: type[Settings], name: str) -> dict[str, Any]:
-    """A preset's values. Raises ConfigurationError if the job has no preset of that name."""
+    """A preset's values. Raises ConfigurationError if the job has no such preset."""
     known = preset_names(settings_class)
     if name not in known:
         raise ConfigurationError(f"preset: {name!r} is unknown; choose one of {', '.join(known)}")
@@ -138,7 +139,7 @@ def load_preset(settings_class: type[Settings], name: str) -> dict[str, Any]:
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """Values of a YAML file. Raises ConfigurationError if it can't be read or isn't a mapping."""
+    """A YAML file's values. Raises ConfigurationError if it can't be read or isn't a mapping."""
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
@@ -151,12 +152,36 @@ def load_yaml(path: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"config: {path} must hold `key: value` lines, not a {type(values).__name__}")
+        raise ConfigurationError(f"config: {path} must contain `key: value` lines, not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
 
 
-def validate(settings_class: type[S], values: dict[str, Any]) -> S:
-    """The settings object. Raises ConfigurationError that names each wrong flag."""
+def resolve(settings_class: type[S], values: Mapping[str, Any]) -> S:
+    """Settings from the class's defaults, a preset, YAML files and values; later wins.
+
+    Args:
+        settings_class: the job's settings.
+        values: by setting. ``preset`` names a preset, and ``config`` is a YAML file or a list of them; a file may
+            name a preset too.
+
+    Raises:
+        ConfigurationError: one line for each mistake.
+    """
+    given = dict(values)
+    config = given.pop("config", None) or []
+    files = [load_yaml(path) for path in ([config] if isinstance(config, str) else config)]
+    layers = [*files, given]
+    preset = None
+    if settings_class.preset_package:
+        preset = next((name for name in [layer.pop("preset", None) for layer in layers][::-1] if name), None)
+    merged = load_preset(settings_class, preset) if preset else {}
+    for layer in layers:
+        merged |= layer
+    return validate(settings_class, merged)
+
+
+def validate(settings_class: type[S], values: Mapping[str, Any]) -> S:
+    """The settings object. Raises ConfigurationError, which names each wrong flag."""
     try:
         return settings_class.model_validate(values)
     except ValidationError as error:
@@ -173,11 +198,12 @@ def _complaint(settings_class: type[Settings], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{flag} is required: {settings_class.model_fields[location[0]].description}"
     if problem["type"] == "extra_forbidden":
-        return f"{location[0]} is not a known setting{closest(location[0], list(settings_class.model_fields))}"
+        known = [*settings_class.model_fields, *(["preset"] if settings_class.preset_package else [])]
+        return f"{location[0]} is not a known setting{closest(location[0], known)}"
     return f"{flag}: {message[0].lower()}{message[1:]} (got {public_value(problem['input'])!r})"
 
 
 def closest(given: str, known: list[str]) -> str:
-    """A question that names the known word most like the given one; empty if none is."""
+    """A question that suggests the known word closest to the given one; empty if none is close."""
     close = difflib.get_close_matches(given, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -125,7 +125,7 @@ def test_every_preset_is_valid_and_changes_only_known_fields(preset):
             ("--data", "x", "--preset", "best"),
             "preset: 'best' is unknown; choose one of best-128, best-64, dcgan-64, quick",
         ),
-        (("--data", "x", "--critic-norm", "batch"), "penalty is defined per image"),
+        (("--data", "x", "--critic-norm", "batch"), "losses are defined per image"),
         (("--data", "x", "--config", "missing.yaml"), "missing.yaml"),
         (("--data", "x", "--beta1", "1.5"), "--beta1"),
         (("--data", "x", "--augment", "colour"), "--augment"),
@@ -139,7 +139,12 @@ def test_a_mistake_names_the_flag_and_what_would_be_right(argv, says):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("widht: 3", "did you mean width?"), ("a: [", "not valid YAML"), ("- 1", "must hold"), ("width: wide", "--width")],
+    [
+        ("widht: 3", "did you mean width?"),
+        ("a: [", "not valid YAML"),
+        ("- 1", "must contain"),
+        ("width: wide", "--width"),
+    ],
 )
 def test_a_mistake_in_a_file_is_named_too(tmp_path, text, says):
     file = tmp_path / "mine.yaml"
@@ -175,8 +180,8 @@ def test_a_job_exits_with_2_and_one_line_for_a_wrong_command_line():
 @pytest.mark.parametrize(
     ("kind", "values", "way_on"),
     [
-        (TrainSettings, ["--name", "a"], "; the same command goes on where this one stopped"),
-        (TrainSettings, [], "; the same command with the --name that was said goes on where this one stopped"),
+        (TrainSettings, ["--name", "a"], "; the same command resumes it"),
+        (TrainSettings, [], "; the same command with the --name shown above resumes it"),
         (EvaluateSettings, ["--name", "a"], ""),
     ],
 )

@@ -1,4 +1,4 @@
-"""The registered classifier, by name and as a feature network, for jobs that judge with it."""
+"""The registered classifier and the feature networks by name, for jobs that judge images."""
 
 from __future__ import annotations
 
@@ -8,37 +8,63 @@ from pathlib import Path
 
 from raygan import tracking
 from raygan.errors import ConfigurationError
-from raygan.models.features import DEFAULT_NETWORK, load_features
+from raygan.models.features import Features, load_features
+from raygan.models.registry import DEFAULT_FEATURES, FEATURES
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 
 #: What users call the registered classifier where they name a feature network.
 GOOGLENET = "googlenet"
 
+#: A classifier folder's files, in the order in which they are written: the JSON file marks the folder as complete.
+_FILES = ("classifier.safetensors", "classifier.json")
 
-def registered_classifier(settings: StorageSettings) -> str | None:
-    """The address of a folder with the registered classifier under the serving alias, or None if there is none.
 
-    It is fetched once into the storage, under its run and version: tasks on other nodes load it from there.
+def registered_classifier(settings: StorageSettings, name: str = tracking.CLASSIFIER_NAME) -> str | None:
+    """The address of a folder with a registered classifier, or None if it isn't registered.
+
+    The classifier is downloaded into the storage once for each version, and tasks on other nodes load it from there.
+
+    Args:
+        settings: the storage, and where MLflow is.
+        name: ``NAME`` for the version under the serving alias, or ``NAME/VERSION``.
     """
     client = tracking.connect(settings)
-    model = tracking.serving_classifier(client)
+    model = tracking.find_model(client, name)
     if model is None:
         return None
-    # Versions begin at 1 in every registry; runs' ids are unlike each other everywhere.
+    # Versions begin at 1 in every registry; run ids are unique everywhere.
     folder = storage.join(settings.storage, "classifiers", f"v{model.version}-{str(model.run_id)[:8]}")
-    if not storage.is_file(storage.join(folder, "classifier.json")):
+    if not storage.is_file(storage.join(folder, _FILES[-1])):
         with tempfile.TemporaryDirectory() as scratch:
             fetched = tracking.download_model(client, model, Path(scratch))
-            for name in ("classifier.safetensors", "classifier.json"):  # the JSON last: it makes the folder whole
-                storage.write_bytes(storage.join(folder, name), (fetched / name).read_bytes())
+            for file in _FILES:
+                storage.write_bytes(storage.join(folder, file), (fetched / file).read_bytes())
+    return folder
+
+
+def find_classifier(settings: StorageSettings, name: str) -> str:
+    """The address of a folder with a classifier, which the name is itself or has in the registry.
+
+    Raises:
+        ConfigurationError: there is no such classifier.
+    """
+    if storage.is_file(storage.join(name, _FILES[-1])):
+        return storage.absolute(name)
+    folder = registered_classifier(settings, name)
+    if folder is None:
+        raise ConfigurationError(
+            f"{name!r} is neither a folder with {_FILES[-1]} nor a registered model "
+            f"(NAME for the version under {tracking.SERVING_ALIAS!r}, or NAME/VERSION)"
+        )
     return folder
 
 
 def feature_network(settings: StorageSettings, name: str, flag: str) -> str:
-    """What `load_features` takes, of what a user calls a feature network: ``googlenet`` is the registered classifier.
+    """What `load_network` takes for a feature network as users name it: ``googlenet`` is the registered classifier.
 
-    Raises ConfigurationError that names the flag if the network can't be had: better now than when workers ask.
+    Raises:
+        ConfigurationError: the network can't be loaded. It names the flag, before any worker asks for the network.
     """
     if name == GOOGLENET:
         folder = registered_classifier(settings)
@@ -47,12 +73,17 @@ def feature_network(settings: StorageSettings, name: str, flag: str) -> str:
                 f"{flag}: no classifier is registered: train one with `python jobs/classify.py`, or give its folder"
             )
         name = folder
-    if name == DEFAULT_NETWORK:  # comes with the installation
+    if name == DEFAULT_FEATURES:  # comes with the installation
         return name
-    if os.path.exists(name):
-        name = os.path.abspath(name)  # workers may stand elsewhere
+    if name not in FEATURES.names() and os.path.exists(name):
+        name = os.path.abspath(name)  # workers have other working directories
     try:
-        load_features(name)
+        load_network(name)
     except ConfigurationError as error:
         raise ConfigurationError(f"{flag}: {error}") from None
     return name
+
+
+def load_network(address: str) -> Features:
+    """A feature network as `feature_network` names it. Files on object storage are copied to this machine's disk."""
+    return load_features(storage.local_folder(address))

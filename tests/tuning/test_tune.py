@@ -111,7 +111,7 @@ def test_a_search_that_is_stopped_closes_its_runs_and_goes_on(search_settings):
     job.send_signal(signal.SIGINT)
     _, said = job.communicate(timeout=60)
     assert job.returncode == 130
-    assert said.splitlines()[-1] == b"interrupted; the same command goes on where this one stopped"
+    assert said.splitlines()[-1] == b"interrupted; the same command resumes it"
     stopped = all_runs(client)
     assert len(stopped) > 1
     assert {run.info.status for run in stopped} == {"KILLED"}

@@ -1,0 +1,180 @@
+"""What a notebook uses: prepare photos, train a generator, draw samples, classify images.
+
+Keyword arguments are the jobs' settings, named like the flags: ``--batch-size 64`` is ``batch_size=64``, and `preset`
+and `config` work as on the command line. `raygan.train`, for example, is `train` of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raygan.cli import configure_ray
+from raygan.errors import ConfigurationError as ConfigurationError
+from raygan.errors import RayganError as RayganError
+from raygan.settings import resolve
+
+if TYPE_CHECKING:
+    from raygan.models.googlenet import Classifier
+    from raygan.sampling.generators import NamedGenerator
+    from raygan.training.train import TrainResult
+
+#: uint8 images (n, S, S, 3), RGB.
+Images = npt.NDArray[np.uint8]
+
+
+def prepare(**settings: Any) -> dict[str, Any]:
+    """Clean folders of photos and write them as training shards, as `raygan prepare` does.
+
+    Args:
+        settings: the job's flags, such as ``input=["photos"], output="shards", image_size=64``.
+
+    Returns:
+        The report: counts of kept and rejected photos and more, as in report.json.
+
+    Raises:
+        ConfigurationError: a setting is unknown or wrong.
+        RayganError: photos, storage or cluster fail.
+    """
+    from raygan.data.settings import PrepareSettings
+
+    chosen = resolve(PrepareSettings, settings)
+    configure_ray()
+    from raygan.data import prepare as data
+
+    return data.prepare(chosen)
+
+
+def train(**settings: Any) -> TrainResult:
+    """Train a GAN on prepared shards and register the generator, as `raygan train` does.
+
+    Args:
+        settings: the job's flags, such as ``data="shards", preset="best-64", label="cat"``.
+
+    Returns:
+        MLflow run id, registered model, address of the checkpoint and final metrics.
+
+    Raises:
+        ConfigurationError: a setting is unknown or wrong.
+        RayganError: shards, storage, MLflow or cluster fail, or the training diverged.
+    """
+    from raygan.training.settings import TrainSettings
+
+    chosen = resolve(TrainSettings, settings)
+    configure_ray()
+    from raygan.training import train as training
+
+    return training.train(chosen)
+
+
+def load_generator(name: str, **settings: Any) -> LoadedGenerator:
+    """Load a generator from the registry or a folder.
+
+    Args:
+        name: a registered model (``NAME`` for the promoted version, or ``NAME/VERSION``), or the path or URI of a
+            folder with generator.json, such as a checkpoint.
+        settings: `storage` and `tracking_uri`, as the jobs take them.
+
+    Raises:
+        ConfigurationError: there is no such generator, or a setting is wrong.
+        RayganError: files are missing or damaged, or MLflow doesn't answer.
+    """
+    from raygan.runtime.settings import StorageSettings
+    from raygan.sampling.generators import find_generators
+
+    (found,) = find_generators(resolve(StorageSettings, settings), [name], [])
+    return LoadedGenerator(found)
+
+
+def load_classifier(name: str = "raygan-classifier", **settings: Any) -> LoadedClassifier:
+    """Load a classifier from the registry or a folder.
+
+    Args:
+        name: a registered model (``NAME`` for the promoted version, or ``NAME/VERSION``), or the path or URI of a
+            folder with classifier.json.
+        settings: `storage` and `tracking_uri`, as the jobs take them.
+
+    Raises:
+        ConfigurationError: there is no such classifier, or a setting is wrong.
+        RayganError: files are missing or damaged, or MLflow doesn't answer.
+    """
+    from raygan.models import googlenet
+    from raygan.runtime import storage
+    from raygan.runtime.settings import StorageSettings
+    from raygan.tracking.networks import find_classifier
+
+    folder = find_classifier(resolve(StorageSettings, settings), name)
+    return LoadedClassifier(googlenet.load_classifier(storage.local_folder(folder)))
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    """A generator, ready to draw. Made by `load_generator`."""
+
+    _named: NamedGenerator
+
+    @property
+    def name(self) -> str:
+        """The registered name with its version, or the folder's name."""
+        return self._named.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that it can draw."""
+        return self._named.labels
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images in px."""
+        return self._named.generator.settings.image_size
+
+    def sample(self, seeds: Iterable[int], label: str | None = None, truncation: float = 1.0) -> Images:
+        """Draw one image for each seed, the same that `raygan sample` and the service draw for that seed.
+
+        Args:
+            seeds: each names one image; at least one, from 0.
+            label: what to draw, one of `labels`; needed only if there are several.
+            truncation: scales the latents, above 0 to 1; less is more typical and less varied.
+
+        Returns:
+            uint8 images (n, S, S, 3), RGB.
+        """
+        from raygan.models.latents import latents_of
+
+        chosen = label or (self.labels[0] if len(self.labels) == 1 else None)
+        if chosen not in self.labels:
+            raise ConfigurationError(f"label must be one of {', '.join(self.labels)}, not {label!r}")
+        latents = latents_of(seeds, self._named.generator.settings.z_dim) * truncation
+        images: Images = self._named.draw(chosen, latents).permute(0, 2, 3, 1).contiguous().numpy()
+        return images
+
+
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier, ready to judge images. Made by `load_classifier`."""
+
+    _classifier: Classifier
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order of the probabilities."""
+        return self._classifier.labels
+
+    def probabilities(self, images: Images) -> npt.NDArray[np.float32]:
+        """The probability of each label for each image.
+
+        Args:
+            images: uint8 (n, S, S, 3), RGB; resized to the size that the classifier was trained at.
+
+        Returns:
+            float32 (n, labels); rows sum to 1.
+        """
+        import torch
+
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        found: npt.NDArray[np.float32] = self._classifier.probabilities(pixels).numpy()
+        return found

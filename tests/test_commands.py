@@ -1,0 +1,132 @@
+"""`raygan JOB …` and `python jobs/JOB.py …` are the same job."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raygan.benchmarks.registry import BENCHMARKS
+from raygan.cli import load
+from raygan.commands import JOBS, main
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from tests.helpers import REPOSITORY
+
+#: What each job may be asked for, from both sides.
+WORDS = [[job] for job in JOBS] + [["benchmark", name] for name in BENCHMARKS]
+
+
+def console(*words: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The console command, from its declared entry point."""
+    program = "import sys; from raygan.commands import main; sys.argv[0] = 'raygan'; main()"
+    return run([sys.executable, "-c", program, *words], cwd, environment)
+
+
+def script(job: str, *words: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), *words], cwd, environment)
+
+
+def run(command: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_package_declares_the_command():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    assert '[project.scripts]\nraygan = "raygan.commands:main"\n' in text
+
+
+def test_every_job_file_is_a_job():
+    files = {path.stem for path in (REPOSITORY / "jobs").glob("*.py")}
+    assert files == {*JOBS, "benchmark"}
+    listed = console("--help")
+    assert listed.returncode == 0
+    for job in files:
+        assert f"\n  {job} " in listed.stdout
+
+
+def help_of(program: Callable[[], Any], words: list[str], monkeypatch, capsys) -> str:
+    monkeypatch.setattr(sys, "argv", [*words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_both_give_the_same_help(words, monkeypatch, capsys):
+    job, *others = words
+    file = str(REPOSITORY / "jobs" / f"{job}.py")
+    one = help_of(main, ["raygan", job, *others], monkeypatch, capsys)
+    other = help_of(lambda: runpy.run_path(file, run_name="__main__"), [file, *others], monkeypatch, capsys)
+    assert one.startswith(f"usage: raygan {' '.join(words)} ")
+    shown = one.replace(f"raygan {job}", "X")
+    assert shown.split() == other.replace(f"python jobs/{job}.py", "X").replace(f"{job}.py", "X", 1).split()
+
+
+@pytest.mark.parametrize("job", [*JOBS.values(), *BENCHMARKS.values()], ids=lambda job: job.function)
+def test_every_job_has_its_function(job):
+    assert callable(load(job.function))
+
+
+def test_a_job_is_listed_and_parsed_without_ray_and_torch():
+    program = """
+import sys
+from raygan.cli import load, parse
+from raygan.commands import JOBS, main
+for job in JOBS.values():
+    load(job.settings)
+parse(load(JOBS["train"].settings), ["--data", "x"], doc="")
+assert not {"ray", "torch", "mlflow"} & set(sys.modules), sorted(sys.modules)
+"""
+    done = run([sys.executable, "-c", program], REPOSITORY, {})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "'trian' is not a job; did you mean train? (see raygan --help)"),
+        ([], "name a job (see raygan --help)"),
+        (["train", "--data", "x", "--epoch", "3"], "--epoch is not a known flag; did you mean --epochs? (see --help)"),
+        (["submit", "--", "train.py"], "--working-dir: {folder} is no checkout of raygan: it has no jobs"),
+        (["serve"], "config: cannot read serve_config.yaml: No such file or directory"),
+    ],
+)
+def test_a_mistake_is_one_line(words, says, tmp_path):
+    done = console(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {says.format(folder=tmp_path)}\n"
+
+
+def test_both_resolve_the_same_settings():
+    words = ["--data", "x", "--preset", "quick", "--width", "5", "--dry-run"]
+    one, other = console("train", *words), script("train", *words)
+    assert one.returncode == other.returncode == 0
+    assert one.stdout == other.stdout
+
+
+def test_both_do_the_same_work(ray_cluster, new_storage, tmp_path):
+    import ray
+
+    generator = build_generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
+    save_generator(tmp_path / "generator", generator, {})
+    words = ["--model", str(tmp_path / "generator"), "--label", "dog", "--n", "5", "--storage", str(new_storage)]
+    place = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "MLFLOW_TRACKING_URI": ""}
+    one = console("sample", *words, "--output", str(tmp_path / "one"), **place)
+    other = script("sample", *words, "--output", str(tmp_path / "other"), **place)
+    assert one.returncode == other.returncode == 0, one.stderr + other.stderr
+    for done, folder in ((one, "one"), (other, "other")):
+        expected = {"model": tmp_path.name, "output": str(tmp_path / folder), "n": 5}
+        assert json.loads(done.stdout.splitlines()[-1]) == expected
+    files = sorted(path.name for path in (tmp_path / "one").glob("*.png"))
+    assert len(files) == 5
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
