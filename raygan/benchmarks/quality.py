@@ -39,15 +39,13 @@ from raygan.charts import row_of_axes, to_png
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.metrics.distances import kid
-from raygan.models.features import load_features
 from raygan.models.gan import load_generator, save_generator
 from raygan.models.latents import seeded
 from raygan.runtime.runs import is_finished, recorded
 from raygan.settings import load_preset
-from raygan.tracking.networks import feature_network
+from raygan.tracking.networks import feature_network, load_network
 from raygan.training.monitor import draw
 from raygan.training.settings import TrainSettings
-from raygan.training.step import StepSettings
 from raygan.training.train import check, train
 from raygan.training.worker import network_settings
 
@@ -81,7 +79,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
     if settings.textbook:
         folders[TEXTBOOK] = _textbook(settings, source, Path(settings.storage, "runs", _name(settings, TEXTBOOK)))
     reals, _ = in_memory(DataSet.open(settings.data), settings.label, "train", "validation")
-    network = load_features(feature_network(settings, settings.network, "--network"))
+    network = load_network(feature_network(settings, settings.network, "--network"))
     real_features = network(reals)
     times = np.linspace(0, settings.minutes, settings.points + 1)[1:]
     rows: dict[str, list[dict[str, float]]] = {}
@@ -165,10 +163,8 @@ def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Pat
     """Algorithm 1 until the minutes are over; a generator is kept whenever a part of them is."""
     torch.set_num_threads(cores())
     photos, _ = in_memory(DataSet.open(settings.data), settings.label, "train")
-    values = {name: getattr(source, name) for name in StepSettings.__dataclass_fields__ if hasattr(source, name)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain = StepSettings(**{**values, "precision": "fp32", "augment": ()})
-    step = TextbookStep(network_settings(source, ()), plain, device)
+    step = TextbookStep(network_settings(source, ()), source, device)
     batch, done, kept, began = source.batch_size, 0, 0, time.monotonic()
     bar = tqdm(total=settings.minutes, desc="training", unit="min", bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f} min")
     while kept < settings.points:

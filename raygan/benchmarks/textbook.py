@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
-from raygan.models.gan import Critic, Generator, NetworkSettings, draw_latents
-from raygan.training.step import StepSettings
+from raygan.models.gan import NetworkSettings, build_critic, build_generator, draw_latents
+from raygan.training.settings import StepOptions
 
 
 class TextbookStep:
@@ -21,12 +21,12 @@ class TextbookStep:
     settings: of which the batch, the rates, the betas, `n_critic` and `penalty_weight` are heeded.
     """
 
-    def __init__(self, networks: NetworkSettings, settings: StepSettings, device: torch.device | str = "cpu"):
+    def __init__(self, networks: NetworkSettings, settings: StepOptions, device: torch.device | str = "cpu"):
         self.networks, self.settings, self.device = networks, settings, torch.device(device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.generator = Generator(networks).to(self.device)
-            self.critic = _of_torch(Critic(networks)).to(self.device)
+            self.generator = build_generator(networks).to(self.device)
+            self.critic = _of_torch(build_critic(networks)).to(self.device)
         betas = (float(settings.beta1), float(settings.beta2))
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas)
@@ -59,7 +59,7 @@ class TextbookStep:
         return float(loss.item())
 
 
-def _of_torch(critic: Critic) -> Critic:
+def _of_torch(critic: nn.Module) -> nn.Module:
     """The critic with torch's own norms and LeakyReLUs in the place of raygan's, and the same parameters."""
     for parent in critic.modules():
         for name, layer in list(parent.named_children()):

@@ -1,13 +1,12 @@
-"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842) as torchvision builds it, on images of 32 to 256 px.
+"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842) as torchvision builds it, on images of 32 to 256 px, and its files.
 
-A *classifier folder* is what the registry, the service and evaluation know:
+A *classifier folder* is what the registry, the service and evaluation hold:
 
-    classifier.json          format version, labels in the order of the outputs, image size, and what the trainer
-                             says about it
+    classifier.json          format version, labels in output order, image size, and what the trainer says about it
     classifier.safetensors   weights and batch statistics, without the auxiliary heads, which only training needs
 
-Pixels become (x - 127.5) / 127.5. That is also what the network behind torchvision's ImageNet weights was trained
-on (`transform_input` merely undoes ImageNet's usual normalisation), so one rule serves both.
+Pixels are scaled as (x - 127.5) / 127.5. The network behind torchvision's ImageNet weights was trained on this scale
+too (`transform_input` merely undoes ImageNet's usual normalization), so one rule serves both.
 """
 
 from __future__ import annotations
@@ -23,33 +22,39 @@ from torchvision.models import GoogLeNet
 
 from raygan.errors import RayganError
 from raygan.models.weights import fill, load_description, load_tensors, save_description, save_tensors
-from raygan.runtime.storage import local_folder
 
+#: Format version of the JSON file.
 VERSION = 1
 
-#: Sides in px that the network works at: five halvings leave one place at least.
+#: Smallest and largest side in px: the network halves the image five times and needs one pixel to be left.
 SMALLEST, LARGEST = 32, 256
 
-#: Images that go through the network at a time, on a CPU and elsewhere.
+#: Images that pass through the network at once, on a CPU and elsewhere.
 _CPU_BATCH, _BATCH = 64, 256
 
 
 def build_googlenet(labels: int, *, auxiliary: bool = True) -> GoogLeNet:
-    """An untrained network with `labels` outputs, for images of any side from 32 to 256 px.
+    """A network with random weights, for images with sides from 32 to 256 px.
 
-    auxiliary: with the paper's two auxiliary heads, which a network in training mode answers with too (a
-        `GoogLeNetOutputs` named tuple). They pool to 4 by 4, which on images under 128 px repeats values of
-        smaller maps; they train all the same.
+    Args:
+        labels: number of outputs.
+        auxiliary: add the paper's two auxiliary heads. In training mode, the network then answers with a named tuple
+            `GoogLeNetOutputs`. The heads pool to 4x4, which repeats values on images under 128 px; they still train.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of its initialisation, which is what we want
+        warnings.simplefilter("ignore", FutureWarning)  # about its initialization, which is the one we want
         return GoogLeNet(num_classes=labels, aux_logits=auxiliary, transform_input=False, init_weights=True)
 
 
 def to_input(images: Tensor, size: int) -> Tensor:
-    """uint8 images (n, 3, S, S) as the network takes them: float32 (n, 3, size, size) in [-1, 1], channels last.
+    """Images as the network takes them. Images of other sizes are resized with antialiasing.
 
-    Other sizes are resized with antialiasing.
+    Args:
+        images: uint8 (n, 3, S, S).
+        size: side of the result in px.
+
+    Returns:
+        float32 (n, 3, size, size) in [-1, 1], channels last.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 (n, 3, S, S), not {images.dtype} {tuple(images.shape)}")
@@ -62,8 +67,11 @@ def to_input(images: Tensor, size: int) -> Tensor:
 class Classifier:
     """A trained GoogLeNet without its auxiliary heads, in evaluation mode.
 
-    net: from `to_input`'s tensors to logits (n, labels). labels: in the order of the outputs. image_size: the side
-    in px that it was trained at. about: what its trainer says of it, JSON-ready.
+    Attributes:
+        net: module from `to_input`'s tensors to logits (n, labels).
+        labels: names in output order.
+        image_size: side in px that it was trained at.
+        about: what its trainer says about it, JSON-ready.
     """
 
     def __init__(self, net: nn.Module, labels: tuple[str, ...], image_size: int, about: dict[str, Any]):
@@ -72,7 +80,7 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
-        """float32 (n, labels), rows summing to 1, of uint8 images (n, 3, S, S), on the images' device."""
+        """Each label's probability: float32 (n, labels) for uint8 images (n, 3, S, S), on the images' device."""
         if not len(images):
             return torch.empty(0, len(self.labels))
         step = _CPU_BATCH if images.device.type == "cpu" else _BATCH
@@ -80,7 +88,7 @@ class Classifier:
         return torch.cat(parts)
 
     def to(self, device: torch.device | str) -> Classifier:
-        """The same classifier, moved to a device."""
+        """Move the network to a device; returns itself."""
         self.net.to(device)
         return self
 
@@ -88,7 +96,15 @@ class Classifier:
 def save_classifier(
     folder: Path, net: GoogLeNet, *, labels: tuple[str, ...], image_size: int, about: dict[str, Any]
 ) -> None:
-    """Write a classifier folder (made if missing); `about` is JSON-ready and given back on loading."""
+    """Write a classifier folder, which is made if missing.
+
+    Args:
+        folder: where to write.
+        net: with or without auxiliary heads, on any device.
+        labels: names in output order.
+        image_size: side in px that it was trained at.
+        about: JSON-ready values that `load_classifier` gives back.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value for name, value in net.state_dict().items() if not name.startswith("aux")}
     save_tensors(folder / "classifier.safetensors", weights)
@@ -97,20 +113,22 @@ def save_classifier(
 
 
 def load_classifier(folder: Path | str) -> Classifier:
-    """The classifier of a folder, on the CPU; a remote folder is brought to this machine's disk.
+    """A folder's classifier, on the CPU.
 
-    Raises RayganError if a file is missing, truncated, or of another version or architecture.
+    Raises:
+        RayganError: a file is missing or damaged, or has another version or architecture.
     """
-    folder = Path(local_folder(str(folder)))
+    folder = Path(folder)
     path = folder / "classifier.json"
     description = load_description(path, VERSION)
     try:
         labels = tuple(str(label) for label in description["labels"])
         image_size = int(description["image_size"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RayganError(f"{path} describes no classifier: {type(error).__name__} {error}") from None
+        raise RayganError(f"{path} does not describe a classifier: {type(error).__name__} {error}") from None
     if not labels or not SMALLEST <= image_size <= LARGEST:
-        raise RayganError(f"{path} describes no classifier: {len(labels)} labels at {image_size} px")
+        raise RayganError(f"{path} does not describe a classifier: {len(labels)} labels at {image_size} px")
     net = GoogLeNet(num_classes=len(labels), aux_logits=False, transform_input=False, init_weights=False)
-    fill(net, load_tensors(folder / "classifier.safetensors"), folder / "classifier.safetensors")
+    weights = folder / "classifier.safetensors"
+    fill(net, load_tensors(weights), weights)
     return Classifier(net, labels, image_size, dict(description.get("about", {})))

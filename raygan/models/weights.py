@@ -1,6 +1,6 @@
-"""Model folders: weights as safetensors, and beside them a JSON file that says what they belong to.
+"""Weight files, and model folders: weights as safetensors beside a JSON file that describes them.
 
-Data, never code: reading a folder from a stranger can't run anything. torch and files only.
+All files hold data, never code: reading a stranger's folder can't run anything.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,25 +18,42 @@ from raygan.errors import RayganError
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors by name, from whatever device, to a safetensors file."""
+    """Write tensors by name, from any device, to a safetensors file."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
-def load_tensors(path: Path, *, part_of: str = "folder") -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises RayganError if it is missing or damaged.
+def read_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file, or from a file that `torch.save` wrote, on the CPU.
 
-    part_of: what is incomplete without the file, in words.
+    Raises:
+        Exception: the file is missing, damaged or holds code. Each reader raises errors of its own.
+    """
+    if str(path).endswith(".safetensors"):
+        return dict(load_file(path))
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(tensors) if isinstance(tensors, dict) else {}
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a model folder's safetensors file, on the CPU.
+
+    Raises:
+        RayganError: the file is missing or damaged.
     """
     try:
-        return dict(load_file(path))
+        return read_tensors(path)
     except FileNotFoundError:
-        raise RayganError(f"{path} is missing: the {part_of} is incomplete") from None
+        raise RayganError(f"{path} is missing: its folder is incomplete") from None
     except (SafetensorError, OSError) as error:
         raise RayganError(f"{path} is damaged or truncated: {error}") from None
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load all of a module's state. Raises RayganError, naming `path`, if names or shapes differ."""
+    """Load a module's whole state.
+
+    Raises:
+        RayganError: names or shapes differ. The message names `path`.
+    """
     try:
         module.load_state_dict(tensors)
     except RuntimeError:
@@ -48,14 +66,20 @@ def save_description(path: Path, version: int, values: dict[str, Any]) -> None:
 
 
 def load_description(path: Path, version: int, *, kind: str = "model") -> dict[str, Any]:
-    """The values of a JSON file. Raises RayganError if it is missing, damaged or of another version.
+    """The values of a JSON file.
 
-    kind: of folder that should have the file, in words.
+    Args:
+        path: the file.
+        version: the format version that the file must have.
+        kind: of folder, in words, for the error message.
+
+    Raises:
+        RayganError: the file is missing, damaged or of another version.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RayganError(f"{path} is missing: this is no {kind} folder") from None
+        raise RayganError(f"{path} is missing: this is not a {kind} folder") from None
     except (ValueError, OSError):
         raise RayganError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(values, dict) or values.get("version") != version:

@@ -69,7 +69,7 @@ class RunRecord:
         if before.get("state") == "finished" and ended and not unfinished:
             further = "" if images is None else "train it further with more --epochs, --kimg or --minutes, or "
             raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
-        differences = _differences(before, now, may_change)
+        differences = _differences(before, now, may_change, type(settings))
         if differences and not allow_changes:
             advice = ", or resume it all the same with --allow-changes" if "allow_changes" in now["settings"] else ""
             raise ConfigurationError(
@@ -99,8 +99,12 @@ def recorded(settings: StorageSettings) -> dict[str, Any]:
     return {name: public_value(value) for name, value in values.items()}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Set[str]) -> list[str]:
-    old, new = before.get("settings", {}), now["settings"]
+def _differences(
+    before: dict[str, Any], now: dict[str, Any], may_change: Set[str], known: type[StorageSettings]
+) -> list[str]:
+    # A run of an older version lacks the settings that came later, and had what are now their defaults.
+    defaults = {name: field.default for name, field in known.model_fields.items()}
+    old, new = {**defaults, **before.get("settings", {})}, now["settings"]
     changed = [
         f"{key} was {old.get(key)}, now {value}"
         for key, value in new.items()

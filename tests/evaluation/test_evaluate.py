@@ -22,7 +22,7 @@ from raygan.evaluation.evaluate import evaluate, find_judges, measure
 from raygan.evaluation.settings import EvaluateSettings
 from raygan.evaluation.verdict import Reals
 from raygan.models.features import load_features
-from raygan.models.gan import Generator, NetworkSettings, save_generator
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.runtime.settings import StorageSettings
 from raygan.sampling.generators import NamedGenerator, find_generators
@@ -43,7 +43,7 @@ def generators(tmp_path):
     """Folders of two small generators, of cats and of dogs."""
     torch.manual_seed(0)
     for label in ("cat", "dog"):
-        save_generator(tmp_path / label, Generator(NETWORK), {"label": label})
+        save_generator(tmp_path / label, build_generator(NETWORK), {"label": label})
     return [str(tmp_path / label) for label in ("cat", "dog")]
 
 
@@ -69,7 +69,7 @@ def test_worse_images_come_out_worse_on_every_metric(one_thread):
     """Drawn faces, blurred ones as a poor generator makes them, an untrained generator's images, and noise."""
     faces = torch.stack([torch.from_numpy(np.array(draw_face("cat", seed, 64))).permute(2, 0, 1) for seed in range(80)])
     compared, others = faces[:40], faces[40:]
-    generator = Generator(NetworkSettings(image_size=64, z_dim=8, width=4))
+    generator = build_generator(NetworkSettings(image_size=64, z_dim=8, width=4))
     like = NamedGenerator("any", generator, ("cat",), {})
     sets = {
         "real": RealPhotos({"cat": others}).sample("cat", 40, 0),
@@ -147,7 +147,7 @@ def served(storage, label, *, labels=()):
     settings = StorageSettings(storage=str(storage), tracking_uri=None)
     with tempfile.TemporaryDirectory() as scratch, tracking.start_run(settings, label, job="train", params={}) as run:
         folder = Path(scratch, "generator")
-        save_generator(folder, Generator(replace(NETWORK, labels=labels)), {"label": label})
+        save_generator(folder, build_generator(replace(NETWORK, labels=labels)), {"label": label})
         tracking.register_generator(run, folder, label, labels=list(labels or (label,)), promote=True)
     return settings
 
@@ -165,7 +165,7 @@ def test_no_two_generators_have_the_same_name(new_storage, tmp_path):
     settings = StorageSettings(storage=str(new_storage), tracking_uri=None)
     folders = [str(tmp_path / run / "last") for run in ("a", "b")]
     for folder in folders:
-        save_generator(Path(folder), Generator(NETWORK), {"label": "cat"})
+        save_generator(Path(folder), build_generator(NETWORK), {"label": "cat"})
     assert [one.name for one in find_generators(settings, folders[:1], [])] == ["last"]
     assert [one.name for one in find_generators(settings, folders, [])] == folders
     with pytest.raises(ConfigurationError, match="is given twice"):
@@ -174,7 +174,7 @@ def test_no_two_generators_have_the_same_name(new_storage, tmp_path):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_generator_of_one_label_is_judged_beside_one_of_all(settings_of, generators, tmp_path):
-    save_generator(tmp_path / "a+b", Generator(NETWORK), {"label": "all"})
+    save_generator(tmp_path / "a+b", build_generator(NETWORK), {"label": "all"})
     settings = settings_of(model=[generators[0], str(tmp_path / "a+b")])
     result = evaluate(settings)
     assert {name: set(of) for name, of in result.metrics.items()} == {"cat": {"cat"}, "a+b": {"all"}}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.models.gan import Critic, Generator, NetworkSettings
+from raygan.models.gan import NetworkSettings, build_critic, build_generator
 
 SIZES = [32, 64, 128, 256]
 
@@ -16,10 +16,10 @@ def layers(network):
 @pytest.mark.parametrize("size", SIZES)
 def test_shapes_at_every_resolution(size):
     settings = NetworkSettings(image_size=size, z_dim=7, width=2)
-    images = Generator(settings)(torch.randn(3, 7))
+    images = build_generator(settings)(torch.randn(3, 7))
     assert images.shape == (3, 3, size, size)
     assert images.abs().max() <= 1
-    assert Critic(settings)(images).shape == (3,)
+    assert build_critic(settings)(images).shape == (3,)
 
 
 @pytest.mark.parametrize(("size", "blocks"), [(32, 3), (64, 4), (128, 5), (256, 6)])
@@ -27,13 +27,13 @@ def test_wgan_gp_is_the_source_projects_layer_list(size, blocks):
     """Five blocks and an exit layer at the source's 128 px; each halving of the side takes one away."""
     settings = NetworkSettings(image_size=size, z_dim=200, width=2)
     block = ["ConvTranspose2d", "BatchNorm2d", "ReLU"]
-    assert layers(Generator(settings)) == block * blocks + ["ConvTranspose2d", "Tanh"]
-    assert layers(Critic(settings)) == ["Conv2d", "InstanceNorm2d", "LeakyReLU"] * blocks + ["Conv2d"]
+    assert layers(build_generator(settings)) == block * blocks + ["ConvTranspose2d", "Tanh"]
+    assert layers(build_critic(settings)) == ["Conv2d", "InstanceNorm2d", "LeakyReLU"] * blocks + ["Conv2d"]
 
 
 def test_dcgan_64_is_the_source_projects_channel_list():
     settings = NetworkSettings(image_size=64, z_dim=100, width=64, critic_norm="batch")
-    generator, critic = Generator(settings), Critic(settings)
+    generator, critic = build_generator(settings), build_critic(settings)
     up = [m for m in generator.modules() if isinstance(m, nn.ConvTranspose2d)]
     assert [up[0].in_channels] + [m.out_channels for m in up] == [100, 512, 256, 128, 64, 3]
     down = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
@@ -47,23 +47,23 @@ def test_wgan_gp_128_parameter_counts_by_hand():
     inner = 64 * 128 + 128 * 256 + 256 * 512 + 512 * 1024
     norms = 2 * (64 + 128 + 256 + 512 + 1024)
     generator = 16 * (200 * 1024 + inner + 64 * 3) + norms + 3
-    assert sum(p.numel() for p in Generator(settings).parameters()) == generator
-    assert sum(p.numel() for p in Critic(settings).parameters()) == 16 * (3 * 64 + inner + 1024) + norms + 1
+    assert sum(p.numel() for p in build_generator(settings).parameters()) == generator
+    assert sum(p.numel() for p in build_critic(settings).parameters()) == 16 * (3 * 64 + inner + 1024) + norms + 1
 
 
 def test_dcgan_64_parameter_counts_by_hand():
     settings = NetworkSettings(image_size=64, z_dim=100, width=64, critic_norm="batch")
     kernels = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3)
     norms = 2 * (512 + 256 + 128 + 64)
-    assert sum(p.numel() for p in Generator(settings).parameters()) == kernels + norms + 3
+    assert sum(p.numel() for p in build_generator(settings).parameters()) == kernels + norms + 3
     kernels = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512)
     biases, norms = 64 + 1, 2 * (128 + 256 + 512)
-    assert sum(p.numel() for p in Critic(settings).parameters()) == kernels + biases + norms
+    assert sum(p.numel() for p in build_critic(settings).parameters()) == kernels + biases + norms
 
 
 def test_a_conditional_generator_draws_what_it_is_told_and_a_critic_picks_the_class():
     settings = NetworkSettings(image_size=32, z_dim=5, width=2, labels=("cat", "dog"))
-    generator, critic = Generator(settings).eval(), Critic(settings)
+    generator, critic = build_generator(settings).eval(), build_critic(settings)
     latents = torch.randn(4, 5)
     cats, dogs = (generator(latents, torch.full((4,), number)) for number in (0, 1))
     assert not torch.allclose(cats, dogs)
@@ -78,7 +78,7 @@ def test_a_conditional_generator_draws_what_it_is_told_and_a_critic_picks_the_cl
 def test_critic_without_batch_norm_judges_each_image_alone():
     images = torch.randn(6, 3, 32, 32)
     for norm in ("instance", "none"):
-        critic = Critic(NetworkSettings(image_size=32, width=4, critic_norm=norm))
+        critic = build_critic(NetworkSettings(image_size=32, width=4, critic_norm=norm))
         alone = torch.cat([critic(image[None]) for image in images])
         torch.testing.assert_close(critic(images), alone, rtol=1e-4, atol=1e-5)
 

@@ -67,7 +67,7 @@ def test_damaged_folders_are_refused_in_one_line(folder, tmp_path):
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    with pytest.raises(RayganError, match="no model folder"):
+    with pytest.raises(RayganError, match="not a model folder"):
         load_classifier(tmp_path)
     assert "classifier.safetensors is missing" in refusal()
     (tmp_path / "classifier.safetensors").write_bytes(weights[:1000])
@@ -75,5 +75,5 @@ def test_damaged_folders_are_refused_in_one_line(folder, tmp_path):
     (tmp_path / "classifier.safetensors").write_bytes(weights)
     assert "does not fit" in refusal(labels=["cat", "dog", "fox"])
     assert "version 7" in refusal(version=7)
-    assert "no classifier" in refusal(labels=None)
-    assert "no classifier" in refusal(image_size=4)
+    assert "not describe a classifier" in refusal(labels=None)
+    assert "not describe a classifier" in refusal(image_size=4)

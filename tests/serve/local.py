@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from raygan.models.gan import Generator, NetworkSettings, save_generator
+from raygan.models.gan import Generator, NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.serve.api import create_app
 from raygan.serve.batching import Stage
@@ -41,7 +41,7 @@ def settle(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 def make_generator(seed: int = 0, labels: tuple[str, ...] = ()) -> Generator:
     """An untrained generator whose samples are visibly different."""
     torch.manual_seed(seed)
-    generator = Generator(replace(NETWORKS, labels=labels))
+    generator = build_generator(replace(NETWORKS, labels=labels))
     latents = torch.randn(64, NETWORKS.z_dim + len(labels))[:, :, None, None]
     with torch.no_grad():
         features = settle(generator.blocks, latents)

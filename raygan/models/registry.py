@@ -1,0 +1,48 @@
+"""The GAN architectures and feature networks that a setting can name.
+
+Installed packages add their own under ``raygan.architectures`` and ``raygan.features``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from raygan.registry import Registry
+
+if TYPE_CHECKING:  # needs torch, and names are listed without it
+    from torch import nn
+
+
+class Architecture(Protocol):
+    """Builds a generator and its critic from `raygan.models.gan.NetworkSettings`."""
+
+    #: Gives a `raygan.models.gan.Generator`.
+    generator: Callable[..., nn.Module]
+
+    #: Gives a module from images (N, 3, S, S) in [-1, 1] and classes (N,) or None to scores (N,), higher for reals.
+    critic: Callable[..., nn.Module]
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("raygan.architectures", {"dcgan": "raygan.models.dcgan:DCGAN"})
+
+#: The feature network used by default. It comes with the installation.
+DEFAULT_FEATURES = "efficientnet_lite0"
+
+#: The network whose FID and KID carry no network in their names; ``inception_v3:FILE`` gives its weights.
+INCEPTION = "inception_v3"
+
+#: Functions without arguments that load a `raygan.models.features.Features`.
+FEATURES: Registry[Callable[..., object]] = Registry(
+    "raygan.features",
+    {
+        DEFAULT_FEATURES: "raygan.models.features:efficientnet_lite0",
+        INCEPTION: "raygan.models.features:inception_v3",
+    },
+)
+
+#: What the settings that name a feature network accept, for their help.
+FEATURE_NETWORKS = (
+    f"{', '.join(FEATURES.names())}, googlenet (the registered classifier), a classifier folder, "
+    f"or a .pth or .safetensors file of GoogLeNet weights"
+)
