@@ -7,7 +7,7 @@ import pytest
 from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.quickstart.quickstart import quickstart
-from raygan.quickstart.quickstart import quickstart as module
+from raygan.quickstart import quickstart as module
 from raygan.quickstart.settings import QuickstartSettings
 
 
@@ -30,6 +30,6 @@ def test_a_port_in_use_is_said_before_work_starts(tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1 can't be had"):
+        with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1 is not available"):
             quickstart(QuickstartSettings(storage=str(tmp_path), port=port))
     assert not list(tmp_path.iterdir())

@@ -1,12 +1,21 @@
-"""Serve: an inference graph from MLflow's registry to HTTP; `raygan.serve.app` says how it works."""
+"""Serve: from MLflow's registry to HTTP.
+
+1. `app.build` binds one deployment to each generator with the serving alias, one to the classifier, one to the model
+   store and one to the HTTP gateway in front of them. It runs on deployment; importing this package does nothing.
+2. A request travels `listener` → `middleware` → `api` → `service` → `batching` → (over Ray Serve) `replicas` →
+   `executor`, and back through `encode`. Arrays travel between processes, never encoded pictures.
+3. The gateway follows the registry's alias through `model_store` and names a version in every call. Replicas load
+   versions on demand, so nothing restarts, and a rollback is moving the alias back.
+4. Pixels depend only on label, seed, truncation and model version, never on load or batch: see `executor`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def build(values: dict[str, Any]) -> Any:
-    """The application that `serve_config.yaml` names; see `raygan.serve.app.build`."""
+def build(arguments: dict[str, Any]) -> Any:
+    """The application named by `import_path` in `serve_config.yaml`; see `raygan.serve.app.build`."""
     from raygan.serve import app
 
-    return app.build(values)
+    return app.build(arguments)

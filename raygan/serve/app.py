@@ -1,17 +1,4 @@
-"""Serve: an inference graph from MLflow's registry to HTTP.
-
-The mental model:
-
-1. `build` asks the registry which generators are champions and binds a deployment to each registered model, one to
-   the classifier, one to the registry itself, and the HTTP gateway in front of them. It runs when the application is
-   deployed; importing this package does nothing.
-2. The gateway listens itself, or behind Serve's proxies where `proxy_location` has any (`listener`).
-   A request goes gateway -> generator -> gateway -> classifier -> gateway. `api` says what may be asked, `service`
-   what it means, `stages` gathers requests into calls, `replicas` compute them in `lanes`, `encode` makes pictures.
-   Arrays travel between them, never pictures.
-3. The gateway follows the registry's alias and names a version with every call; replicas load versions as they are
-   asked for. Nothing restarts, and going back is moving the alias back.
-4. Pixels depend on label, seed, n, truncation and model version alone: `lanes` sees to it.
+"""Deploys the service: binds its deployments to registered models, and starts `serve run`.
 
 ``serve run serve_config.yaml`` deploys it; the arguments there are the fields of `ServeSettings`.
 """
@@ -33,18 +20,22 @@ if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
 
-#: What Ray sets aside for a replica. Little, since replicas share cores (their threads use all of them), and a label
-#: that finds no room isn't served: two cores have room for three labels, twice over while a new revision starts.
+#: Cores that Ray reserves per replica. Few, since replicas share cores (their threads use all of them) and a label
+#: without room isn't served: two cores hold three labels, twice over while a new revision starts.
 _REPLICA_CPUS = 0.2
 
-#: Serve writes a line for every call; the gateway writes one for every request.
+#: Serve would log every call; the gateway already logs every request.
 _QUIET = {"enable_access_log": False}
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """The application, for ``serve run``; `arguments` are the fields of `ServeSettings`.
+    """The application for ``serve run``.
 
-    Raises ConfigurationError on an unknown argument or if a token is needed, RayganError if MLflow doesn't answer.
+    Args:
+        arguments: fields of `ServeSettings`.
+    Raises:
+        ConfigurationError: an unknown argument, or a token is required and missing.
+        RayganError: MLflow doesn't answer.
     """
     from ray import serve
 
@@ -52,30 +43,28 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     from raygan.serve import gateway
     from raygan.serve.auth import check_token
     from raygan.serve.listener import Address
-    from raygan.serve.middleware import MOST_REQUESTS
+    from raygan.serve.middleware import MAX_REQUESTS
 
     settings = validate(ServeSettings, arguments)
     host, port, has_proxies = _serve_http()
     check_token(settings, host)
     models = sorted({model.name for model in tracking.serving_generators(tracking.connect(settings)).values()})
-    registry = _deployment(gateway.RegistryDeployment, "Registry", num_cpus=0.0).bind(settings)
+    store = _deployment(gateway.ModelStoreDeployment, "Registry", num_cpus=0.0).bind(settings)
     generators = {
-        name: _deployment(gateway.GeneratorDeployment, gateway.generator_deployment(name)).bind(
-            settings, name, registry
-        )
+        name: _deployment(gateway.GeneratorDeployment, gateway.generator_deployment(name)).bind(settings, name, store)
         for name in models
     }
-    classifier = _deployment(gateway.ClassifierDeployment, "Classifier").bind(settings, registry)
+    classifier = _deployment(gateway.ClassifierDeployment, "Classifier").bind(settings, store)
     ingress = serve.deployment(gateway.GatewayDeployment).options(
         name="Gateway",
-        max_ongoing_requests=MOST_REQUESTS + 100,  # those are told to come again; proxies queue what a replica refuses
-        max_surge_percent=100,  # a new one listens before the old one ends
-        graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # it finishes what it began
-        health_check_period_s=1,  # nobody answers until Serve sees that the gateway has died
+        max_ongoing_requests=MAX_REQUESTS + 100,  # the surplus gets 503; proxies would queue what a replica refuses
+        max_surge_percent=100,  # the new one listens before the old one stops
+        graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # for requests in progress
+        health_check_period_s=1,  # requests fail until Serve notices a dead gateway
         logging_config=_QUIET,
         ray_actor_options={"num_cpus": 0.1},
     )
-    handles = gateway.Handles(generators, classifier, registry)
+    handles = gateway.Handles(generators, classifier, store)
     application: serve.Application = ingress.bind(settings, handles, Address(host, port), has_proxies)
     return application
 
@@ -85,18 +74,19 @@ def _deployment(kind: type, name: str, *, num_cpus: float = _REPLICA_CPUS) -> se
 
     return serve.deployment(kind).options(
         name=name,
-        max_ongoing_requests=16,  # a gateway keeps two calls for each replica under way; more are other gateways'
-        max_surge_percent=100,  # a new revision's replica has loaded before the old one ends
+        max_ongoing_requests=16,  # each gateway keeps up to two calls per replica in flight
+        max_surge_percent=100,  # a new revision's replica has loaded before the old one stops
         logging_config=_QUIET,
         ray_actor_options={"num_cpus": num_cpus},
     )
 
 
 def run(settings: ServeJobSettings) -> None:
-    """Check what ``serve run`` would stumble over, then become ``serve run``; does not return.
+    """Check what would make ``serve run`` fail, then become ``serve run``; does not return.
 
-    Raises ConfigurationError if the port is in use, a token is needed or the file is wrong, RayganError if there is
-    no generator to serve.
+    Raises:
+        ConfigurationError: the port is in use, a token is required and missing, or the file is invalid.
+        RayganError: there is no generator to serve.
     """
     from raygan import tracking
     from raygan.addresses import public
@@ -110,8 +100,8 @@ def run(settings: ServeJobSettings) -> None:
     if not tracking.serving_generators(tracking.connect(settings)):
         raise RayganError(
             f"MLflow at {public(tracking.tracking_uri(settings))} has no generator with alias "
-            f"{tracking.SERVING_ALIAS}: train one with jobs/train.py, or name another place with --storage or "
-            f"--tracking-uri"
+            f"{tracking.SERVING_ALIAS}: train one with jobs/train.py, or choose another registry with --storage "
+            f"or --tracking-uri"
         )
     environment = {**os.environ, "RAYGAN_STORAGE": settings.storage}
     if settings.tracking_uri:
@@ -121,7 +111,7 @@ def run(settings: ServeJobSettings) -> None:
 
 
 def _read_service(path: str) -> ServeDeploySchema:
-    """Ray Serve's configuration file. Raises ConfigurationError that names what is wrong in it."""
+    """Ray Serve's configuration file. Raises ConfigurationError naming the first mistake."""
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
@@ -135,20 +125,22 @@ def _read_service(path: str) -> ServeDeploySchema:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ConfigurationError if something listens on the port: Ray Serve would share it or try for ever."""
+    """Raise ConfigurationError if the port is in use: Ray Serve would share it or retry forever."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigurationError(
-                f"port {port} of {host} can't be had ({error.strerror}): stop its user, or choose another"
+                f"port {port} of {host} is not available ({error.strerror}): stop what uses it, or choose another"
             ) from None
 
 
 def _serve_http() -> tuple[str, int, bool]:
-    """Host and port of the service, and whether Serve's proxies listen there; the defaults where Serve isn't up yet."""
+    """Host and port of the service, and whether Serve's proxies listen there; the defaults if Serve isn't running."""
     from ray.serve.config import ProxyLocation
+
+    # Private. `serve.status()` would replace it if it told the HTTP options; it has neither host, port nor location.
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)

@@ -1,4 +1,4 @@
-"""The bearer token: where it comes from. It is no setting, so that no configuration and no log ever shows it."""
+"""The bearer token and where it comes from. Not a setting, so no configuration or log ever shows it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from raygan.serve.settings import ServeSettings
 
 
 def read_token(settings: ServeSettings) -> str | None:
-    """The bearer token: of the file, or RAYGAN_TOKEN; None if neither is set.
+    """The bearer token from `token_file`, else from RAYGAN_TOKEN; None if neither is set.
 
-    Raises ConfigurationError if the file can't be read or is empty.
+    Raises:
+        ConfigurationError: the file is unreadable or empty.
     """
     if settings.token_file is None:
         return os.environ.get("RAYGAN_TOKEN") or None
@@ -27,11 +28,11 @@ def read_token(settings: ServeSettings) -> str | None:
 
 
 def check_token(settings: ServeSettings, host: str) -> None:
-    """Raise ConfigurationError if the port is open to other machines, and anybody would be answered."""
+    """Raise ConfigurationError if the port is open to other machines without a token or `public: true`."""
     if read_token(settings) is None and not settings.public and not _is_loopback(host):
         raise ConfigurationError(
-            f"token_file: {host} is open to other machines: give a token (token_file, or RAYGAN_TOKEN), bind to "
-            f"127.0.0.1, or say public: true"
+            f"token_file: {host} is open to other machines: give a token (token_file or RAYGAN_TOKEN), bind to "
+            f"127.0.0.1, or set public: true"
         )
 
 

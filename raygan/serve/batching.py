@@ -1,17 +1,13 @@
-"""Stages: the gateway's side of a deployment, where requests become batches and failures become retries.
+"""Batching: the gateway's queue in front of a deployment, where requests become batches and failures become retries.
 
-The mental model:
-
-1. `Stage.run` queues a request's images. As soon as a call may be made, everything that is waiting goes in one call
-   (up to `most` images): a hop between processes costs as much as computing an image, and here a batch shares it.
-   While calls are under way the next batch gathers, so nobody waits for a batch to fill, and a lone request goes
-   at once.
-2. A call for each replica is under way, and a second one, that is there when the first has finished, only if a whole
-   batch (`batch` images, or `_WORTH_A_CALL`) is waiting: fewer cost less in the next call than in one of their own.
-3. Drawing and judging are idempotent. A call whose replica died is made again, by whichever replica there is, until
-   the request's own time is up; a call that fails for another reason is made again for each request alone, so that
-   one request can't spoil its neighbours'.
-4. More images waiting than `limit` is `Busy`: the client is told to come back, the queue doesn't grow.
+1. `Batcher.run` queues a request's images. As soon as a call is allowed, everything waiting goes into it, up to
+   `max_call` images: a hop between processes costs as much as computing an image, and a batch shares the hop. The
+   next batch gathers while calls are in flight, so nobody waits for a batch to fill and a lone request leaves at once.
+2. Each replica has one call in flight. A second one, ready when the first finishes, starts only if a whole batch
+   (`batch` images, or `_ENOUGH_FOR_A_CALL`) is waiting: fewer images are cheaper in the next call than in their own.
+3. Sampling and classifying are idempotent. If a replica dies, its call is repeated on any replica until the time limit.
+   If a call fails for another reason, each request is retried alone, so one request can't spoil its neighbors.
+4. With more than `limit` images waiting, `Busy` tells the client when to come back and the queue stops growing.
 """
 
 from __future__ import annotations
@@ -26,40 +22,43 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from raygan.serve.messages import ModelVersion
-from raygan.serve.metrics import Meters
+from raygan.serve.metrics import Metrics
 
-I = TypeVar("I")  # noqa: E741 (an item that a request asks for)
+I = TypeVar("I")  # noqa: E741 (a request's item)
 A = TypeVar("A")
 
-#: Seconds before a call is made again: doubled each time, up to the last.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+#: Seconds before a retry, doubled each time up to the maximum.
+_FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0
 
-
-#: Images that are always worth a second call. A batch of 32 is too many to wait for: with 32 clients that ask for one
-#: image each they are seldom waiting, and replicas ran dry.
-_WORTH_A_CALL = 16
+#: Images that always justify a second call. A batch of 32 is too much to wait for: 32 clients that each want one image
+#: rarely queue that many, and replicas ran idle.
+_ENOUGH_FOR_A_CALL = 16
 
 
 class Busy(Exception):  # noqa: N818 - a state of the service, not a fault of the program
-    """Too much is waiting. seconds: after which to try again."""
+    """The service is full.
+
+    Attributes:
+        seconds: when to try again.
+    """
 
     def __init__(self, seconds: int):
         super().__init__(f"try again in {seconds} s")
         self.seconds = seconds
 
 
-class Died(Exception):  # noqa: N818 - as above
-    """The replica of a call ended, or can't be reached; the call may be made again."""
+class ReplicaDied(Exception):  # noqa: N818 - as above
+    """A call's replica died or is unreachable; the call may be repeated."""
 
 
 class Caller(Protocol[I, A]):
-    """The way to a deployment's replicas."""
+    """Calls a deployment's replicas."""
 
     async def call(self, model: ModelVersion, items: list[I]) -> tuple[list[A], float]:
-        """An answer for each item, and the seconds of computing. Raises Died, Busy, or what the replica raised."""
+        """An answer per item, and the seconds spent computing. Raises ReplicaDied, Busy, or the replica's error."""
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        """Have every replica load a version; its description."""
+        """Have every replica load a version; returns its description."""
 
 
 @dataclass(eq=False)
@@ -72,11 +71,21 @@ class _Waiting(Generic[I, A]):
     taken: bool = False
 
 
-class Stage(Generic[I, A]):
+class Batcher(Generic[I, A]):
     """A queue in front of a deployment; belongs to one event loop.
 
-    images_of: the number of images that an item stands for. batch: images that a replica's thread computes at once.
-    most: images in a call. limit: images that may wait. seconds: that a call may take.
+    Args:
+        name: the deployment in metrics.
+        caller: reaches its replicas.
+        images_of: the number of images in an item.
+        metrics: where counts and times go.
+        batch: images that a replica's thread computes at once.
+        max_call: maximum number of images per call.
+        limit: maximum number of images waiting.
+        seconds: time limit of a call.
+
+    Attributes:
+        replicas: running replicas as far as known; the gateway keeps it current.
     """
 
     def __init__(
@@ -84,84 +93,83 @@ class Stage(Generic[I, A]):
         name: str,
         caller: Caller[I, A],
         images_of: Callable[[I], int],
-        meters: Meters,
+        metrics: Metrics,
         *,
         batch: int,
-        most: int,
+        max_call: int,
         limit: int,
         seconds: float,
     ):
-        self.name, self._caller, self._images_of, self._meters = name, caller, images_of, meters
-        self._batch, self._most, self._limit, self._seconds = batch, most, limit, seconds
-        self._waiting: deque[_Waiting[I, A]] = deque()
+        self.name, self._caller, self._images_of, self._metrics = name, caller, images_of, metrics
+        self._batch, self._max_call, self._limit, self._seconds = batch, max_call, limit, seconds
+        self._queue: deque[_Waiting[I, A]] = deque()
         self._waiting_images = 0
-        self._under_way: set[asyncio.Task[None]] = set()
-        self._rate = 0.0
-        #: Replicas that run, as far as is known; the gateway keeps it up to date.
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._rate = 0.0  # images per second, a moving average
         self.replicas = 1
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        """Have a version loaded; its description. Raises what loading raised."""
+        """Have a version loaded; returns its description. Raises what loading raised."""
         return await self._caller.prepare(model)
 
     async def run(self, model: ModelVersion, item: I) -> A:
         """The answer to one request's item. Raises Busy, or what the replica raised."""
         images = self._images_of(item)
         if self._waiting_images + images > self._limit:
-            self._meters.count("rejected", stage=self.name)
+            self._metrics.count("rejected", stage=self.name)
             raise Busy(self._seconds_to_wait())
         waiting: _Waiting[I, A] = _Waiting(
             model, item, images, asyncio.get_running_loop().create_future(), time.perf_counter()
         )
-        self._waiting.append(waiting)
+        self._queue.append(waiting)
         self._waiting_images += images
         self._start()
         if not waiting.taken:
-            self._tell_waiting()
+            self._observe_queue()
         try:
             return await waiting.answer
         finally:
-            if not waiting.taken:  # given up
-                self._waiting.remove(waiting)
+            if not waiting.taken:  # cancelled
+                self._queue.remove(waiting)
                 self._waiting_images -= images
-                self._tell_waiting()
+                self._observe_queue()
 
-    def _tell_waiting(self) -> None:
-        self._meters.observe("waiting_images", self._waiting_images, stage=self.name)
+    def _observe_queue(self) -> None:
+        self._metrics.observe("waiting_images", self._waiting_images, stage=self.name)
 
     def _start(self) -> None:
-        while self._waiting and self._has_room():
+        while self._queue and self._has_room():
             batch = self._take()
             if batch:
-                # In a context of its own: in a request's, Serve takes the call for a part of that request, and ends it
-                # when that one's client goes away.
+                # In a fresh context: Serve would take a call in a request's context for part of that request, and
+                # cancel it when that request's client disconnects.
                 task = contextvars.Context().run(asyncio.ensure_future, self._answer(batch))
-                self._under_way.add(task)
+                self._in_flight.add(task)
                 task.add_done_callback(self._ended)
 
     def _has_room(self) -> bool:
-        calls = 2 if self._waiting_images >= min(self._batch, _WORTH_A_CALL) else 1
-        return len(self._under_way) < calls * max(1, self.replicas)
+        calls = 2 if self._waiting_images >= min(self._batch, _ENOUGH_FOR_A_CALL) else 1
+        return len(self._in_flight) < calls * max(1, self.replicas)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        self._in_flight.discard(task)
         self._start()
 
     def _take(self) -> list[_Waiting[I, A]]:
-        """The oldest requests of one version, up to `most` images, without those that were given up."""
+        """The oldest requests of one version, up to `max_call` images, without the cancelled ones."""
         batch: list[_Waiting[I, A]] = []
         images = 0
-        while self._waiting:
-            waiting = self._waiting[0]
-            if batch and (waiting.model != batch[0].model or images + waiting.images > self._most):
+        while self._queue:
+            waiting = self._queue[0]
+            if batch and (waiting.model != batch[0].model or images + waiting.images > self._max_call):
                 break
-            self._waiting.popleft()
+            self._queue.popleft()
             waiting.taken = True
             self._waiting_images -= waiting.images
             if not waiting.answer.done():
                 batch.append(waiting)
                 images += waiting.images
-        self._tell_waiting()
+        self._observe_queue()
         return batch
 
     async def _answer(self, batch: list[_Waiting[I, A]]) -> None:
@@ -181,29 +189,29 @@ class Stage(Generic[I, A]):
                 waiting.answer.set_result(answer)
         seconds = time.perf_counter() - began
         self._rate = 0.9 * self._rate + 0.1 * images / seconds if self._rate else images / seconds
-        self._meters.observe("batch_images", images, stage=self.name)
-        self._meters.observe("stage_seconds", began - batch[0].since, stage=self.name, part="waiting")
-        self._meters.observe("stage_seconds", seconds - computing, stage=self.name, part="way")
-        self._meters.observe("stage_seconds", computing, stage=self.name, part="computing")
+        self._metrics.observe("batch_images", images, stage=self.name)
+        self._metrics.observe("stage_seconds", began - batch[0].since, stage=self.name, part="waiting")
+        self._metrics.observe("stage_seconds", seconds - computing, stage=self.name, part="way")
+        self._metrics.observe("stage_seconds", computing, stage=self.name, part="computing")
 
     async def _call(self, batch: Sequence[_Waiting[I, A]]) -> tuple[list[A], float]:
-        """Call until a replica answers or nobody waits any more."""
+        """Call until a replica answers or nobody is waiting any more."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 call = self._caller.call(batch[0].model, [waiting.item for waiting in batch])
                 return await asyncio.wait_for(call, self._seconds)
-            except asyncio.TimeoutError:
-                raise Died("no answer in time") from None  # nor has anybody time left to wait for another
-            except Died:
+            except TimeoutError:
+                raise ReplicaDied("no answer in time") from None  # no request has time left for a retry
+            except ReplicaDied:
                 if all(waiting.answer.done() for waiting in batch):
                     raise
-                self._meters.count("retries", stage=self.name)
+                self._metrics.count("retries", stage=self.name)
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, _MAX_PAUSE)
 
     async def _failed(self, batch: list[_Waiting[I, A]], error: Exception) -> None:
-        if len(batch) > 1 and not isinstance(error, Busy | Died):
+        if len(batch) > 1 and not isinstance(error, Busy | ReplicaDied):
             for waiting in batch:
                 await self._answer([waiting])
             return

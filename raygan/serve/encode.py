@@ -1,4 +1,4 @@
-"""Arrays to the bytes of an answer: pictures, archives, animations.
+"""From arrays to the bytes of an answer: pictures, archives, animations.
 
 Images are uint8 (n, S, S, 3). Encoding is deterministic: the same pixels give the same bytes.
 """
@@ -35,15 +35,17 @@ MEDIA_TYPES = {
     "gif": "image/gif",
 }
 
+#: Pixels between the images of a grid.
 _GAP = 2
+
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 
 
 def png(picture: Pixels) -> bytes:
-    """A PNG file of an image (H, W, 3).
+    """An image (H, W, 3) as a PNG file.
 
-    Each byte is written as its difference to the pixel on its left, and those are deflated at ISA-L's fast level: a
-    tenth of the time of Pillow at its lowest level, for files of the same size.
+    Each byte is stored as the difference from the pixel to its left, and the differences are compressed at ISA-L's
+    fast level: a tenth of the time of Pillow's lowest level, for files of the same size.
     """
     height, width, _ = picture.shape
     rows = picture.reshape(height, width * 3)
@@ -57,7 +59,7 @@ def png(picture: Pixels) -> bytes:
 
 
 def grid(images: Pixels) -> Pixels:
-    """One picture of all images, as square as may be, on white with a narrow gap."""
+    """One picture of all images, as square as possible, on white with a narrow gap."""
     count, size = images.shape[:2]
     columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)
@@ -70,7 +72,7 @@ def grid(images: Pixels) -> Pixels:
 
 
 def samples_body(samples: Samples, kind: Format) -> bytes:
-    """The body of an answer in a format."""
+    """The body of an answer with samples."""
     if kind == "grid":
         return png(grid(samples.images))
     if kind == "json":
@@ -86,7 +88,7 @@ def samples_body(samples: Samples, kind: Format) -> bytes:
 
 
 def animation(frames: Pixels, kind: Animation, *, milliseconds: int) -> bytes:
-    """An animation that repeats for ever. milliseconds: that each frame is shown."""
+    """An endlessly repeating animation that shows each frame for some milliseconds."""
     pictures = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 85, "method": 1} if kind == "webp" else {"disposal": 1}
@@ -96,8 +98,8 @@ def animation(frames: Pixels, kind: Animation, *, milliseconds: int) -> bytes:
     return buffer.getvalue()
 
 
-def about(samples: Samples) -> dict[str, Any]:
-    """What JSON says of an answer as a whole."""
+def _about(samples: Samples) -> dict[str, Any]:
+    """What JSON says about the whole answer."""
     return {
         "label": samples.label,
         "model": {"name": samples.model.name, "version": samples.model.version},
@@ -109,54 +111,54 @@ def about(samples: Samples) -> dict[str, Any]:
     }
 
 
-def probabilities(samples: Samples) -> Sequence[dict[str, float] | None]:
-    """Each image's probability of each label, rounded to 4 places; None for each where nobody judged them."""
-    if samples.verdicts is None:
+def _probabilities(samples: Samples) -> Sequence[dict[str, float] | None]:
+    """Each image's probability of each label, to 4 decimal places; None per image if there are no predictions."""
+    if samples.predictions is None:
         return [None] * samples.accepted
-    labels = samples.verdicts.labels
+    labels = samples.predictions.labels
     return [
         {label: round(float(value), 4) for label, value in zip(labels, row, strict=True)}
-        for row in samples.verdicts.probabilities
+        for row in samples.predictions.probabilities
     ]
 
 
 def _document(samples: Samples) -> dict[str, Any]:
-    verdicts = probabilities(samples)
+    probabilities = _probabilities(samples)
     images = [
-        {"seed": seed, "probabilities": verdict, "png": base64.b64encode(png(image)).decode()}
-        for seed, verdict, image in zip(samples.seeds, verdicts, samples.images, strict=True)
+        {"seed": seed, "probabilities": each, "png": base64.b64encode(png(image)).decode()}
+        for seed, each, image in zip(samples.seeds, probabilities, samples.images, strict=True)
     ]
-    return {**about(samples), "images": images}
+    return {**_about(samples), "images": images}
 
 
 def _archive(samples: Samples) -> bytes:
-    """PNGs named by their seeds, and samples.json with the rest."""
-    verdicts = probabilities(samples)
+    """A zip file of PNGs named by their seeds, and samples.json with the rest."""
+    probabilities = _probabilities(samples)
     listing = [
-        {"seed": seed, "file": f"{seed}.png", "probabilities": verdict}
-        for seed, verdict in zip(samples.seeds, verdicts, strict=True)
+        {"seed": seed, "file": f"{seed}.png", "probabilities": each}
+        for seed, each in zip(samples.seeds, probabilities, strict=True)
     ]
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNGs are deflated already
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNGs are already compressed
         for entry, image in zip(listing, samples.images, strict=True):
             archive.writestr(_member(str(entry["file"])), png(image))
-        text = json.dumps({**about(samples), "images": listing}, indent=1)
+        text = json.dumps({**_about(samples), "images": listing}, indent=1)
         archive.writestr(_member("samples.json"), text)
     return buffer.getvalue()
 
 
 def _arrays(samples: Samples) -> bytes:
-    """images (n, S, S, 3) uint8, seeds (n,) int64, and probabilities (n, labels) with labels if they were judged."""
+    """npz: images uint8 (n, S, S, 3), seeds int64 (n,), and with predictions probabilities (n, labels) and labels."""
     arrays: dict[str, Any] = {"images": samples.images, "seeds": np.array(samples.seeds, np.int64)}
-    if samples.verdicts is not None:
-        arrays |= {"probabilities": samples.verdicts.probabilities, "labels": np.array(samples.verdicts.labels)}
+    if samples.predictions is not None:
+        arrays |= {"probabilities": samples.predictions.probabilities, "labels": np.array(samples.predictions.labels)}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # no clock: the same samples, the same bytes
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # no clock, so the same samples give the same bytes
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

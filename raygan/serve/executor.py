@@ -1,15 +1,13 @@
-"""Lanes: a replica's computing threads, which take batches from whatever is waiting.
+"""A replica's compute threads, which take batches from whatever is waiting.
 
-The mental model:
-
-1. `Lanes.run` queues the rows of a call. Whenever a lane is free it takes what is waiting, up to `batch` rows and
-   across calls, so batches are as large as the load makes them and nobody waits for one to fill. A lone call of 16
-   rows keeps two lanes busy with 8 each.
-2. A lane is one thread that computes with one core: N lanes use N cores without the barriers that one network on
-   N cores has, and with one thread the order of every sum is fixed.
-3. What comes together in a batch depends on timing, so rows must not depend on their company. Where that matters
-   to the last bit, `steady` tries it on this very machine and network, and where it doesn't hold (other kernels, a
-   GPU), every batch is padded to the same shape, which fixes the kernels too.
+1. `Executor.run` queues the rows of a call. A free thread takes what is waiting, up to `batch` rows and across calls,
+   so batches grow with the load and nobody waits for one to fill. A lone call of 16 rows keeps two threads busy with 8
+   each.
+2. Each thread computes on one core. N threads use N cores without the barriers of one network on N cores, and on a
+   single core the order of every sum is fixed.
+3. What shares a batch depends on timing, so a row's result must not depend on the rest of its batch. Where every bit
+   counts, `is_batch_invariant` tries it on this machine and this network. Where that fails (other kernels, a GPU),
+   every batch is padded to one shape, which fixes the kernels as well.
 
 torch only; `run` belongs to one event loop.
 """
@@ -25,17 +23,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-#: A network as lanes see it: tensors with rows in their first dimension to one such tensor.
+#: A network as the executor sees it: tensors with rows in their first dimension to one such tensor.
 Compute = Callable[..., Tensor]
 
-
-#: Rows that are not shared among lanes: one of four costs half as much as one alone.
-_LEAST_SHARE = 4
+#: Rows that are not split between threads: in a batch of four, a row costs half as much as alone.
+_MIN_SHARE = 4
 
 
 @dataclass(eq=False)
 class _Call:
-    """Rows that were asked for together. alone: not to be joined with others. taken: rows begun with."""
+    """The rows of one `run`.
+
+    Attributes:
+        alone: never batched with other calls' rows.
+        taken: rows that a thread has started on.
+        parts: finished rows by their start.
+    """
 
     inputs: tuple[Tensor, ...]
     answer: asyncio.Future[Tensor]
@@ -49,11 +52,11 @@ class _Call:
 
     @property
     def shapes(self) -> list[torch.Size]:
-        """Shapes of a row of each input."""
+        """The shape of one row of each input."""
         return [column.shape[1:] for column in self.inputs]
 
     def joins(self, other: _Call) -> bool:
-        """Whether rows of both may be computed together."""
+        """Whether rows of both may share a batch."""
         return not (self.alone or other.alone) and self.shapes == other.shapes
 
     def deliver(self, start: int, part: Tensor) -> None:
@@ -62,49 +65,59 @@ class _Call:
             self.answer.set_result(torch.cat([self.parts[start] for start in sorted(self.parts)]))
 
 
-class Lanes:
+class Executor:
     """Threads around one network.
 
-    compute: called in the threads with at most `batch` rows. threads: of them. padded: bring every batch to `batch`
-    rows by repeating its last one.
+    Args:
+        compute: called in the threads with at most `batch` rows.
+        threads: number of threads.
+        batch: maximum number of rows per batch.
+        padded: fill every batch up to `batch` rows by repeating its last one.
     """
 
     def __init__(self, compute: Compute, *, threads: int, batch: int, padded: bool):
         self._compute, self._batch, self._padded = compute, batch, padded
-        self._pool = ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(threads, "compute", initializer=torch.set_num_threads, initargs=(1,))
         self._idle = threads
         self._calls: deque[_Call] = deque()
         self._threads, self._closing, self._ended = threads, False, False
 
     async def run(self, *inputs: Tensor, alone: bool = False) -> Tensor:
-        """The network's rows for the inputs' rows, at least one. Raises what it raises; when closed, RuntimeError."""
+        """The network's output for the inputs' rows.
+
+        Args:
+            inputs: tensors with the same number of rows, at least one.
+            alone: never batch these rows with other calls'.
+        Raises:
+            RuntimeError: the executor was closed. Also whatever the network raises.
+        """
         if self._ended:
-            raise RuntimeError("these lanes have ended")
+            raise RuntimeError("this executor is closed")
         call = _Call(inputs, asyncio.get_running_loop().create_future(), alone)
         self._calls.append(call)
-        # Soon, not now: what came in one message shall be one batch.
+        # Soon, not now: requests that came in one message belong in one batch.
         asyncio.get_running_loop().call_soon(self._start, self._threads)
         return await call.answer
 
     @property
     def waiting(self) -> int:
-        """Rows that no lane has begun with."""
+        """Rows that no thread has started on."""
         return sum(call.rows - call.taken for call in self._calls)
 
-    def _start(self, lanes: int) -> None:
-        """Have idle lanes begin with what is waiting. lanes: among how many it is shared evenly."""
+    def _start(self, threads: int) -> None:
+        """Start idle threads on the waiting rows, split evenly among at most `threads` of them."""
         while self._idle and self._calls:
-            share = -(-self.waiting // min(self._idle, lanes))
-            rows = min(self._batch, max(_LEAST_SHARE, share))
+            share = -(-self.waiting // min(self._idle, threads))
+            rows = min(self._batch, max(_MIN_SHARE, share))
             if pieces := self._take(rows):
                 self._submit(pieces)
 
     def _take(self, rows: int) -> list[tuple[_Call, int, int]]:
-        """Pieces (call, start, stop) of the oldest calls, at most `rows` in all, with inputs of one shape."""
+        """Pieces (call, start, stop) of the oldest calls: at most `rows` rows, all of one shape."""
         pieces: list[tuple[_Call, int, int]] = []
         while rows and self._calls:
             call = self._calls[0]
-            if call.answer.done():  # given up, or failed in another lane
+            if call.answer.done():  # cancelled, or failed in another thread
                 self._calls.popleft()
                 continue
             if pieces and not call.joins(pieces[0][0]):
@@ -136,13 +149,13 @@ class Lanes:
             for call, _, _ in pieces:
                 if not call.answer.done():
                     call.answer.set_exception(error)
-        # What has waited for a lane is not alone: two messages may be under way (`Stage`). Half of the lanes for each
-        # makes larger batches, which cost less.
+        # Rows that had to wait are rarely alone: two calls may be in flight (see `batching`). Half of the threads for
+        # each makes larger batches, which cost less.
         self._start(max(1, self._threads // 2))
         self._end()
 
     def close(self) -> None:
-        """Let the threads end when they have finished what was asked of them."""
+        """Let the threads end once they have finished the queued calls."""
         self._closing = True
         self._end()
 
@@ -159,10 +172,15 @@ def _compute_rows(compute: Compute, inputs: Sequence[Tensor], padded_to: int) ->
     return compute(*inputs)[:rows]
 
 
-def steady(compute: Compute, inputs: Sequence[Tensor], batch: int) -> bool:
-    """Whether each row's answer is the same, to the last bit, in any company; found by trying.
+def is_batch_invariant(compute: Compute, inputs: Sequence[Tensor], batch: int) -> bool:
+    """Whether each row's result is bit-identical whatever shares its batch, found by trying.
 
-    inputs: at least `batch` rows. Computes with one thread, as lanes do, and leaves torch set to that.
+    Sets torch to one thread, as the executor's threads do, and leaves it so.
+
+    Args:
+        compute: the network.
+        inputs: tensors with at least `batch` rows.
+        batch: largest batch tried.
     """
     torch.set_num_threads(1)
     inputs = [column[:batch] for column in inputs]

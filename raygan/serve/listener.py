@@ -1,8 +1,8 @@
 """The gateway's own port: uvicorn in the gateway's event loop, in place of Serve's proxies.
 
-A request that comes through one of Serve's proxies is parsed there, goes to the gateway in messages of Serve's and back
-the same way, which costs as much as all that the gateway does itself. Gateways of one machine share the port
-(SO_REUSEPORT): the kernel shares connections out between them, and to those that are left when one has died.
+A proxy parses a request and passes it to the gateway in Serve's messages, and the answer back likewise, which costs as
+much as everything the gateway does itself. Gateways on one machine share the port (SO_REUSEPORT): the kernel spreads
+connections over them, and over the survivors when one dies.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
+
+# Undocumented, like the attributes and hooks that `_Protocol` and `_Server` override. A public replacement would be
+# uvicorn settings for the size and time limits of a request's head and body.
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from raygan.errors import RayganError
-from raygan.serve.middleware import LEAVE
+from raygan.serve.middleware import DISCONNECT
 
-#: Seconds that a connection may wait for its next request.
+#: Seconds that a connection may idle between requests.
 _KEEP_ALIVE = 75
 
-#: Bytes that a request's line and headers may have, and seconds that they may take to come.
-_HEAD_BYTES, _HEAD_SECONDS = 64 * 2**10, 20.0
+#: Maximum bytes of a request line with headers, and seconds for them to arrive.
+HEAD_BYTES, HEAD_SECONDS = 64 * 2**10, 20.0
 
-#: Bytes of a body beyond those of its content: lengths of chunks, and what follows the last one.
-_FRAMING_BYTES = 2**20
+#: Bytes of a body beside its content: chunk lengths and trailers.
+FRAMING_BYTES = 2**20
 
-#: Seconds in which a client that is still sending may hear the answer, before the connection is cut.
-_LINGER_SECONDS = 2.0
+#: Seconds for a client that is still sending to read the answer before the connection is cut.
+LINGER_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,31 +47,29 @@ class Address:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself keeps what comes before a request is complete, for ever and in any amount.
+    """uvicorn's protocol with limits: on its own it keeps incomplete requests forever and in any amount."""
 
-    most_bytes: of a request after its head.
-    """
+    #: Maximum size of a request after its head.
+    max_bytes = 2**25
 
-    most_bytes = 2**25
-
-    #: Bytes of the head that is coming; None when it is complete, and the body comes.
+    #: Bytes of the incoming head; None once it is complete and the body is coming.
     _head: int | None = 0
     _body = 0
     _refused = False
-    _patience: asyncio.TimerHandle | None = None
-    _lingering: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
+    _linger_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._have_head()
-        self._stay()
-        leave = self.cycle and not self.cycle.response_complete and dict(self.cycle.scope).get(LEAVE)
+        self._stop_head_timer()
+        self._stop_linger_timer()
+        disconnect = self.cycle and not self.cycle.response_complete and dict(self.cycle.scope).get(DISCONNECT)
         super().connection_lost(exc)
-        if callable(leave):
-            leave()
+        if callable(disconnect):
+            disconnect()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -81,38 +82,38 @@ class _Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._head is None:
-            if self._body > self.most_bytes + _FRAMING_BYTES:
+            if self._body > self.max_bytes + FRAMING_BYTES:
                 self._refuse_body()
-        elif self._head > _HEAD_BYTES:
+        elif self._head > HEAD_BYTES:
             self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
             self.hang_up()
-        elif self._head and self._patience is None:
-            self._await_head()
+        elif self._head and self._head_timer is None:
+            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head is not None:  # what follows a chunked body in the form of headers is none
+        if self._head is not None:  # trailers of a chunked body are not headers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._head, self._body = None, 0
-        self._have_head()
+        self._stop_head_timer()
         super().on_headers_complete()
-        self.cycle.transport = _Answering(self)  # type: ignore[assignment]
+        self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._head = 0
-        self._stay()
+        self._stop_linger_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._head is None and self.cycle.response_complete and self._lingering is None:
-            self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        if self._head is None and self.cycle.response_complete and self._linger_timer is None:
+            self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def hang_up(self) -> None:
-        """Close the connection, but not before the client has heard what was said.
+        """Close the connection once the client has had time to read the answer.
 
-        Closed while there is something unread, it would be reset.
+        Closing with unread input would reset the connection.
         """
         if self._refused:
             return
@@ -121,30 +122,30 @@ class _Protocol(HttpToolsProtocol):
             return
         self._refused = True
         self.transport.write_eof()
-        self._stay()
-        self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        self._stop_linger_timer()
+        self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _refuse_body(self) -> None:
         if self.cycle.response_complete:
-            self._refused = True  # the rest is not looked at, and its time runs
+            self._refused = True  # ignore the rest; the linger timer is running
         else:
             self.transport.close()
 
-    def _await_head(self) -> None:
-        self._patience = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
-    def _have_head(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _stay(self) -> None:
-        if self._lingering is not None:
-            self._lingering.cancel()
-            self._lingering = None
+    def _stop_linger_timer(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
 
 
-class _Answering:
+class _AnswerTransport:
     """The transport as uvicorn's answers see it, which close it as soon as they are complete."""
 
     __slots__ = ("_protocol", "is_closing", "write")
@@ -167,15 +168,19 @@ class _Server(uvicorn.Server):
 class Listener:
     """An ASGI application at an address, from `open` to `close`.
 
-    ending_seconds: that requests under way may take when it is closed. most_bytes: of a request's body.
+    Args:
+        app: the application.
+        address: where to listen.
+        shutdown_seconds: time for requests in progress to finish on `close`.
+        max_bytes: maximum size of a request body.
     """
 
-    def __init__(self, app: ASGIApp, address: Address, ending_seconds: float = 30.0, most_bytes: int = 2**25):
+    def __init__(self, app: ASGIApp, address: Address, shutdown_seconds: float = 30.0, max_bytes: int = 2**25):
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._address = address
         config = uvicorn.Config(
             app,
-            http=type("_LimitedProtocol", (_Protocol,), {"most_bytes": most_bytes}),
+            http=type("_LimitedProtocol", (_Protocol,), {"max_bytes": max_bytes}),
             ws="none",
             lifespan="off",
             proxy_headers=False,
@@ -183,13 +188,13 @@ class Listener:
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=math.ceil(ending_seconds),
+            timeout_graceful_shutdown=math.ceil(shutdown_seconds),
         )
         self._server = _Server(config)
         self._serving: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
-        """Take requests from now on. Raises RayganError if the address can't be had."""
+        """Start taking requests. Raises RayganError if the address isn't available."""
         family = socket.AF_INET6 if ":" in self._address.host else socket.AF_INET
         own = socket.socket(family, socket.SOCK_STREAM)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -205,7 +210,7 @@ class Listener:
             await asyncio.sleep(0.01)
 
     async def close(self) -> None:
-        """Take no more requests, and finish those that are under way."""
+        """Stop taking requests, and finish those in progress."""
         if self._serving is not None:
             self._server.should_exit = True
             await self._serving

@@ -1,7 +1,7 @@
-"""What the parts of the graph say to each other: model versions, what to draw, and their answers' shapes.
+"""Messages between the gateway and its replicas: model versions, requests, and the arrays they return.
 
-Images travel between stages as uint8 arrays (n, S, S, 3), C-contiguous: the layout in which networks compute
-(channels last), and in which pictures are encoded. Plain data; nothing here imports torch or MLflow.
+Images are uint8 arrays (n, S, S, 3), C-contiguous: the channels-last layout that networks compute in and that
+encoders read. Plain data; nothing here imports torch or MLflow.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Champions:
-    """What the registry's alias points at.
+    """The versions that the registry's serving alias points at.
 
-    generators: by label; several labels may share a model. proven: versions that have been served since the graph was
-    deployed, which stand in for champions that can't be loaded.
+    Attributes:
+        generators: by label; several labels may share a model.
+        classifier: None if none is registered.
+        proven: versions served since deployment; they stand in for champions that fail to load.
     """
 
     generators: dict[str, ModelVersion] = field(default_factory=dict)
@@ -41,26 +43,35 @@ class Champions:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Images that one request asks of a generator, one for each seed.
+class SampleRequest:
+    """Images that one request wants from a generator, one per seed.
 
-    label: which of a conditional generator's labels. truncation: latents are scaled by it, in (0, 1].
-    ends, shares: if given, image i lies on the great circle from seeds[i] to ends[i], shares[i] of the way.
+    Attributes:
+        label: one of a conditional generator's labels.
+        seeds: one per image.
+        truncation: scales the latents, in (0, 1].
+        end_seeds: if given, image i lies on the great circle from seeds[i] to end_seeds[i] ...
+        fractions: ... at this fraction of the way, in [0, 1].
     """
 
     label: str
     seeds: tuple[int, ...]
     truncation: float = 1.0
-    ends: tuple[int, ...] = ()
-    shares: tuple[float, ...] = ()
+    end_seeds: tuple[int, ...] = ()
+    fractions: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.seeds)
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Images (n, S, S, 3) that one request asks the classifier about. alone: not in a batch with others'."""
+class ClassifyRequest:
+    """Images that one request wants classified.
+
+    Attributes:
+        images: uint8 (n, S, S, 3).
+        alone: never batched with other requests' images.
+    """
 
     images: Pixels
     alone: bool = False
@@ -70,8 +81,8 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """Probabilities (n, labels) of images, and the labels they belong to."""
+class Predictions:
+    """The classifier's probabilities (n, labels), and the labels of its columns."""
 
     labels: tuple[str, ...]
     probabilities: Probabilities
@@ -81,6 +92,6 @@ class Verdicts:
         column: Probabilities = self.probabilities[:, self.labels.index(label)]
         return column
 
-    def rows(self, chosen: Sequence[int]) -> Verdicts:
-        """The verdicts on some of the images."""
-        return Verdicts(self.labels, self.probabilities[list(chosen)])
+    def rows(self, chosen: Sequence[int]) -> Predictions:
+        """The predictions for some of the images."""
+        return Predictions(self.labels, self.probabilities[list(chosen)])

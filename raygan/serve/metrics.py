@@ -1,15 +1,14 @@
-"""What the gateway counts and times, as Prometheus metrics that every Ray node exports.
+"""The gateway's Prometheus metrics, exported by every Ray node.
 
 raygan_requests_total          requests by route and status
-raygan_request_seconds         their time from first byte to last, by route
-raygan_stage_seconds           time of a call to a stage: waiting in the gateway, the way there, computing; of pictures
-                               that are encoded and uploads that are decoded: waiting, computing
-raygan_batch_images            images in a call to a stage
-raygan_waiting_images          images that wait in the gateway for a stage
-raygan_samples_total           samples by label: plain; where a confidence was asked for drawn, and accepted of those
-raygan_rejected_total          requests that were turned away because too much was waiting for a stage, or was under way
-                               in the gateway
-raygan_retries_total           calls to a stage that were made again because a replica had died
+raygan_request_seconds         request latency by route
+raygan_stage_seconds           time per call to a deployment: waiting in the gateway, transport, computing; for encoding
+                               pictures and decoding uploads: waiting, computing
+raygan_batch_images            images per call to a deployment
+raygan_waiting_images          images queued in the gateway for a deployment
+raygan_samples_total           samples by label: plain; with a minimum confidence, drawn and accepted
+raygan_rejected_total          requests rejected because a deployment's queue or the gateway was full
+raygan_retries_total           calls to a deployment repeated because a replica died
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _SECONDS = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
 _IMAGES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
-class Meters(Protocol):
+class Metrics(Protocol):
     """Where counts and times go."""
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
@@ -30,8 +29,8 @@ class Meters(Protocol):
         """Add a value to a histogram, or set a gauge to it."""
 
 
-class NoMeters:
-    """Counts nothing: for tests and for use without Ray."""
+class NoMetrics:
+    """Records nothing: for tests and for use without Ray."""
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
         pass
@@ -40,8 +39,8 @@ class NoMeters:
         pass
 
 
-class RayMeters:
-    """Metrics of this deployment, through Ray's exporter."""
+class RayMetrics:
+    """This deployment's metrics, through Ray's exporter."""
 
     def __init__(self) -> None:
         from ray.serve import metrics
@@ -49,16 +48,14 @@ class RayMeters:
         self._counters: dict[str, Any] = {
             "requests": metrics.Counter("raygan_requests_total", "Requests.", ("route", "status")),
             "samples": metrics.Counter("raygan_samples_total", "Samples.", ("label", "outcome")),
-            "rejected": metrics.Counter("raygan_rejected_total", "Requests turned away.", ("stage",)),
-            "retries": metrics.Counter("raygan_retries_total", "Calls made again.", ("stage",)),
+            "rejected": metrics.Counter("raygan_rejected_total", "Rejected requests.", ("stage",)),
+            "retries": metrics.Counter("raygan_retries_total", "Retried calls.", ("stage",)),
         }
         self._values: dict[str, Any] = {
-            "request_seconds": metrics.Histogram("raygan_request_seconds", "Their seconds.", _SECONDS, ("route",)),
-            "stage_seconds": metrics.Histogram(
-                "raygan_stage_seconds", "Seconds of stages.", _SECONDS, ("stage", "part")
-            ),
-            "batch_images": metrics.Histogram("raygan_batch_images", "Images in a call.", _IMAGES, ("stage",)),
-            "waiting_images": metrics.Gauge("raygan_waiting_images", "Images that wait.", ("stage",)),
+            "request_seconds": metrics.Histogram("raygan_request_seconds", "Request latency.", _SECONDS, ("route",)),
+            "stage_seconds": metrics.Histogram("raygan_stage_seconds", "Stage time.", _SECONDS, ("stage", "part")),
+            "batch_images": metrics.Histogram("raygan_batch_images", "Images per call.", _IMAGES, ("stage",)),
+            "waiting_images": metrics.Gauge("raygan_waiting_images", "Queued images.", ("stage",)),
         }
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
@@ -66,5 +63,5 @@ class RayMeters:
             self._counters[name].inc(amount, tags)
 
     def observe(self, name: str, value: float, **tags: str) -> None:
-        meter = self._values[name]
-        (meter.set if name == "waiting_images" else meter.observe)(value, tags)
+        metric = self._values[name]
+        (metric.set if name == "waiting_images" else metric.observe)(value, tags)

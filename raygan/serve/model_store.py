@@ -1,7 +1,7 @@
-"""The graph's one process that speaks to MLflow: which versions are champions, and their files.
+"""The only process of the service that talks to MLflow: which versions are champions, and their files.
 
-Replicas are given a model's files as bytes, so neither they nor the gateway import MLflow (seconds and 150 MB
-each), and a registry that is down for a while stops nothing that is loaded.
+Replicas get a model's files as bytes, so neither they nor the gateway import MLflow (seconds and 150 MB each), and a
+registry outage doesn't affect what is already loaded.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from raygan.serve.settings import ServeSettings
 
 log = logging.getLogger("raygan.serve")
 
-#: Models whose files are kept in memory, for replicas that start.
-_KEPT_MODELS = 8
+#: Models whose files stay in memory for replicas that start.
+_MAX_MODELS = 8
 
 Files = dict[str, bytes]
 
-#: Fetches a version's files; in the graph it asks the `Registry` deployment.
+#: Fetches a version's files; under Serve it asks the model store's deployment.
 Fetch = Callable[[ModelVersion], Awaitable[Files]]
 
 
-class Registry:
-    """Answers from MLflow. Its methods block; Serve runs them in threads."""
+class ModelStore:
+    """Champions and model files from MLflow. Its methods block; Serve runs them in threads."""
 
     def __init__(self, settings: ServeSettings):
         from raygan import tracking
@@ -42,25 +42,26 @@ class Registry:
         self._proven = Champions()
 
     def champions(self) -> Champions:
-        """What the serving alias points at, or did when MLflow last answered, with what was confirmed of its labels.
+        """The versions at the serving alias, as of MLflow's last answer, with the proven versions of their labels.
 
-        Raises RayganError if MLflow never has answered.
+        Raises:
+            RayganError: MLflow has never answered.
         """
         try:
             self._last = self._ask()
         except RayganError as error:
             if self._last is None:
                 raise
-            log.warning("the registry's last answer goes on: %s", error)
+            log.warning("MLflow does not answer, its last answer stands: %s", error)
         return replace(self._last, proven=self._proven_of(self._last))
 
     def confirm(self, champions: Champions) -> None:
-        """Remember versions that are served: this process outlives gateways, which then know what can stand in."""
+        """Record versions as proven. This process outlives gateways, so a restarted gateway knows its stand-ins."""
         generators = {**self._proven.generators, **champions.generators}
         self._proven = Champions(generators, champions.classifier or self._proven.classifier)
 
     def _proven_of(self, current: Champions) -> Champions:
-        """What was confirmed, without labels whose alias is gone."""
+        """The proven versions, without labels that lost their alias."""
         generators = {k: model for k, model in self._proven.generators.items() if k in current.generators}
         return Champions(generators, self._proven.classifier if current.classifier else None)
 
@@ -75,11 +76,11 @@ class Registry:
         return Champions(generators, ModelVersion(classifier.name, classifier.version) if classifier else None)
 
     def files(self, model: ModelVersion) -> Files:
-        """A version's files by name. Raises RayganError if MLflow doesn't give them."""
+        """A version's files by name. Raises RayganError if MLflow can't provide them."""
         with self._lock:
             if model not in self._files:
                 self._files[model] = self._download(model)
-                while len(self._files) > _KEPT_MODELS:
+                while len(self._files) > _MAX_MODELS:
                     self._files.popitem(last=False)
             self._files.move_to_end(model)
             return self._files[model]
@@ -94,7 +95,7 @@ class Registry:
 
 
 def write_files(files: Files, folder: Path) -> Path:
-    """A model's files as a folder, as loaders want them."""
+    """Write a model's files to a folder, as loaders expect them; returns the folder."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder

@@ -1,12 +1,10 @@
-"""Replicas: a model's networks in a worker of its own, computing for the gateway's calls.
+"""Replicas: one registered model's networks in a process of their own, computing for the gateway.
 
-The mental model:
-
-1. A replica belongs to one registered model and holds its latest versions. The gateway names the version with every
-   call, so an answer is of one version however many replicas there are, and a change of version is a change of
-   what the gateway asks for: nothing is restarted. A version that isn't there yet is fetched while others go on.
-2. A call carries what several requests want; `Lanes` cut and join calls into batches.
-3. Both replicas answer with arrays; pictures are made in the gateway.
+1. A replica holds the latest versions of its model. Every call names its version, so an answer comes from one version
+   however many replicas there are, and a new version restarts nothing. A replica fetches a missing version while it
+   goes on serving the others.
+2. A call carries several requests; the `Executor` splits and joins them into batches.
+3. Replicas answer with arrays; the gateway encodes pictures.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ from torch import Tensor
 from raygan.models.fuse import fast_classifier, fast_network
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
-from raygan.serve.executor import Lanes, steady
-from raygan.serve.messages import Draws, Judge, ModelVersion, Pixels, Verdicts
+from raygan.serve.executor import Executor, is_batch_invariant
+from raygan.serve.messages import ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.model_store import Fetch, Files, write_files
 from raygan.serve.settings import ServeSettings
 
@@ -40,13 +38,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raygan.serve")
 
-#: Versions a replica holds: the champion, and the one before it for requests under way and for going back.
-_KEPT_VERSIONS = 2
+#: Versions a replica holds: the champion, and the previous one for requests in flight and for rollbacks.
+_MAX_VERSIONS = 2
 
-#: bfloat16 is taken only if it moves no probability by this much on trial images; 0.01 is what is promised.
-_BF16_SHIFT = 0.007
+#: bfloat16 is used only if no probability of a trial image moves this far; the promised limit is 0.01.
+MAX_BF16_SHIFT = 0.007
 
-#: Rows to which batches are padded where they must be: twice as many take a lone image almost twice as long.
+#: Batch size where batches must be padded: at twice the size a lone image takes almost twice as long.
 _PADDED_BATCH = 16
 
 T = TypeVar("T")
@@ -54,26 +52,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """A version that is ready: its network's description and the lanes around it."""
+    """A version that is ready: its model, and the executor around its network."""
 
     model: T
-    lanes: Lanes
+    executor: Executor
 
 
 class ModelReplica(Generic[T]):
-    """Versions of one model, loaded as they are asked for. A kind of replica says how in `_load`."""
+    """Versions of one model, loaded on demand. Subclasses load and describe them."""
 
     def __init__(self, settings: ServeSettings, fetch: Fetch):
         self._settings, self._fetch = settings, fetch
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded[T]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
-        torch.set_num_threads(1)  # lanes are the parallelism
-        # cuDNN would choose kernels by trial and by what is fastest: another replica's pixels would be others.
+        torch.set_num_threads(1)  # parallelism comes from the executor's threads
+        # cuDNN would pick the fastest kernels by trial, and another replica's pixels would differ.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        """Load a version, if it isn't, and describe it. Raises RayganError if it can't be had or read."""
+        """Load a version unless it is loaded, and describe it. Raises RayganError if it can't be fetched or read."""
         return self._describe((await self._loaded(model)).model)
 
     def _load(self, folder: Path) -> Loaded[T]:
@@ -88,34 +86,34 @@ class ModelReplica(Generic[T]):
             task = asyncio.ensure_future(self._load_version(model))
             self._versions[model] = task
         self._versions.move_to_end(model)
-        # Shielded: a request that is given up must not end a load that others wait for.
+        # Shielded: a cancelled request must not cancel a load that others wait for.
         return await asyncio.shield(task)
 
     async def _load_version(self, model: ModelVersion) -> Loaded[T]:
         files = await self._fetch(model)
         loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load_files, files)
-        while len(self._versions) > _KEPT_VERSIONS:
+        while len(self._versions) > _MAX_VERSIONS:
             old = next(iter(self._versions.values()))
             if not old.done():
                 break
             self._versions.popitem(last=False)
             if not old.cancelled() and not old.exception():
-                old.result().lanes.close()
+                old.result().executor.close()
         return loaded
 
     def _load_files(self, files: Files) -> Loaded[T]:
         with tempfile.TemporaryDirectory() as scratch:
             return self._load(write_files(files, Path(scratch)))
 
-    def _lanes(self, compute: Callable[..., Tensor], *, padded: bool) -> Lanes:
+    def _executor(self, compute: Callable[..., Tensor], *, padded: bool) -> Executor:
         batch = self._settings.batch_images
         if padded:
             batch = min(batch, _PADDED_BATCH)
-        return Lanes(compute, threads=self._threads(), batch=batch, padded=padded)
+        return Executor(compute, threads=self._threads(), batch=batch, padded=padded)
 
-    def _steady(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
-        """Whether rows don't depend on their company here. example: a whole batch."""
-        return self._device.type == "cpu" and steady(compute, example, self._settings.batch_images)
+    def _is_batch_invariant(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
+        """Whether rows don't depend on the rest of their batch here. example: a whole batch."""
+        return self._device.type == "cpu" and is_batch_invariant(compute, example, self._settings.batch_images)
 
     def _threads(self) -> int:
         if self._device.type != "cpu":
@@ -126,24 +124,20 @@ class ModelReplica(Generic[T]):
 class GeneratorReplica(ModelReplica["Generator"]):
     """One registered generator."""
 
-    def __init__(self, settings: ServeSettings, fetch: Fetch):
-
-        super().__init__(settings, fetch)
-
-    async def sample(self, model: ModelVersion, wanted: list[Draws]) -> tuple[Pixels, float]:
-        """Images of all the draws in order, (n, S, S, 3), and the seconds that drawing took."""
+    async def sample(self, model: ModelVersion, requests: list[SampleRequest]) -> tuple[Pixels, float]:
+        """All requests' images in order, uint8 (n, S, S, 3), and the seconds spent computing."""
         loaded = await self._loaded(model)
         started = time.perf_counter()
-        latents = torch.cat([points_of(draws, loaded.model.settings.z_dim) for draws in wanted])
+        latents = torch.cat([latents_for(request, loaded.model.settings.z_dim) for request in requests])
         inputs = [latents]
         if labels := loaded.model.labels:
-            numbers = [labels.index(draws.label) for draws in wanted for _ in draws.seeds]
-            inputs.append(torch.tensor(numbers, dtype=torch.int64))
-        pixels = await loaded.lanes.run(*inputs)
+            indices = [labels.index(request.label) for request in requests for _ in request.seeds]
+            inputs.append(torch.tensor(indices, dtype=torch.int64))
+        pixels = await loaded.executor.run(*inputs)
         return pixels.numpy(), time.perf_counter() - started
 
     def _load(self, folder: Path) -> Loaded[Generator]:
-        from raygan.models.gan import load_generator
+        from raygan.models.gan import load_generator, to_uint8
 
         generator = load_generator(folder)[0]
         batch = self._settings.batch_images
@@ -155,10 +149,10 @@ class GeneratorReplica(ModelReplica["Generator"]):
         @torch.inference_mode()
         def compute(*inputs: Tensor) -> Tensor:
             images = network(*(column.to(self._device) for column in inputs))
-            return _to_bytes(images).permute(0, 2, 3, 1).cpu().contiguous()
+            return to_uint8(images).permute(0, 2, 3, 1).cpu().contiguous()
 
-        # Pixels shall not depend on what else was drawn with them, to the last bit.
-        return Loaded(generator, self._lanes(compute, padded=not self._steady(compute, example)))
+        # Pixels must not depend on the rest of the batch, to the last bit.
+        return Loaded(generator, self._executor(compute, padded=not self._is_batch_invariant(compute, example)))
 
     def _describe(self, model: Generator) -> dict[str, Any]:
         return {"image_size": model.settings.image_size, "labels": list(model.labels)}
@@ -167,17 +161,13 @@ class GeneratorReplica(ModelReplica["Generator"]):
 class ClassifierReplica(ModelReplica["Classifier"]):
     """The classifier of all labels."""
 
-    def __init__(self, settings: ServeSettings, fetch: Fetch):
-
-        super().__init__(settings, fetch)
-
-    async def classify(self, model: ModelVersion, wanted: list[Judge]) -> tuple[Verdicts, float]:
-        """Verdicts on all the images in order, and the seconds they took."""
+    async def classify(self, model: ModelVersion, requests: list[ClassifyRequest]) -> tuple[Predictions, float]:
+        """Predictions for all requests' images in order, and the seconds spent computing."""
         loaded = await self._loaded(model)
         started = time.perf_counter()
-        answers = [loaded.lanes.run(_from_array(judge.images), alone=judge.alone) for judge in wanted]
+        answers = [loaded.executor.run(_to_tensor(request.images), alone=request.alone) for request in requests]
         probabilities = torch.cat(await asyncio.gather(*answers))
-        return Verdicts(loaded.model.labels, probabilities.numpy()), time.perf_counter() - started
+        return Predictions(loaded.model.labels, probabilities.numpy()), time.perf_counter() - started
 
     def _load(self, folder: Path) -> Loaded[Classifier]:
         from raygan.models.googlenet import load_classifier, to_input
@@ -187,40 +177,41 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         bf16 = computes_bf16(self._device)
         if bf16:
             coarse = fast_classifier(classifier, self._device, bf16=True)
-            bf16 = _shift(fast, coarse, self._device) < _BF16_SHIFT
+            bf16 = probability_shift(fast, coarse, self._device) < MAX_BF16_SHIFT
             fast = coarse if bf16 else fast
 
         def compute(images: Tensor) -> Tensor:
             return fast.probabilities(images.to(self._device)).cpu()
 
         @torch.inference_mode()
-        def logits(images: Tensor) -> Tensor:  # of which a sure probability would hide the rounding
+        def logits(images: Tensor) -> Tensor:  # a probability near 0 or 1 would hide the rounding
             scores: Tensor = fast.net(to_input(images, fast.image_size))
             return scores
 
         size = classifier.image_size
         draws = torch.Generator().manual_seed(0)
         example = torch.randint(256, (self._settings.batch_images, 3, size, size), generator=draws, dtype=torch.uint8)
-        # In float32 nobody sees a verdict's rounding, and the gateway asks again where it could decide. In bfloat16 it
+        # In float32 nobody sees the rounding, and where it could matter the gateway classifies again. In bfloat16 it
         # would be visible.
-        padded = bf16 and not self._steady(logits, [example])
-        return Loaded(classifier, self._lanes(compute, padded=padded))
+        padded = bf16 and not self._is_batch_invariant(logits, [example])
+        return Loaded(classifier, self._executor(compute, padded=padded))
 
     def _describe(self, model: Classifier) -> dict[str, Any]:
         return {"image_size": model.image_size, "labels": list(model.labels)}
 
 
-def _shift(first: Classifier, second: Classifier, device: torch.device) -> float:
-    """The most that two forms of a classifier differ by, in probability, on trial images; 1 if those can't tell.
+def probability_shift(first: Classifier, second: Classifier, device: torch.device) -> float:
+    """The largest difference between two forms' probabilities on trial images; 1 if the images can't tell.
 
-    The images are soft random blobs, and blends between the two of which the first form is most and least sure: where
-    it is sure, nothing moves.
+    The images are soft random blobs, and blends of the two blobs that the first form finds most and least likely:
+    where it is certain, nothing moves.
     """
     noise = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     blobs = torch.nn.functional.interpolate(noise, size=first.image_size, mode="bicubic") * 60 + 127
-    sure = first.probabilities(_rounded(blobs).to(device))[:, 0].cpu()
-    shares = torch.linspace(0, 1, 64)[:, None, None, None]
-    images = _rounded(torch.cat([blobs, torch.lerp(blobs[sure.argmin()], blobs[sure.argmax()], shares)])).to(device)
+    scores = first.probabilities(_to_uint8(blobs).to(device))[:, 0].cpu()
+    fractions = torch.linspace(0, 1, 64)[:, None, None, None]
+    blends = torch.lerp(blobs[scores.argmin()], blobs[scores.argmax()], fractions)
+    images = _to_uint8(torch.cat([blobs, blends])).to(device)
     before = first.probabilities(images)
     if not ((before > 0.1) & (before < 0.9)).any():
         log.info("no trial image is between the labels, so the classifier computes in float32")
@@ -228,26 +219,20 @@ def _shift(first: Classifier, second: Classifier, device: torch.device) -> float
     return float((before - second.probabilities(images)).abs().max())
 
 
-def _rounded(images: Tensor) -> Tensor:
+def _to_uint8(images: Tensor) -> Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
-def points_of(draws: Draws, z_dim: int) -> Tensor:
-    """Latents (n, z_dim) of the seeds, or of the places between seeds and ends; scaled by the truncation."""
-    points = latents_of(draws.seeds, z_dim)
-    if draws.ends:
-        points = slerp(points, latents_of(draws.ends, z_dim), torch.tensor(draws.shares))
-    return points * draws.truncation
+def latents_for(request: SampleRequest, z_dim: int) -> Tensor:
+    """Latents (n, z_dim) of the seeds, or of the points between seeds and end seeds, scaled by the truncation."""
+    points = latents_of(request.seeds, z_dim)
+    if request.end_seeds:
+        points = slerp(points, latents_of(request.end_seeds, z_dim), torch.tensor(request.fractions))
+    return points * request.truncation
 
 
-def _to_bytes(images: Tensor) -> Tensor:
-    from raygan.models.gan import to_uint8
-
-    return to_uint8(images)
-
-
-def _from_array(pixels: Pixels) -> Tensor:
+def _to_tensor(pixels: Pixels) -> Tensor:
     """(n, S, S, 3) as the channels-last (n, 3, S, S) that it already is in memory."""
     if not pixels.flags.writeable:
-        pixels = pixels.copy()  # arrays out of Ray's object store are read-only, which torch warns of
+        pixels = pixels.copy()  # arrays from Ray's object store are read-only, and torch warns about that
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)

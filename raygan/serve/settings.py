@@ -1,4 +1,4 @@
-"""Settings of the service."""
+"""Settings of the service, and of the job that starts it."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from raygan.settings import option
 
 
 class ServeSettings(StorageSettings):
-    """What the service is told by `serve_config.yaml`."""
+    """The service's arguments: `args` in `serve_config.yaml`."""
 
     group: ClassVar[str] = "service"
 
     token_file: str | None = option(
-        None, "file with the bearer token that requests must carry; without it RAYGAN_TOKEN counts, and then none"
+        None, "file with the bearer token that requests must carry; default: RAYGAN_TOKEN, if set"
     )
-    public: bool = option(False, "serve without a token although the port is open to other machines")
-    poll_seconds: float = option(5.0, "how often the registry is asked for new versions", unit="s", gt=0, le=3600)
+    public: bool = option(False, "serve without a token even though other machines can reach the port")
+    poll_seconds: float = option(5.0, "interval between checks for new model versions", unit="s", gt=0, le=3600)
     threads: int | None = option(
-        None, "threads in which a replica computes, each on its own batch; by default its cores", ge=1, le=256
+        None, "compute threads per replica, each with its own batch; default: one per core", ge=1, le=256
     )
-    batch_images: int = option(32, "most images that a thread computes at once", unit="images", ge=1, le=256)
+    batch_images: int = option(32, "maximum batch size of a compute thread", unit="images", ge=1, le=256)
     call_images: int = option(
-        128, "most images that the gateway sends a replica in one call", unit="images", ge=64, le=1024
+        128, "maximum number of images in one call from the gateway to a replica", unit="images", ge=64, le=1024
     )
     max_waiting_images: int = option(
-        4096, "images that may wait for a model; a request beyond that is answered 503", unit="images", ge=64
+        4096, "maximum number of images queued per model; requests beyond it get 503", unit="images", ge=64
     )
-    max_draws: int = option(16, "min_confidence: most samples drawn for each one asked for", ge=1, le=64)
-    timeout_seconds: float = option(30.0, "time for one request, after which it is answered 503", unit="s", gt=0)
-    max_upload_megabytes: float = option(10.0, "biggest uploaded file", unit="MB", gt=0)
-    max_request_megabytes: float = option(32.0, "biggest request body", unit="MB", gt=0)
-    max_upload_megapixels: float = option(24.0, "most pixels of an upload, judged before decoding", gt=0)
-    access_log: bool = option(True, "print a line of JSON for each request")
-    revision: str = option("", "anything: `serve deploy` looks for new labels only if its file has changed")
+    max_draws: int = option(16, "with min_confidence: maximum samples drawn per requested image", ge=1, le=64)
+    timeout_seconds: float = option(30.0, "time limit per request, after which it gets 503", unit="s", gt=0)
+    max_upload_megabytes: float = option(10.0, "maximum size of an uploaded file", unit="MB", gt=0)
+    max_request_megabytes: float = option(32.0, "maximum size of a request body", unit="MB", gt=0)
+    max_upload_megapixels: float = option(24.0, "maximum megapixels of an upload, checked before decoding", gt=0)
+    access_log: bool = option(True, "print one line of JSON per request")
+    revision: str = option("", "any text: `serve deploy` looks for new labels only if its file has changed")
 
 
 class ServeJobSettings(StorageSettings):
-    """Everything `jobs/serve.py` can be told; what the service is told stands in its file."""
+    """The flags of `jobs/serve.py`; the service's own arguments stand in its file."""
 
     group: ClassVar[str] = "service"
 

@@ -1,8 +1,9 @@
-"""A service without Ray on a real port, shared by the tests of this folder."""
+"""A service without Ray on a real port, shared by the tests in this folder."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 
 import httpx
@@ -10,7 +11,18 @@ import pytest
 import uvicorn
 
 from raygan.serve.messages import Champions
-from tests.serve.local import CAT, DOG, JUDGE, Local, files_of, local_service, make_classifier, make_generator, save
+from tests.helpers import wait_until
+from tests.serve.local import (
+    CAT,
+    CLASSIFIER,
+    DOG,
+    Local,
+    files_of,
+    local_service,
+    make_classifier,
+    make_generator,
+    save,
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +32,13 @@ def models(tmp_path_factory):
     return {
         CAT: save(root / "cat", make_generator(0)),
         DOG: save(root / "dog", make_generator(1)),
-        JUDGE: files_of(make_classifier(root / "judge")),
+        CLASSIFIER: files_of(make_classifier(root / "classifier")),
     }
 
 
 @pytest.fixture(scope="session")
 def champions():
-    return Champions({"cat": CAT, "dog": DOG}, JUDGE)
+    return Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)
 
 
 class Running:
@@ -35,24 +47,19 @@ class Running:
     def __init__(self, start):
         self._start = start
         self.local: Local | None = None
-        self._up = threading.Event()
+        self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     async def _serve(self):
         self.local = await self._start()
         config = uvicorn.Config(self.local.app, port=0, log_level="warning", access_log=False)
         self._server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(self._server.serve())
-        while not self._server.started:
-            await asyncio.sleep(0.01)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-        self._up.set()
-        await serving
+        await self._server.serve()
 
     def __enter__(self):
         self._thread.start()
-        assert self._up.wait(60)
-        self.address = f"http://127.0.0.1:{self.port}"
+        wait_until(lambda: self._server and self._server.started, "the service is up", 60)
+        self.address = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *_):
@@ -77,6 +84,6 @@ def pytest_pyfunc_call(pyfuncitem):
     """Run a test that is a coroutine."""
     if not asyncio.iscoroutinefunction(pyfuncitem.obj):
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
     asyncio.run(pyfuncitem.obj(**arguments))
     return True

@@ -1,11 +1,11 @@
 """The service without Ray: the same gateway and replicas, called directly.
 
-`local_service` is what `gateway.GatewayDeployment` is, with `LocalCaller`s where that has handles; a test can put
-its own caller in between, which dies or waits.
+`local_service` mirrors `gateway.GatewayDeployment`, with `LocalCaller`s in place of handles.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,22 @@ import torch
 from raygan.models.gan import Generator, NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.serve.api import create_app
-from raygan.serve.batching import Stage
-from raygan.serve.messages import Champions, ModelVersion, Verdicts
-from raygan.serve.metrics import NoMeters
-from raygan.serve.middleware import Guard
+from raygan.serve.batching import Batcher
+from raygan.serve.messages import Champions, ModelVersion, Predictions
+from raygan.serve.metrics import NoMetrics
+from raygan.serve.middleware import GatewayMiddleware
 from raygan.serve.replicas import ClassifierReplica, GeneratorReplica
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
-CAT, DOG, JUDGE = (
+CAT, DOG, CLASSIFIER = (
     ModelVersion(name, "1") for name in ("raygan-generator-cat", "raygan-generator-dog", "raygan-classifier")
 )
 
 
 def settle(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Give batch norms the statistics of these inputs, without which an untrained network says the same of all."""
+    """Give batch norms the statistics of these inputs; without them an untrained network answers the same to all."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # an average
@@ -39,7 +39,7 @@ def settle(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def make_generator(seed: int = 0, labels: tuple[str, ...] = ()) -> Generator:
-    """An untrained generator whose samples are visibly different."""
+    """An untrained generator whose samples differ visibly."""
     torch.manual_seed(seed)
     generator = build_generator(replace(NETWORKS, labels=labels))
     latents = torch.randn(64, NETWORKS.z_dim + len(labels))[:, :, None, None]
@@ -50,7 +50,7 @@ def make_generator(seed: int = 0, labels: tuple[str, ...] = ()) -> Generator:
 
 
 def make_classifier(folder: Path, labels: tuple[str, ...] = ("cat", "dog"), seed: int = 0) -> Path:
-    """The folder of an untrained classifier whose verdicts differ between images."""
+    """The folder of an untrained classifier whose predictions differ between images."""
     torch.manual_seed(seed)
     net = build_googlenet(len(labels), auxiliary=False)
     with torch.no_grad():
@@ -66,8 +66,21 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+class RecordingMetrics:
+    """Metrics that a test can look at."""
+
+    def __init__(self):
+        self.counts, self.values = Counter(), {}
+
+    def count(self, name, amount=1, **tags):
+        self.counts[(name, *tags.values())] += amount
+
+    def observe(self, name, value, **tags):
+        self.values.setdefault((name, *tags.values()), []).append(value)
+
+
 class LocalCaller:
-    """A caller that calls a replica in this process."""
+    """A caller of a replica in this process."""
 
     def __init__(self, replica: Any):
         self.replica, self.calls = replica, []
@@ -78,22 +91,23 @@ class LocalCaller:
     async def call(self, model: ModelVersion, items: list[Any]) -> tuple[list[Any], float]:
         self.calls.append([len(item) for item in items])
         if isinstance(self.replica, GeneratorReplica):
-            answer, seconds = await self.replica.sample(model, items)
-            cut = answer
+            pixels, seconds = await self.replica.sample(model, items)
         else:
-            answer, seconds = await self.replica.classify(model, items)
-            cut = answer.probabilities
+            predictions, seconds = await self.replica.classify(model, items)
         answers, start = [], 0
         for item in items:
-            part = cut[start : start + len(item)]
-            answers.append(part if cut is answer else Verdicts(answer.labels, part))
+            rows = slice(start, start + len(item))
+            if isinstance(self.replica, GeneratorReplica):
+                answers.append(pixels[rows])
+            else:
+                answers.append(Predictions(predictions.labels, predictions.probabilities[rows]))
             start += len(item)
         return answers, seconds
 
 
 @dataclass
 class Local:
-    """A service, its application, and the callers that a test may replace."""
+    """A service, its application, and its callers."""
 
     service: Service
     app: Any
@@ -104,7 +118,7 @@ class Local:
 async def local_service(
     models: dict[ModelVersion, dict[str, bytes]], champions: Champions, token: str | None = None, **options: Any
 ) -> Local:
-    """A running service of models given by their files."""
+    """A running service of models given by their files. options: further settings."""
     settings = ServeSettings(storage="unused", tracking_uri=None, **{"threads": 2, "access_log": False, **options})
 
     async def fetch(model: ModelVersion) -> dict[str, bytes]:
@@ -115,21 +129,21 @@ async def local_service(
     callers["classifier"] = LocalCaller(ClassifierReplica(settings, fetch))
     limits = {
         "batch": settings.batch_images,
-        "most": settings.call_images,
+        "max_call": settings.call_images,
         "limit": settings.max_waiting_images,
         "seconds": 30.0,
     }
-    meters = NoMeters()
-    stages = {name: Stage(name, caller, len, meters, **limits) for name, caller in callers.items()}
-    judge = stages.pop("classifier")
-    service = Service(stages, judge, meters, most_draws=settings.max_draws)
+    metrics = NoMetrics()
+    batchers = {name: Batcher(name, caller, len, metrics, **limits) for name, caller in callers.items()}
+    classifier = batchers.pop("classifier")
+    service = Service(batchers, classifier, metrics, max_draws=settings.max_draws)
     await service.refresh(champions)
     local = Local(service, None, callers)
-    local.app = Guard(
+    local.app = GatewayMiddleware(
         create_app(service, settings, lambda: local.missing),
-        meters,
+        metrics,
         token=token,
-        most_bytes=int(settings.max_request_megabytes * 1e6),
+        max_bytes=int(settings.max_request_megabytes * 1e6),
         seconds=settings.timeout_seconds,
         access_log=settings.access_log,
     )

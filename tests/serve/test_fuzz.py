@@ -1,6 +1,6 @@
-"""Requests that the OpenAPI description allows, and ones that it forbids: never a 5xx, and always as described.
+"""Requests that the OpenAPI description allows or forbids never cause a 5xx, and get the described answers.
 
-RAYGAN_FUZZ_EXAMPLES sets how many each route gets (6 in the suite).
+RAYGAN_FUZZ_EXAMPLES sets the number of requests per route (6 in the suite).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from schemathesis.checks import load_all_checks
 
 from raygan.serve.api import create_app
-from raygan.serve.metrics import NoMeters
+from raygan.serve.metrics import NoMetrics
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 
@@ -22,8 +22,8 @@ EXAMPLES = int(os.environ.get("RAYGAN_FUZZ_EXAMPLES", "6"))
 
 
 def description():
-    """The OpenAPI description; it depends on no model."""
-    service = Service({}, None, NoMeters(), most_draws=1)
+    """The OpenAPI description, which depends on no model."""
+    service = Service({}, None, NoMetrics(), max_draws=1)
     return create_app(service, ServeSettings(storage="x", tracking_uri=None), list).openapi()
 
 
@@ -48,7 +48,7 @@ def _checks(*names):
     return [schemathesis.checks.CHECKS.get_one(name) for name in names]
 
 
-# Values of other types that mean a number are taken as pydantic takes them ("5" for 5), and a token is optional.
+# Like pydantic, the service accepts numbers as text ("5" for 5), and a token is optional.
 _NOT_PROMISED = _checks(
     "negative_data_rejection",
     "positive_data_acceptance",
@@ -56,7 +56,7 @@ _NOT_PROMISED = _checks(
 )
 
 
-@pytest.mark.skipif(EXAMPLES <= 10, reason="memory is watched in long runs: set RAYGAN_FUZZ_EXAMPLES")
+@pytest.mark.skipif(EXAMPLES <= 10, reason="memory is checked in long runs: set RAYGAN_FUZZ_EXAMPLES above 10")
 def test_memory_does_not_grow(running, http):
     import psutil
 

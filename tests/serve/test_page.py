@@ -1,4 +1,4 @@
-"""The page, in a real headless Chromium: what a person does with it."""
+"""The page in a headless Chromium, used as a person would."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 
 from raygan.serve.messages import Champions
 from tests.serve.conftest import Running
-from tests.serve.local import CAT, JUDGE, local_service
+from tests.serve.local import CAT, CLASSIFIER, local_service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="the page is untested: its tests need chromium and chromedriver on PATH"
+)
 
-#: A folder that pictures of the page are written to, for a person to look at.
+#: A folder for screenshots of the page.
 PICTURES = os.environ.get("RAYGAN_PAGE_PICTURES")
 
 
@@ -69,7 +71,7 @@ def click(browser, selector):
     browser.execute_script(f"document.querySelector({selector!r}).click()")
 
 
-def test_samples_come_by_themselves_and_by_the_form(browser, running):
+def test_samples_appear_on_loading_and_by_the_form(browser, running):
     page = opened(browser, running.address)
     picture(page, "desktop")
     first = page.execute_script("return document.querySelector('#samples img').src")
@@ -85,7 +87,7 @@ def test_samples_come_by_themselves_and_by_the_form(browser, running):
     assert "version 1" in page.find_element("id", "model").text
 
 
-def test_a_sample_is_enlarged_by_keyboard_its_seed_copied_and_taken_to_a_morph(browser, running):
+def test_a_sample_opens_by_keyboard_and_its_seed_is_copied_and_used_for_a_morph(browser, running):
     from selenium.webdriver.common.keys import Keys
 
     page = opened(browser, running.address)
@@ -103,7 +105,7 @@ def test_a_sample_is_enlarged_by_keyboard_its_seed_copied_and_taken_to_a_morph(b
     assert page.execute_script("return document.getElementById('walk-image').alt").endswith("from seed 9 to seed 12")
 
 
-def test_a_mistake_is_said_where_a_screen_reader_hears_it(browser, running):
+def test_screen_readers_hear_about_a_mistake(browser, running):
     page = opened(browser, running.address)
     page.execute_script(
         "const c = document.getElementById('confidence'); c.max = 1; c.step = 'any'; c.value = 1;"
@@ -115,7 +117,7 @@ def test_a_mistake_is_said_where_a_screen_reader_hears_it(browser, running):
     assert status.get_attribute("role") == "status"
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(browser, running):
+def test_the_page_fits_a_phone(browser, running):
     page = opened(browser, running.address, 390, 844)
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
@@ -130,7 +132,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(browser, running):
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_everything_has_a_name_and_nothing_comes_from_elsewhere(browser, running):
+def test_every_control_has_a_name_and_nothing_is_loaded_from_elsewhere(browser, running):
     page = opened(browser, running.address)
     unnamed = page.execute_script(
         "return [...document.querySelectorAll('input, select')].filter(e => !e.labels.length).map(e => e.id)"
@@ -151,7 +153,7 @@ def test_everything_has_a_name_and_nothing_comes_from_elsewhere(browser, running
 
 
 def test_the_page_asks_for_the_token(browser, models):
-    champions = Champions({"cat": CAT}, JUDGE)
+    champions = Champions({"cat": CAT}, CLASSIFIER)
     with Running(lambda: local_service(models, champions, token="s3cret")) as server:  # noqa: S106
         browser.get(server.address)
         wait(browser, "document.getElementById('ask').open")
@@ -160,15 +162,15 @@ def test_the_page_asks_for_the_token(browser, models):
         for wrong in ("secret", "s\u732bcret"):
             browser.find_element("id", "token").send_keys(wrong + "\n")
             wait(browser, "document.getElementById('ask').open && document.getElementById('ask-why').offsetHeight > 0")
-            assert "does not take" in browser.find_element("id", "ask-why").text
-            browser.execute_script("document.getElementById('ask-why').hidden = true")  # to see it come again
+            assert "does not accept" in browser.find_element("id", "ask-why").text
+            browser.execute_script("document.getElementById('ask-why').hidden = true")  # to see it reappear
         browser.execute_script("window.more = Promise.all(['/v1/models', '/v1/models'].map((path) => ask(path)))")
         browser.find_element("id", "token").send_keys("s3cret\n")
         drawn(browser)
         assert browser.execute_async_script("more.then((all) => arguments[0](all.length))") == 2
 
 
-def test_what_is_hidden_takes_no_room(browser, models):
+def test_hidden_elements_take_no_room(browser, models):
     with Running(lambda: local_service(models, Champions({"cat": CAT}, None))) as server:
         page = opened(browser, server.address)
         hidden = "return [...document.querySelectorAll('[hidden]')].map(e => [e.id, e.offsetHeight])"
@@ -178,7 +180,7 @@ def test_what_is_hidden_takes_no_room(browser, models):
         assert "%" not in page.find_element("id", "samples").text
 
 
-def test_drawing_works_after_a_beginning_that_failed(browser, running):
+def test_drawing_works_after_a_failed_start(browser, running):
     script = browser.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument",
         {
@@ -195,7 +197,7 @@ def test_drawing_works_after_a_beginning_that_failed(browser, running):
         browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
 
 
-def test_dice_that_are_thrown_while_samples_are_drawn_wait(browser, running):
+def test_the_dice_wait_while_samples_are_drawn(browser, running):
     page = opened(browser, running.address)
     seeds = page.execute_script(
         "const seed = document.getElementById('seed'), dice = document.getElementById('dice');"
@@ -205,7 +207,7 @@ def test_dice_that_are_thrown_while_samples_are_drawn_wait(browser, running):
     wait(page, f"document.querySelector('#samples .seed').textContent === 'seed {seeds[0]}'")
 
 
-def test_what_is_said_is_seen_on_a_phone_wherever_one_looks(browser, running):
+def test_the_status_is_visible_on_a_phone_at_any_scroll_position(browser, running):
     page = opened(browser, running.address, 390, 844)
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 500, "deviceScaleFactor": 2, "mobile": True}

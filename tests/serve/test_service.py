@@ -1,185 +1,161 @@
-"""The whole graph under Ray Serve, on a real port, from a real registry."""
+"""The service: versions in force, and samples with a minimum confidence."""
 
 from __future__ import annotations
 
-import io
-import os
-import signal
-import socket
-import threading
-import time
+import asyncio
 
-import httpx
 import numpy as np
-import psutil
 import pytest
-import ray
-from ray import serve
 
-from raygan import tracking
-from raygan.benchmarks.serve import free_port
-from raygan.errors import ConfigurationError, RayganError
-from raygan.models.gan import save_generator
-from raygan.serve.app import build, run
-from raygan.serve.settings import ServeJobSettings, ServeSettings
-from raygan.settings import load_yaml
-from tests.helpers import REPOSITORY
-from tests.serve.local import make_classifier, make_generator
+from raygan.errors import RayganError
+from raygan.serve.messages import Champions, ModelVersion, Predictions
+from raygan.serve.metrics import NoMetrics
+from raygan.serve.problems import Problem
+from raygan.serve.service import Service
+from tests.serve.local import CAT, CLASSIFIER, DOG, local_service, make_generator, save
 
 
-def register(settings, folder, seed, *, promote=True):
-    save_generator(folder, make_generator(seed), {"label": "cat"})
-    with tracking.start_run(settings, "trained", job="test", params={}) as run:
-        return tracking.register_generator(run, folder, "cat", labels=["cat"], promote=promote)
+async def test_a_new_version_takes_over_and_a_broken_one_does_not(models, tmp_path):
+    newer, broken = ModelVersion(CAT.name, "2"), ModelVersion(CAT.name, "3")
+    files = {**models, newer: save(tmp_path / "newer", make_generator(9)), broken: {"generator.json": b"{"}}
+    local = await local_service(files, Champions({"cat": CAT}, CLASSIFIER))
+    before = await local.service.sample("cat", 2, 5)
+    for version, expected in ((newer, "2"), (broken, "2"), (CAT, "1")):
+        wanted = Champions({"cat": version}, CLASSIFIER)
+        await local.service.refresh(wanted)
+        samples = await local.service.sample("cat", 2, 5)
+        assert samples.model.version == expected
+        assert not local.service.not_served(wanted)  # an older version stands in for the broken one
+        assert np.array_equal(samples.images, before.images) == (expected == "1")
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    storage = tmp_path_factory.mktemp("service")
-    settings = ServeSettings(storage=str(storage), tracking_uri=None, poll_seconds=0.5, threads=1)
-    register(settings, storage / "generator", 0)
-    make_classifier(storage / "classifier")
-    with tracking.start_run(settings, "classifier", job="test", params={}) as run:
-        tracking.register_classifier(run, storage / "classifier", ("cat", "dog"), promote=True)
-    return settings
+async def test_a_broken_champion_without_a_stand_in_is_missing(models):
+    broken = ModelVersion(CAT.name, "3")
+    wanted = Champions({"cat": broken}, None)
+    local = await local_service({**models, broken: {"generator.json": b"{"}}, wanted)
+    assert local.service.not_served(wanted) == [broken]
 
 
-@pytest.fixture(scope="module")
-def address(ray_cluster, settings):
-    port = free_port()
-    serve.start(proxy_location="Disabled", http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(settings.plain()), name="raygan")
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+class Preparing:
+    """A batcher whose versions load when the test lets them, or fail to."""
+
+    def __init__(self, *broken):
+        self.broken, self.asked, self.gate = broken, [], asyncio.Event()
+        self.gate.set()
+
+    async def prepare(self, model):
+        self.asked.append(model)
+        await self.gate.wait()
+        if model in self.broken:
+            raise RayganError("damaged")
+        return {"image_size": 32}
 
 
-def arrays(answer):
-    assert answer.status_code == 200, answer.text
-    return np.load(io.BytesIO(answer.content))
+async def test_a_deployment_without_a_replica_delays_no_other_label(monkeypatch):
+    monkeypatch.setattr("raygan.serve.service.PREPARE_SECONDS", 0.2)
+    cat, dog, classifier = Preparing(), Preparing(), Preparing()
+    cat.gate.clear()
+    service = Service({CAT.name: cat, DOG.name: dog}, classifier, NoMetrics(), max_draws=1)
+    wanted = Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)
+    refreshing = asyncio.ensure_future(service.refresh(wanted))
+    await asyncio.sleep(0.05)
+    assert service.champions == Champions({"dog": DOG}, CLASSIFIER)  # before the other's time is up
+    await asyncio.wait_for(refreshing, 5)
+    assert service.not_served(wanted) == [CAT]
+    cat.gate.set()
+    await asyncio.sleep(0.01)
+    await service.refresh(wanted)
+    assert service.champions.generators == {"cat": CAT, "dog": DOG}
+    assert cat.asked == [CAT]  # the load went on and was not started again
 
 
-def test_the_graph_is_ready_when_serve_says_so_and_answers(address):
-    with httpx.Client(base_url=address, timeout=60) as client:
-        assert client.get("/readyz").status_code == 200
-        answer = client.get("/v1/sample?label=cat&n=3&seed=7&format=npz", headers={"X-Request-ID": "mine"})
-        assert arrays(answer)["probabilities"].shape == (3, 2)
-        assert answer.headers.get_list("X-Request-ID") == ["mine"]
-        assert "raygan" in client.get("/").text
-        assert client.get("/v1/sample?label=bird").json()["field"] == "label"
+async def test_a_restarted_gateway_finds_the_stand_in_for_a_broken_champion():
+    broken, broken_classifier = ModelVersion(CAT.name, "2"), ModelVersion(CLASSIFIER.name, "2")
+
+    async def restarted(proven):
+        batchers = Preparing(broken), Preparing(broken_classifier)
+        service = Service({CAT.name: batchers[0]}, batchers[1], NoMetrics(), max_draws=1)
+        await service.refresh(Champions({"cat": broken}, broken_classifier, proven=proven))
+        return service.champions
+
+    assert await restarted(None) == Champions()
+    assert await restarted(Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)) == Champions({"cat": CAT}, CLASSIFIER)
 
 
-class Load:
-    """Clients that go on asking for the same seed; every answer is kept."""
-
-    def __init__(self, address, clients=4):
-        self.address, self.answers, self._stop = address, [], threading.Event()
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
-
-    def _ask(self):
-        with httpx.Client(base_url=self.address, timeout=60) as client:
-            while not self._stop.is_set():
-                self.answers.append(client.get("/v1/sample?label=cat&n=2&seed=7&format=npz"))
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
+async def test_a_label_without_its_alias_is_no_longer_served(models):
+    local = await local_service(models, Champions({"cat": CAT, "dog": DOG}, CLASSIFIER))
+    await local.service.refresh(Champions({"dog": DOG}, None))
+    assert local.service.champions == Champions({"dog": DOG}, None)
+    assert list(local.service.described) == [DOG]
 
 
-def test_a_new_champion_answers_without_a_dropped_request_and_so_does_the_old_one_again(address, settings, tmp_path):
-    client = tracking.connect(settings)
-    name = tracking.generator_name("cat")
-    with Load(address) as load:
-        register(settings, tmp_path, 5)
-        wait_for(lambda: load.answers and load.answers[-1].headers.get("X-Raygan-Version") == "2")
-        client.set_registered_model_alias(name, tracking.SERVING_ALIAS, "1")
-        wait_for(lambda: load.answers[-1].headers.get("X-Raygan-Version") == "1")
-    assert {answer.status_code for answer in load.answers} == {200}
-    pixels = {}
-    for answer in load.answers:
-        version = answer.headers["X-Raygan-Version"]
-        images = arrays(answer)["images"]
-        assert np.array_equal(pixels.setdefault(version, images), images)
-    assert not np.array_equal(pixels["1"], pixels["2"])
+class Drawing:
+    """A generator's batcher: image i of a request is filled with the value i."""
+
+    async def run(self, model, request):
+        return np.stack([np.full((4, 4, 3), i, np.uint8) for i in range(len(request))])
 
 
-@pytest.mark.parametrize("deployment", ["generator-cat", "Classifier"])
-def test_a_killed_replica_costs_time_and_no_answer(address, deployment):
-    with Load(address) as load:
-        wait_for(lambda: len(load.answers) > 10)
-        os.kill(replica_pid(deployment), signal.SIGKILL)
-        killed = len(load.answers)
-        wait_for(lambda: len(load.answers) > killed + 20)
-    assert {answer.status_code for answer in load.answers} <= {200, 503}
-    assert all(answer.headers.get("Retry-After") for answer in load.answers if answer.status_code == 503)
-    images = [arrays(answer)["images"] for answer in load.answers if answer.status_code == 200]
-    assert all(np.array_equal(image, images[0]) for image in images)
+def confident_service(classifier, **options):
+    """A service whose cats `classifier` is asked about."""
+    service = Service({CAT.name: Drawing()}, classifier, NoMetrics(), **options)
+    service.champions = Champions({"cat": CAT}, CLASSIFIER)
+    service.described[CLASSIFIER] = {"labels": ["cat", "dog"]}
+    return service
 
 
-def test_metrics_are_exported(address):
-    node = ray.nodes()[0]
-    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    wanted = ("raygan_requests_total", "raygan_stage_seconds", "raygan_batch_images", "raygan_samples_total")
-    wait_for(lambda: all(name in httpx.get(metrics, timeout=10).text for name in wanted))
+class Rounding:
+    """A classifier's batcher that gives other probabilities to images that are alone, and notes which those are."""
+
+    def __init__(self, together, alone):
+        self.together, self.alone, self.asked_alone = together, alone, []
+
+    async def run(self, model, request):
+        if not request.alone:
+            return Predictions(("cat",), np.array(self.together, np.float64)[:, None])
+        self.asked_alone += request.images[:, 0, 0, 0].tolist()
+        return Predictions(("cat",), np.full((len(request), 1), self.alone, np.float64))
 
 
-def replica_pid(deployment):
-    for process in psutil.Process().children(recursive=True):
-        title = " ".join(process.cmdline())
-        if title.startswith("ray::ServeReplica") and f":{deployment}" in title:
-            return process.pid
-    raise AssertionError(f"{deployment} has no replica")
+async def test_an_image_that_rounding_could_accept_is_classified_again_alone():
+    classifier = Rounding([0.5 - 1e-7, 0.4], 0.5)
+    samples = await confident_service(classifier, max_draws=1).sample("cat", 2, 7, min_confidence=0.5)
+    assert samples.seeds == [7]
+    assert classifier.asked_alone == [0]
 
 
-def wait_for(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "that took too long"
-        time.sleep(0.05)
+@pytest.mark.parametrize("share", [0.9995, 0.99999])
+async def test_a_clear_prediction_is_not_made_again(share):
+    classifier = Rounding([share, 1 - 1e-8], 1.0)
+    samples = await confident_service(classifier, max_draws=1).sample("cat", 2, 7, min_confidence=1.0)
+    assert samples.seeds == [8]
+    assert classifier.asked_alone == [1]
 
 
-# ---------------------------------------------------------------- before anything is served
+class Slow:
+    """A classifier's batcher that answers its first calls at once, and no others in time. cats: images of cats."""
+
+    def __init__(self, quick_calls, cats):
+        self.quick_calls, self.cats = quick_calls, cats
+
+    async def run(self, model, request):
+        self.quick_calls -= 1
+        if self.quick_calls < 0:
+            await asyncio.sleep(10)
+        shares = [[i in self.cats, i not in self.cats] for i in range(len(request))]
+        return Predictions(("cat", "dog"), np.array(shares, np.float32))
 
 
-def test_arguments_of_the_service_are_checked(tmp_path):
-    with pytest.raises(ConfigurationError, match="did you mean tracking_uri"):
-        build({"tracking_url": "x"})
-    with pytest.raises(RayganError, match="does not answer"):
-        build({"storage": str(tmp_path), "tracking_uri": "http://127.0.0.1:9"})
+async def test_samples_found_in_time_are_answered():
+    service = confident_service(Slow(1, {5}), max_draws=16, seconds=0.3)
+    found = await service.sample("cat", 8, 40, min_confidence=0.9)
+    assert (found.seeds, found.drawn, found.accepted) == ([45], 8, 1)
 
 
-def test_the_serve_job_says_what_serve_run_would_stumble_over(tmp_path, monkeypatch):
-    monkeypatch.delenv("RAYGAN_TOKEN", raising=False)
-    service = tmp_path / "service.yaml"
-
-    def settings(file=service):
-        return ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(file))
-
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
-        with pytest.raises(ConfigurationError, match=f"port {port}"):
-            run(settings())
-    with pytest.raises(RayganError, match="no generator with alias champion"):
-        run(settings())
-    service.write_text(f"http_options: {{host: 0.0.0.0, port: {port}}}")
-    with pytest.raises(ConfigurationError, match="give a token"):
-        run(settings())
-    with pytest.raises(ConfigurationError, match="cannot read"):
-        run(settings(tmp_path / "none.yaml"))
-
-
-def test_the_shipped_configuration_is_one_that_ray_serve_takes():
-    from ray.serve.schema import ServeDeploySchema
-
-    config = ServeDeploySchema.model_validate(load_yaml(str(REPOSITORY / "serve_config.yaml")))
-    assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
-    assert config.proxy_location == "Disabled"
-    assert [application.import_path for application in config.applications] == ["raygan.serve:build"]
+@pytest.mark.parametrize("quick_calls", [0, 1])
+async def test_without_a_sample_in_time_clients_are_told_to_try_again(quick_calls):
+    """Neither a round without a cat nor none says what further rounds would have found."""
+    service = confident_service(Slow(quick_calls, set()), max_draws=16, seconds=0.3)
+    with pytest.raises(Problem, match="in time") as caught:
+        await service.sample("cat", 8, 40, min_confidence=0.9)
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (503, "2")

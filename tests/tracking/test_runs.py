@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from raygan import tracking
 from raygan.errors import RayganError
 from raygan.runtime.settings import StorageSettings
-from raygan.serve.model_store import Registry
+from raygan.serve.model_store import ModelStore
 from raygan.serve.settings import ServeSettings
 from raygan.tracking import runs
 from raygan.tracking.callback import MLflowCallback
@@ -236,7 +236,7 @@ def test_a_registry_that_does_not_answer_is_not_an_empty_one(settings):
 
 
 def test_the_service_goes_on_with_what_the_registry_said_last(settings):
-    registry = Registry(ServeSettings(storage=settings.storage, tracking_uri=None))
+    registry = ModelStore(ServeSettings(storage=settings.storage, tracking_uri=None))
     before = registry.champions()
     registry._client = Refusing(TEMPORARILY_UNAVAILABLE)
     assert registry.champions() == before

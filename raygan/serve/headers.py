@@ -1,0 +1,92 @@
+"""Response headers that say where images come from: their values, and their OpenAPI description."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from typing import Any
+
+from raygan.serve.encode import Format
+from raygan.serve.messages import ModelVersion
+from raygan.serve.service import Samples
+
+#: Maximum length of the header with probabilities; the formats json, zip and npz hold all of them.
+_MAX_CHARACTERS = 4000
+
+
+def described(meaning: str, *, kind: str = "string", required: bool = True) -> dict[str, Any]:
+    """A header's OpenAPI description."""
+    return {"description": meaning, "schema": {"type": kind}, "required": required}
+
+
+_MODEL_HEADERS = {
+    "X-Raygan-Model": described("the generator's registered model; non-ASCII characters are percent-encoded"),
+    "X-Raygan-Version": described("the generator's version"),
+}
+
+WALK_HEADERS = {**_MODEL_HEADERS, "X-Raygan-Seeds": described("seeds of the first and the last frame")}
+
+SAMPLE_HEADERS = {
+    **_MODEL_HEADERS,
+    "X-Raygan-Seeds": described("seeds and ranges of seeds, such as 7,9-11"),
+    "X-Raygan-Seed": described("seed of the first image", kind="integer"),
+    "X-Raygan-Drawn": described("number of images drawn to find these", kind="integer"),
+    "X-Raygan-Accepted": described("number of images in the answer", kind="integer"),
+    "X-Raygan-Classifier-Version": described("the classifier's version, if there is one", required=False),
+    "X-Raygan-Probabilities": described(
+        "JSON, if there is a classifier and the format is a picture: each label's probabilities, one per image; only "
+        "the requested label's if all would be too long",
+        required=False,
+    ),
+}
+
+
+def walk_headers(model: ModelVersion, seed: int, to: int) -> dict[str, str]:
+    """The headers of an animation between two seeds."""
+    return {**_model_headers(model), "X-Raygan-Seeds": f"{seed},{to}"}
+
+
+def sample_headers(samples: Samples, kind: Format) -> dict[str, str]:
+    """The headers of an answer with samples."""
+    headers = {
+        **_model_headers(samples.model),
+        "X-Raygan-Seed": str(samples.seeds[0]),
+        "X-Raygan-Seeds": _ranges(samples.seeds),
+        "X-Raygan-Drawn": str(samples.drawn),
+        "X-Raygan-Accepted": str(samples.accepted),
+    }
+    if samples.predictions is not None and samples.classifier is not None:
+        headers["X-Raygan-Classifier-Version"] = samples.classifier.version
+        if kind not in ("json", "zip", "npz"):
+            columns = {
+                label: [round(float(p), 4) for p in samples.predictions.of(label)]
+                for label in samples.predictions.labels
+            }
+            headers["X-Raygan-Probabilities"] = _probabilities(columns, samples.label)
+    if kind in ("zip", "npz"):
+        name = "".join(c for c in samples.label if c.isascii() and c.isalnum()) or "samples"
+        headers["Content-Disposition"] = f'attachment; filename="{name}-{samples.seeds[0]}.{kind}"'
+    return headers
+
+
+def _model_headers(model: ModelVersion) -> dict[str, str]:
+    name = urllib.parse.quote(model.name, safe=" !#$&'()*+,-./:;=?@[]^_`{|}~")
+    return {"X-Raygan-Model": name, "X-Raygan-Version": model.version}
+
+
+def _probabilities(columns: dict[str, list[float]], label: str) -> str:
+    text = json.dumps(columns, separators=(",", ":"))
+    if len(text) > _MAX_CHARACTERS:
+        text = json.dumps({name: values for name, values in columns.items() if name == label}, separators=(",", ":"))
+    return text
+
+
+def _ranges(seeds: list[int]) -> str:
+    """Seeds as numbers and ranges: "7-22" or "7,9-11"."""
+    ranges: list[list[int]] = []
+    for seed in seeds:
+        if ranges and ranges[-1][1] == seed - 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)

@@ -1,0 +1,181 @@
+"""The whole service under Ray Serve, on a real port, with a real registry."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import threading
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray import serve
+
+from raygan import tracking
+from raygan.benchmarks.servers import free_port
+from raygan.errors import ConfigurationError, RayganError
+from raygan.models.gan import save_generator
+from raygan.serve.app import build, run
+from raygan.serve.settings import ServeJobSettings, ServeSettings
+from raygan.settings import load_yaml
+from tests.helpers import REPOSITORY, wait_until
+from tests.serve.local import make_classifier, make_generator
+
+
+def register(settings, folder, seed, *, promote=True):
+    save_generator(folder, make_generator(seed), {"label": "cat"})
+    with tracking.start_run(settings, "trained", job="test", params={}) as run:
+        return tracking.register_generator(run, folder, "cat", labels=["cat"], promote=promote)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    storage = tmp_path_factory.mktemp("service")
+    settings = ServeSettings(storage=str(storage), tracking_uri=None, poll_seconds=0.5, threads=1)
+    register(settings, storage / "generator", 0)
+    make_classifier(storage / "classifier")
+    with tracking.start_run(settings, "classifier", job="test", params={}) as run:
+        tracking.register_classifier(run, storage / "classifier", ("cat", "dog"), promote=True)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def address(ray_cluster, settings):
+    port = free_port()
+    serve.start(proxy_location="Disabled", http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(settings.plain()), name="raygan")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def arrays(answer):
+    assert answer.status_code == 200, answer.text
+    return np.load(io.BytesIO(answer.content))
+
+
+def test_a_deployed_service_is_ready_and_answers(address):
+    with httpx.Client(base_url=address, timeout=60) as client:
+        assert client.get("/readyz").status_code == 200
+        answer = client.get("/v1/sample?label=cat&n=3&seed=7&format=npz", headers={"X-Request-ID": "mine"})
+        assert arrays(answer)["probabilities"].shape == (3, 2)
+        assert answer.headers.get_list("X-Request-ID") == ["mine"]
+        assert "raygan" in client.get("/").text
+        assert client.get("/v1/sample?label=bird").json()["field"] == "label"
+
+
+class Load:
+    """Clients that keep requesting the same seed; all answers are kept."""
+
+    def __init__(self, address, clients=4):
+        self.address, self.answers, self._stop = address, [], threading.Event()
+        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
+
+    def _ask(self):
+        with httpx.Client(base_url=self.address, timeout=60) as client:
+            while not self._stop.is_set():
+                self.answers.append(client.get("/v1/sample?label=cat&n=2&seed=7&format=npz"))
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+def test_a_new_champion_and_a_rollback_drop_no_request(address, settings, tmp_path):
+    client = tracking.connect(settings)
+    name = tracking.generator_name("cat")
+    with Load(address) as load:
+        register(settings, tmp_path, 5)
+        wait_until(
+            lambda: load.answers and load.answers[-1].headers.get("X-Raygan-Version") == "2", "version 2 answers", 90
+        )
+        client.set_registered_model_alias(name, tracking.SERVING_ALIAS, "1")
+        wait_until(lambda: load.answers[-1].headers.get("X-Raygan-Version") == "1", "version 1 answers again", 90)
+    assert {answer.status_code for answer in load.answers} == {200}
+    pixels = {}
+    for answer in load.answers:
+        version = answer.headers["X-Raygan-Version"]
+        images = arrays(answer)["images"]
+        assert np.array_equal(pixels.setdefault(version, images), images)
+    assert not np.array_equal(pixels["1"], pixels["2"])
+
+
+@pytest.mark.parametrize("deployment", ["generator-cat", "Classifier"])
+def test_a_killed_replica_costs_time_but_no_answer(address, deployment):
+    with Load(address) as load:
+        wait_until(lambda: len(load.answers) > 10, "the service answers", 90)
+        os.kill(replica_pid(deployment), signal.SIGKILL)
+        killed = len(load.answers)
+        wait_until(lambda: len(load.answers) > killed + 20, "the service answers again", 90)
+    assert {answer.status_code for answer in load.answers} <= {200, 503}
+    assert all(answer.headers.get("Retry-After") for answer in load.answers if answer.status_code == 503)
+    images = [arrays(answer)["images"] for answer in load.answers if answer.status_code == 200]
+    assert all(np.array_equal(image, images[0]) for image in images)
+
+
+def test_metrics_are_exported(address):
+    node = ray.nodes()[0]
+    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = ("raygan_requests_total", "raygan_stage_seconds", "raygan_batch_images", "raygan_samples_total")
+    wait_until(
+        lambda: all(name in httpx.get(metrics, timeout=10).text for name in wanted), "the metrics are exported", 90
+    )
+
+
+def replica_pid(deployment):
+    for process in psutil.Process().children(recursive=True):
+        title = " ".join(process.cmdline())
+        if title.startswith("ray::ServeReplica") and f":{deployment}" in title:
+            return process.pid
+    raise AssertionError(f"{deployment} has no replica")
+
+
+# before anything is served
+
+
+def test_the_services_arguments_are_checked(tmp_path):
+    with pytest.raises(ConfigurationError, match="did you mean tracking_uri"):
+        build({"tracking_url": "x"})
+    with pytest.raises(RayganError, match="does not answer"):
+        build({"storage": str(tmp_path), "tracking_uri": "http://127.0.0.1:9"})
+
+
+def test_the_serve_job_names_what_would_make_serve_run_fail(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAYGAN_TOKEN", raising=False)
+    service = tmp_path / "service.yaml"
+
+    def settings(file=service):
+        return ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(file))
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
+        with pytest.raises(ConfigurationError, match=f"port {port}"):
+            run(settings())
+    with pytest.raises(RayganError, match="no generator with alias champion"):
+        run(settings())
+    service.write_text(f"http_options: {{host: 0.0.0.0, port: {port}}}")
+    with pytest.raises(ConfigurationError, match="give a token"):
+        run(settings())
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        run(settings(tmp_path / "none.yaml"))
+
+
+def test_ray_serve_accepts_the_shipped_configuration():
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(load_yaml(str(REPOSITORY / "serve_config.yaml")))
+    assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
+    assert config.proxy_location == "Disabled"
+    assert [application.import_path for application in config.applications] == ["raygan.serve:build"]

@@ -1,0 +1,121 @@
+"""The executor: how rows of calls are split and joined into batches."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from raygan.serve.executor import Executor, is_batch_invariant
+
+
+@pytest.mark.parametrize("padded", [False, True])
+async def test_each_call_gets_its_own_rows(padded):
+    sizes = []
+
+    def compute(rows, others):
+        sizes.append(len(rows))
+        return rows * 2 + others
+
+    executor = Executor(compute, threads=2, batch=8, padded=padded)
+    inputs = [(torch.rand(n, 3), torch.rand(n, 3)) for n in (1, 20, 3, 8, 2)]
+    answers = await asyncio.gather(*(executor.run(*pair) for pair in inputs))
+    for (rows, others), answer in zip(inputs, answers, strict=True):
+        assert torch.equal(answer, rows * 2 + others)
+    assert max(sizes) <= 8
+    if padded:
+        assert set(sizes) == {8}
+    executor.close()
+
+
+async def test_threads_split_simultaneous_calls_and_each_takes_half_of_what_has_waited():
+    sizes, gate = [], threading.Event()
+
+    def compute(rows):
+        sizes.append(len(rows))
+        gate.wait(10)
+        return rows
+
+    executor = Executor(compute, threads=2, batch=16, padded=False)
+
+    async def begun(*calls):
+        sizes.clear()
+        asked = [asyncio.ensure_future(executor.run(torch.rand(n, 1))) for n in calls]
+        await asyncio.sleep(0.05)
+        return asked
+
+    first = await begun(*[1] * 12)  # twelve requests in one message
+    assert sizes == [6, 6]
+    second = await begun(10)
+    assert sizes == []
+    gate.set()
+    await asyncio.gather(*first, *second)
+    assert sizes == [10]  # waiting rows stay together: the other thread gets the next message
+    for calls, expected in (([5], [4, 1]), ([16], [8, 8]), ([1, 1, 1], [3])):
+        await asyncio.gather(*await begun(*calls))
+        assert sizes == expected
+    executor.close()
+
+
+async def test_rows_of_different_shapes_and_rows_meant_to_be_alone_are_not_joined():
+    seen = []
+
+    def compute(rows):
+        seen.append(tuple(rows.shape))
+        return rows.flatten(1).sum(1)
+
+    executor = Executor(compute, threads=1, batch=8, padded=False)
+    await asyncio.gather(
+        executor.run(torch.rand(1, 2)), executor.run(torch.rand(1, 2)), executor.run(torch.rand(1, 2)),
+        executor.run(torch.rand(1, 3)), executor.run(torch.rand(1, 2), alone=True), executor.run(torch.rand(1, 2)),
+    )  # fmt: skip
+    assert seen == [(3, 2), (1, 3), (1, 2), (1, 2)]
+    executor.close()
+
+
+async def test_an_error_reaches_the_calls_of_its_batch_and_no_others():
+    def compute(rows):
+        if (rows < 0).any():
+            raise ValueError("negative")
+        return rows
+
+    executor = Executor(compute, threads=1, batch=1, padded=False)
+    good, bad, after = await asyncio.gather(
+        executor.run(torch.ones(1, 1)),
+        executor.run(-torch.ones(1, 1)),
+        executor.run(torch.ones(1, 1)),
+        return_exceptions=True,
+    )
+    assert torch.equal(good, after)
+    assert isinstance(bad, ValueError)
+    executor.close()
+
+
+async def test_a_closed_executor_finishes_its_queue_without_cancelled_calls():
+    seen, go_on = [], threading.Event()
+
+    def compute(rows):
+        go_on.wait(5)
+        seen.append(int(rows[0, 0]))
+        return rows
+
+    executor = Executor(compute, threads=1, batch=1, padded=False)
+    asked = [asyncio.ensure_future(executor.run(torch.full((1, 1), float(i)))) for i in range(4)]
+    await asyncio.sleep(0.01)
+    asked[2].cancel()
+    await asyncio.sleep(0.01)
+    executor.close()
+    go_on.set()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert [int(answer[0, 0]) for i, answer in enumerate(answers) if i != 2] == [0, 1, 3]
+    assert seen == [0, 1, 3]
+    with pytest.raises(RuntimeError, match="closed"):
+        await executor.run(torch.ones(1, 1))
+
+
+def test_batch_invariance_is_found_by_trying():
+    rows = torch.rand(16, 4)
+    assert is_batch_invariant(lambda x: x * 2, [rows], 16)
+    assert not is_batch_invariant(lambda x: x - x.mean(0), [rows], 16)
