@@ -73,7 +73,7 @@ JOBS = {
     "usefulness": Job(
         summary="Find out when generated images help a classifier: real only, generated only (CAS) and mixtures.",
         settings="raygan.classifier.settings:UsefulnessSettings",
-        function="raygan.classifier.usefulness:study",
+        function="raygan.classifier.usefulness.study:study",
         examples=("--data shards", "--data shards --real-sizes 100 1000 --real-fractions 1 0.5 --seeds 5"),
         notes="The last line of standard output is one JSON object: run_id, the folder with table and chart, and the "
         "table.",

@@ -1,4 +1,4 @@
-"""Settings of the classifier and the usefulness study."""
+"""Settings of `jobs/classify.py` and `jobs/usefulness.py`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ClassifierOptions(Settings):
 
     group: ClassVar[str] = "classifier"
 
-    batch_size: int = option(32, "images in the global batch, all workers together", unit="images", ge=2)
-    learning_rate: float = option(1e-3, "AdamW's highest learning rate; it falls linearly to 0", gt=0, le=1)
+    batch_size: int = option(32, "images in the global batch, over all workers", unit="images", ge=2)
+    learning_rate: float = option(1e-3, "AdamW's peak learning rate; it falls linearly to 0", gt=0, le=1)
     weight_decay: float = option(0.05, "AdamW's weight decay", ge=0, le=1)
-    warmup: float = option(0.05, "share of the training in which the rate rises from 0", ge=0, lt=1)
-    label_smoothing: float = option(0.0, "share of each target that is spread over all labels", ge=0, lt=1)
+    warmup: float = option(0.05, "share of the training in which the learning rate rises from 0", ge=0, lt=1)
+    label_smoothing: float = option(0.0, "share of each target spread over all labels", ge=0, lt=1)
     auxiliary_weight: float = option(
         0.3, "weight of each of the paper's two auxiliary heads in the loss; 0 leaves them out", ge=0, le=1
     )
@@ -27,7 +27,7 @@ class ClassifierOptions(Settings):
     shift: float = option(0.0625, "largest random shift, as a share of the side", ge=0, le=0.5)
     ema_ramp: float = option(
         0.05,
-        "half-life of the weights' moving average, which is what users get, as a share of the training so far; 0: none",
+        "half-life of the weights' moving average (EMA), which users get, as a share of the training so far; 0: none",
         ge=0,
         le=1,
     )
@@ -37,18 +37,30 @@ class ClassifierOptions(Settings):
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 
 
-class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, StorageSettings):
-    """Everything `jobs/classify.py` can be told."""
+class ImageSources(Settings):
+    """Where a classifier's training images come from."""
+
+    group: ClassVar[str] = "images"
+
+    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
+    model: list[NameOrAddress] = option(
+        None,
+        "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
+        default_factory=list,
+    )
+
+
+class ClassifySettings(ImageSources, BatchNormOptions, WorkerOptions, ClassifierOptions, StorageSettings):
+    """All settings of `jobs/classify.py`."""
 
     group: ClassVar[str] = "run"
     resumes: ClassVar[bool] = True
 
-    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     epochs: int = option(20, "passes over the training images", unit="epochs", ge=1)
     patience: int = option(
         10,
-        "stop when so many epochs have not lowered the validation loss, but not while the learning rate is high, in "
-        "the first half; 0 never stops early",
+        "stop after this many epochs without a lower validation loss, but not in the first half, while the learning "
+        "rate is high; 0 never stops early",
         unit="epochs",
         ge=0,
     )
@@ -64,38 +76,32 @@ class ClassifySettings(BatchNormOptions, WorkerOptions, ClassifierOptions, Stora
         unit="images",
         ge=1,
     )
-    model: list[NameOrAddress] = option(
-        None,
-        "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
-        default_factory=list,
-    )
     weights: str | None = option(
         None, "start from ImageNet weights: a file (.pth or .safetensors), or imagenet for torchvision's download"
     )
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
     promote: bool | None = option(
         None,
-        "point the registered classifier's serving alias at this run's; by default if it learnt from real photos only",
+        "move the registered classifier's serving alias to this version; by default if it trained on real photos only",
     )
-    allow_changes: bool = option(False, "resume a run although settings or shards differ from those it began with")
+    allow_changes: bool = option(False, "resume a run even if settings or shards have changed since it began")
 
     @model_validator(mode="after")
     def _uses_all(self) -> ClassifySettings:
         if self.real_fraction == 1 and (self.generated_images or self.model):
             given = "generated_images" if self.generated_images else "model"
-            raise ValueError(f"{given} is for generated images, of which real_fraction 1 has none: give a smaller one")
+            raise ValueError(f"{given} is for generated images, but real_fraction 1 uses none: give a smaller fraction")
         if self.real_fraction == 0 and self.real_images:
-            raise ValueError("real_images is for real photos, of which real_fraction 0 has none: give a larger one")
+            raise ValueError("real_images is for real photos, but real_fraction 0 uses none: give a larger fraction")
         return self
 
 
-class UsefulnessSettings(ClassifierOptions, StorageSettings):
-    """Everything `jobs/usefulness.py` can be told."""
+class UsefulnessSettings(ImageSources, ClassifierOptions, StorageSettings):
+    """All settings of `jobs/usefulness.py`."""
 
     group: ClassVar[str] = "study"
     resumes: ClassVar[bool] = True
 
-    data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     real_sizes: list[int] = option(
         None,
         "sizes of the real sets to compare; by default 100, 400 and all training photos",
@@ -107,18 +113,11 @@ class UsefulnessSettings(ClassifierOptions, StorageSettings):
         "shares of real photos in the training images: 1 adds nothing, 0.5 as many generated as real",
         default_factory=lambda: [1.0, 0.5, 0.2],
     )
-    seeds: int = option(3, "trainings of each kind, with seeds of their own", ge=1, le=100)
-    images: int = option(
-        12_800, "images that each training sees, repeats included: the same for all", unit="images", ge=2
-    )
-    model: list[NameOrAddress] = option(
-        None,
-        "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
-        default_factory=list,
-    )
+    seeds: int = option(3, "trainings of each kind, each with its own seed", ge=1, le=100)
+    images: int = option(12_800, "images each training sees, repeats included", unit="images", ge=2)
     cpus_per_trial: float = option(1.0, "CPU cores reserved for each training, also its threads", unit="cores", gt=0)
-    gpus_per_trial: float = option(0.0, "GPUs reserved for each training; a part of one is shared", ge=0)
-    name: str | None = option(None, "name of the study; an interrupted one of the same name goes on")
+    gpus_per_trial: float = option(0.0, "GPUs reserved for each training; fractions share one", ge=0)
+    name: str | None = option(None, "name of the study; an interrupted study of the same name is resumed")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> UsefulnessSettings:

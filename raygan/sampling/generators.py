@@ -1,9 +1,9 @@
-"""Generators by name, and images from them, on the cluster.
+"""Find generators by name, folder or label, and draw images from them.
 
-A generator is named as the user has it: ``raygan-generator-cat`` (the version under the serving alias),
+A generator is named as users name it: ``raygan-generator-cat`` (the version under the serving alias),
 ``raygan-generator-cat/3`` (that version), or a folder with ``generator.json``, such as a checkpoint. The driver loads
-it once into Ray's object store; tasks anywhere draw from it. Image i depends on the generator, the seed and i alone,
-however the work is split; with seed 0 it is the image that the service gives for seed i.
+it once; tasks anywhere draw from it. Image i depends only on the generator, the seed and i, however the work is split;
+with seed 0 it is the image that the service gives for seed i.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ from raygan.models.latents import images_of, latents_of
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 
-#: What a generator that was trained on all labels together calls its label.
+#: The label of a generator trained on all labels together.
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class NamedGenerator:
-    """A generator, on the CPU in evaluation mode, and the labels that it draws.
+    """A generator with its name and labels.
 
-    name: for tables and charts. about: what its trainer said of it.
+    Attributes:
+        name: for tables and charts.
+        generator: on the CPU, in evaluation mode.
+        labels: that it draws.
+        about: what its training recorded about it.
     """
 
     name: str
@@ -44,27 +48,41 @@ class NamedGenerator:
     about: dict[str, Any]
 
     def sample(self, label: str, count: int, seed: int, first: int = 0) -> Tensor:
-        """uint8 images (count, 3, S, S) of a label: those with the numbers `first`, `first` + 1, ..."""
-        # Neighbouring seeds are neighbouring images to the service: sets of different seeds must not overlap.
+        """Draw images of one label: numbers `first` to `first + count - 1` of the seed.
+
+        Returns:
+            uint8 (count, 3, S, S).
+        """
+        # In the service, consecutive seeds are consecutive images: sets of different seeds must not overlap.
         start = (seed << 32) + first
         latents = latents_of(range(start, start + count), self.generator.settings.z_dim)
         return self.draw(label, latents)
 
     def draw(self, label: str, latents: Tensor) -> Tensor:
-        """uint8 images (n, 3, S, S) of a label, of given latents (n, z_dim)."""
+        """Draw one image of a label per latent (n, z_dim): uint8 (n, 3, S, S)."""
         known = self.generator.labels
         classes = torch.full((len(latents),), known.index(label)) if known else None
         return images_of(self.generator, latents, classes)
 
 
 def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:
-    """The named generators, or if none is named the champion of each of the labels that has one.
+    """The named generators, or if none is named, the champions of the labels.
 
-    A champion of several labels is there once, and draws those that it is champion of. No two have the same name.
-    Raises ConfigurationError if a name is unknown or given twice, RayganError if files are missing or damaged.
+    Args:
+        settings: where models are registered.
+        named: registered models or folders.
+        labels: whose champions to take. A champion of several labels is listed once, with those labels; a label
+            without a champion is left out.
+
+    Returns:
+        Generators with distinct names.
+
+    Raises:
+        ConfigurationError: a name is unknown or given twice.
+        RayganError: files are missing or damaged.
     """
     if named:
-        return _distinct([_folder(name) if _is_folder(name) else _registered(settings, name) for name in named], named)
+        return _distinct([_load(name) if _is_folder(name) else _registered(settings, name) for name in named], named)
     champions = tracking.serving_generators(tracking.connect(settings))
     draws: dict[tracking.RegisteredModel, list[str]] = {}
     for label in labels:
@@ -74,10 +92,12 @@ def find_generators(settings: StorageSettings, named: Sequence[str], labels: Seq
 
 
 def matching_generators(settings: StorageSettings, named: Sequence[str], data: DataSet) -> list[NamedGenerator]:
-    """The generators of `find_generators` for training beside the shards' photos: of all their labels, at their size.
+    """`find_generators` whose images can stand beside the shards' photos: all their labels, at their size.
 
-    Warns of those that were trained on other shards. Raises RayganError or ConfigurationError if they can't be had, or
-    don't draw what the shards hold.
+    Warns about generators trained on other shards.
+
+    Raises:
+        RayganError: none is found, files are damaged, or the generators don't fit the shards.
     """
     found = find_generators(settings, named, data.manifest.classes)
     check_labels(found, data)
@@ -86,18 +106,51 @@ def matching_generators(settings: StorageSettings, named: Sequence[str], data: D
     for one in found:
         if one.about.get("fingerprint") != data.manifest.fingerprint:
             print(
-                f"{one.name} was trained on other shards than {data.address}, or doesn't say on which: it may have "
-                f"learnt from photos that these have for validation",
+                f"{one.name} was trained on other shards than {data.address}, or doesn't say which: it may have "
+                f"learned from photos held out for validation here",
                 file=sys.stderr,
             )
     return found
 
 
+def check_drawn(found: Sequence[NamedGenerator], labels: Sequence[str]) -> None:
+    """Raise RayganError if no generator draws one of the labels."""
+    for label in labels:
+        if not any(label in one.labels for one in found):
+            raise RayganError(
+                f"no generator draws {label}: train one with `python jobs/train.py --label {label}`, "
+                f"or name one with --model (a registered model or a folder)"
+            )
+
+
+def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise RayganError if a generator draws a label that the shards don't have."""
+    classes = data.manifest.classes
+    for one in found:
+        strange = [label for label in one.labels if label not in (*classes, ALL)]
+        if strange:
+            raise RayganError(
+                f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
+                f"give shards with that label, or another generator"
+            )
+
+
+def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:
+    """Raise ConfigurationError if a generator draws images of another size than the shards'."""
+    for one in found:
+        size, held = one.generator.settings.image_size, data.manifest.image_size
+        if size != held:
+            raise ConfigurationError(
+                f"--model: {one.name} draws {size} px images, but {data.address} holds {held} px ones: "
+                f"give shards of {size} px"
+            )
+
+
 def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[NamedGenerator]:
-    """The generators; those that share a name have what they were asked for by instead."""
+    """The generators, with those that share a name renamed to what the user typed."""
     times = Counter(one.name for one in found)
     distinct = [
-        replace(one, name=asked) if times[one.name] > 1 else one for one, asked in zip(found, named, strict=True)
+        replace(one, name=typed) if times[one.name] > 1 else one for one, typed in zip(found, named, strict=True)
     ]
     again = [name for name, count in Counter(one.name for one in distinct).items() if count > 1]
     if again:
@@ -109,7 +162,7 @@ def _is_folder(name: str) -> bool:
     return storage.is_file(storage.join(name, "generator.json"))
 
 
-def _folder(address: str) -> NamedGenerator:
+def _load(address: str) -> NamedGenerator:
     address = storage.absolute(address)  # "." has no name
     name = storage.name(address)
     if name == "generator":
@@ -139,36 +192,3 @@ def _download(settings: StorageSettings, model: tracking.RegisteredModel) -> Nam
 def _named(name: str, generator: Generator, about: dict[str, Any]) -> NamedGenerator:
     labels = generator.labels or (str(about.get("label", ALL)),)
     return NamedGenerator(name, generator, labels, about)
-
-
-def check_drawn(found: Sequence[NamedGenerator], labels: Sequence[str]) -> None:
-    """Raise RayganError if no generator draws one of the labels."""
-    for label in labels:
-        if not any(label in one.labels for one in found):
-            raise RayganError(
-                f"no generator draws {label}: train one with `python jobs/train.py --label {label}`, "
-                f"or name one with --model (a registered model or a folder)"
-            )
-
-
-def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
-    """Raise RayganError if a generator draws a label that the shards don't have."""
-    classes = data.manifest.classes
-    for one in found:
-        strange = [label for label in one.labels if label not in (*classes, ALL)]
-        if strange:
-            raise RayganError(
-                f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
-                f"give shards with that label, or another generator"
-            )
-
-
-def check_size(found: Sequence[NamedGenerator], data: DataSet) -> None:
-    """Raise ConfigurationError if a generator draws images of another size than the shards hold."""
-    for one in found:
-        size, held = one.generator.settings.image_size, data.manifest.image_size
-        if size != held:
-            raise ConfigurationError(
-                f"--model: {one.name} draws {size} px images, but {data.address} holds {held} px ones: "
-                f"give shards of {size} px"
-            )

@@ -1,14 +1,12 @@
-"""Sample: a generator in, files of samples out, as many as asked for.
+"""Sample: a generator in, files of samples out.
 
-The mental model:
+1. `sample` finds the generator and divides the samples into chunks.
+2. Ray Data streams the missing chunks through a pool of `ChunkWriter` actors, each with the generator loaded once.
+   They draw and write; only counts come back.
+3. A chunk's record under ``chunks/`` is written last, so a job run again redoes only unfinished chunks.
 
-1. `sample` finds the generator and cuts the samples into chunks.
-2. Ray Data streams the chunks that aren't there yet through a pool of `ChunkWriter` actors, each with the generator
-   loaded once, which draw and write. Nothing but counts comes back.
-3. A chunk's record under ``chunks/`` is written last, so that a job run again redoes unfinished chunks only.
-
-Sample i is the image of seed + i (`raygan.models.latents`), the very image that the service gives for that seed.
-``sample.json`` says what the folder holds; a folder that holds other samples is refused.
+Sample i is the image of seed + i (`raygan.models.latents`), the same image that the service gives for that seed.
+``sample.json`` says what the folder holds; a folder with other samples is refused.
 """
 
 from __future__ import annotations
@@ -37,13 +35,13 @@ from raygan.sampling.settings import SampleSettings
 #: File that says what the folder holds.
 RECORD = "sample.json"
 
-#: Samples on the picture that MLflow gets.
-_SHOWN = 64
+#: Samples in the picture logged to MLflow, and in a row of it.
+_SHOWN, _COLUMNS = 64, 8
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """What was written."""
+    """What was written: `n` samples of `model` under `output`."""
 
     model: str
     output: str
@@ -57,46 +55,48 @@ class SampleResult:
 def sample(settings: SampleSettings) -> SampleResult:
     """Draw the samples that the output doesn't hold yet.
 
-    Raises ConfigurationError if the model or the label is unknown or the output holds other samples, RayganError
-    if files can't be read or written.
+    Raises:
+        ConfigurationError: the model or label is unknown, or the output holds other samples.
+        RayganError: files can't be read or written.
     """
     named = _find(settings)
     label = _label(settings, named)
-    what = {
+    record = {
         "model": named.name,
         "label": label,
         **settings.model_dump(include={"n", "seed", "truncation", "format", "chunk_images"}),
     }
-    _claim(settings.output, what)
-    todo = [number for number in range(-(-settings.n // settings.chunk_images)) if not _is_done(settings, number)]
-    done = settings.n - sum(_size(settings, number) for number in todo)
+    _claim(settings.output, record)
+    missing = [number for number in range(-(-settings.n // settings.chunk_images)) if not _is_done(settings, number)]
+    done = settings.n - sum(_size(settings, number) for number in missing)
     if done:
         print(f"{done} samples are there already")
     name = time.strftime(f"sample-{label}-%Y%m%d-%H%M%S")
     tags = {"raygan.label": label}
     with (
         cluster.ray_data(settings),
-        tracking.start_run(settings, name, job="sample", params=what, tags=tags) as log,
+        tracking.start_run(settings, name, job="sample", params=record, tags=tags) as log,
     ):
-        _draw(settings, named, label, todo, done)
+        _write_chunks(settings, named, label, missing, done)
         few = draw(named, range(settings.seed, settings.seed + min(_SHOWN, settings.n)), label, settings.truncation)
-        log.log_bytes(pictures.png(pictures.grid(few, 8)), "pictures/samples.png")
+        log.log_bytes(pictures.png(pictures.grid(few, _COLUMNS)), "pictures/samples.png")
     return SampleResult(named.name, settings.output, settings.n)
 
 
 def draw(named: NamedGenerator, seeds: range, label: str, truncation: float) -> Tensor:
-    """uint8 images (n, 3, S, S) of consecutive seeds."""
+    """uint8 images (n, 3, S, S) of consecutive seeds, their latents scaled by `truncation`, above 0 to 1."""
     return named.draw(label, latents_of(seeds, named.generator.settings.z_dim) * truncation)
 
 
 class ChunkWriter:
-    """Draws and writes chunks; an actor of Ray Data's pool."""
+    """Draws and writes chunks; an actor in Ray Data's pool."""
 
     def __init__(self, settings: SampleSettings, named: NamedGenerator, label: str):
-        torch.set_num_threads(1)  # the pool has an actor for each core
+        torch.set_num_threads(1)  # the pool has an actor per core
         self._settings, self._named, self._label = settings, named, label
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Write the chunks numbered in `chunk`; the number of `images` in each."""
         return {"images": np.array([self._write(int(number)) for number in batch["chunk"]])}
 
     def _write(self, number: int) -> int:
@@ -115,13 +115,13 @@ class ChunkWriter:
             pq.write_table(table, buffer, use_dictionary=["label"])
             path = storage.join(settings.output, f"{self._label}-{number:05d}.parquet")
             storage.write_bytes(path, buffer.getvalue())
-        storage.write_json(_chunk(settings, number), {"images": count})
+        storage.write_json(_record(settings, number), {"images": count})
         return count
 
 
 def _find(settings: SampleSettings) -> NamedGenerator:
     if settings.model is None and settings.label is None:
-        raise ConfigurationError("--label or --model is required: what shall be drawn?")
+        raise ConfigurationError("--label or --model is required: what should be drawn?")
     found = find_generators(
         settings, [settings.model] if settings.model else [], [settings.label] if settings.label else []
     )
@@ -141,37 +141,39 @@ def _label(settings: SampleSettings, named: NamedGenerator) -> str:
     return label
 
 
-def _claim(output: str, what: dict[str, Any]) -> None:
-    """Say in the folder what it holds. Raises ConfigurationError if it holds other samples."""
-    record = storage.join(output, RECORD)
-    before = storage.read_json(record)
+def _claim(output: str, record: dict[str, Any]) -> None:
+    """Record in the folder what it holds. Raises ConfigurationError if it holds other samples."""
+    path = storage.join(output, RECORD)
+    before = storage.read_json(path)
     if before is None:
-        storage.write_json(record, what)
-    elif before != what:
-        differences = ", ".join(f"{key} {before.get(key)}" for key in what if before.get(key) != what[key])
+        storage.write_json(path, record)
+    elif before != record:
+        differences = ", ".join(f"{key} {before.get(key)}" for key in record if before.get(key) != record[key])
         raise ConfigurationError(f"--output: {output} holds other samples ({differences}): give another folder")
 
 
 def _size(settings: SampleSettings, number: int) -> int:
+    """Samples in a chunk."""
     return min(settings.chunk_images, settings.n - number * settings.chunk_images)
 
 
-def _chunk(settings: SampleSettings, number: int) -> str:
+def _record(settings: SampleSettings, number: int) -> str:
+    """Address of a chunk's record."""
     return storage.join(settings.output, "chunks", f"{number:05d}.json")
 
 
 def _is_done(settings: SampleSettings, number: int) -> bool:
-    return storage.read_json(_chunk(settings, number)) is not None
+    return storage.read_json(_record(settings, number)) is not None
 
 
-def _draw(settings: SampleSettings, named: NamedGenerator, label: str, todo: list[int], done: int) -> None:
-    """Stream the chunks that are to do through the pool, with a progress bar."""
+def _write_chunks(settings: SampleSettings, named: NamedGenerator, label: str, missing: list[int], done: int) -> None:
+    """Stream the missing chunks through the pool, with a progress bar."""
     with tqdm(total=settings.n, initial=done, desc="sampling", unit="img", unit_scale=True) as bar:
-        if not todo:
+        if not missing:
             return
-        actors = max(1, min(len(todo), int(cluster.total("CPU"))))
+        actors = max(1, min(len(missing), int(cluster.total("CPU"))))
         written = ray.data.from_items(
-            [{"chunk": number} for number in todo], override_num_blocks=len(todo)
+            [{"chunk": number} for number in missing], override_num_blocks=len(missing)
         ).map_batches(
             ChunkWriter,
             batch_size=1,

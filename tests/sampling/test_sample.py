@@ -1,4 +1,4 @@
-"""Samples by the thousand: the images that the seeds name, each once, whatever happened on the way."""
+"""Samples in files: one image per seed, also after an interruption."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from raygan.errors import ConfigurationError
-from raygan.models.gan import Generator, NetworkSettings, save_generator, to_uint8
+from raygan.models.gan import NetworkSettings, build_generator, load_generator, save_generator, to_uint8
 from raygan.models.latents import latents_of
 from raygan.sampling.sample import sample
 from raygan.sampling.settings import SampleSettings
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
-    generator = Generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
+    generator = build_generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
     save_generator(tmp_path / "generator", generator, {})
     return tmp_path / "generator"
 
@@ -33,8 +33,6 @@ def settings(new_storage, folder, output, **changes):
 
 
 def expected(folder):
-    from raygan.models.gan import load_generator
-
     generator, _ = load_generator(folder)
     with torch.no_grad():
         images = to_uint8(generator(0.7 * latents_of(range(5, 28), 8), torch.ones(23, dtype=torch.long)))
@@ -42,18 +40,18 @@ def expected(folder):
 
 
 def close(found, wanted):
-    """Convolutions round differently in batches of another size."""
+    """Equal up to rounding, which depends on the batch size."""
     return np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_samples_are_the_images_of_their_seeds_and_a_job_cut_off_goes_on(new_storage, folder, tmp_path):
+def test_samples_are_the_images_of_their_seeds_and_a_killed_job_resumes(new_storage, folder, tmp_path):
     output = tmp_path / "png"
     result = sample(settings(new_storage, folder, output))
     assert json.loads(result.to_json())["n"] == 23
     files = sorted(output.glob("*.png"))
     assert [file.name for file in files] == [f"dog.{number:08d}.png" for number in range(23)]
     assert close(np.stack([np.asarray(Image.open(file)) for file in files]), expected(folder))
-    # As if it had been killed in the second chunk: its record is missing, and some of its files.
+    # As if killed in the second chunk: its record and some of its files are missing.
     os.remove(output / "chunks" / "00001.json")
     for file in files[15:20]:
         file.unlink()
@@ -65,7 +63,7 @@ def test_samples_are_the_images_of_their_seeds_and_a_job_cut_off_goes_on(new_sto
         sample(settings(new_storage, folder, output, seed=6))
 
 
-def test_parquet_says_label_and_seed(new_storage, folder, tmp_path):
+def test_parquet_files_hold_label_and_seed(new_storage, folder, tmp_path):
     sample(settings(new_storage, folder, tmp_path / "parquet", format="parquet"))
     files = sorted((tmp_path / "parquet").glob("*.parquet"))
     table = pa.concat_tables(pq.read_table(file) for file in files)
@@ -84,7 +82,7 @@ def test_parquet_says_label_and_seed(new_storage, folder, tmp_path):
         ({"model": "/nowhere/generator"}, "--model"),
     ],
 )
-def test_what_cannot_be_drawn(new_storage, folder, tmp_path, changes, says):
+def test_impossible_samples_are_refused(new_storage, folder, tmp_path, changes, says):
     wrong = settings(new_storage, folder, tmp_path / "out").model_copy(update=changes)
     with pytest.raises(ConfigurationError, match=says):
         sample(wrong)

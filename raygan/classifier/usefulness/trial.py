@@ -1,0 +1,114 @@
+"""One training of the study, and its result in storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray.tune
+import torch
+from ray.util.queue import Queue
+
+from raygan.classifier.loop import ClassifierLoop
+from raygan.classifier.settings import UsefulnessSettings
+from raygan.classifier.step import ClassifierStep
+from raygan.data.batches import Photos
+from raygan.models.hardware import keep_freed_memory, pick_precision
+from raygan.runtime import storage
+from raygan.runtime.progress import Seen
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one training trains on.
+
+    Attributes:
+        real: real photos.
+        generated: generated images.
+        fraction: share of real photos, 0 to 1.
+        seed: of the weights and of the choice of photos and latents.
+    """
+
+    real: int
+    generated: int
+    fraction: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its file name in storage."""
+        return f"real{self.real}-generated{self.generated}-seed{self.seed}"
+
+    @property
+    def mixture(self) -> str:
+        """Its line in the chart."""
+        if not self.real:
+            return "generated only (CAS)"
+        return "real only" if not self.generated else f"{self.fraction:.0%} real, the rest generated"
+
+    @property
+    def kind(self) -> tuple[str, int, int]:
+        """What trainings that differ only in their seed share: mixture, real photos and generated images."""
+        return self.mixture, self.real, self.generated
+
+
+@dataclass(frozen=True)
+class SharedTask:
+    """What all trainings of a study are given.
+
+    Attributes:
+        settings: of the study.
+        validation: held-out real photos.
+        labels: number of labels.
+        batches: length of each training.
+        events: where progress goes.
+        folder: the study's, in storage.
+    """
+
+    settings: UsefulnessSettings
+    validation: Photos
+    labels: int
+    batches: int
+    events: Queue
+    folder: str
+
+
+def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Trial, Photos]]) -> None:
+    """Train in a process of Ray Tune's and write the result to storage.
+
+    Args:
+        config: `number` of the training set.
+        task: shared by all trainings.
+        sets: each trial with its training images.
+    """
+    trial, images = sets[config["number"]]
+    settings = task.settings.model_copy(update={"seed": trial.seed})
+    device = torch.device("cuda" if settings.gpus_per_trial and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+    keep_freed_memory()
+    precision = pick_precision(settings.precision, device)
+    step = ClassifierStep(task.labels, settings, task.batches, device, precision=precision)
+
+    def progress(seen: int) -> None:
+        task.events.actor.put_nowait.remote(Seen(seen, worker=trial.key))
+
+    progress(0)
+    loop = ClassifierLoop(step, images, task.validation, progress)
+    trained = loop.train_until(task.batches)
+    result = {**asdict(trial), **trained, **loop.validate()}
+    if not math.isfinite(result["nll"]):
+        # It would diverge again, so this is final.
+        result = {**asdict(trial), "diverged": True}
+    storage.write_json(_address(task.folder, trial), result)
+    ray.tune.report(result)
+
+
+def load_results(folder: str, trials: Sequence[Trial]) -> dict[Trial, dict[str, float]]:
+    """The results of the trials that are done, in the order of `trials`."""
+    return {trial: result for trial in trials if (result := storage.read_json(_address(folder, trial)))}
+
+
+def _address(folder: str, trial: Trial) -> str:
+    return storage.join(folder, "trials", f"{trial.key}.json")

@@ -1,0 +1,75 @@
+"""A step of the classifier on two Ray Train workers, against a single process."""
+
+import numpy as np
+import pytest
+import ray.train
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from raygan.classifier.settings import ClassifierOptions
+from raygan.classifier.step import ClassifierStep
+from raygan.models.distributed import Share
+from raygan.models.googlenet import build_googlenet
+from raygan.models.latents import seeded
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+OPTIONS = ClassifierOptions(batch_size=7, warmup=0.5)  # two workers take 3 and 4 images
+
+
+def without_dropout(net):
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def one_step(config):
+    context = ray.train.get_context()
+    share = Share(context.get_world_rank(), context.get_world_size())
+    step = ClassifierStep(2, OPTIONS, 4, "cpu", share, precision="fp64", sync_batch_norm=True)
+    without_dropout(step.net)
+    step.step(torch.from_numpy(config["images"][share.rows(7)]), torch.from_numpy(config["targets"][share.rows(7)]))
+    if share.rank == 0:
+        save_file({name: p.grad.contiguous() for name, p in step.net.named_parameters()}, config["out"] + ".gradients")
+        save_file({name: b.contiguous() for name, b in step.net.named_buffers()}, config["out"] + ".statistics")
+
+
+def augment_with_numpy(image, draws):
+    """One image (3, 32, 32), flipped and shifted."""
+    shifts = [int(draw * 5) - 2 for draw in draws[1:].tolist()]
+    padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="reflect")
+    flipped = padded[:, :, ::-1] if draws[0] < 0.5 else padded
+    return flipped[:, 2 + shifts[0] : 34 + shifts[0], 2 + shifts[1] : 34 + shifts[1]]
+
+
+def test_a_step_on_two_workers_equals_a_single_process(tmp_path):
+    """The oracle is a plain float64 pass over the whole batch, with torch's own batch norm and without DDP."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    targets = random.integers(0, 2, 7)
+    out = str(tmp_path / "step")
+    TorchTrainer(
+        one_step,
+        train_loop_config={"images": images, "targets": targets, "out": out},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path), name="step"),
+    ).fit()
+    torch.manual_seed(0)
+    net = build_googlenet(2).double().train()
+    without_dropout(net)
+    draws = torch.rand(7, 3, generator=seeded(0, 0, "classify"))
+    pixels = np.stack([augment_with_numpy(image, draw) for image, draw in zip(images, draws, strict=True)])
+    outputs = net(((torch.from_numpy(pixels).float() - 127.5) / 127.5).double())
+    correct = torch.from_numpy(targets)
+    loss = F.cross_entropy(outputs.logits, correct)
+    loss = loss + 0.3 * (F.cross_entropy(outputs.aux_logits1, correct) + F.cross_entropy(outputs.aux_logits2, correct))
+    loss.backward()
+    found = load_file(out + ".gradients")
+    for name, parameter in net.named_parameters():
+        assert (found[name] - parameter.grad).norm() < 1e-6 * parameter.grad.norm(), name
+    found = load_file(out + ".statistics")
+    for name, buffer in net.named_buffers():
+        torch.testing.assert_close(found[name], buffer, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,111 @@
+"""The usefulness study: its grid, and a tiny study through Ray Tune."""
+
+import json
+import os
+
+import pytest
+
+from raygan import tracking
+from raygan.classifier.settings import UsefulnessSettings
+from raygan.classifier.usefulness.study import plan, study
+from raygan.errors import ConfigurationError, RayganError
+from tests.helpers import wait_for_cores
+
+RESULT = {"accuracy": 0.123, "balanced_accuracy": 0.5, "auroc": 0.5, "ece": 0.5}
+
+
+def settings_of(**changes):
+    return UsefulnessSettings.model_validate({"data": "shards", "storage": "s", "tracking_uri": None, **changes})
+
+
+def test_the_grid_has_every_mixture_at_every_size_and_cas_once_per_seed():
+    trials = plan(settings_of(seeds=2, real_fractions=[1.0, 0.5]), photos=1000)
+    first = [(t.real, t.generated) for t in trials if t.seed == 0]
+    assert first == [(0, 1000), (100, 0), (400, 0), (1000, 0), (100, 100), (400, 400), (1000, 1000)]
+    assert len(trials) == 14
+    assert len({trial.key for trial in trials}) == 14
+    assert trials[0].mixture == "generated only (CAS)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({"real_sizes": [5000]}, "more than the 1000"), ({"real_sizes": [9]}, "batch")]
+)
+def test_impossible_sizes_are_refused(changes, says):
+    with pytest.raises(ConfigurationError, match=says):
+        plan(settings_of(**changes), photos=1000)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"cpus_per_trial": 1000.0}, "--cpus-per-trial: no node"), ({}, "no generator draws cat")],
+)
+def test_an_impossible_study_is_refused_before_any_work(new_storage, write_shards, changes, says):
+    settings = settings_of(data=str(write_shards()), storage=str(new_storage), **changes)
+    with pytest.raises(RayganError, match=says):
+        study(settings)
+    assert not (new_storage / "studies").exists()
+
+
+@pytest.fixture
+def tiny(new_storage, write_shards, write_generator):
+    """Settings of a study of three small trainings: CAS, 8 photos, and 8 photos with as many generated images."""
+    return settings_of(
+        data=str(write_shards(per_label=8)),
+        storage=str(new_storage),
+        real_sizes=[8],
+        real_fractions=[1.0, 0.5],
+        seeds=1,
+        batch_size=4,
+        images=8,
+        model=[write_generator(label) for label in ("cat", "dog")],
+        name="tiny",
+        cpus_per_trial=2.0,
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_in_which_every_training_diverged_is_not_finished(tiny, new_storage):
+    folder = new_storage / "studies" / "tiny"
+    (folder / "trials").mkdir(parents=True)
+    for key in ("real0-generated24-seed0", "real8-generated0-seed0", "real8-generated8-seed0"):
+        (folder / "trials" / f"{key}.json").write_text('{"diverged": true}')
+    for _ in range(2):  # the same when asked again
+        with pytest.raises(RayganError, match="all trainings diverged: give a lower --learning-rate"):
+            study(tiny)
+    assert json.loads((folder / "run.json").read_text())["state"] != "finished"
+    # A larger grid with one training that finished is, and it names the kinds without a row.
+    (folder / "trials" / "real16-generated0-seed0.json").write_text(json.dumps(RESULT))
+    found = study(tiny.model_copy(update={"real_sizes": [8, 16], "real_fractions": [1.0]}))
+    assert [(row.real, row.generated) for row in found.rows] == [(16, 0)]
+    says = "real only, 8 real and 0 generated: 1 diverged, none finished"
+    assert says in (folder / "table.txt").read_text().splitlines()
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_leaves_table_chart_and_run_and_resumes(tiny, new_storage):
+    # One of the three trainings is done already, with a result that no training gives.
+    done = new_storage / "studies" / "tiny" / "trials"
+    done.mkdir(parents=True)
+    (done / "real8-generated0-seed0.json").write_text(json.dumps(RESULT))
+    found = study(tiny)
+    wait_for_cores(8)
+    assert [(row.real, row.generated) for row in found.rows] == [(0, 24), (8, 0), (8, 8)]
+    assert found.rows[1].accuracy == 0.123
+    assert {"table.csv", "table.txt", "usefulness.png", "trials"} <= set(os.listdir(found.folder))
+    run = tracking.connect(tiny).get_run(found.run_id)
+    assert run.info.status == "FINISHED"
+    assert {"cas", "accuracy/real8", "accuracy/real8_generated8"} == set(run.data.metrics)
+    with pytest.raises(ConfigurationError, match="is finished"):
+        study(tiny)
+    # A larger grid of the same study keeps the results there are; only one of its trainings is missing.
+    for key in ("real0-generated24-seed1", "real8-generated0-seed1", "real16-generated0-seed1"):
+        (done / f"{key}.json").write_text(json.dumps({**RESULT, "accuracy": 0.323}))
+    larger = study(tiny.model_copy(update={"real_sizes": [8, 16], "real_fractions": [1.0], "seeds": 2}))
+    assert [(row.real, row.generated, row.trainings) for row in larger.rows] == [(0, 24, 2), (8, 0, 2), (16, 0, 2)]
+    assert larger.rows[0].accuracy == pytest.approx((found.rows[0].accuracy + 0.323) / 2)
+    assert larger.rows[1].accuracy == pytest.approx((0.123 + 0.323) / 2)
+    metrics = tracking.connect(tiny).get_run(larger.run_id).data.metrics
+    for name, row in zip(("cas", "accuracy/real8", "accuracy/real16"), larger.rows, strict=True):
+        assert metrics[name] == pytest.approx(row.accuracy), name
