@@ -96,7 +96,7 @@ assert not {"ray", "torch", "mlflow"} & set(sys.modules), sorted(sys.modules)
         (["trian"], "'trian' is not a job; did you mean train? (see raygan --help)"),
         ([], "name a job (see raygan --help)"),
         (["train", "--data", "x", "--epoch", "3"], "--epoch is not a known flag; did you mean --epochs? (see --help)"),
-        (["submit", "--", "train.py"], "--working-dir: {folder} is no checkout of raygan: it has no jobs"),
+        (["submit", "--", "train.py"], "--working-dir: {folder} is not a checkout of raygan: it has no jobs"),
         (["serve"], "config: cannot read serve_config.yaml: No such file or directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Cores that a dead training still holds, and giving them back.
+"""Returning cores that a dead training still holds.
 
 Ray Train reserves a training's cores in a placement group. Its controller, an actor, creates the group and removes it
 when the training ends. If the controller is killed (a stopped trial, a population's exploit), the group stays until
@@ -8,7 +8,7 @@ training in the same job waits forever. So raygan asks the cluster's own table, 
 is dead, and removes those groups itself.
 
 This is the only module that reads Ray's private placement group table. `ray.util.state.list_placement_groups` would
-replace it if it told the group's creator, and whether that is alive.
+replace it if it told a group's creator and whether the creator is alive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 #: Seconds between two looks at the table.
 _EVERY_S = 1.0
 
-#: Seconds that the end of a training or search waits for its controllers to die.
+#: Seconds to wait for controllers to die at the end of a training or search.
 _END_S = 10.0
 
 _ADDRESS = "RAY_ADDRESS"
@@ -39,8 +39,8 @@ _ADDRESS = "RAY_ADDRESS"
 def returned_cores() -> Iterator[None]:
     """Remove the placement groups of this job's dead trainings while the block runs, and at its end.
 
-    The end waits at most 10 s until the groups that the block's trainings made are gone or orphaned. If the block
-    raises, for example at Ctrl-C in a notebook, controllers that this process started are killed first.
+    The end waits at most 10 s until the groups that the block's trainings made are gone. If the block raises, for
+    example at Ctrl-C in a notebook, the controllers that this process started are killed first.
     """
     before = {group.placement_group_id for group in _groups_of_actors()}
     ended = threading.Event()
@@ -84,7 +84,7 @@ def remove_orphans() -> None:
 
 
 def _groups_of_actors() -> list[Any]:
-    """The placement groups that actors of this job created and nobody has removed."""
+    """This job's placement groups that an actor created and nobody has removed."""
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()).binary()
     table = _cluster_state._connect_and_get_accessor().get_placement_group_table()
     groups = [PlacementGroupTableData.FromString(row) for row in table]
@@ -100,7 +100,7 @@ def _groups_of_actors() -> list[Any]:
 
 def _kill(actor: bytes) -> None:
     """Kill an actor that this process has started, as `ray.kill` would; Ray Train keeps the handle to itself."""
-    with suppress(ValueError):  # another process started it, whose end is its end
+    with suppress(ValueError):  # another process started it, and it ends with that process
         ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID(actor), True)
 
 
@@ -108,8 +108,8 @@ def _kill(actor: bytes) -> None:
 def addressed() -> Iterator[None]:
     """Tell Ray Train's actors which cluster is theirs.
 
-    Its cleaner otherwise asks whichever cluster it finds on the machine. A foreign one doesn't know the controller,
-    which the cleaner takes for dead: it would end a healthy training.
+    Otherwise its cleaner asks whichever cluster it finds on the machine. A foreign cluster doesn't know the controller;
+    the cleaner would take it for dead and end a healthy training.
     """
     before = os.environ.get(_ADDRESS)
     _train_constants.ENV_VARS_TO_PROPAGATE.add(_ADDRESS)

@@ -1,7 +1,7 @@
-"""A long job's place in storage, and the record by which it is resumed.
+"""A long job's place in storage, and the record that lets the same command resume it.
 
-A run lives in ``<storage>/runs/<name>``; its ``run.json`` ties it to its MLflow run and to the settings and shards it
-began with, so that the same command goes on with it and another one doesn't.
+A run lives in ``<storage>/runs/<name>``. Its ``run.json`` holds the MLflow run's id and the settings and shards that
+the run began with. A command with other settings or shards is refused.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class RunRecord:
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """The MLflow run that this run was logged to before, if it is resumed."""
+        """The MLflow run of a resumed run; None for a new run."""
         return self._values.get("mlflow_run_id")
 
     @property
     def publications(self) -> int:
-        """How often its numbers have been published, in the sessions before too: a step for MLflow that only grows."""
+        """How often the run's numbers have been published, over all sessions: a step for MLflow that only grows."""
         return int(self._values.get("publications", 0))
 
     @classmethod
@@ -51,15 +51,28 @@ class RunRecord:
         minutes: float | None = None,
         unfinished: bool = False,
     ) -> RunRecord:
-        """The run of this name, old or new.
+        """The run of this name, new or resumed.
 
-        may_change: settings that a resumed run may have other values of. under: folder of the storage. images: what
-        the run shall have seen at its end, and minutes: how long it may have taken, if that is given; a finished one
-        that has seen fewer and taken less goes on, and so does one that is `unfinished`, since more is asked for now.
-        Raises ConfigurationError if the run is finished already, or was begun with other settings or shards.
+        A finished run is resumed only if more is asked for now: more images, more minutes, or `unfinished` work.
+
+        Args:
+            settings: of the job.
+            name: the run's name, which becomes a folder.
+            fingerprint: of the shards.
+            may_change: settings that may differ from those the run began with.
+            allow_changes: resume even if others differ.
+            under: folder in the storage.
+            images: images that the run will have seen at its end.
+            minutes: time limit of the run; None for no limit.
+            unfinished: a finished run still has work to do.
+
+        Raises:
+            ConfigurationError: the run is finished, or it began with other settings or shards.
         """
         if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name):
-            raise ConfigurationError(f"--name: {name!r} may have letters, digits, '.', '_' and '-' only, at most 120")
+            raise ConfigurationError(
+                f"--name: {name!r} must have 1 to 120 letters, digits, '.', '_' and '-', and not only dots"
+            )
         folder = storage.join(settings.storage, under, name)
         now: dict[str, Any] = {"settings": recorded(settings), "fingerprint": fingerprint}
         before = storage.read_json(storage.join(folder, "run.json"))
@@ -71,30 +84,31 @@ class RunRecord:
             raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
         differences = _differences(before, now, may_change, type(settings))
         if differences and not allow_changes:
-            advice = ", or resume it all the same with --allow-changes" if "allow_changes" in now["settings"] else ""
+            advice = ", or resume it anyway with --allow-changes" if "allow_changes" in now["settings"] else ""
             raise ConfigurationError(
-                f"--name: {name} was begun differently ({'; '.join(differences)}): give another --name{advice}"
+                f"--name: {name} started with other settings or shards ({'; '.join(differences)}): "
+                f"give another --name{advice}"
             )
         print(f"resuming {name}")
         workers = before.get("settings", {}).get("num_workers")
         if workers != now["settings"].get("num_workers"):
-            print(f"it had --num-workers {workers} before: its numbers may differ from an undisturbed run's")
+            print(f"it had --num-workers {workers} before: its numbers may differ from those of an uninterrupted run")
         return cls(name, folder, {**before, **now}, resumed=True)
 
     def save(self, **changes: str | float) -> None:
-        """Record changes of state."""
+        """Write changed values to ``run.json``."""
         self._values |= changes
         storage.write_json(storage.join(self.folder, "run.json"), self._values)
 
 
 def is_finished(settings: StorageSettings, name: str) -> bool:
-    """Whether a training of this name came to its end."""
+    """Whether a training of this name is finished."""
     record = storage.read_json(storage.join(settings.storage, "runs", name, "run.json"))
     return record is not None and record.get("state") == "finished"
 
 
 def recorded(settings: StorageSettings) -> dict[str, Any]:
-    """The settings as they may be shown to everyone: an address may carry a password."""
+    """The settings without passwords, fit to be shown to everyone."""
     values = settings.model_dump(mode="json", exclude={"tracking_uri"})
     return {name: public_value(value) for name, value in values.items()}
 
@@ -102,7 +116,7 @@ def recorded(settings: StorageSettings) -> dict[str, Any]:
 def _differences(
     before: dict[str, Any], now: dict[str, Any], may_change: Set[str], known: type[StorageSettings]
 ) -> list[str]:
-    # A run of an older version lacks the settings that came later, and had what are now their defaults.
+    # A run of an older version lacks newer settings; it behaved as their defaults do.
     defaults = {name: field.default for name, field in known.model_fields.items()}
     old, new = {**defaults, **before.get("settings", {})}, now["settings"]
     changed = [
@@ -116,5 +130,5 @@ def _differences(
 
 
 def address_of(run_folder: str, checkpoint: ray.train.Checkpoint) -> str:
-    """A checkpoint's address, with the scheme that Ray leaves out of its path."""
+    """A checkpoint's address. Ray leaves the scheme out of its path."""
     return storage.join(run_folder, posixpath.basename(checkpoint.path))

@@ -1,6 +1,6 @@
-"""Files by local path or by any URI that pyarrow's filesystems open (``s3://``, ``gs://``).
+"""Files at local paths and at any URI that pyarrow's filesystems open (``s3://``, ``gs://``).
 
-Small records are written whole or not at all: on a disk to a neighbouring name first, then moved into place.
+A file is written as a whole or not at all: on a disk it is first written under a temporary name, then moved into place.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from raygan.errors import RayganError, first_line
 if TYPE_CHECKING:
     import ray.train
 
-#: What pyarrow calls its filesystems of objects.
+#: Pyarrow's names for its object stores.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
 
@@ -41,7 +41,7 @@ def resolve(address: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), place
     scheme, netloc, path, _, fragment = urllib.parse.urlsplit(place.replace("?", "%3F"))
     try:
-        filesystem, root = _opened(f"{scheme}://{netloc}/{query}")
+        filesystem, root = open_root(f"{scheme}://{netloc}/{query}")
     except (pa.ArrowException, OSError) as error:
         raise RayganError(f"cannot open {public(address)}: {first_line(error)}") from None
     inner = urllib.parse.unquote(path.lstrip("/") + (f"#{fragment}" if fragment else "")).rstrip("/")
@@ -49,23 +49,23 @@ def resolve(address: str) -> tuple[pafs.FileSystem, str]:
 
 
 @functools.lru_cache(maxsize=32)
-def _opened(root: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a bucket or host, kept: to open one may ask a server where it is."""
+def open_root(root: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a bucket or host, cached because opening one may take a request to a server."""
     filesystem, path = pafs.FileSystem.from_uri(root)
     return filesystem, str(path)
 
 
 def for_ray(address: str) -> dict[str, Any]:
-    """The arguments of a `RunConfig` that have Ray Train or Tune keep its files there.
+    """The arguments of a `RunConfig` that make Ray Train or Tune keep its files there.
 
-    Ray would open an address itself, once for each process, and take its query for part of a path here and there.
+    Given the address itself, Ray would open it once per process and in places take its query for part of the path.
     """
     filesystem, path = resolve(address)
     return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 def checkpoint_at(address: str) -> ray.train.Checkpoint:
-    """A folder as Ray's checkpoint, which brings a remote one to this machine's disk for those who read it."""
+    """A folder as a Ray checkpoint, which downloads a remote folder when it is read."""
     import ray.train
 
     filesystem, path = resolve(address)
@@ -73,7 +73,7 @@ def checkpoint_at(address: str) -> ray.train.Checkpoint:
 
 
 def is_file(address: str) -> bool:
-    """Whether there is such a file. Raises RayganError if that can't be found out."""
+    """Whether the file exists. Raises RayganError if the storage doesn't answer."""
     filesystem, path = resolve(address)
     try:
         return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
@@ -82,7 +82,7 @@ def is_file(address: str) -> bool:
 
 
 def read_json(address: str) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file. Raises RayganError if it is damaged or can't be read."""
+    """A file's JSON object, or None if there is no file. Raises RayganError if it is damaged or can't be read."""
     text = read_text(address)
     if text is None:
         return None
@@ -96,14 +96,14 @@ def read_json(address: str) -> dict[str, Any] | None:
 
 
 def write_json(address: str, values: dict[str, Any]) -> None:
-    """Write a JSON object. Raises RayganError if the place can't be written."""
+    """Write a JSON object. Raises RayganError if the file can't be written."""
     write_bytes(address, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
-    """Write a file, making its folder. Raises RayganError if the place can't be written."""
+    """Write a file, creating its folder. Raises RayganError if the file can't be written."""
     filesystem, path = resolve(address)
-    # An object is there when it is whole, and needs no folder; to move one would be to copy it.
+    # An object appears only when it is complete and needs no folder; moving one would mean copying it.
     of_objects = filesystem.type_name in _OBJECT_STORES
     first = path if of_objects else path + ".part"
     try:
@@ -118,14 +118,14 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
 
 
 def check_writable(address: str) -> None:
-    """Make a folder and try it with a file. Raises RayganError if it can't be written."""
+    """Create a folder and write a test file. Raises RayganError if it can't be written."""
     probe = join(address, ".writable")
     write_bytes(probe, b"")
     delete(probe)
 
 
 def read_text(address: str) -> str | None:
-    """A text file's content, or None where there is no such file. Raises RayganError if it can't be read."""
+    """A text file's content, or None if there is no file. Raises RayganError if it can't be read."""
     if not is_file(address):
         return None
     try:
@@ -135,7 +135,7 @@ def read_text(address: str) -> str | None:
 
 
 def read_bytes(address: str) -> bytes:
-    """A file's content. Raises FileNotFoundError, or RayganError if it can't be read."""
+    """A file's content. Raises FileNotFoundError if there is no file, RayganError if it can't be read."""
     filesystem, path = resolve(address)
     try:
         with filesystem.open_input_file(path) as file:
@@ -148,7 +148,7 @@ def read_bytes(address: str) -> bytes:
 
 
 def list_files(address: str, pattern: str) -> list[str]:
-    """Addresses of the files directly under `address` whose names match a pattern such as ``a-*.png``, sorted.
+    """The sorted addresses of the files directly under `address` whose names match a pattern such as ``a-*.png``.
 
     Raises RayganError if the folder can't be read.
     """
@@ -157,9 +157,9 @@ def list_files(address: str, pattern: str) -> list[str]:
 
 
 def delete_folders(address: str, pattern: str) -> None:
-    """Delete the folders under `address` whose paths below it match a pattern such as ``a.*/b_*``.
+    """Delete the folders whose paths below `address` match a pattern such as ``a.*/b_*``.
 
-    Raises RayganError if that can't be done.
+    Raises RayganError if a folder can't be deleted.
     """
     head, _, tail = pattern.partition("/")
     for info in _list(address):
@@ -172,7 +172,7 @@ def delete_folders(address: str, pattern: str) -> None:
 
 
 def delete(address: str) -> None:
-    """Delete a file, or a folder with all in it; nothing if it isn't there. Raises RayganError if that can't be."""
+    """Delete a file, or a folder with its contents, if it exists. Raises RayganError if it can't be deleted."""
     filesystem, path = resolve(address)
     try:
         kind = filesystem.get_file_info(path).type
@@ -185,15 +185,15 @@ def delete(address: str) -> None:
 
 
 def local_folder(address: str) -> str:
-    """A folder on this machine's disk with the files of a folder: itself, or a copy that is kept.
+    """The path of a folder on this machine's disk: a local folder itself, or a cached copy of a remote one.
 
-    Another copy is made when the files have changed. Raises RayganError if there are none, or they can't be read.
+    The copy is made again when the files have changed. Raises RayganError if there are none or they can't be read.
     """
     if not is_remote(address):
         return address
     files = [info for info in _list(address) if info.type == pafs.FileType.File]
     if not files:
-        raise RayganError(f"{public(address)} is no folder with files")
+        raise RayganError(f"{public(address)} is not a folder with files")
     state = repr([address, *sorted((info.base_name, info.size, info.mtime_ns) for info in files)])
     kept = Path.home() / ".cache" / "raygan" / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
     folder = kept / (name(address) or "folder")
@@ -205,7 +205,7 @@ def local_folder(address: str) -> str:
                 (scratch / info.base_name).write_bytes(read_bytes(join(address, info.base_name)))
             scratch.rename(folder)
         except OSError as error:
-            if not folder.is_dir():  # nor was another process first
+            if not folder.is_dir():  # and no other process was faster
                 raise RayganError(f"cannot copy {public(address)} to {kept}: {first_line(error)}") from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

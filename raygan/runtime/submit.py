@@ -1,7 +1,7 @@
-"""Submit: a job of this checkout, run by a cluster and followed from here.
+"""Submit: run a job of this checkout on a cluster and follow it from here.
 
-It is `ray job submit --working-dir .`, with the project installed there by a runtime environment, the job's own exit
-status at the end, and one line for whatever is wrong with address, token, version or size.
+Does what `ray job submit --working-dir .` does. In addition it installs the project there through a runtime
+environment, ends with the job's own exit status, and answers a wrong address, token, version or size in one line.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.settings import SubmitSettings
 
-#: Loggers that tell of every file that is sent or not.
+#: Loggers that report every file that is sent or left out.
 _TALKATIVE = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 
-#: Ray puts the place of the unpacked checkout in, on each node.
+#: Ray replaces this by the path of the unpacked checkout on each node.
 _CHECKOUT = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 
-_UNSAID = "the address of the cluster's dashboard, such as http://HEAD:8265"
+_WANTED_ADDRESS = "the address of the cluster's dashboard, such as http://HEAD:8265"
 
 
 def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
-    """Submit a job, show what it says, and return its exit status. command: ``train.py --data …``, a file of jobs/.
+    """Submit a job, show its output and return its exit status.
 
-    Raises ConfigurationError if there is no such job, RayganError if the cluster can't be reached or refuses it.
+    Args:
+        settings: the cluster, the checkout and how to follow the job.
+        command: a file of jobs/ and its flags, such as ``["train.py", "--data", "shards"]``.
+
+    Raises:
+        ConfigurationError: there is no such job.
+        RayganError: the cluster can't be reached or refuses the job.
     """
     entrypoint = _entrypoint(Path(settings.working_dir), command)
     for name in _TALKATIVE:
@@ -50,13 +56,13 @@ def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
         asyncio.run(_follow(client, name))
         info = client.get_job_info(name)
     except KeyboardInterrupt:
-        print(f"\njob {name} goes on", file=sys.stderr)
+        print(f"\njob {name} keeps running", file=sys.stderr)
         return 130
     except (RuntimeError, OSError, aiohttp.ClientError, ray.exceptions.RayError) as error:
-        raise RayganError(f"lost sight of job {name}, which may go on: {first_line(error)}") from None
+        raise RayganError(f"lost contact with job {name}, which may still run: {first_line(error)}") from None
     if not info.status.is_terminal():  # a proxy ended the connection
         raise RayganError(
-            f"lost sight of job {name}, which may go on: its log ended while it was {info.status.lower()}"
+            f"lost contact with job {name}, which may still run: its log ended while it was {info.status.lower()}"
         )
     if info.status == JobStatus.SUCCEEDED:
         return 0
@@ -67,29 +73,31 @@ def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
 def _entrypoint(folder: Path, command: Sequence[str]) -> str:
     jobs = sorted(path.name for path in (folder / "jobs").glob("*.py") if path.stem != "submit")
     if not jobs:
-        raise ConfigurationError(f"--working-dir: {folder} is no checkout of raygan: it has no jobs")
+        raise ConfigurationError(f"--working-dir: {folder} is not a checkout of raygan: it has no jobs")
     if not command or Path(command[0]).name not in jobs:
-        given = f"{command[0]!r} is no job" if command else "name a job after --"
+        given = f"{command[0]!r} is not a job" if command else "name a job after --"
         raise ConfigurationError(f"{given}; choose one of {', '.join(jobs)}")
     return shlex.join(["python", f"jobs/{Path(command[0]).name}", *command[1:]])
 
 
 def _connect(address: str) -> JobSubmissionClient:
     if not address.startswith(("http://", "https://")):
-        raise ConfigurationError(f"--address: {address!r} is not {_UNSAID}")
+        raise ConfigurationError(f"--address: {address!r} is not {_WANTED_ADDRESS}")
     try:
         client = JobSubmissionClient(address)
     except ray.exceptions.AuthenticationError:
         raise RayganError(
-            f"--address: {address} refuses the token, or there is none: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
-            f"the cluster's unless ~/.ray/auth_token holds it"
+            f"--address: {address} refuses the token, or no token is set: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
+            f"to the cluster's token unless ~/.ray/auth_token holds it"
         ) from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RayganError(f"--address: no cluster answers at {address} ({first_line(error)}): give {_UNSAID}") from None
-    version = client._server_ray_version  # what `get_version` gives is the API's
+        reason = first_line(error)
+        raise RayganError(f"--address: no cluster answers at {address} ({reason}): give {_WANTED_ADDRESS}") from None
+    # Private: the public `get_version` gives the version of the jobs API, not Ray's.
+    version = client._server_ray_version
     if version != ray.__version__:
         raise RayganError(
-            f"--address: {address} has Ray {version}, and here is {ray.__version__}: install the cluster's"
+            f"--address: {address} runs Ray {version} but here is {ray.__version__}: install the cluster's version"
         )
     return client
 
@@ -98,20 +106,20 @@ def _refusal(settings: SubmitSettings, error: Exception) -> RayganError:
     said = str(error)
     if "exceeds the maximum size" in said:
         return RayganError(
-            f"--working-dir: {settings.working_dir} is too large to be sent: name data and results in .rayignore, or "
+            f"--working-dir: {settings.working_dir} is too large to send: list data and results in .rayignore, or "
             f"keep them elsewhere"
         )
     if "already exists" in said:
-        return RayganError(f"--name: the cluster has had a job {settings.name} already: give another")
+        return RayganError(f"--name: the cluster already has a job {settings.name}: give another name")
     return RayganError(f"the cluster refuses the job: {first_line(error)}")
 
 
 def _reason(info: JobDetails) -> str:
-    """Why a job ended without a status of its own: it couldn't be started, or was stopped. Else its log has said it."""
+    """Why a job ended without an exit status: it couldn't start, or was stopped. Otherwise its log has the reason."""
     if info.driver_exit_code is not None or not info.message:
         return ""
     lines = [line.strip() for line in info.message.splitlines() if line.strip()]
-    # A failed pip says it somewhere in what it says; other traces end with it.
+    # A failed pip has its reason anywhere in the output; other traces end with it.
     return f": {next((line for line in lines if line.startswith('ERROR:')), lines[-1])}" if lines else ""
 
 

@@ -1,4 +1,4 @@
-"""Cores that killed trainings held are given back, whatever Ray's own cleaner thinks."""
+"""Killed trainings give their cores back, whatever Ray's own cleaner does."""
 
 import contextlib
 import os
@@ -11,11 +11,11 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raygan.runtime import reservations
-from tests.helpers import wait_for_cores
+from tests.helpers import wait_for_cores, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-#: A dashboard that nobody runs: Ray Train's cleaner, which asks it, gives up.
+#: A dashboard that doesn't exist, so Ray Train's cleaner, which asks it, gives up.
 NOBODY = {"env_vars": {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}}
 
 
@@ -47,10 +47,7 @@ def start_trial(folder):
 
 
 def wait_for_start(folder):
-    deadline = time.monotonic() + 60
-    while not (folder / "started").exists():
-        assert time.monotonic() < deadline, "the training did not start"
-        time.sleep(0.1)
+    wait_until((folder / "started").exists, "the training starts", 60)
     assert ray.available_resources().get("CPU", 0) == 0
 
 
@@ -60,13 +57,13 @@ def test_a_killed_trial_gives_its_cores_back_while_the_search_goes_on(tmp_path):
         wait_for_cores(8)
 
 
-def test_a_search_that_ends_right_after_it_killed_a_trial_leaves_no_reservation(tmp_path):
+def test_a_search_that_ends_right_after_killing_a_trial_leaves_no_reservation(tmp_path):
     with reservations.returned_cores():
         ray.kill(start_trial(tmp_path))
     wait_for_cores(8)
 
 
-def test_an_interrupted_training_ends_though_its_process_goes_on(tmp_path):
+def test_an_interrupted_training_ends_while_its_process_keeps_running(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start_and_interrupt(tmp_path)
     wait_for_cores(8)
@@ -84,7 +81,7 @@ def quietly(call, *arguments):
         call(*arguments)
 
 
-def test_groups_of_others_stay():
+def test_other_placement_groups_stay():
     group = ray.util.placement_group([{"CPU": 1}])
 
     @ray.remote(num_cpus=0)

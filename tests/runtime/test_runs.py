@@ -1,4 +1,4 @@
-"""A run's record: what may be resumed, with what, and what is said about it."""
+"""A run's record: what may be resumed, and with which settings."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from raygan.training.train import MAY_CHANGE
 
 @pytest.fixture
 def opened(tmp_path):
-    """A function that opens the run "one" with settings that differ from the defaults by keyword."""
+    """A function that opens the run "one"; keyword arguments change its settings."""
 
     def open_run(images=100, minutes=None, fingerprint="f", name="one", **changes):
         settings = TrainSettings.model_validate(
@@ -29,18 +29,18 @@ def opened(tmp_path):
     return open_run
 
 
-def test_what_changes_the_run_is_refused_unless_it_is_allowed(opened):
+def test_changed_settings_are_refused_unless_allowed(opened):
     opened().save(state="running")
     assert opened(max_failures=9).resumed
     for change in ({"z_dim": 9}, {"sync_batch_norm": True}, {"quality_network": "googlenet"}):
-        with pytest.raises(ConfigurationError, match=f"begun differently .{next(iter(change))} was"):
+        with pytest.raises(ConfigurationError, match=f"started with other settings .*{next(iter(change))} was"):
             opened(**change)
     with pytest.raises(ConfigurationError, match="the shards have changed"):
         opened(fingerprint="g")
     assert opened(z_dim=9, allow_changes=True).resumed
 
 
-def test_other_workers_are_said(opened, capsys):
+def test_another_number_of_workers_is_reported(opened, capsys):
     opened().save(state="running")
     opened()
     assert "may differ" not in capsys.readouterr().out
@@ -48,7 +48,7 @@ def test_other_workers_are_said(opened, capsys):
     assert "it had --num-workers 1 before: its numbers may differ" in capsys.readouterr().out
 
 
-def test_a_finished_run_goes_on_only_if_it_is_to_see_or_take_more(opened):
+def test_a_finished_run_is_resumed_only_for_more_images_or_minutes(opened):
     opened(images=100).save(state="finished", images=100, minutes=20.01)
     with pytest.raises(ConfigurationError, match="is finished"):
         opened(images=100)
@@ -59,6 +59,6 @@ def test_a_finished_run_goes_on_only_if_it_is_to_see_or_take_more(opened):
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "", "x" * 121])
-def test_names_that_are_no_folder_of_their_own_are_refused(opened, name):
+def test_a_name_that_is_not_one_folder_is_refused(opened, name):
     with pytest.raises(ConfigurationError, match="--name"):
         opened(name=name)

@@ -1,4 +1,4 @@
-"""Submitted jobs: on a real cluster, and what is said where there is none."""
+"""Submitted jobs, on a real cluster and without one."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def run(*arguments):
 
 
 def answer_as(monkeypatch, version):
-    """Let every address answer as a cluster of this version."""
+    """Make every address answer like a cluster of this version."""
 
     def check(client, *args, **kwargs):
         client._server_ray_version = version
@@ -54,13 +54,13 @@ def test_a_job_is_followed_to_its_exit_status(dashboard):
     ("changes", "command", "says"),
     [
         ({}, [], "name a job after --; choose one of benchmark.py, classify.py"),
-        ({}, ["trian.py"], "'trian.py' is no job"),
-        ({"working_dir": "/"}, ["train.py"], "--working-dir: / is no checkout"),
+        ({}, ["trian.py"], "'trian.py' is not a job"),
+        ({"working_dir": "/"}, ["train.py"], "--working-dir: / is not a checkout"),
         ({"address": "HEAD:8265"}, ["train.py"], "--address: 'HEAD:8265' is not the address"),
         ({}, ["train.py"], "--address: no cluster answers at http://127.0.0.1:1"),
     ],
 )
-def test_what_cannot_be_submitted_is_said_in_one_line(changes, command, says):
+def test_what_cannot_be_submitted_is_refused_in_one_line(changes, command, says):
     with pytest.raises(RayganError, match=says) as raised:
         submit(settings(**changes), command)
     assert "\n" not in str(raised.value)
@@ -70,11 +70,11 @@ def test_what_cannot_be_submitted_is_said_in_one_line(changes, command, says):
     ("said", "says"),
     [
         ("Request failed with status code 500: Package size (600MiB) exceeds the maximum size of 500MiB", "rayignore"),
-        ("Request failed with status code 500: Job with submission_id x already exists", "give another"),
+        ("Request failed with status code 500: Job with submission_id x already exists", "give another name"),
         ("Request failed with status code 500: no room\nTraceback", "refuses the job: Request failed .* no room$"),
     ],
 )
-def test_what_the_cluster_refuses_is_said_in_one_line(monkeypatch, said, says):
+def test_what_the_cluster_refuses_is_reported_in_one_line(monkeypatch, said, says):
     def refuse(*args, **kwargs):
         raise RuntimeError(said)
 
@@ -84,15 +84,15 @@ def test_what_the_cluster_refuses_is_said_in_one_line(monkeypatch, said, says):
         submit(settings(name="x"), ["train.py"])
 
 
-def test_another_version_is_said(monkeypatch):
+def test_a_cluster_with_another_version_is_refused(monkeypatch):
     answer_as(monkeypatch, "2.0.0")
-    with pytest.raises(RayganError, match=rf"has Ray 2.0.0, and here is {ray.__version__}"):
+    with pytest.raises(RayganError, match=rf"runs Ray 2.0.0 but here is {ray.__version__}: install"):
         submit(settings(), ["train.py"])
 
 
 @pytest.fixture
 def submitted(monkeypatch):
-    """A cluster that takes every job; the test says how it is followed and what becomes of it."""
+    """A cluster that accepts every job; a test sets how the job is followed and how it ends."""
     answer_as(monkeypatch, ray.__version__)
     monkeypatch.setattr(JobSubmissionClient, "submit_job", lambda *args, **kwargs: "x")
 
@@ -124,7 +124,7 @@ Last 50 lines of stdout:
         (JobStatus.FAILED, None, None, "job x: failed\n"),
     ],
 )
-def test_why_a_job_did_not_run_is_said_where_its_log_has_not(submitted, capsys, status, message, exit_code, says):
+def test_a_job_that_did_not_run_has_its_reason_reported(submitted, capsys, status, message, exit_code, says):
     info = JobDetails(
         type="SUBMISSION", entrypoint="python", status=status, message=message, driver_exit_code=exit_code
     )
@@ -135,7 +135,7 @@ def test_why_a_job_did_not_run_is_said_where_its_log_has_not(submitted, capsys, 
 
 @pytest.mark.parametrize("error", [aiohttp.ClientConnectionError("gone"), RuntimeError("gone"), OSError("gone")])
 @pytest.mark.parametrize("while_followed", [True, False])
-def test_a_cluster_that_goes_away_is_said_in_one_line(submitted, error, while_followed):
+def test_losing_the_cluster_is_reported_in_one_line(submitted, error, while_followed):
     async def tail(client, name):
         if while_followed:
             raise error
@@ -146,21 +146,21 @@ def test_a_cluster_that_goes_away_is_said_in_one_line(submitted, error, while_fo
         raise error
 
     submitted(fail, tail)
-    with pytest.raises(RayganError, match="lost sight of job x, which may go on: gone"):
+    with pytest.raises(RayganError, match="lost contact with job x, which may still run: gone"):
         submit(settings(), ["train.py"])
 
 
-def test_a_log_that_ends_before_its_job_is_said_in_one_line(submitted):
+def test_a_log_that_ends_before_its_job_is_reported_in_one_line(submitted):
     async def tail(client, name):
         for line in ():
             yield line
 
     submitted(lambda *args: JobDetails(type="SUBMISSION", status=JobStatus.RUNNING, entrypoint="x"), tail)
-    with pytest.raises(RayganError, match="lost sight of job x, which may go on: its log ended while it was running"):
+    with pytest.raises(RayganError, match="lost contact with job x, .*: its log ended while it was running"):
         submit(settings(), ["train.py"])
 
 
-def test_code_and_settings_travel_and_nothing_else(tmp_path):
+def test_only_code_and_settings_are_sent(tmp_path):
     folder = tmp_path / "checkout"
     travels = ["raygan/a.py", "raygan/presets/b.yaml", "jobs/train.py", "jobs/kuberay/c.yaml", "pyproject.toml"]
     travels += ["README.md", "LICENSE", "serve_config.yaml", "mine.yaml"]

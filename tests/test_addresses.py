@@ -1,0 +1,47 @@
+"""Addresses as text: what is inside a folder, what is the query, and which part is a secret."""
+
+import pytest
+
+from raygan import addresses
+
+
+@pytest.mark.parametrize("query", ["", "?region=us-east-1&endpoint_override=http://127.0.0.1:5000"])
+def test_what_is_inside_a_folder_has_the_folders_query(query):
+    folder = f"s3://bucket/some/folder{query}"
+    assert addresses.join(folder, "runs", "a.json") == f"s3://bucket/some/folder/runs/a.json{query}"
+    assert (
+        addresses.parent(folder) == addresses.parent(f"s3://bucket/some/folder/{query}") == f"s3://bucket/some{query}"
+    )
+    assert addresses.name(folder) == addresses.name(f"s3://bucket/some/folder/{query}") == "folder"
+
+
+def test_local_paths_have_no_query():
+    assert addresses.join("/some/a?b=c", "d") == "/some/a?b=c/d"
+    assert addresses.parent("/some/a?b=c") == "/some"
+    assert addresses.name("/some/a?b=c") == "a?b=c"
+
+
+def test_a_glob_is_not_a_query():
+    assert addresses.join("s3://bucket/a?.jpg", "b") == "s3://bucket/a?.jpg/b"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "secret"),
+    [
+        ("s3://bucket/a?region=x", "s3://bucket/a?region=x", None),
+        ("s3://key:hush@bucket/a", "s3://bucket/a", "hush"),
+        ("s3://bucket/a?region=x&secret_key=hush&b=c", "s3://bucket/a?region=x&secret_key=...&b=c", "hush"),
+        ("abfss://box@account.host/a", "abfss://box@account.host/a", None),
+        ("https://me@host", "https://host", None),
+        ("s3://key:a/b+c@bucket/a", "s3://bucket/a", "a/b+c"),
+        ("mysql://me:hu#s?h@host/db", "mysql://host/db", "hu#s?h"),
+        ("mysql://me:p@ss@host:3306/a@b", "mysql://host:3306/a@b", "p@ss"),
+        ("mysql://me:1234@host/db", "mysql://host/db", "1234"),
+        ("hdfs://host:8020/a@b", "hdfs://host:8020/a@b", None),
+        ("s3://bucket/a:b@c", "s3://bucket/a:b@c", None),
+        ("/a@b:c", "/a@b:c", None),
+    ],
+)
+def test_secrets_are_found_and_removed(address, shown, secret):
+    assert addresses.public(address) == shown
+    assert addresses.password(address) == secret
