@@ -1,21 +1,20 @@
 """`prepare` beside a plain Pillow loop and torchvision's loader, and its memory against the number of photos.
 
-Speed. The same photos and output size for all, one after the other in every round:
+Speed. Same photos, same output size, one candidate after another in every round:
 
-    Pillow loop      one process in plain Pillow and NumPy, as one would write it by hand: list, decode, the same
-                     pixel filters, duplicates and near-duplicates, the same Parquet shards; no split, no report
-    torchvision      ImageFolder and a DataLoader with a worker for each core: list, decode and resize only, no
-                     filters and nothing written; in a process of its own, timed after its imports
-    raygan           the whole job: list to manifest, report, rejected.parquet, pictures and MLflow's run included
+    Pillow loop      one process of plain Pillow and NumPy, as people write it by hand: list, decode, the same pixel
+                     filters, duplicates and near-duplicates, the same Parquet shards; no split, no report
+    torchvision      ImageFolder and a DataLoader with a worker per core: list, decode and resize, no filters, nothing
+                     written; in its own process, timed after its imports
+    raygan           the whole job: from listing to manifest, report, rejected.parquet, pictures and the MLflow run
     ... outlier on   the same with the network that looks at every photo
 
-Python, Ray and MLflow's database are started before the clock. Ray's workers aren't: they start and import
-within raygan's first round, which has a column of its own; in later rounds they are there. CPU time is that
-of all processes below this one, so Ray's own are in it; it says more than the clock on a machine that is
-busy with other things, where Ray's workers have a low priority and the loop the usual one.
+Python, Ray and MLflow's database start before the clock. Ray's workers start within raygan's first round, which has its
+own column, and are there in later rounds. CPU time covers all processes below this one, Ray's own included; on a busy
+machine it tells more than the clock, since Ray's workers run at a low priority and the loop at the usual one.
 
-Memory: the photos are repeated under new names (links) until there are as many as asked for, and the job
-runs in a process of its own; the peak resident memory of the driver and of the largest worker is sampled.
+Memory. The photos are repeated under new names (links) until there are as many as asked for, and the job runs in its
+own process; the peak resident memory of the driver and of the largest worker is sampled.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,24 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from raygan import tracking
+from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.settings import PrepareBenchmarkSettings
 from raygan.data import duplicates
+from raygan.data.labels import is_image_name
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import write_shard
-from raygan.data.sources import Listing, find_photos, is_image_name
+from raygan.data.sources import Listing, find_photos
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster
 
 LOOP = "Pillow loop, 1 process"
 
-#: Photos in a shard of the loop: as many as `prepare` puts in one at 64 px.
+#: Photos in a shard of the loop, as many as `prepare` writes at 64 px.
 _SHARD = 1024
 
-#: Seconds between two looks at the processes' memory.
+#: Seconds between two samples of memory.
 _LOOK_EVERY = 0.2
 
 
@@ -119,12 +121,12 @@ def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and all below it, those that have ended included."""
+    """CPU time of this process and its descendants, including those that ended."""
     here = psutil.Process()
     total = 0.0
     for process in (here, *here.children(recursive=True)):
         try:
-            total += sum(process.cpu_times()[:4])  # user, system, and both of children that ended
+            total += sum(process.cpu_times()[:4])  # user and system, own and of children that ended
         except psutil.Error:
             continue
     return total
@@ -144,7 +146,7 @@ def _prepare_settings(
 
 
 def _pillow_loop(settings: PrepareSettings) -> None:
-    """What one would write by hand: one process, one photo after the other, the shards at the end."""
+    """What people write by hand: one process, one photo after another, the shards at the end."""
     paths = [path for root in settings.input for path in sorted(Path(root).rglob("*")) if is_image_name(path.name)]
     hashes: set[str] = set()
     phashes: list[imagehash.ImageHash] = []
@@ -176,15 +178,15 @@ def _pillow_loop(settings: PrepareSettings) -> None:
 
 
 def _class_folders(listing: Listing, root: str) -> str:
-    """Links to the photos in a folder for each label, as torchvision's ImageFolder wants them."""
+    """Link the photos into a folder per label, as torchvision's ImageFolder wants them, and return the parent."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     photos = listing.photos.to_pylist()
     for number, photo in enumerate(photos):
         if Path(os.fsdecode(photo["path"])).suffix.lower() not in IMG_EXTENSIONS:
             raise ConfigurationError(
-                f"--input: torchvision's loader passes over {os.fsdecode(photo['path'])}: give photos ending in "
-                f"{', '.join(IMG_EXTENSIONS)}, which all can read"
+                f"--input: torchvision's loader skips {os.fsdecode(photo['path'])}: give photos that end in "
+                f"{', '.join(IMG_EXTENSIONS)}"
             )
         source = listing.sources[photo["source"]]
         folder = Path(root, photo["label"])
@@ -195,18 +197,18 @@ def _class_folders(listing: Listing, root: str) -> str:
 
 
 def _torchvision(root: str, size: int) -> float:
-    """Seconds that a process of its own needs; a fork of this one would take Ray's threads along."""
+    """Seconds in a process of its own; a fork of this one would inherit Ray's threads."""
     code = "import sys; from raygan.benchmarks.prepare import load_all; load_all(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, root, str(size)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise RayganError(f"torchvision's loader failed, which reads every photo or none: {reason[0]}")
+        raise RayganError(f"torchvision's loader failed, as it does on any unreadable photo: {reason[0]}")
     return float(done.stdout)
 
 
 def load_all(root: str, size: int) -> None:
-    """Go once through an ImageFolder and print the seconds it took, first listing to last batch."""
+    """Read an ImageFolder once and print the seconds from the listing to the last batch."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -254,7 +256,13 @@ def _memory(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
 
 
 def repeat(inputs: list[str], folder: str, count: int) -> None:
-    """Fill a folder with `count` photos: those of the inputs again and again, in their folders, renamed."""
+    """Fill a folder with links to the photos of the inputs, repeated under new names in their class folders.
+
+    Args:
+        inputs: folders of photos.
+        folder: where the links go.
+        count: number of links.
+    """
     found = [
         (Path(root), path) for root in inputs for path in sorted(Path(root).rglob("*")) if is_image_name(path.name)
     ]
@@ -269,8 +277,8 @@ def repeat(inputs: list[str], folder: str, count: int) -> None:
 
 
 def _peaks(settings: PrepareBenchmarkSettings, scratch: Path) -> dict[str, float]:
-    """Run the job on its own and watch: peak resident megabytes of the driver and of the largest worker."""
-    # Repeated photos are duplicates; with those filters on there would be little left to write.
+    """Run the job and return the peak resident megabytes of the driver and of the largest worker."""
+    # Repeated photos are duplicates, which these filters would reject.
     skip = ["duplicate", "near_duplicate"] + ([] if settings.outlier else ["outlier"])
     command = [sys.executable, "-c", "import sys; from raygan.benchmarks.prepare import main; main(sys.argv[1])"]
     values = {
@@ -287,23 +295,19 @@ def _peaks(settings: PrepareBenchmarkSettings, scratch: Path) -> dict[str, float
             peaks[part] = max(peaks[part], memory)
         time.sleep(_LOOK_EVERY)
     if process.returncode:
-        raise RayganError(f"the job that was watched ended with status {process.returncode}; it said why above")
+        raise RayganError(f"the watched job ended with status {process.returncode}; see its message above")
     return peaks
 
 
 def main(values: str) -> None:
-    """Run one `prepare` with settings in JSON: the process whose memory is watched."""
+    """Run `prepare` with settings in JSON, in the process whose memory is watched."""
     prepare(PrepareSettings.model_validate(json.loads(values)))
 
 
 def _resident(pid: int) -> list[tuple[str, float]]:
     """Resident megabytes of the driver and of each Ray worker below it."""
-    try:
-        driver = psutil.Process(pid)
-        found = [("driver", driver.memory_info().rss / 1e6)]
-        for child in driver.children(recursive=True):
-            if child.name().startswith("ray::"):
-                found.append(("worker", child.memory_info().rss / 1e6))
-    except psutil.Error:  # a process ended while it was looked at
-        return []
+    found = []
+    with suppress(psutil.Error):  # a process may end while we look
+        for part, processes in (("driver", [psutil.Process(pid)]), ("worker", find_processes("ray::", below=pid))):
+            found += [(part, process.memory_info().rss / 1e6) for process in processes]
     return found

@@ -1,44 +1,72 @@
-"""Measurements in processes of their own, so that their threads, imports and memory are their own."""
+"""Processes of measurements: work run in fresh ones, and Ray's found by title.
+
+A measurement in a fresh process has threads, imports and memory of its own.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import psutil
+
 from raygan.errors import RayganError, last_line
 
 
-def in_process(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-    """What `call` returns in a fresh process. what: its name in errors.
+def find_processes(title: str, below: int | None = None) -> list[psutil.Process]:
+    """Descendants of a process whose title matches from its beginning.
 
-    Raises RayganError in one line if the call fails there, or if the process is killed.
+    Args:
+        title: regular expression, such as ``ray::RayTrainWorker``.
+        below: process id; this process if None.
+    """
+    found = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(below).children(recursive=True):
+            with suppress(psutil.Error):  # it may end while we look
+                if re.match(title, " ".join(process.cmdline())):
+                    found.append(process)
+    return found
+
+
+def in_process(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `call` returns in a fresh process.
+
+    Args:
+        what: its name in errors.
+        call: a function of a module, with picklable arguments and result.
+
+    Raises:
+        RayganError: in one line, that the call failed or its process was killed.
     """
     return in_processes(what, [(call, arguments)])[0]
 
 
 def in_processes(what: str, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-    """What several calls return, each in a fresh process, all at once; otherwise as `in_process`."""
+    """Return what several calls return, each in a fresh process, all at the same time; else like `in_process`."""
     started = [start(_answer, call, arguments) for call, arguments in calls]
     return [_receive(what, process, pipe) for process, pipe in started]
 
 
 def start(serve: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """A fresh process that runs `serve(pipe, *arguments)`, and the other end of the pipe.
+    """Start a fresh process that runs `serve(pipe, *arguments)`, and return it with the other end of the pipe.
 
-    What goes wrong there is sent as a RayganError, and ends the process.
+    An error in it is sent through the pipe as a RayganError and ends the process.
     """
     context = multiprocessing.get_context("spawn")
     ours, its = context.Pipe()
-    # This process's end waits for no daemon.
+    # This process doesn't wait for daemons when it ends.
     process = context.Process(target=_guarded, args=(its, serve, arguments), daemon=True)
     process.start()
-    its.close()  # so that its end is seen here
+    its.close()  # or the end of the process would go unnoticed
     return process, ours
 
 
@@ -48,7 +76,9 @@ def _receive(what: str, process: BaseProcess, pipe: Connection) -> Any:
     except EOFError:
         process.join()
         code = process.exitcode or 0
-        how = f"was killed by {signal.Signals(-code).name}, likely for want of memory" if code < 0 else f"ended, {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}, probably for lack of memory" if code < 0 else f"ended, {code}"
+        )
         raise RayganError(f"{what}: its process {how}") from None
     process.join()
     if isinstance(answer, RayganError):
@@ -61,7 +91,7 @@ def _answer(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ..
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of whoever started this process, and end it: a parent that is killed ends no children."""
+    """End this process when its parent ends: a killed parent ends no children."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -69,9 +99,9 @@ def _end_with_parent() -> None:
 
 
 def _guarded(pipe: Connection, serve: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         serve(pipe, *arguments)
-    except Exception as error:  # its words are enough; its traceback would stand among the parent's progress
+    except Exception as error:  # its message is enough; a traceback would land in the parent's progress bar
         pipe.send(RayganError(str(error).strip() or type(error).__name__))

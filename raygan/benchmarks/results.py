@@ -1,4 +1,4 @@
-"""What every benchmark says about the machine, and where it writes its numbers."""
+"""What every benchmark needs: the checkout it runs from, the machine its numbers belong to, a file for them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,29 @@ from typing import Any
 
 import torch
 
+import raygan
+from raygan.errors import ConfigurationError
+
+
+def checkout() -> Path:
+    """The checkout's folder, which holds jobs/ and serve_config.yaml.
+
+    Raises:
+        ConfigurationError: raygan is installed without a checkout, and the current folder isn't one.
+    """
+    for folder in (Path(raygan.__file__).parent.parent, Path.cwd()):
+        if (folder / "serve_config.yaml").exists() and (folder / "jobs").is_dir():
+            return folder
+    raise ConfigurationError("this command needs a checkout of raygan: run it from there")
+
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """The cores, the versions and the GPU, if there is one, that numbers belong to."""
+    """Cores, GPU and versions that the numbers belong to."""
     return {
         "cores": cores(),
         "processor": _processor(),
@@ -31,7 +46,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system says it."""
+    """The processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -40,6 +55,6 @@ def _processor() -> str:
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:
-    """Write the numbers, if there is a path for them."""
+    """Write the numbers, if a path is given."""
     if path:
         Path(path).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

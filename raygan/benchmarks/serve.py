@@ -1,54 +1,47 @@
-"""`serve` beside its peers: the bare models, plain FastAPI, LitServe, on the same cores with the same models.
+"""`serve` beside its peers: plain FastAPI, LitServe and the bare models, with the same models on the same cores.
 
-The servers (`serve_peers`) run one after another, each in a process of its own, and the same clients ask them for n
-images each, as soon as they are answered. Before them `serve run` starts once as a user starts it, on a cluster of its
-own. Below the table stands what we aim at and what was measured.
+The servers (`serve_peers`) run one after another, each in its own process, and the same clients ask each of them as
+fast as it answers. Before that, `serve run` starts once, as a user starts it, on its own cluster. Below the table each
+aim stands beside the number measured.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from raygan.benchmarks.http_client import Connection, load
-from raygan.benchmarks.results import machine, write_json
+from raygan.benchmarks.clients import Answer, Request, keep_asking
+from raygan.benchmarks.results import checkout, machine, write_json
+from raygan.benchmarks.servers import free_port, running
 from raygan.benchmarks.settings import ServeBenchmarkSettings
 from raygan.errors import RayganError
 from raygan.settings import load_yaml
 
-_HOST = "127.0.0.1"
-
-#: Seconds that a server may take to answer for the first time.
-_PATIENCE = 180
-
-#: Answers of one server: (n, clients) to its numbers.
+#: Numbers of one server by (images in a request, clients).
 Cells = dict[tuple[int, int], dict[str, float]]
 
 
-def benchmark(settings: ServeBenchmarkSettings, checkout: Path) -> dict[str, Any]:
-    """Measure, print a table and the aims, write JSON if asked, and return the numbers. checkout: where jobs/ is."""
-    from raygan.benchmarks.serve_peers import make_models
+def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
+    """Measure, print a table and the aims, write JSON if asked, and return the numbers."""
+    from raygan.benchmarks.serve_models import make_models
 
     with tempfile.TemporaryDirectory(prefix="raygan-") as scratch:
         folder = Path(scratch)
+        shutil.copy(checkout() / "serve_config.yaml", folder)
         make_models(folder, settings.image_size, settings.width)
-        shutil.copy(checkout / "serve_config.yaml", folder)
-        bare = _bare(folder, settings.seconds)
+        bare = measure_bare_models(folder, settings.seconds)
         print("bare, images/s by batch: " + ", ".join(f"{size}: {rate:.0f}" for size, rate in bare.items()))
         cold = math.nan
         if "raygan" in settings.servers:
@@ -62,18 +55,18 @@ def benchmark(settings: ServeBenchmarkSettings, checkout: Path) -> dict[str, Any
         "machine": machine(),
         "bare": bare,
         "cold_start_seconds": None if math.isnan(cold) else cold,
-        "servers": {name: _by_text(rows) for name, rows in servers.items()},
+        "servers": {
+            name: {f"n={n} clients={clients}": row for (n, clients), row in cells.items()}
+            for name, cells in servers.items()
+        },
         "aims": aims,
     }
     write_json(settings.json_file, result)
     return result
 
 
-def _by_text(cells: Cells) -> dict[str, dict[str, float]]:
-    return {f"n={n} clients={clients}": row for (n, clients), row in cells.items()}
-
-
-def _bare(folder: Path, seconds: float) -> dict[str, float]:
+def measure_bare_models(folder: Path, seconds: float) -> dict[str, float]:
+    """Images/s of the models without a server, by batch size, measured in a process of its own."""
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", "bare", str(folder), str(seconds / 4)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -82,110 +75,100 @@ def _bare(folder: Path, seconds: float) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def peer(name: str, folder: Path, port: int, options: dict[str, Any] | None = None) -> AbstractContextManager[float]:
+    """One of the servers for the length of a `with` block, which gets the seconds until its first answer.
+
+    Args:
+        name: as in `serve_peers`.
+        folder: where `make_models` put the models; for raygan, with `serve_config.yaml`.
+        port: where it listens.
+        options: raygan's own, beside those of its configuration.
+    """
+    command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(port)]
+    return running(name, [*command, json.dumps(options or {})], port, _request(name, 1, seed=0))
+
+
 def _measure(name: str, folder: Path, settings: ServeBenchmarkSettings) -> Cells:
-    rows: Cells = {}
-    with running(name, folder) as (port, cold):
+    cells: Cells = {}
+    port = free_port()
+    with peer(name, folder, port) as cold:
         print(f"{name}: first answer after {cold:.1f} s")
-        for n in settings.images:
-            for clients in settings.clients:
-                seconds = settings.seconds
-                asyncio.run(load(_HOST, port, clients, min(2.0, seconds), _request(name, n)))  # warm up
-                tally = asyncio.run(load(_HOST, port, clients, seconds, _request(name, n)))
-                row = {
-                    "requests_per_second": len(tally.seconds) / tally.wall,
-                    "images_per_second": n * len(tally.seconds) / tally.wall,
-                    **{f"p{q}": 1000 * tally.quantile(q / 100) for q in (50, 95, 99)},
-                    "failed": float(sum(tally.statuses.values()) - len(tally.seconds)),
-                }
-                rows[n, clients] = row
-                latency = "  ".join(f"p{q} {row[f'p{q}']:6.0f} ms" for q in (50, 95, 99))
-                rates = f"{row['images_per_second']:7.0f} images/s {row['requests_per_second']:6.0f} requests/s"
-                failed = f"  {row['failed']:.0f} failed" if row["failed"] else ""
-                print(f"{name:13} n={n:<3} clients={clients:<3} {rates}  {latency}{failed}", flush=True)
-    return rows
+        for n, clients in itertools.product(settings.images, settings.clients):
+            asyncio.run(_load(name, port, n, clients, min(2.0, settings.seconds)))  # warm up
+            times = asyncio.run(_load(name, port, n, clients, settings.seconds))
+            row = cells[n, clients] = {
+                "requests_per_second": len(times.seconds) / times.wall,
+                "images_per_second": n * len(times.seconds) / times.wall,
+                **{f"p{q}": 1000 * times.quantile(q / 100) for q in (50, 95, 99)},
+                "failed": float(times.failed),
+            }
+            latency = "  ".join(f"p{q} {row[f'p{q}']:6.0f} ms" for q in (50, 95, 99))
+            rates = f"{row['images_per_second']:7.0f} images/s {row['requests_per_second']:6.0f} requests/s"
+            failed = f"  {times.failed} failed" if times.failed else ""
+            print(f"{name:13} n={n:<3} clients={clients:<3} {rates}  {latency}{failed}", flush=True)
+    return cells
 
 
-def _request(name: str, n: int) -> Callable[[int, int], tuple[str, bytes | None]]:
-    def request(client: int, count: int) -> tuple[str, bytes | None]:
-        seed = 100_000 * client + 64 * count
-        if name == "litserve":
-            return "/predict", json.dumps({"n": n, "seed": seed}).encode()
-        return f"/v1/sample?label=cat&n={n}&seed={seed}", None
+@dataclass
+class _Times:
+    """Seconds of each answer with status 200, number of the others, and seconds of the whole measurement."""
 
-    return request
+    seconds: list[float] = field(default_factory=list)
+    failed: int = 0
+    wall: float = 0.0
+
+    def hear(self, request: Request, answer: Answer) -> float:
+        if answer.status == 200:
+            self.seconds.append(answer.seconds)
+        else:
+            self.failed += 1
+        return 0.0
+
+    def quantile(self, share: float) -> float:
+        """Seconds within which this share of the answers came; NaN if there were none."""
+        ordered = sorted(self.seconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.nan
+
+
+async def _load(name: str, port: int, n: int, clients: int, seconds: float) -> _Times:
+    """Have so many clients ask as fast as they are answered."""
+
+    def requests(client: int) -> Iterator[Request]:
+        return (_request(name, n, seed=100_000 * client + 64 * count) for count in itertools.count())
+
+    times = _Times()
+    began = time.perf_counter()
+
+    def over() -> bool:
+        return time.perf_counter() > began + seconds
+
+    await asyncio.gather(*(keep_asking(port, requests(client), times.hear, over) for client in range(clients)))
+    times.wall = time.perf_counter() - began
+    return times
+
+
+def _request(name: str, n: int, seed: int) -> Request:
+    if name == "litserve":
+        return Request("/predict", json.dumps({"n": n, "seed": seed}).encode())
+    return Request(f"/v1/sample?label=cat&n={n}&seed={seed}")
 
 
 def _cold_start(folder: Path) -> float:
-    """Seconds from `serve run`, with the file that we ship, until /readyz says that every model is loaded."""
+    """Seconds from `serve run` with the shipped configuration until /readyz reports every model loaded."""
     port = free_port()
     service = load_yaml(str(folder / "serve_config.yaml"))
     service["http_options"]["port"] = port
     service["applications"][0]["args"] = {"storage": str(folder), "tracking_uri": None, "access_log": False}
     file = folder / "cold_start.yaml"
-    file.write_text(json.dumps(service))  # which is YAML too
+    file.write_text(json.dumps(service))  # JSON is YAML
     program = Path(sys.executable).with_name("serve")
-    with _process("serve run", [str(program), "run", "--address", "local", str(file)], port, "/readyz") as seconds:
+    command = [str(program), "run", "--address", "local", str(file)]
+    with running("serve run", command, port, Request("/readyz")) as seconds:
         return seconds
 
 
-@contextmanager
-def running(name: str, folder: Path, options: dict[str, Any] | None = None) -> Iterator[tuple[int, float]]:
-    """A server for the length of a `with` block: its port, and the seconds until its first answer."""
-    port = free_port()
-    command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(port)]
-    with _process(name, [*command, json.dumps(options or {})], port, *_request(name, 1)(0, 0)) as seconds:
-        yield port, seconds
-
-
-@contextmanager
-def _process(name: str, command: list[str], port: int, path: str, body: bytes | None = None) -> Iterator[float]:
-    """A process for the length of a `with` block: the seconds until the request is answered 200 at its port."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a benchmark that is ended ends its server too
-    environment = {name: value for name, value in os.environ.items() if name != "RAYGAN_TOKEN"}  # clients have none
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
-        try:
-            while asyncio.run(_status(port, path, body)) != 200:
-                if process.poll() is not None or time.perf_counter() - began > _PATIENCE:
-                    said.seek(0)
-                    last = said.read().decode("utf-8", "replace").strip().splitlines()[-3:]
-                    raise RayganError(f"{name} did not start: {' / '.join(last)}")
-                time.sleep(0.1)
-            yield time.perf_counter() - began
-        finally:
-            _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and what it started: some leave their workers behind."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-
-
-async def _status(port: int, path: str, body: bytes | None) -> int:
-    connection = Connection(_HOST, port)
-    answer = await connection.ask(path, body)
-    connection.close()
-    return answer.status
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _aims(bare: dict[str, float], cold: float, servers: dict[str, Cells]) -> Iterator[str]:
-    """What we aim at, and what was measured; NaN where that wasn't."""
+    """Each aim with the number measured; NaN where it wasn't."""
 
     def number(server: str, n: int, clients: int | None, key: str) -> float:
         rows = [row for (m, c), row in servers.get(server, {}).items() if m == n and clients in (None, c)]

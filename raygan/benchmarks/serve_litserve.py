@@ -1,4 +1,4 @@
-"""Both models under LitServe, which pickles the class by name into its workers."""
+"""Both models under LitServe, in a module of its own: LitServe pickles the class by name for its workers."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from fastapi import Request, Response
 
-from raygan.benchmarks.serve_peers import Pair, picture
+from raygan.benchmarks.serve_models import Pair, picture
 from raygan.serve.messages import Pixels
 
 Answer = tuple[Pixels, Any]
 
 
 class Api(litserve.LitAPI):
-    """n and seed in JSON to a PNG grid, in batches of requests."""
+    """Turns n and seed in JSON into a PNG grid, several requests in a batch."""
 
     def __init__(self, folder: str, **options: Any):
         super().__init__(**options)
@@ -26,7 +26,7 @@ class Api(litserve.LitAPI):
         self.pair = Pair(Path(self.folder), fast=True)
 
     def decode_request(self, request: Request) -> torch.Tensor:
-        values: Any = request  # LitServe looks at the annotation, and gives the body's JSON
+        values: Any = request  # LitServe reads the annotation and passes the JSON body
         return self.pair.latents(int(values["n"]), int(values["seed"]))
 
     def batch(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

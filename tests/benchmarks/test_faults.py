@@ -1,5 +1,7 @@
-"""Drills: what is made of their findings, and some of them, shortened, on Ray nodes of their own."""
+"""The fault drills: what they make of their findings, and some of them, shortened, on their own Ray nodes."""
 
+import contextlib
+import http.server
 import io
 import json
 import os
@@ -11,25 +13,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raygan.benchmarks.faults.harness import SHORT, Job, Length, Watched, kimg
-from raygan.benchmarks.faults.outcome import Found, line, table
-from raygan.benchmarks.faults.run import Stage, drill
-from raygan.benchmarks.faults.scenarios import DRILLS, _gone_on, _hurt, _whole
-from raygan.benchmarks.faults.serving import _ASKED, _Clients, _service
-from raygan.benchmarks.http_client import Answer
+from raygan.benchmarks.faults.harness import SHORT, Length, Stage, WatchedRun, images_in_progress_bar, kimg
+from raygan.benchmarks.faults.outcome import Outcome, line, table
+from raygan.benchmarks.faults.run import drill
+from raygan.benchmarks.faults.scenarios import DRILLS, break_training, is_whole, resume
+from raygan.benchmarks.faults.serving import REQUESTS, Clients, service_config
 from raygan.benchmarks.settings import DrillSettings
 from raygan.errors import RayganError
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, start_job, wait_until
 
-#: What the others break is broken in tests of its own too; storage needs root.
+#: Other tests break what the remaining drills break; `storage` needs root.
 DRILLED = tuple(DRILLS) if os.environ.get("RAYGAN_LONG") else ("prepare",)
 
 
 def row(**changes):
-    return {"about": "a worker is killed", **vars(Found()), **changes}
+    return {"about": "a worker is killed", **vars(Outcome()), **changes}
 
 
-def test_the_table_says_what_was_measured():
+def test_the_table_shows_what_was_measured():
     rows = {
         "worker": row(back_after=25.46, again=1600, checks={"weights as undisturbed": True, "one run": False}),
         "mlflow": row(again=0, checks={"says so once": True}, notes=["4,000 images trained"]),
@@ -47,13 +48,13 @@ def test_the_table_says_what_was_measured():
     assert line("worker", rows["worker"]).split("  ")[-1] == "weights as undisturbed; **not** one run"
 
 
-def test_every_drill_can_be_asked_for():
+def test_every_drill_can_be_chosen():
     assert DrillSettings(drills=list(DRILLS)).drills == list(DRILLS)
     assert set(DRILLED) <= set(DRILLS)
 
 
 @pytest.mark.parametrize("length", [Length(), SHORT])
-def test_trainings_are_disturbed_between_checkpoints_that_logs_fall_on(length):
+def test_faults_come_between_checkpoints_which_coincide_with_logs(length):
     assert length.checkpoint % length.log == 0
     assert length.total % length.checkpoint == 0
     assert length.checkpoint < length.before < length.total / 2
@@ -62,7 +63,7 @@ def test_trainings_are_disturbed_between_checkpoints_that_logs_fall_on(length):
 
 
 @pytest.mark.parametrize(
-    ("said", "images"),
+    ("output", "images"),
     [
         ("", 0),
         ("run a in /x\ntraining:   0%|          | 0.00/6.40k [00:00<?, ?img/s]", 0),
@@ -70,12 +71,12 @@ def test_trainings_are_disturbed_between_checkpoints_that_logs_fall_on(length):
         ("warning: 3|4/5\n", 0),
     ],
 )
-def test_how_far_a_training_is_is_read_from_its_progress_bar(said, images):
-    assert Job.shown.fget(SimpleNamespace(said=said)) == images
+def test_the_images_seen_are_read_from_the_progress_bar(output, images):
+    assert images_in_progress_bar(output) == images
 
 
 class Run:
-    """A training of which is known: images seen at each look, images saved, and MLflow's steps."""
+    """A training with known images seen at each look, images saved, and steps in MLflow."""
 
     def __init__(self, *seen, saved=0, steps=()):
         self._seen, self._saved, self._steps = list(seen), saved, list(steps)
@@ -90,33 +91,33 @@ class Run:
         return {beginning: self._steps} if self._steps else {}
 
 
-def waits(shown=0):
-    """A job that goes on until what is waited for has happened."""
+def endless(images_shown=0):
+    """A job that runs until whatever is waited for has happened."""
 
     def wait_for(happened, what):
         while not happened():
             pass
 
-    return SimpleNamespace(shown=shown, wait_for=wait_for)
+    return SimpleNamespace(images_shown=images_shown, wait_for=wait_for)
 
 
-def test_what_was_trained_after_the_last_checkpoint_is_trained_again():
+def test_work_after_the_last_checkpoint_is_done_again():
     done = []
-    found = _hurt(waits(), Run(5000, 4800, 5000, 5400, saved=4800), lambda: done.append(1))
+    found = break_training(endless(), Run(5000, 4800, 5000, 5400, saved=4800), lambda: done.append(1))
     assert (done, found.again, found.unit) == ([1], 200, "images")
     assert found.back_after >= 0
-    # The progress bar is ahead of what is written down, which nobody updates when the disk is full.
-    assert _hurt(waits(5300), Run(5000, 5200, 5400, saved=4800), lambda: None).again == 500
-    found, again = _gone_on(Run(5000, 4000, 6000, saved=4800), waits(), waits)
+    # The progress bar is ahead of the metrics on disk, which stand still when the disk is full.
+    assert break_training(endless(5300), Run(5000, 5200, 5400, saved=4800), lambda: None).again == 500
+    found, again = resume(Run(5000, 4000, 6000, saved=4800), endless(), endless)
     assert found.again == 200
-    assert again.shown == 0
+    assert again.images_shown == 0
 
 
 @pytest.mark.parametrize(
     ("steps", "seen", "most_extra", "whole"),
     [
         ([160, 320, 480], 480, 0, True),
-        ([160, 320, 400], 400, 0, True),  # the end needn't fall on a log
+        ([160, 320, 400], 400, 0, True),  # the end needn't coincide with a log
         ([160, 320], 480, 0, False),
         ([160, 320], 400, 0, False),
         ([], 400, 0, False),
@@ -127,12 +128,12 @@ def test_what_was_trained_after_the_last_checkpoint_is_trained_again():
         ([160, 160, 320], 320, 1, False),
     ],
 )
-def test_gaps_doubles_and_a_lost_end_are_seen(steps, seen, most_extra, whole):
-    assert _whole(SimpleNamespace(length=Length(log=10)), Run(seen, steps=steps), most_extra) is whole
+def test_gaps_doubles_and_a_lost_end_are_noticed(steps, seen, most_extra, whole):
+    assert is_whole(SimpleNamespace(length=Length(log=10)), Run(seen, steps=steps), most_extra) is whole
 
 
-def test_only_a_whole_checkpoint_counts_as_saved(tmp_path):
-    watched = Watched(SimpleNamespace(storage=tmp_path), "a")
+def test_only_a_whole_checkpoint_counts(tmp_path):
+    watched = WatchedRun(SimpleNamespace(storage=tmp_path), "a")
     assert (watched.seen(), watched.saved()) == (0, 0)
     (tmp_path / "runs/a/checkpoint_1").mkdir(parents=True)
     (tmp_path / "runs/a/checkpoint_2").mkdir(parents=True)
@@ -142,23 +143,23 @@ def test_only_a_whole_checkpoint_counts_as_saved(tmp_path):
     assert (watched.seen(), watched.saved()) == (2000, 1600)
 
 
-def test_the_users_records_and_token_are_left_alone(tmp_path, monkeypatch):
+def test_drills_leave_the_users_records_and_token_alone(monkeypatch):
     users = {"RAY_ADDRESS": "10.0.0.1:1", "MLFLOW_TRACKING_URI": "http://10.0.0.1:2", "RAYGAN_TOKEN": "s3cret"}
     for name, value in users.items():
         monkeypatch.setenv(name, value)
     seen = []
 
-    def rehearse(stage, rehearsals):
+    def look(stage, baselines):
         seen.extend(users.keys() & os.environ.keys())
         raise InterruptedError
 
-    monkeypatch.setattr(Stage, "rehearse", rehearse)
+    monkeypatch.setattr(Stage, "make_baselines", look)
     with pytest.raises(InterruptedError):
-        drill(DrillSettings(), tmp_path)
+        drill(DrillSettings())
     assert seen == []
 
 
-def test_jobs_are_those_of_the_checkout(tmp_path, monkeypatch):
+def test_jobs_come_from_the_checkout(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append((command, options["cwd"])))
     stage = Stage(tmp_path, tmp_path / "checkout", SHORT)
@@ -169,10 +170,10 @@ def test_jobs_are_those_of_the_checkout(tmp_path, monkeypatch):
     assert command[command.index("--kimg") + 1] == kimg(SHORT.total) == "9.6"
 
 
-def test_the_service_of_the_drill_is_the_projects_with_what_computes_on_both_nodes(tmp_path):
+def test_the_drilled_service_is_the_shipped_one_with_replicas_on_both_nodes(tmp_path):
     from ray.serve.schema import ServeDeploySchema
 
-    service = ServeDeploySchema.model_validate(_service(REPOSITORY, tmp_path, 8123))
+    service = ServeDeploySchema.model_validate(service_config(REPOSITORY, tmp_path, 8123))
     assert service.http_options.port == 8123
     twice = {each.name for each in service.applications[0].deployments if each.max_replicas_per_node == 1}
     assert twice == {"generator-cat", "Classifier"}
@@ -198,54 +199,65 @@ IMAGES = np.zeros((1, 4, 4, 3), np.uint8)
         (b"", False),
     ],
 )
-def test_an_answer_that_cannot_be_read_is_a_wrong_one(monkeypatch, body, right):
-    asked = hear(monkeypatch, lambda: Answer(200, {}, body, 0.0))
-    with _Clients(0, dict.fromkeys(_ASKED, IMAGES)) as clients:
-        assert asked.wait(10)
+def test_an_unreadable_answer_is_a_wrong_one(body, right):
+    with a_server(body) as (port, asked), Clients(port, dict.fromkeys(REQUESTS, IMAGES)) as clients:
+        wait_until(lambda: clients.tally.right or clients.tally.wrong, "an answer", 10)
+    assert asked.is_set()
     assert (clients.tally.right > 0, not clients.tally.wrong) == (right, right)
 
 
-def test_clients_that_fail_fail_their_drill(monkeypatch):
-    asked = hear(monkeypatch, lambda: [][0])
-    with pytest.raises(RayganError, match="the clients' work failed: list index"), _Clients(0, {}):
+def test_clients_that_fail_fail_their_drill():
+    known = {}  # no request has an answer to compare with
+    with (
+        a_server(npz(images=IMAGES)) as (port, asked),
+        pytest.raises(RayganError, match="the clients' work failed: Request"),
+        Clients(port, known),
+    ):
         assert asked.wait(10)
 
 
-def hear(monkeypatch, answer):
-    """Have clients hear this; an event that is set when they have asked."""
+@contextlib.contextmanager
+def a_server(body):
+    """A server that answers every GET with this body: its port, and an event set after the first request."""
     asked = threading.Event()
 
-    class Connection:
-        def __init__(self, *_):
-            pass
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
 
-        async def ask(self, path):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
             asked.set()
-            return answer()
 
-        def close(self):
+        def log_message(self, *_):
             pass
 
-    monkeypatch.setattr("raygan.benchmarks.faults.serving.Connection", Connection)
-    monkeypatch.setattr("raygan.benchmarks.faults.serving._PAUSE_S", 0.01)
-    return asked
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield server.server_port, asked
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture(scope="module")
 def drilled(tmp_path_factory):
-    """The numbers of one run, in a process of its own: its nodes are no business of this one's cluster."""
+    """The numbers of one run, in its own process: its nodes must not meet this process's cluster."""
     numbers = tmp_path_factory.mktemp("drills") / "numbers.json"
-    command = [sys.executable, "jobs/drill.py", "--short", "--json-file", str(numbers), "--drills", *DRILLED]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=dict(os.environ))
-    assert numbers.exists(), done.stderr
-    return {"said": done.stdout, **json.loads(numbers.read_text())}
+    arguments = ["--short", "--json-file", str(numbers), "--drills", *DRILLED]
+    process = start_job("drill", arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate()
+    assert numbers.exists(), stderr
+    return {"stdout": stdout, **json.loads(numbers.read_text())}
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", DRILLED)
-def test_what_comes_out_is_right_whatever_fails(drilled, name):
+def test_jobs_survive_faults(drilled, name):
     found = drilled["drills"][name]
     assert found["checks"]
     assert found["right"], found
     assert found["again"] is not None
-    assert table(drilled["drills"]) in drilled["said"]
+    assert table(drilled["drills"]) in drilled["stdout"]

@@ -1,4 +1,4 @@
-"""Calls in processes of their own: their answers, and one line for whatever goes wrong there."""
+"""Calls in fresh processes: their answers, one line for each failure, and processes found by title."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from raygan.benchmarks.processes import in_process, in_processes
+from raygan.benchmarks.processes import find_processes, in_process, in_processes
 from raygan.errors import RayganError
 
 
@@ -28,19 +28,32 @@ def test_an_error_is_one_line():
         in_process("the list", os.listdir, "/nowhere")
 
 
-def test_a_killed_process_is_said():
+def test_a_killed_process_is_reported():
     with pytest.raises(RayganError, match="the work: its process was killed by SIGKILL"):
         in_process("the work", end_by_signal)
 
 
-def test_a_process_does_not_outlive_the_one_that_started_it():
+def test_a_process_does_not_outlive_its_parent():
     work = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code = f"from raygan.benchmarks.processes import in_process; in_process('work', exec, {work!r})"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     child = psutil.Process(int(parent.stdout.readline()))
     try:
         parent.terminate()
-        parent.communicate(timeout=30)  # until both have closed their output
+        parent.communicate(timeout=30)  # returns when both have closed their output
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def test_descendants_are_found_by_title():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # a worker"])
+    title = f"{sys.executable} -c import time.*worker"
+    try:
+        assert [found.pid for found in find_processes(title)] == [process.pid]
+        assert find_processes("import time") == []  # titles are matched from their beginning
+        assert find_processes(title, below=process.pid) == []
+    finally:
+        process.kill()
+        process.wait()
+    assert find_processes(title, below=process.pid) == []

@@ -1,4 +1,4 @@
-"""The service's benchmark: what it says of servers that fail, and what it starts them with."""
+"""The service's benchmark: what it reports of servers that fail, and the environment it starts them in."""
 
 import signal
 import subprocess
@@ -7,18 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from raygan.benchmarks.serve import _bare, _process, free_port
+from raygan.benchmarks.clients import Request
+from raygan.benchmarks.serve import measure_bare_models
+from raygan.benchmarks.servers import free_port, running
 from raygan.errors import RayganError
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"), [("", "status -9"), ("Traceback\nMemoryError: no room\n", "MemoryError: no room")]
+    ("stderr", "reason"), [("", "status -9"), ("Traceback\nMemoryError: no room\n", "MemoryError: no room")]
 )
-def test_bare_models_that_fail_are_said(monkeypatch, said, reason):
-    ended = subprocess.CompletedProcess([], -9, "", said)
+def test_failing_bare_models_are_reported(monkeypatch, stderr, reason):
+    ended = subprocess.CompletedProcess([], -9, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(RayganError, match=f"the bare models failed: {reason}"):
-        _bare(Path(), 1.0)
+        measure_bare_models(Path(), 1.0)
+
+
+@pytest.fixture
+def restore_sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 SERVER = """
@@ -34,12 +43,20 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
 
 
-def test_servers_do_not_ask_for_the_users_token(monkeypatch):
+@pytest.mark.usefixtures("restore_sigterm")
+def test_servers_do_not_get_the_users_token(monkeypatch):
     monkeypatch.setenv("RAYGAN_TOKEN", "the user's")
-    monkeypatch.setattr("raygan.benchmarks.serve._PATIENCE", 10)
-    before, port = signal.getsignal(signal.SIGTERM), free_port()
-    try:
-        with _process("a server", [sys.executable, "-c", SERVER, str(port)], port, "/") as seconds:
-            assert seconds > 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    port = free_port()
+    command = [sys.executable, "-c", SERVER, str(port)]
+    with running("a server", command, port, Request("/"), timeout_s=10) as seconds:
+        assert seconds > 0
+
+
+@pytest.mark.usefixtures("restore_sigterm")
+def test_a_server_that_ends_is_reported_with_its_last_lines():
+    command = [sys.executable, "-c", "raise SystemExit('no models')"]
+    with (
+        pytest.raises(RayganError, match="a server did not start: no models"),
+        running("a server", command, free_port(), Request("/"), timeout_s=30),
+    ):
+        pass

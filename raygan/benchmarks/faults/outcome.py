@@ -1,24 +1,28 @@
-"""What a drill finds, and the table that is made of it."""
+"""What a drill found, and the table made of all findings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from raygan.benchmarks.faults.harness import Rehearsal, Stage
+from raygan.benchmarks.faults.harness import Baseline, Stage
 
 _HEADINGS = ("what", "new work after", "done again", "what came out")
 
 
 @dataclass
-class Found:
+class Outcome:
     """What a drill found.
 
-    checks: what must hold, and whether it does. back_after: seconds from the fault, or from the command that goes on
-    after it, to the first work that is new. again: how much was done a second time, and `unit`: of what. notes: what
-    else was measured, in words. left_out: why the drill can't be run here.
+    Attributes:
+        checks: whether each thing holds that must.
+        back_after: seconds from the fault, or from the command that resumes, to the first new work.
+        again: how much work was done a second time.
+        unit: what `again` counts.
+        notes: further measurements, in words.
+        left_out: why the drill can't run here; empty if it ran.
+        seconds: how long the drill took.
     """
 
     checks: dict[str, bool] = field(default_factory=dict)
@@ -36,21 +40,27 @@ class Found:
 
 @dataclass(frozen=True)
 class Drill:
-    """about: what is done, in a line. rehearsals: undisturbed jobs whose work it goes on from or compares with."""
+    """A drill.
+
+    Attributes:
+        about: what it breaks, in a line.
+        run: breaks it, and finds what came out.
+        baselines: undisturbed jobs that it builds on or compares with.
+    """
 
     about: str
-    run: Callable[[Stage], Found]
-    rehearsals: tuple[Rehearsal, ...] = ("faces",)
+    run: Callable[[Stage], Outcome]
+    baselines: tuple[Baseline, ...] = ("faces",)
 
 
 def line(name: str, row: Mapping[str, Any]) -> str:
-    """A drill in a line of text. row: of the JSON, as are those of `table`."""
+    """One drill in a line of text, from its row of the JSON."""
     _, back, again, came_out = _cells(row)
     return f"{name:11} {back or '-':>8}  {again or '-':>22}  {came_out}"
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The drills in Markdown."""
+    """All drills as a Markdown table, from their rows of the JSON."""
     cells = [_HEADINGS, ("---",) * len(_HEADINGS), *(_cells(row) for row in rows.values())]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
