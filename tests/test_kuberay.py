@@ -1,4 +1,4 @@
-"""The Kubernetes files say what the jobs, Ray, KubeRay and Kubernetes accept. Nothing here talks to a cluster."""
+"""The Kubernetes files are valid for the jobs, Ray, KubeRay and Kubernetes. Nothing here talks to a cluster."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def numbers(version: str) -> list[int]:
 
 
 def clusters() -> dict[str, dict]:
-    """The cluster within each file."""
+    """Each file's cluster."""
     found = {name: read(name)["spec"]["rayClusterSpec"] for name in ("rayjob-train.yaml", "rayjob-tune.yaml")}
     return {**found, "rayservice.yaml": read("rayservice.yaml")["spec"]["rayClusterConfig"]}
 
 
 def fields(required, **others):
-    """A schema of an object with these fields and no others."""
+    """The schema of an object with exactly these fields."""
     return {"type": "object", "properties": others, "required": required.split(), "additionalProperties": False}
 
 
@@ -45,7 +45,7 @@ TEXT, COUNT, SWITCH, OBJECT = (
     {"type": "boolean"},
     {"type": "object"},
 )
-#: Parameters of `ray start`: Kubernetes has them as text, numbers too.
+#: Parameters of `ray start`: Kubernetes has numbers as text, too.
 PARAMETERS = {"type": "object", "additionalProperties": TEXT}
 GROUP = {"rayStartParams": PARAMETERS, "template": OBJECT}
 SIZES = dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), COUNT)
@@ -60,7 +60,7 @@ CLUSTER = fields(
         "items": fields("groupName minReplicas maxReplicas rayStartParams template", groupName=TEXT, **SIZES, **GROUP),
     },
 )
-#: What KubeRay 1.5 calls the fields that we use, and of which kinds they are (ray.io/v1, types of its API).
+#: Names and types of the fields we use in KubeRay 1.5 (API ray.io/v1).
 KUBERAY = {
     "RayJob": fields(
         "entrypoint rayClusterSpec",
@@ -75,7 +75,7 @@ KUBERAY = {
 
 
 @pytest.mark.parametrize("file", ["rayjob-train.yaml", "rayjob-tune.yaml", "rayservice.yaml"])
-def test_fields_are_kuberays_and_pods_are_kubernetes(file):
+def test_resources_and_pods_match_the_schemas_of_kuberay_and_kubernetes(file):
     resource = read(file)
     assert resource["apiVersion"] == "ray.io/v1"
     Draft202012Validator(KUBERAY[resource["kind"]]).validate(resource["spec"])
@@ -85,7 +85,7 @@ def test_fields_are_kuberays_and_pods_are_kubernetes(file):
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_what_pods_share_is_kubernetes():
+def test_shared_resources_match_the_schemas_of_kubernetes():
     for resource in yaml.safe_load_all((FOLDER / "shared.yaml").read_text()):
         kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
@@ -93,19 +93,19 @@ def test_what_pods_share_is_kubernetes():
 @pytest.mark.parametrize(
     ("file", "settings"), [("rayjob-train.yaml", TrainSettings), ("rayjob-tune.yaml", TuneSettings)]
 )
-def test_a_job_runs_a_job_with_flags_it_knows(file, settings):
+def test_a_ray_job_passes_flags_that_the_job_knows(file, settings):
     python, script, *flags = shlex.split(read(file)["spec"]["entrypoint"])
     assert python == "python"
     assert (REPOSITORY / Path(script).relative_to("/home/ray/raygan")).is_file()
     chosen, _ = parse(settings, flags, doc=None)
     assert chosen.data.startswith("/raygan/")
     workers = clusters()[file]["workerGroupSpecs"][0]
-    # By default a search takes what is there when it begins, and the cluster would never grow.
+    # By default a search uses the cores present at its start, so the cluster would never grow.
     most = chosen.concurrent if isinstance(chosen, TuneSettings) else chosen.most_workers
     assert most == workers["maxReplicas"]
 
 
-def test_the_service_is_one_that_serve_accepts_and_differs_where_it_must():
+def test_ray_serve_accepts_the_service_and_it_requires_a_token():
     served = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(served)
     local = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
@@ -113,11 +113,11 @@ def test_the_service_is_one_that_serve_accepts_and_differs_where_it_must():
     assert served["applications"][0]["import_path"] == local["applications"][0]["import_path"]
     assert {"Gateway", "Classifier"} < {each["name"] for each in served["applications"][0]["deployments"]}
     secret = clusters()["rayservice.yaml"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"][-1]
-    assert secret["name"] == "RAYGAN_TOKEN"  # without it the service refuses to listen to other machines
+    assert secret["name"] == "RAYGAN_TOKEN"  # without it the service refuses to open its port to other machines
 
 
 @pytest.mark.parametrize("file", ["rayjob-train.yaml", "rayjob-tune.yaml", "rayservice.yaml"])
-def test_every_pod_has_the_image_the_storage_and_the_right_ray(file):
+def test_every_pod_has_the_image_the_storage_and_the_right_version_of_ray(file):
     cluster = clusters()[file]
     least = re.search(r'"ray\[.*\]>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text())[1]
     assert numbers(cluster["rayVersion"]) >= numbers(least)

@@ -14,26 +14,26 @@ from raygan.serve.service import Samples
 _MAX_CHARACTERS = 4000
 
 
-def described(meaning: str, *, kind: str = "string", required: bool = True) -> dict[str, Any]:
+def header_schema(meaning: str, *, kind: str = "string", required: bool = True) -> dict[str, Any]:
     """A header's OpenAPI description."""
     return {"description": meaning, "schema": {"type": kind}, "required": required}
 
 
 _MODEL_HEADERS = {
-    "X-Raygan-Model": described("the generator's registered model; non-ASCII characters are percent-encoded"),
-    "X-Raygan-Version": described("the generator's version"),
+    "X-Raygan-Model": header_schema("the generator's registered model; non-ASCII characters are percent-encoded"),
+    "X-Raygan-Version": header_schema("the generator's version"),
 }
 
-WALK_HEADERS = {**_MODEL_HEADERS, "X-Raygan-Seeds": described("seeds of the first and the last frame")}
+WALK_HEADERS = {**_MODEL_HEADERS, "X-Raygan-Seeds": header_schema("seeds of the first and the last frame")}
 
 SAMPLE_HEADERS = {
     **_MODEL_HEADERS,
-    "X-Raygan-Seeds": described("seeds and ranges of seeds, such as 7,9-11"),
-    "X-Raygan-Seed": described("seed of the first image", kind="integer"),
-    "X-Raygan-Drawn": described("number of images drawn to find these", kind="integer"),
-    "X-Raygan-Accepted": described("number of images in the answer", kind="integer"),
-    "X-Raygan-Classifier-Version": described("the classifier's version, if there is one", required=False),
-    "X-Raygan-Probabilities": described(
+    "X-Raygan-Seeds": header_schema("seeds and ranges of seeds, such as 7,9-11"),
+    "X-Raygan-Seed": header_schema("seed of the first image", kind="integer"),
+    "X-Raygan-Drawn": header_schema("number of images drawn to find these", kind="integer"),
+    "X-Raygan-Accepted": header_schema("number of images in the answer", kind="integer"),
+    "X-Raygan-Classifier-Version": header_schema("the classifier's version, if there is one", required=False),
+    "X-Raygan-Probabilities": header_schema(
         "JSON, if there is a classifier and the format is a picture: each label's probabilities, one per image; only "
         "the requested label's if all would be too long",
         required=False,

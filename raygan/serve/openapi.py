@@ -8,7 +8,7 @@ import fastapi
 
 from raygan.serve import problems
 from raygan.serve.encode import MEDIA_TYPES
-from raygan.serve.headers import described
+from raygan.serve.headers import header_schema
 from raygan.serve.schemas import ProblemDocument, SamplesDocument
 
 _SCHEMAS = "#/components/schemas/"
@@ -28,7 +28,7 @@ _ERRORS = {
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Descriptions of a route's error responses."""
     content = {problems.MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS + ProblemDocument.__name__}}}
-    retry = {"headers": {"Retry-After": described("seconds until the next try", kind="integer")}}
+    retry = {"headers": {"Retry-After": header_schema("seconds until the next try", kind="integer")}}
     return {
         status: {"description": _ERRORS[status], "content": content, **(retry if status == 503 else {})}
         for status in statuses

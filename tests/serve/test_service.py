@@ -97,7 +97,7 @@ class Drawing:
 
 
 def confident_service(classifier, **options):
-    """A service whose cats `classifier` is asked about."""
+    """A service of cats with this classifier's batcher."""
     service = Service({CAT.name: Drawing()}, classifier, NoMetrics(), **options)
     service.champions = Champions({"cat": CAT}, CLASSIFIER)
     service.described[CLASSIFIER] = {"labels": ["cat", "dog"]}

@@ -1,18 +1,18 @@
-// The page of the service: asks /v1, shows what comes. No library, nothing from elsewhere.
+// The service's page: requests /v1 and shows the answers. No library, nothing loaded from elsewhere.
 'use strict';
 
 const $ = (id) => document.getElementById(id);
-const MOST_SEED = 2 ** 31;
-const PLAIN = /^[\x21-\x7e]+$/; // what a header can carry
-let asking = null; // the promise of a token, while the dialog is open
+const SEED_LIMIT = 2 ** 31;
+const PLAIN = /^[\x21-\x7e]+$/; // a token that fits a header
+let asking = null; // the promise of a token while the dialog is open
 let shown = null; // the query whose samples are on the page
-let opened = null; // the sample in the large view
+let opened = null; // the sample in the dialog
 
 // The token lives as long as the tab.
 async function ask(path, options = {}) {
   for (;;) {
     const token = sessionStorage.getItem('token');
-    if (token && !PLAIN.test(token)) { // no header carries it: fetch would throw
+    if (token && !PLAIN.test(token)) { // fetch would throw
       await askForToken(token);
       continue;
     }
@@ -31,13 +31,13 @@ async function ask(path, options = {}) {
   }
 }
 
-// One question for all that wait for a token; refused: the one that was not taken, which another may have replaced.
+// One dialog for all requests that wait for a token. refused: the rejected token, which may have been replaced since.
 function askForToken(refused) {
   if (!asking && sessionStorage.getItem('token') !== refused) return Promise.resolve();
   asking ??= new Promise((resolve) => {
     sessionStorage.removeItem('token');
     $('ask-why').hidden = !refused;
-    $('ask-why').textContent = refused ? 'The service does not take that token.' : '';
+    $('ask-why').textContent = refused ? 'The service does not accept that token.' : '';
     $('ask').addEventListener('close', () => {
       sessionStorage.setItem('token', $('token').value.trim());
       $('token').value = '';
@@ -58,7 +58,7 @@ function isBusy(button) {
   return button.getAttribute('aria-disabled') === 'true';
 }
 
-// Run something that the user asked for, once at a time; the button keeps the keyboard's focus meanwhile.
+// Run an action, one at a time per button; the button keeps the keyboard focus meanwhile.
 async function busy(button, what, work) {
   if (isBusy(button)) return;
   button.setAttribute('aria-disabled', 'true');
@@ -132,9 +132,9 @@ function enlarge(image) {
   opened = image;
   $('large-title').textContent = `${image.label}, seed ${image.seed}`;
   $('large-image').src = image.source;
-  $('large-image').alt = `Generated ${image.label} of seed ${image.seed}`;
+  $('large-image').alt = `Generated ${image.label}, seed ${image.seed}`;
   $('large-verdict').textContent = image.probabilities
-    ? 'The classifier says: ' + Object.entries(image.probabilities).map(([l, p]) => `${l} ${(100 * p).toFixed(1)} %`).join(', ')
+    ? 'Classifier: ' + Object.entries(image.probabilities).map(([l, p]) => `${l} ${(100 * p).toFixed(1)} %`).join(', ')
     : '';
   $('large-download').href = image.source;
   $('large-download').download = `${image.label}-${image.seed}.png`;
@@ -168,11 +168,11 @@ async function morph() {
   URL.revokeObjectURL($('walk-image').src);
   const address = URL.createObjectURL(blob);
   $('walk-image').src = address;
-  $('walk-image').alt = `Generated ${$('label').value} that changes from seed ${$('from').value} to seed ${$('to').value}`;
+  $('walk-image').alt = `Generated ${$('label').value} morphing from seed ${$('from').value} to seed ${$('to').value}`;
   $('walk-download').href = address;
   $('walk-download').download = `${$('label').value}-${$('from').value}-${$('to').value}.webp`;
   $('walk').hidden = false;
-  say('The morph plays below.');
+  say('The morph is playing below.');
 }
 
 async function download(format) {
@@ -184,7 +184,7 @@ async function download(format) {
   link.download = `${values.get('label')}-${values.get('seed')}.${format === 'grid' ? 'png' : format}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
-  say(`${link.download} is on its way.`);
+  say(`Downloading ${link.download}.`);
 }
 
 $('form').addEventListener('submit', (event) => {
@@ -193,7 +193,7 @@ $('form').addEventListener('submit', (event) => {
 });
 $('dice').addEventListener('click', () => {
   if (isBusy($('draw'))) return;
-  $('seed').value = Math.floor(Math.random() * MOST_SEED);
+  $('seed').value = Math.floor(Math.random() * SEED_LIMIT);
   $('form').requestSubmit();
 });
 $('truncation').addEventListener('input', () => { $('truncation-value').value = Number($('truncation').value).toFixed(2); });
@@ -213,4 +213,4 @@ $('morph-from').addEventListener('click', () => morphEnd('from'));
 $('morph-to').addEventListener('click', () => morphEnd('to'));
 $('close').addEventListener('click', () => $('large').close());
 $('ask').addEventListener('cancel', (event) => event.preventDefault());
-busy($('draw'), 'Asking what there is …', draw);
+busy($('draw'), 'Loading …', draw);

@@ -1,4 +1,4 @@
-// The OpenAPI description as a page: routes, parameters, answers.
+// The OpenAPI description as a page: routes, parameters, responses.
 'use strict';
 
 function element(name, text, ...children) {
@@ -28,7 +28,7 @@ function range(schema) {
 }
 
 function table(rows) {
-  const head = element('tr', '', ...['name', 'kind', 'range', 'meaning'].map((text) => element('th', text)));
+  const head = element('tr', '', ...['name', 'type', 'range', 'meaning'].map((text) => element('th', text)));
   const body = rows.map(([name, schema, required, meaning]) => element('tr', '',
     element('td', name + (required ? ' *' : '')), element('td', kind(schema)), element('td', range(schema)), element('td', meaning)));
   const scroll = element('div', '', element('table', '', head, ...body));
