@@ -2,14 +2,14 @@
 
 The mental model:
 
-1. Each shard is read once, by a Ray task anywhere on the cluster, into Ray's object store. All workers of
-   all runs on a node then map the same memory.
-2. `epoch_order` shuffles the photos of an epoch from the run's seed and the epoch's number alone.
+1. A Ray task anywhere in the cluster reads each shard once, into Ray's object store. All workers of all runs on a node
+   then map the same memory.
+2. `epoch_order` shuffles the photos of an epoch from the run's seed and the epoch number alone.
 3. Global batch k is a slice of that order, and each rank takes its rows of the slice.
 
-So the reals of batch k depend on nothing but the seed and k. That is why a run resumed at batch k, on any
-number of workers, sees what it would have seen, which a stream split between workers as they ask for data
-can't promise. A last batch that would be short is left out; another order leaves out other photos.
+So the reals of batch k depend only on the seed and k, and a run resumed at batch k, on any number of workers, sees
+what it would have seen without the interruption. A stream split among workers on demand can't promise that. The last
+batch of an epoch is dropped if it would be short; the next epoch's order drops other photos.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from raygan.data.shards import DataSet, Manifest, ShardFile, Split, read_shard
 from raygan.models.distributed import Share
 from raygan.runtime import cluster
 
-#: Shards that are shuffled together. Enough to mix small sets wholly, few enough to stay in memory.
+#: Shards shuffled together: enough to mix small data sets completely, few enough to stay in memory.
 SHARDS_MIXED = 64
 
-#: Pixels and class numbers of a shard, and of a rank's rows of a batch.
+#: Pixels and class indices of a shard, and of a rank's rows of a batch.
 Block = tuple[np.ndarray, np.ndarray]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos in the object store, in shards.
+    """Photos in the object store, by shard.
 
-    rows: photos of each shard. blocks: object references to pairs of uint8 pixels (n, 3, S, S) and int64
-    class indices (n,), one for each shard.
+    Attributes:
+        rows: number of photos of each shard.
+        blocks: for each shard, a reference to its pixels, uint8 (n, 3, S, S), and class indices, int64 (n,).
     """
 
     rows: tuple[int, ...]
@@ -50,33 +51,34 @@ class Photos:
         return sum(self.rows)
 
     def spread(self, count: int) -> np.ndarray:
-        """Shard and row of up to `count` photos, spread evenly over all: int64 (n, 2), in order."""
+        """Shard and row of up to `count` photos, evenly spread over all of them: int64 (n, 2), in order."""
         numbers = pictures.spread(count, len(self))
         ends = np.cumsum(self.rows)
         shards = np.searchsorted(ends, numbers, side="right")
         return np.stack([shards, numbers - (ends - self.rows)[shards]], 1)
 
     def pixels(self, places: np.ndarray) -> np.ndarray:
-        """A copy (n, 3, S, S) of the pixels of photos given by shard and row (n, 2)."""
+        """A copy of the pixels of photos given by shard and row, (n, 2): uint8 (n, 3, S, S)."""
         blocks = {int(shard): self.block(int(shard))[0] for shard in np.unique(places[:, 0])}
         return np.stack([blocks[int(shard)][row] for shard, row in places])
 
     def block(self, number: int) -> Block:
-        """Pixels (n, 3, S, S) and class numbers (n,) of one shard, mapped, not copied.
+        """Pixels (n, 3, S, S) and class indices (n,) of one shard, mapped, not copied.
 
-        Raises RayganError if it could not be made, or is lost.
+        Raises:
+            RayganError: the shard is unreadable or its block was lost.
         """
         pixels, classes = cluster.fetch(self.blocks[number])
         return pixels, classes
 
 
 def load_photos(data: DataSet, split: Split, label: str | None) -> Photos:
-    """Read a split's shards into the object store, with a progress bar. Raises RayganError on a bad shard."""
+    """Read a split's shards into the object store, with a progress bar. Raises RayganError for an unreadable shard."""
     read = ray.remote(_read).options(num_returns=2)
     parts = [read.remote(data.address, data.manifest, shard, label) for shard in data.shards(split, label)]
     blocks, counts = [block for block, _ in parts], [count for _, count in parts]
     cluster.wait_for(counts, f"reading {split} shards", unit="shard")
-    # Not the blocks themselves, which would come to this node.
+    # Wait for the counts: fetching the blocks would copy them to this node.
     return Photos(tuple(cluster.fetch(counts)), tuple(blocks))
 
 
@@ -86,9 +88,9 @@ def _read(address: str, manifest: Manifest, shard: ShardFile, label: str | None)
 
 
 def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:
-    """Shard number and row of every photo in one epoch's order: int64 (sum(rows), 2), a permutation.
+    """The order of all photos in one epoch, by shard and row: int64 (sum(rows), 2).
 
-    Shards are shuffled, then photos within each group of `SHARDS_MIXED` consecutive shards.
+    Shuffles the shards, then the photos within each group of `SHARDS_MIXED` consecutive shards.
     """
     random = np.random.default_rng([seed, epoch])
     groups = []
@@ -105,9 +107,14 @@ def epoch_order(rows: Sequence[int], seed: int, epoch: int) -> np.ndarray:
 
 
 class BatchStream:
-    """Endless global batches over `photos`, this rank's rows of each.
+    """An endless stream of global batches, of which this rank gets its rows.
 
-    read: a shard by its number, such as `Photos.block`.
+    Args:
+        rows: number of photos of each shard.
+        read: reads a shard by its number, such as `Photos.block`.
+        batch_size: images per global batch.
+        seed: of the order.
+        share: this rank's share of a batch.
     """
 
     def __init__(self, rows: Sequence[int], read: Callable[[int], Block], batch_size: int, seed: int, share: Share):
@@ -116,7 +123,7 @@ class BatchStream:
         self._order: tuple[int, np.ndarray] | None = None
 
     def starting_at(self, batch: int) -> Iterator[Batch]:
-        """Batches `batch`, `batch` + 1, ... as of `fetch`. The next is fetched meanwhile."""
+        """Batches `batch`, `batch` + 1, and so on, each fetched while the one before is in use."""
         with ThreadPoolExecutor(1) as fetcher:
             following = fetcher.submit(self.fetch, batch)
             while True:
@@ -126,14 +133,14 @@ class BatchStream:
                 yield current
 
     def fetch(self, batch: int) -> Batch:
-        """This rank's rows of global batch `batch`: uint8 pixels (n, 3, S, S) and int64 class numbers (n,)."""
+        """This rank's rows of global batch `batch`: pixels, uint8 (n, 3, S, S), and class indices, int64 (n,)."""
         epoch, position = divmod(batch, self.batches_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(self.rows, self.seed, epoch)
         start = position * self.batch_size
         photos = self._order[1][start : start + self.batch_size][self.share.rows(self.batch_size)]
         blocks = {int(shard): self.read(int(shard)) for shard in np.unique(photos[:, 0])}
-        # numpy arrays from the object store are read-only; stacking copies just the rows of this batch.
+        # Arrays from the object store are read-only; stacking copies only the rows of this batch.
         pixels = np.stack([blocks[int(shard)][0][row] for shard, row in photos])
         classes = np.array([blocks[int(shard)][1][row] for shard, row in photos], np.int64)
         return torch.from_numpy(pixels), torch.from_numpy(classes)

@@ -1,13 +1,13 @@
-"""Chunks: what `prepare` knows of a few hundred photos, on disk between its passes.
+"""Chunks: what `prepare` knows about a few hundred photos, on disk between its passes.
 
-A chunk is one Parquet file in the work folder: a row of `RECORD` for each photo of a slice of the listing,
-in the listing's order, plus its square of pixels if it was decoded, its feature vector if outliers are
-looked for, and for some photos the map that variation is measured from. Records are read without the pixels, so
-decisions over millions of photos need a few hundred bytes of memory for each.
+A chunk is one Parquet file in the work folder. It has a row of `RECORD` for each photo of a slice of the listing, in
+the listing's order, plus the square of pixels if the photo was decoded, a feature vector if outliers are filtered, and
+for some photos the layout map that variation is measured from. Records are read without the pixels, so a decision
+over millions of photos takes a few hundred bytes of memory per photo.
 
-A chunk's name holds a digest of all that its content depends on: the photos' names, sizes and times, and the
-settings that touch pixels. So a chunk that is there is right, whichever run wrote it, and a run that was
-killed goes on from its chunks.
+A chunk's name includes a digest of everything its content depends on: the photos' names, sizes and times, and the
+settings that affect pixels and verdicts. An existing chunk is therefore correct whichever run wrote it, and a killed
+run resumes from its chunks.
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ import pyarrow.parquet as pq
 
 from raygan.data import faces, outliers, variation
 from raygan.data.decode import Fit, looks_like_image
-from raygan.data.filters import Limits, Photo, judge, look
-from raygan.data.sources import Source, columns, image_bytes, is_image_name, shown
+from raygan.data.examine import judge, look
+from raygan.data.filters import Photo, Rules
+from raygan.data.labels import columns, is_image_name
+from raygan.data.sources import Source, image_bytes, shown
 from raygan.errors import RayganError, first_line
 from raygan.runtime.storage import parent, resolve, write_bytes
 
-#: Raise when the content of chunks changes for the same settings, so that older ones aren't taken up.
+#: Increment when the content of chunks changes for the same settings: older chunks are then ignored.
 VERSION = 2
 
-#: Side in pixels of the square that the feature network looks at, whatever the size of the shards' images:
-#: at 64 px it would take many more faces for outliers.
+#: Side in px of the square given to the feature network, whatever the size of the shards' images: at 64 px, many
+#: more faces would count as outliers.
 LARGE = 128
 
-#: Photos of a chunk whose layout is looked at. Variation is the same over an eighth of a class as over all.
+#: Photos of a chunk that get a layout map. An eighth of a class gives the same variation as all of it.
 SURVEYED = 64
 
 RECORD = pa.schema(
     [
         ("source", pa.int32()),  # index of the input
-        ("path", pa.string()),  # relative to its input, as text
+        ("path", pa.string()),  # relative to the input, as text
         ("label", pa.string()),
         ("bytes", pa.int64()),  # size of the encoded photo
-        ("ignored", pa.bool_()),  # no image at all, and not named like one
-        ("reason", pa.string()),  # why it is rejected; null if it isn't (yet)
-        ("score", pa.float64()),  # what the reason is about; null where there is no measure
+        ("ignored", pa.bool_()),  # neither an image nor named like one
+        ("reason", pa.string()),  # why the photo is rejected; null if it isn't (yet)
+        ("score", pa.float64()),  # the measure behind the reason; null if there is none
         ("detail", pa.string()),
-        ("width", pa.int32()),  # px, 0 if not an image
+        ("width", pa.int32()),  # px; 0 if not an image
         ("height", pa.int32()),  # px
-        ("brightness", pa.float32()),  # mean grey level, 0 to 255
-        ("contrast", pa.float32()),  # standard deviation of grey levels, 0 to 127
+        ("brightness", pa.float32()),  # mean gray level, 0 to 255
+        ("contrast", pa.float32()),  # standard deviation of gray levels, 0 to 127
         ("sharpness", pa.float32()),
         ("hash", pa.string()),  # of the pixels; empty if not decoded
         ("phash", pa.binary()),  # 8 bytes; empty if not decoded
@@ -66,20 +68,23 @@ RECORD = pa.schema(
 class PixelSettings:
     """The settings that a chunk's content depends on.
 
-    size: px. max_bytes: of an encoded photo. network: feature network, or None for no feature vectors.
-    detector: file of the face detector, or None to take whole photos.
+    Attributes:
+        size: side of the squares, in px.
+        fit: crop to the center square, or pad.
+        rules: the filters in use on single photos.
+        network: feature network; None for no feature vectors.
+        detector: face detector, see `raygan.data.faces.load_detector`; None to keep whole photos.
     """
 
     size: int
     fit: Fit
-    limits: Limits
-    max_bytes: float
-    network: str | None
+    rules: Rules
+    network: str | None = None
     detector: str | None = None
 
 
 def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
-    """The file name of a chunk of the listing: its place and a digest of what it depends on."""
+    """The file name of a chunk: its number, and a digest of everything its content depends on."""
     roots = [(source.root, source.image_column) for source in sources]
     digest = hashlib.sha256(f"{VERSION}|{settings}|{roots}".encode())
     digest.update(digest_of(photos))
@@ -87,7 +92,7 @@ def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: 
 
 
 def digest_of(photos: pa.Table) -> bytes:
-    """SHA-256 over a part of a listing: names, rows, sizes, times and labels."""
+    """SHA-256 of a slice of a listing: names, rows, sizes, times and labels."""
     digest = hashlib.sha256()
     for row in zip(*(photos[name].to_pylist() for name in photos.schema.names), strict=True):
         digest.update(repr(row).encode())
@@ -95,20 +100,24 @@ def digest_of(photos: pa.Table) -> bytes:
 
 
 def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> pa.Table:
-    """Read, decode and judge a slice of the listing: a table of `RECORD` plus `image`.
+    """Read, decode and judge a slice of the listing.
 
-    Raises RayganError if an input as a whole has vanished; a single file that vanished is unreadable.
+    Returns:
+        A table of `RECORD` plus the columns `image`, `features` and `layout`.
+
+    Raises:
+        RayganError: a whole input has vanished. (A single file that has vanished is unreadable.)
     """
     rows = photos.to_pylist()
-    contents = _contents(rows, sources, settings.max_bytes)
+    contents = _contents(rows, sources, settings.rules)
     ignored, sizes, seen = [], [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of odd metadata, which doesn't matter for the pixels
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata, which doesn't affect the pixels
         for row, content in zip(rows, contents, strict=True):
             ignored.append(content is None)
             sizes.append(len(content) if isinstance(content, bytes) else row["size"])
-            seen.append(_looked_at(content, settings))
-    judged = judge(seen, settings.limits)
+            seen.append(_look(content, settings))
+    judged = judge(seen, settings.rules)
     taken = ("reason", "score", "detail", "width", "height", "brightness", "contrast", "sharpness", "hash", "phash")
     columns = {
         "source": photos["source"],
@@ -130,37 +139,37 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
 
 
 def write_chunk(address: str, table: pa.Table) -> None:
-    """Write a chunk whole or not at all. Raises RayganError if the place can't be written."""
+    """Write a chunk atomically. Raises RayganError if the address can't be written."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=["label"], write_statistics=False)
     write_bytes(address, sink.getvalue())
 
 
 def read_records(addresses: Sequence[str]) -> pa.Table:
-    """The records of all chunks, in order, without pixels. Raises RayganError if a chunk is damaged."""
+    """The records of these chunks, in order, without pixels. Raises RayganError if a chunk is damaged."""
     tables = [_read(address, RECORD.names) for address in addresses]
     return pa.concat_tables(tables).combine_chunks() if tables else RECORD.empty_table()
 
 
 def read_pixels(address: str, rows: np.ndarray) -> np.ndarray:
-    """Pixels (n, S, S, 3) uint8 of some rows of a chunk, which all have them, in the order of `rows`."""
+    """Pixels of the given rows of a chunk, all of which must have some: uint8 (n, S, S, 3), in the order of `rows`."""
     return _pixels(_read(address, ["image"]), rows)
 
 
 def read_photos(address: str, rows: np.ndarray) -> tuple[np.ndarray, pa.Table]:
-    """Pixels as `read_pixels` has them, and the columns `label`, `path` and `hash` of the same rows."""
+    """Pixels, as from `read_pixels`, and the columns `label`, `path` and `hash` of the same rows."""
     table = _read(address, ["image", "label", "path", "hash"])
     return _pixels(table, rows), table.drop_columns(["image"]).take(pa.array(rows))
 
 
 def read_features(address: str, rows: np.ndarray) -> np.ndarray:
-    """Feature vectors (n, DIM) float16 of some rows of a chunk, which all have them, in the order of `rows`."""
+    """Feature vectors of the given rows of a chunk, all of which must have one: float16 (n, DIM), in that order."""
     vectors = _read(address, ["features"])["features"].take(pa.array(rows))
     return np.frombuffer(b"".join(vectors.to_pylist()), np.float16).reshape(-1, outliers.DIM)
 
 
 def read_layouts(address: str, rows: np.ndarray) -> np.ndarray:
-    """Layout maps (m, LENGTH) float32 of those rows of a chunk that have one."""
+    """Layout maps of those of the given rows that have one: float32 (m, LENGTH)."""
     maps = _read(address, ["layout"])["layout"].take(pa.array(rows)).drop_null()
     return np.frombuffer(b"".join(maps.to_pylist()), np.float32).reshape(-1, variation.LENGTH)
 
@@ -171,7 +180,7 @@ def _read(address: str, names: Sequence[str]) -> pa.Table:
         return pq.read_table(path, columns=list(names), filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise RayganError(
-            f"cannot read {address}: {first_line(error)}; remove {parent(address)} and start again"
+            f"cannot read {address}: {first_line(error)}; delete {parent(address)} and run the job again"
         ) from None
 
 
@@ -186,27 +195,26 @@ def _pixels(table: pa.Table, rows: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------- from the listing to bytes
 
-#: A photo's bytes; or the verdict on a photo that isn't read; or None for a file that is no photo.
+#: A photo's bytes; a verdict, if the photo was not read; or None for a file that is not a photo.
 _Content = bytes | Photo | None
 
 
-def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], max_bytes: float) -> Iterator[_Content]:
+def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], rules: Rules) -> Iterator[_Content]:
     for (number, path, is_row), group in groupby(rows, lambda row: (row["source"], row["path"], row["row"] >= 0)):
         if is_row:
             numbers = [row["row"] for row in group]
             yield from _row_contents(sources[number], path, numbers[0], len(numbers))
         else:
-            yield from (_file_content(sources[number], row, max_bytes) for row in group)
+            yield from (_file_content(sources[number], row, rules) for row in group)
 
 
-def _file_content(source: Source, row: dict[str, Any], max_bytes: float) -> _Content:
+def _file_content(source: Source, row: dict[str, Any], rules: Rules) -> _Content:
     path = row["path"]
     try:
         if not is_image_name(shown(path)) and not looks_like_image(source.read(path, 16)):
             return None
-        if row["size"] > max_bytes:
-            return Photo("too_large", row["size"] / 1e6, "megabytes")
-        return source.read(path)
+        objection = rules.objection(lambda each: each.of_file(row["size"], rules.limits))
+        return Photo(**objection) if objection else source.read(path)
     except OSError as error:
         _still_there(source)
         gone = isinstance(error, FileNotFoundError)
@@ -214,7 +222,7 @@ def _file_content(source: Source, row: dict[str, Any], max_bytes: float) -> _Con
 
 
 def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterator[_Content]:
-    """Contents of consecutive rows of a Parquet file, reading only the row groups that hold them."""
+    """Contents of consecutive rows of a Parquet file; reads only the row groups with these rows."""
     done = 0
     try:
         with source.parquet(path) as parquet:
@@ -233,7 +241,7 @@ def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterat
 
 
 def _row_groups(metadata: pq.FileMetaData, first: int, count: int) -> tuple[list[int], int]:
-    """The row groups that hold the rows from `first`, and the rows to skip at the start of them."""
+    """The row groups with `count` rows from `first`, and how many rows to skip at their start."""
     groups: list[int] = []
     skip, start = 0, 0
     for number in range(metadata.num_row_groups):
@@ -253,23 +261,23 @@ def _still_there(source: Source) -> None:
         there = False
     if not there:
         raise RayganError(
-            f"--input: {source.address} vanished while it was read; the same command goes on when it is back"
+            f"--input: {source.address} vanished while it was being read; once it is back, the same command resumes"
         )
 
 
 # ---------------------------------------------------------------- from bytes to records
 
 
-def _looked_at(content: _Content, settings: PixelSettings) -> Photo:
+def _look(content: _Content, settings: PixelSettings) -> Photo:
     if not isinstance(content, bytes):
         return content or Photo()
     large = LARGE if settings.network else None
     cut_face = faces.load_detector(settings.detector) if settings.detector else None
-    return look(content, settings.size, settings.fit, settings.limits, large=large, cut_face=cut_face)
+    return look(content, settings.size, settings.fit, settings.rules, large=large, cut_face=cut_face)
 
 
 def _images(pictures: Sequence[np.ndarray | None], size: int) -> pa.Array:
-    """Pictures (size, size, 3) as a column of fixed-size binaries, null where there is none."""
+    """Pictures (size, size, 3) as a column of fixed-size binaries; null for None."""
     there = np.array([picture is not None for picture in pictures])
     data = np.zeros((len(pictures), size * size * 3), np.uint8)
     for row, picture in zip(data, pictures, strict=True):
@@ -280,7 +288,7 @@ def _images(pictures: Sequence[np.ndarray | None], size: int) -> pa.Array:
 
 
 def _layouts(photos: Sequence[Photo]) -> list[bytes | None]:
-    """Layout maps of up to `SURVEYED` photos that aren't rejected: those with the smallest hashes."""
+    """Layout maps of up to `SURVEYED` photos that aren't rejected: those with the smallest hashes; None for others."""
     good = {n: photo.pixels for n, photo in enumerate(photos) if photo.pixels is not None and not photo.reason}
     chosen = sorted(good, key=lambda number: photos[number].hash)[:SURVEYED]
     maps: list[bytes | None] = [None] * len(photos)
@@ -292,7 +300,7 @@ def _layouts(photos: Sequence[Photo]) -> list[bytes | None]:
 
 
 def _vectors(pictures: Sequence[np.ndarray | None], network: str | None) -> list[bytes | None]:
-    """The stored feature vector of each picture that is there."""
+    """The feature vector of each picture, as stored; None for None."""
     there = {number: picture for number, picture in enumerate(pictures) if picture is not None}
     vectors: list[bytes | None] = [None] * len(pictures)
     if network and there:

@@ -1,6 +1,6 @@
-"""Bytes of any image file to upright 8-bit RGB pixels, and those to a square of a given size.
+"""From the bytes of any image file to upright 8-bit RGB pixels, and on to a square of a given size.
 
-Sizes are checked from the header before a pixel is decoded, so a decompression bomb costs nothing.
+The header is read before any pixel is decoded, so a caller can turn down a decompression bomb at no cost.
 """
 
 from __future__ import annotations
@@ -16,21 +16,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Fit = Literal["crop", "pad"]
 
-#: Formats that are decoded, where Pillow was built with them. EPS, for one, is not among them: Pillow would
-#: start Ghostscript for it.
+#: Formats that are decoded, if Pillow was built with them. Others are left out on purpose: for EPS, Pillow would
+#: start Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
 
-#: First bytes of those formats that have a signature (WebP and AVIF have theirs further in).
+#: First bytes of the formats that start with a signature (those of WebP and AVIF come later).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
 
-class Unreadable(Exception):  # noqa: N818 - a verdict on a photo, not a fault of the program
-    """The bytes are no image, or a damaged one. The message says which."""
+class Unreadable(Exception):  # noqa: N818 - a verdict on a photo, not a program error
+    """The bytes are not an image, or a damaged one. The message says which."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself before decoding. width, height: pixels as stored."""
+    """What a file says about itself before decoding.
+
+    Attributes:
+        image: not decoded yet.
+        width, height: px, as stored.
+    """
 
     image: Image.Image
     width: int
@@ -43,12 +48,12 @@ class Header:
 
     @property
     def aspect(self) -> float:
-        """Long side over short side, from 1."""
+        """Long side over short side, at least 1."""
         return max(self.width, self.height) / max(1, min(self.width, self.height))
 
 
 def looks_like_image(start: bytes) -> bool:
-    """Whether a file's first bytes (at least 16) are those of an image format."""
+    """Whether a file's first bytes (at least 16) are those of an image."""
     riff = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
     isobmff = start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1")
     return start.startswith(_SIGNATURES) or riff or isobmff
@@ -56,7 +61,7 @@ def looks_like_image(start: bytes) -> bool:
 
 def read_header(data: bytes) -> Header:
     """Open an image without decoding it. Raises Unreadable."""
-    # Pillow's own size limit is set aside because the caller compares the header with a limit of its own.
+    # Turns off Pillow's own size limit: the caller has a limit of its own.
     Image.MAX_IMAGE_PIXELS = None
     if not data:
         raise Unreadable("empty file")
@@ -64,7 +69,7 @@ def read_header(data: bytes) -> Header:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
         raise Unreadable(_not_an_image(data)) from None
-    except Exception as error:  # Pillow's readers raise whatever damaged bytes make them raise
+    except Exception as error:  # damaged bytes can make Pillow raise anything
         raise Unreadable(f"damaged header: {error}") from None
     return Header(image, *image.size)
 
@@ -72,20 +77,20 @@ def read_header(data: bytes) -> Header:
 def decode(header: Header) -> Image.Image:
     """The first frame as upright RGB. Raises Unreadable if the file is damaged.
 
-    Orientation is applied, transparency is laid on white, 16-bit and floating-point grey is brought to 8 bits.
+    Applies the orientation, puts white behind transparent pixels, and reduces 16-bit and floating-point gray to 8 bits.
     """
     try:
         header.image.load()
         return _to_rgb(_upright(header.image))
-    except Exception as error:  # as above
+    except Exception as error:  # see above
         raise Unreadable(str(error) or type(error).__name__) from None
 
 
 def to_square(photo: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """An RGB square of `size` pixels: the centre of the photo, or all of it on black.
+    """An RGB square of `size` px: the center of the photo, or all of it on black.
 
-    Bicubic with antialiasing, as "On Aliased Resizing and Surprising Subtleties in GAN Evaluation" (Parmar et
-    al. 2022, clean-FID) finds right: Pillow widens the filter with the scale.
+    Bicubic with antialiasing (Pillow widens the filter with the scale), as recommended by "On Aliased Resizing and
+    Surprising Subtleties in GAN Evaluation" (Parmar et al. 2022, clean-FID).
     """
     if fit == "crop":
         return ImageOps.fit(photo, (size, size), Image.Resampling.BICUBIC)
@@ -93,7 +98,7 @@ def to_square(photo: Image.Image, size: int, fit: Fit) -> Image.Image:
 
 
 def pixel_hash(photo: Image.Image) -> str:
-    """SHA-256 in hex of an RGB photo's size and pixels: equal for equal pixels in any file format."""
+    """SHA-256 in hex of an RGB photo's size and pixels: the same pixels give the same hash in any file format."""
     digest = hashlib.sha256(f"{photo.width}x{photo.height}:".encode())
     digest.update(photo.tobytes())
     return digest.hexdigest()
@@ -107,10 +112,10 @@ def _formats() -> tuple[str, ...]:
 
 def _upright(image: Image.Image) -> Image.Image:
     if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
-        return image  # the common case; to find out the long way takes a tenth of the whole decoding
+        return image  # the common case; exif_transpose would take a tenth of the decoding time to find out
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing of the pixels, which are fine
+    except Exception:  # EXIF data is damaged, but the pixels are fine
         return image
 
 
@@ -118,7 +123,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _from_deep_grey(image)
+        return _from_deep_gray(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -126,14 +131,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: 0 to 65535 is the range, unless the values say it can't be."""
+def _from_deep_gray(image: Image.Image) -> Image.Image:
+    """Gray of more than 8 bits: the range is 0 to 65535, unless the values show that it can't be."""
     values = np.asarray(image, dtype=np.float32)
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535 or (image.mode == "F" and high <= 1):
         values = (values - low) / max(high - low, 1e-6) * 65535
-    grey = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
-    return grey.convert("RGB")
+    gray = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
+    return gray.convert("RGB")
 
 
 def _not_an_image(data: bytes) -> str:

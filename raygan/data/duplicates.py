@@ -1,8 +1,7 @@
-"""The filters that compare photos with each other: duplicates, near-duplicates; and the split.
+"""Comparing photos with each other: duplicates, near-duplicates, and the split.
 
-They decide from a few bytes for each photo (hashes, sizes), never from pixels, so a data set of millions is
-judged in one process (`Verdicts`). Everything here is a pure function of content and paths, whatever the order
-of tasks.
+Decisions take a few bytes per photo (hashes, sizes) and no pixels, so one process can judge a data set of millions
+(`Verdicts`). Everything here is a pure function of content and paths; the order of tasks doesn't matter.
 """
 
 from __future__ import annotations
@@ -17,14 +16,16 @@ from scipy.sparse.csgraph import connected_components
 
 from raygan.data.shards import Split
 
-#: Hashes that are looked up at a time: bounds the memory of the answer.
+#: Hashes looked up at a time; bounds the memory of the answer.
 _QUERIES = 20_000
 
 
 class Verdicts:
-    """The verdicts on all photos while they are found, by the photos' indices in the records.
+    """The verdicts on all photos so far, by the photos' indices in the records.
 
-    records: see `raygan.data.chunks`. alive: which photos no filter has objected to.
+    Attributes:
+        records: see `raygan.data.chunks`.
+        alive: bool (n,), whether no filter has rejected the photo so far.
     """
 
     def __init__(self, records: pa.Table):
@@ -41,7 +42,7 @@ class Verdicts:
         self.alive = np.array([h != "" for h in self.hashes]) & np.array([r is None for r in self.reasons])
 
     def reject(self, index: int, reason: str, score: float, same_as: int | None = None) -> None:
-        """Reject a photo, because of another one where there is one."""
+        """Reject a photo, possibly because of another one."""
         self.reasons[index], self.scores[index], self.alive[index] = reason, score, False
         if same_as is not None:
             self.partners[index] = same_as
@@ -51,14 +52,14 @@ class Verdicts:
             )
 
     def reject_duplicates(self) -> None:
-        """Reject photos whose pixels are another's."""
+        """Reject photos with the same pixels as another."""
         chosen = np.flatnonzero(self.alive)
         same = duplicates([self.hashes[i] for i in chosen], self.ranks[chosen])
         for index, other in zip(chosen[same >= 0], chosen[same[same >= 0]], strict=True):
             self.reject(int(index), "duplicate", 0.0, int(other))
 
     def close_pairs(self, distance: int, *, all_pairs: bool = True) -> np.ndarray:
-        """Pairs that are alive and nearly the same, as `close_pairs` or else `close_links` of this module has them."""
+        """Pairs of near-duplicates that are alive: all, from `close_pairs`, or few, from `close_links`."""
         chosen = np.flatnonzero(self.alive)
         phashes = [self.records["phash"][int(i)].as_py() for i in chosen]
         find = close_pairs if all_pairs else close_links
@@ -67,19 +68,19 @@ class Verdicts:
         return pairs
 
     def reject_near_duplicates(self, pairs: np.ndarray) -> np.ndarray:
-        """Reject near-duplicates; the pairs of which both are still kept: none."""
+        """Reject near-duplicates. Returns the pairs with both photos still kept: none."""
         repeats, bits = near_duplicates(pairs, self.ranks)
         for index in np.flatnonzero(repeats >= 0):
             self.reject(int(index), "near_duplicate", float(bits[index]), int(repeats[index]))
         return pairs[:0]
 
     def alive_by_label(self) -> dict[str, np.ndarray]:
-        """Indices of the photos of each label that are alive."""
+        """Indices of each label's photos that are alive."""
         labels = np.array(self.labels, dtype=object)
         return {label: np.flatnonzero(self.alive & (labels == label)) for label in sorted(set(self.labels))}
 
     def reject_outliers(self, indices: np.ndarray, scores: np.ndarray, threshold: float) -> int:
-        """Reject the photos whose score is above the threshold; how many they are."""
+        """Reject the photos that score above the threshold. Returns their number."""
         far = np.flatnonzero(scores > threshold)
         for place in far:
             self.reject(int(indices[place]), "outlier", float(scores[place]))
@@ -87,10 +88,15 @@ class Verdicts:
         return len(far)
 
     def table(self, pairs: np.ndarray, validation: float) -> pa.Table:
-        """The records with the verdicts in them, a column `split` that is null for photos not kept, and a column
-        `partner`: the index of the kept photo that a duplicate or near-duplicate repeats.
+        """The records with verdicts.
 
-        pairs: near-duplicates (columns 0 and 1) that are alive and mustn't be parted. validation: share, 0 to 1.
+        Args:
+            pairs: near-duplicates (columns 0 and 1) that are alive and must share a split.
+            validation: share of photos to hold out, 0 to 1.
+
+        Returns:
+            The records with final reasons, scores and details, and two more columns: `split`, null for rejected
+            photos, and `partner`, the index of the kept photo that a duplicate or near-duplicate repeats.
         """
         chosen = np.flatnonzero(self.alive)
         place = np.full(len(self.alive), -1)
@@ -112,9 +118,9 @@ class Verdicts:
 
 
 def preference(paths: Sequence[str], areas: np.ndarray) -> np.ndarray:
-    """Rank of each photo, 0 for the one to keep first: more pixels, then the shorter path, then by name.
+    """Rank of each photo, 0 for the most preferred: by more pixels, then shorter path, then path.
 
-    The shorter path goes first because a copy's name is the longer one ("photo copy.jpg").
+    Shorter paths win because copies have longer names ("photo copy.jpg").
     """
     lengths = np.array([len(path) for path in paths])
     order = np.lexsort((np.array(paths, dtype=object), lengths, -areas))
@@ -124,7 +130,7 @@ def preference(paths: Sequence[str], areas: np.ndarray) -> np.ndarray:
 
 
 def duplicates(hashes: Sequence[str], ranks: np.ndarray) -> np.ndarray:
-    """For each photo the index of the photo whose pixels it repeats, or -1: int64 (n,)."""
+    """For each photo, the index of the photo it is an exact copy of, or -1: int64 (n,)."""
     best: dict[str, int] = {}
     for index in np.argsort(ranks):
         best.setdefault(hashes[index], int(index))
@@ -133,13 +139,18 @@ def duplicates(hashes: Sequence[str], ranks: np.ndarray) -> np.ndarray:
 
 
 def close_pairs(phashes: np.ndarray, distance: int) -> np.ndarray:
-    """Pairs of photos whose perceptual hashes differ in at most `distance` bits: int64 (pairs, 3).
+    """All pairs of photos whose perceptual hashes differ in few bits.
 
-    phashes: uint8 (n, 8). Columns of the answer: index, larger index, differing bits.
+    An index over four 16-bit bands of the hash finds all of them: hashes that differ in d bits differ in at most
+    d // 4 bits in at least one band. A photo is compared only with the few that share a band with it, so the cost
+    grows nearly linearly up to millions of photos; comparing all pairs would grow quadratically.
 
-    An index over four 16-bit bands of the hash finds them all: hashes that differ in d bits differ in at most
-    d // 4 of at least one band. The cost per photo is that of the few photos which share a band with it, so it
-    grows nearly linearly to millions, where all pairs would grow with the square.
+    Args:
+        phashes: uint8 (n, 8).
+        distance: most differing bits, 0 to 15.
+
+    Returns:
+        int64 (pairs, 3): index, larger index, differing bits.
     """
     if len(phashes) < 2:
         return np.empty((0, 3), np.int64)
@@ -157,9 +168,9 @@ def close_pairs(phashes: np.ndarray, distance: int) -> np.ndarray:
 
 
 def close_links(phashes: np.ndarray, distance: int) -> np.ndarray:
-    """As few pairs as connect what `close_pairs` connects: of equal hashes each is paired with the next only.
+    """Fewer pairs that connect the same photos as `close_pairs`: equal hashes form a chain.
 
-    A photo that is there a hundred times has 4,950 pairs with itself.
+    A photo that occurs a hundred times would give 4,950 pairs.
     """
     hashes, first, which = np.unique(phashes, axis=0, return_index=True, return_inverse=True)
     links = close_pairs(np.ascontiguousarray(hashes), distance)
@@ -171,10 +182,10 @@ def close_links(phashes: np.ndarray, distance: int) -> np.ndarray:
 
 
 def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each photo the index of the kept photo it nearly repeats, or -1, and the bits they differ in.
+    """For each photo, the index of the kept photo it nearly repeats, or -1, and the bits in which they differ.
 
-    Photos are taken by preference; each is kept unless it is close to one kept already. So no two kept photos
-    are a pair, and a chain of small steps doesn't drag in photos that look different.
+    In order of preference, a photo is kept unless it is close to one already kept. So no two kept photos are a pair,
+    and a chain of small steps doesn't reject photos that look different.
     """
     count = len(ranks)
     repeats, bits = np.full(count, -1, np.int64), np.zeros(count, np.int64)
@@ -192,10 +203,13 @@ def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, n
 
 
 def split(hashes: Sequence[str], pairs: np.ndarray, validation: float) -> list[Split]:
-    """Each photo's split, from its content hash alone: files added or renamed move nobody.
+    """Each photo's split, from its content hash: adding or renaming files moves no other photo.
 
-    pairs: near-duplicates that are both kept (none if that filter is on): photos so connected go where the
-    smallest hash among them goes. validation: share of photos, 0 to 1.
+    Args:
+        hashes: of the kept photos, in hex.
+        pairs: near-duplicates that are both kept (none if that filter is on). Connected photos go where the smallest
+            of their hashes goes.
+        validation: share of photos to hold out, 0 to 1.
     """
     count = len(hashes)
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))

@@ -1,19 +1,19 @@
-"""Faces cut out of whole photos by a detector that the user points to.
+"""Crops photos to faces, with a detector chosen by the user.
 
-Two kinds of files are understood. The packages that run them are the extra ``pip install 'raygan[faces]'``:
+Two kinds of detector files are supported; the packages that run them come with ``pip install 'raygan[faces]'``:
 
-    .xml   a cascade of OpenCV 4, such as haarcascade_frontalcatface_extended.xml
-    .onnx  a YOLO detector as Ultralytics exports it: input (1, 3, H, W) RGB from 0 to 1; output (1, 4 + classes,
-           boxes) of centre, size and scores, or with its own suppression (1, boxes, 6) of corners, score, class
+    .xml   an OpenCV 4 cascade; the default is the one for cats that comes with OpenCV
+    .onnx  a YOLO detector as exported by Ultralytics: input (1, 3, H, W) RGB from 0 to 1; output (1, 4 + classes,
+           boxes) of center, size and scores, or, with built-in suppression, (1, boxes, 6) of corners, score and class
 
-The most certain (cascades: the largest) face of a photo is cut out as a square with some margin.
+The most confident detection (with cascades, the largest) is cropped as a square with a margin.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -21,43 +21,71 @@ from PIL import Image
 
 from raygan.errors import ConfigurationError, first_line
 
-#: Side of the cut over the longer side of the box: ears and chin belong to a face.
+#: The default detector: a cascade in OpenCV's own data folder. Known by its name, since that folder differs by node.
+CAT_CASCADE = "haarcascade_frontalcatface_extended.xml"
+
+#: Labels, normalized, that the default detector is no use for.
+_DOGS = frozenset({"dog", "puppy", "hound"})
+
+#: Side of the crop over the longer side of the box: ears and chin are part of a face.
 MARGIN = 1.3
 
-#: Least score of an ONNX detector's box.
+#: Lowest accepted score of an ONNX detector's box.
 CERTAIN = 0.4
 
-_WHERE = (
-    "OpenCV 4 has cascades of cat faces, https://github.com/opencv/opencv/tree/4.x/data/haarcascades "
-    "(haarcascade_frontalcatface_extended.xml); for dogs, export a YOLO detector that knows their faces to ONNX"
-)
+_FOR_DOGS = "for dogs, give --detector, such as a YOLO detector of dog faces exported to ONNX"
 
 Cutter = Callable[[Image.Image], Image.Image | None]
 _Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
 
-def check_detector(path: str | None) -> None:
-    """Raise ConfigurationError, with the way out, unless the file is there and can be run here."""
+def check_detector(path: str | None, labels: Collection[str]) -> None:
+    """Fail early, with advice, if faces can't be found.
+
+    Args:
+        path: the detector's file; None for the default.
+        labels: of the photos.
+
+    Raises:
+        ConfigurationError: the file doesn't exist or can't be loaded here, or there is no default for these labels.
+    """
+    if path is None and (dogs := sorted(_DOGS & set(labels))):
+        raise ConfigurationError(f"--crop-faces: OpenCV has no cascade for the label {dogs[0]}: {_FOR_DOGS}")
+    if path is not None and not os.path.isfile(path):
+        raise ConfigurationError(
+            f"--detector: {path} does not exist. Without --detector, OpenCV's cascade for cats is used; {_FOR_DOGS}"
+        )
+    load_detector(detector(path))
     if path is None:
-        raise ConfigurationError(f"--crop-faces needs a face detector: give its file with --detector. {_WHERE}")
-    if not os.path.isfile(path):
-        raise ConfigurationError(f"--detector: {path} does not exist. {_WHERE}")
-    load_detector(os.path.abspath(path))
+        print(f"faces are found with OpenCV's cascade for cats, {CAT_CASCADE}")
+
+
+def detector(path: str | None) -> str:
+    """The detector as `load_detector` takes it on any node."""
+    return CAT_CASCADE if path is None else os.path.abspath(path)
 
 
 @functools.lru_cache(maxsize=1)
 def load_detector(path: str) -> Cutter:
-    """A function from a photo to its face, or None if it has none. Raises ConfigurationError."""
+    """A function that crops a photo to its face, or returns None if it finds none.
+
+    Args:
+        path: an absolute path, or `CAT_CASCADE`.
+
+    Raises:
+        ConfigurationError: the detector can't be loaded; the message says why, or what to install.
+    """
+    flag = "--crop-faces" if path == CAT_CASCADE else f"--detector: {path}"
     kinds = {".xml": _cascade, ".onnx": _onnx}
     kind = os.path.splitext(path)[1].lower()
     if kind not in kinds:
-        raise ConfigurationError(f"--detector: {path} is neither a cascade (.xml) nor an ONNX model (.onnx)")
+        raise ConfigurationError(f"{flag} is neither a cascade (.xml) nor an ONNX model (.onnx)")
     try:
         find = kinds[kind](path)
     except ImportError as error:
-        raise ConfigurationError(f"--detector: {error.name} is missing: pip install 'raygan[faces]'") from None
-    except Exception as error:  # both libraries have exceptions of their own
-        raise ConfigurationError(f"--detector: {path} cannot be loaded: {first_line(error)}") from None
+        raise ConfigurationError(f"{flag} needs {error.name}: pip install 'raygan[faces]'") from None
+    except Exception as error:  # OpenCV and ONNX Runtime have exceptions of their own
+        raise ConfigurationError(f"{flag} cannot be loaded: {first_line(error)}") from None
 
     def cut(photo: Image.Image) -> Image.Image | None:
         box = find(photo)
@@ -67,7 +95,7 @@ def load_detector(path: str) -> Cutter:
 
 
 def square(box: _Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """The square about a box, `MARGIN` times as large, moved and shrunk to lie within the photo."""
+    """The square around a box, `MARGIN` times as large, shifted and shrunk to fit into the photo."""
     left, top, right, bottom = box
     side = round(min(MARGIN * max(right - left, bottom - top), width, height))
     x = round(min(max((left + right - side) / 2, 0), width - side))
@@ -79,15 +107,15 @@ def _cascade(path: str) -> Callable[[Image.Image], _Box | None]:
     import cv2
 
     if not hasattr(cv2, "CascadeClassifier"):
-        raise ImportError("OpenCV 5 runs no cascades", name="opencv-python-headless<5")
+        raise ImportError(name=f"OpenCV 4 (OpenCV {cv2.__version__} has no cascades)")
     cv2.setNumThreads(1)
-    cascade = cv2.CascadeClassifier(path)
+    cascade = cv2.CascadeClassifier(os.path.join(cv2.data.haarcascades, path) if path == CAT_CASCADE else path)
     if cascade.empty():
-        raise ValueError("it is no cascade")
+        raise ValueError("not a cascade")
 
     def find(photo: Image.Image) -> _Box | None:
-        grey = cv2.equalizeHist(np.asarray(photo.convert("L")))
-        found = cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=4, minSize=(24, 24))
+        gray = cv2.equalizeHist(np.asarray(photo.convert("L")))
+        found = cascade.detectMultiScale(gray, scaleFactor=1.1, minNeighbors=4, minSize=(24, 24))
         if not len(found):
             return None
         x, y, width, height = max(np.asarray(found).tolist(), key=lambda box: (box[2] * box[3], box))
@@ -118,13 +146,13 @@ def _onnx(path: str) -> Callable[[Image.Image], _Box | None]:
 
 
 def best_box(output: Any) -> _Box | None:
-    """The most certain box of a YOLO output, or None if none is certain enough."""
+    """The most confident box of a YOLO output, or None if no score reaches `CERTAIN`."""
     boxes = np.asarray(output, np.float32)[0]
     if boxes.shape[1] == 6:
         corners, scores = boxes[:, :4], boxes[:, 4]
     else:
-        centre, size, scores = boxes[:2].T, boxes[2:4].T, boxes[4:].max(axis=0)
-        corners = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+        center, size, scores = boxes[:2].T, boxes[2:4].T, boxes[4:].max(axis=0)
+        corners = np.concatenate([center - size / 2, center + size / 2], axis=1)
     if not len(scores) or scores.max() < CERTAIN:
         return None
     left, top, right, bottom = corners[int(scores.argmax())].tolist()

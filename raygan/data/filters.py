@@ -1,77 +1,50 @@
-"""The filters that look at one photo alone, and the measures they judge by.
+"""Filters: the reasons to reject a photo.
 
-`look` takes a file's bytes through those that need no measures, cheapest first, and `judge` through the rest, many
-photos at a time; the first filter that objects gives the reason. Filters that compare photos with each other
-are in `raygan.data.duplicates`.
+A `Filter` judges one photo at a time. It can judge by the size of the file, by the image header, or by the decoded
+photo; it overrides the cheapest of these methods that suffices. A `Comparison` needs other photos too:
+`raygan.data.duplicates` and `raygan.data.outliers` do its work once all photos are decoded, so the class only
+describes its scores. `Rules` applies the filters in use. Names are in `raygan.data.registry`, and packages can offer
+more through the entry point group ``raygan.filters``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import imagehash
 import numpy as np
 from PIL import Image
 
-from raygan.data.decode import Fit, Unreadable, decode, pixel_hash, read_header, to_square
+from raygan.data.decode import Header
+from raygan.data.registry import FILTERS
+from raygan.data.settings import Limits
 
-Reason = Literal[
-    "unreadable",
-    "too_small",
-    "too_large",
-    "bad_aspect",
-    "no_face",
-    "flat",
-    "blurry",
-    "duplicate",
-    "near_duplicate",
-    "outlier",
-]
-Skippable = Literal["too_small", "too_large", "bad_aspect", "flat", "blurry", "duplicate", "near_duplicate", "outlier"]
-
-#: Reasons that are about another photo, which is kept.
-PAIRED = ("duplicate", "near_duplicate")
-
-#: Side in pixels of the view that brightness, contrast, sharpness and the perceptual hash are taken from. One
-#: size for all, so that thresholds mean the same for thumbnails and for 50-megapixel photos.
-VIEW = 64
-
-#: Side in pixels of the view that the perceptual hash is taken from.
-HASHED = 32
-
-#: Views that are measured at a time: as many as stay in a core's cache with what is computed from them.
-_VIEWS = 32
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a photo must keep to. A value of None switches the filter off.
-
-    min_side: pixels. max_megapixels: millions of pixels. max_aspect: long side over short side.
-    min_contrast: standard deviation of grey levels, 0 to 127. min_sharpness: see `sharpness`.
-    """
-
-    min_side: int | None
-    max_megapixels: float | None
-    max_aspect: float | None
-    min_contrast: float | None
-    min_sharpness: float | None
+#: A score and what it measures, such as ``(24, "pixels on the short side")``.
+Objection = tuple[float, str]
 
 
 @dataclass(frozen=True)
 class Photo:
-    """What is known of one photo.
+    """What is known about one photo.
 
-    reason: why it is rejected, or None. score: the measure that the reason is about. Sizes are in pixels, as
-    stored, or of the face that was cut out; 0 where the file is no image. Measures are NaN and `pixels` None where
-    nothing was decoded. phash: 64 bits. pixels: uint8 (S, S, 3). large: uint8 (L, L, 3), the same square for a
-    network to look at, if it was asked for and the photo isn't rejected. view: grey levels uint8 (VIEW, VIEW) that
-    `judge` measures, and then takes away.
+    Attributes:
+        reason: why it is rejected: the name of a filter, ``unreadable`` or ``no_face``; None if it isn't.
+        score: the measure behind the reason; NaN if there is none.
+        detail: what the score measures, or an explanation in words.
+        width, height: size in px as stored, or of the cropped face; 0 if the file is not an image.
+        brightness: mean gray level, 0 to 255; NaN, like the other measures, if the photo was not decoded.
+        contrast: standard deviation of gray levels, 0 to 127.
+        sharpness: see `raygan.data.examine.sharpness`.
+        hash: SHA-256 of the decoded pixels in hex; empty if not decoded.
+        phash: perceptual hash, 8 bytes; empty if not decoded.
+        pixels: the square for the shards, uint8 (S, S, 3); None if not decoded.
+        large: the same square for the feature network, uint8 (L, L, 3), if requested and the photo is not rejected.
+        view: gray levels that are measured, uint8 (VIEW, VIEW); dropped once measured.
     """
 
-    reason: Reason | None = None
+    reason: str | None = None
     score: float = float("nan")
     detail: str = ""
     width: int = 0
@@ -86,121 +59,137 @@ class Photo:
     view: Image.Image | None = None
 
 
-def examine(
-    data: bytes,
-    size: int,
-    fit: Fit,
-    limits: Limits,
-    *,
-    large: int | None = None,
-    cut_face: Callable[[Image.Image], Image.Image | None] | None = None,
-) -> Photo:
-    """All there is to know of one file: `look` and `judge` in one."""
-    return judge([look(data, size, fit, limits, large=large, cut_face=cut_face)], limits)[0]
+class Filter:
+    """Judges one photo at a time. Subclasses override one method or more.
 
+    Each method returns None to accept the photo, or a score and what it measures to reject it.
 
-def look(
-    data: bytes,
-    size: int,
-    fit: Fit,
-    limits: Limits,
-    *,
-    large: int | None = None,
-    cut_face: Callable[[Image.Image], Image.Image | None] | None = None,
-) -> Photo:
-    """Decode one file to a square of `size` pixels, not measured yet. Never raises for what the bytes are.
-
-    large: side in pixels of `Photo.large`. cut_face: see `raygan.data.faces`; the face is what is judged then.
+    Attributes:
+        rejects_low: whether low scores are rejected, not high ones. Contact sheets show borderline scores first.
+        paired: whether a photo is rejected because of another one, which is kept.
     """
-    try:
-        header = read_header(data)
-        known = Photo(width=header.width, height=header.height)
+
+    rejects_low: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
+
+    def of_file(self, size: int, limits: Limits) -> Objection | None:
+        """Judge an image file by its size in bytes, before it is read. Not called for rows of Parquet files."""
+        return None
+
+    def of_header(self, header: Header, limits: Limits) -> Objection | None:
+        """Judge an image by its header, before it is decoded."""
+        return None
+
+    def of_photo(self, photo: Photo, limits: Limits) -> Objection | None:
+        """Judge a decoded photo by its pixels and measures."""
+        return None
+
+
+class Comparison(Filter):
+    """Judges photos by comparing them with each other, in a later pass over all of them."""
+
+
+class TooLarge(Filter):
+    """More bytes or pixels than anyone wants to read."""
+
+    def of_file(self, size: int, limits: Limits) -> Objection | None:
+        return (size / 1e6, "megabytes") if size > limits.max_megabytes * 1e6 else None
+
+    def of_header(self, header: Header, limits: Limits) -> Objection | None:
+        return (header.megapixels, "megapixels") if header.megapixels > limits.max_megapixels else None
+
+
+class TooSmall(Filter):
+    """Too few pixels to train on."""
+
+    rejects_low = True
+
+    def of_header(self, header: Header, limits: Limits) -> Objection | None:
         side = min(header.width, header.height)
-        if limits.max_megapixels is not None and header.megapixels > limits.max_megapixels:
-            return replace(known, reason="too_large", score=header.megapixels, detail="megapixels")
-        if limits.min_side is not None and side < limits.min_side:
-            return replace(known, reason="too_small", score=side, detail="pixels on the short side")
-        if limits.max_aspect is not None and header.aspect > limits.max_aspect:
-            return replace(known, reason="bad_aspect", score=header.aspect, detail="long side over short side")
-        photo = decode(header)
-    except Unreadable as error:
-        return Photo("unreadable", detail=str(error))
-    identity = pixel_hash(photo)
-    face = cut_face(photo) if cut_face is not None else photo
-    cut = photo if face is None else face
-    square = to_square(cut, size, fit)
-    view = square if size == VIEW else to_square(cut, VIEW, fit)
-    return Photo(
-        reason="no_face" if face is None else None,
-        width=cut.width,
-        height=cut.height,
-        hash=identity,
-        pixels=np.asarray(square),
-        large=None if large is None or face is None else np.asarray(to_square(cut, large, fit)),
-        view=view.convert("L"),
-    )
+        return (side, "pixels on the short side") if side < limits.min_side else None
 
 
-def judge(photos: Sequence[Photo], limits: Limits) -> list[Photo]:
-    """The same photos with measures, and with a reason where the measures object.
+class BadAspect(Filter):
+    """A strip, most of which a square would lose."""
 
-    Many at a time, because NumPy's calls take longer than the arithmetic on one view.
+    def of_header(self, header: Header, limits: Limits) -> Objection | None:
+        return (header.aspect, "long side over short side") if header.aspect > limits.max_aspect else None
+
+
+class Flat(Filter):
+    """All of one gray level, or nearly so."""
+
+    rejects_low = True
+
+    def of_photo(self, photo: Photo, limits: Limits) -> Objection | None:
+        return (photo.contrast, "standard deviation of grey levels") if photo.contrast < limits.min_contrast else None
+
+
+class Blurry(Filter):
+    """Out of focus."""
+
+    rejects_low = True
+
+    def of_photo(self, photo: Photo, limits: Limits) -> Objection | None:
+        return (photo.sharpness, "sharpness") if photo.sharpness < limits.min_sharpness else None
+
+
+class Duplicate(Comparison):
+    """Exactly the pixels of another photo."""
+
+    rejects_low = True
+    paired = True
+
+
+class NearDuplicate(Comparison):
+    """Another photo rescaled or compressed again. The score counts differing bits of the perceptual hashes."""
+
+    rejects_low = True
+    paired = True
+
+
+class Outlier(Comparison):
+    """Unlike all other photos of its label."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The filters in use on single photos, and their limits.
+
+    Attributes:
+        filters: names in `FILTERS`, in the order in which they judge.
     """
-    judged = list(photos)
-    seen = [(number, photo.view) for number, photo in enumerate(photos) if photo.view is not None]
-    for start in range(0, len(seen), _VIEWS):
-        part = seen[start : start + _VIEWS]
-        grey = np.stack([np.asarray(view) for _, view in part]).astype(np.float32)
-        brightness, contrast, detail = grey.mean(axis=(1, 2)), _deviations(grey), sharpness(grey)
-        measured = zip(part, brightness.tolist(), contrast.tolist(), detail.tolist(), strict=True)
-        for (number, view), light, spread, sharp in measured:
-            judged[number] = _judged(photos[number], limits, light, spread, sharp, perceptual_hash(view))
-    return judged
+
+    filters: tuple[str, ...]
+    limits: Limits
+
+    @classmethod
+    def choose(cls, limits: Limits, skip: list[str]) -> Rules:
+        """All filters of single photos but those to skip, with the limits that they need.
+
+        Raises:
+            ConfigurationError: a filter that a package offers can't be imported.
+        """
+        filters = [name for name in FILTERS.names() if name not in skip and not isinstance(load(name), Comparison)]
+        return cls(tuple(filters), Limits(**{name: getattr(limits, name) for name in Limits.model_fields}))
+
+    @property
+    def offered(self) -> list[str]:
+        """The names among `filters` that come from packages, not from raygan."""
+        return [name for name in self.filters if not type(load(name)).__module__.startswith("raygan.")]
+
+    def objection(self, judge: Callable[[Filter], Objection | None]) -> dict[str, Any]:
+        """The fields of a `Photo` that say why the first filter to object does so; empty if none does."""
+        for name in self.filters:
+            found = judge(load(name))
+            if found is not None:
+                score, detail = found
+                return {"reason": name, "score": score, "detail": detail}
+        return {}
 
 
-def sharpness(grey: np.ndarray) -> np.ndarray:
-    """Strength of fine detail in grey levels (n, h, w) of 0 to 255: (n,) from 0 to about 3, whatever the contrast.
-
-    Standard deviation of the Laplacian (the usual focus measure, Pech-Pacheco et al. 2000) over that of the
-    grey levels themselves. In 64 px views photos in focus have 0.3 to 1.2, hopelessly blurred ones under 0.1.
-    """
-    inner = grey[:, 1:-1, 1:-1]
-    laplacian = grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:] + grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] - 4 * inner
-    # Rounding to whole levels alone gives the Laplacian a variance of (4² + 4) / 12, which isn't detail.
-    variance = np.maximum(_deviations(laplacian) ** 2 - 20 / 12, 0)
-    found: np.ndarray = np.sqrt(variance) / np.maximum(_deviations(grey), 1e-3)
+@functools.cache
+def load(name: str) -> Filter:
+    """The filter of that name. Raises ConfigurationError if it is unknown or can't be imported."""
+    found: Filter = FILTERS.load(name)()
     return found
-
-
-def perceptual_hash(view: Image.Image) -> bytes:
-    """`imagehash.phash` of a grey view: 8 bytes, a bit for each of 8 by 8 low frequencies."""
-    # Halved first: imagehash shrinks to 32 px itself, but with a filter that takes longer than all the rest.
-    return np.packbits(imagehash.phash(view.reduce(VIEW // HASHED)).hash).tobytes()
-
-
-def _deviations(values: np.ndarray) -> np.ndarray:
-    """Standard deviation of each (h, w) of (n, h, w)."""
-    flat = values.reshape(len(values), -1)
-    centred = flat - flat.mean(axis=1, keepdims=True)
-    found: np.ndarray = np.sqrt(np.einsum("ij,ij->i", centred, centred) / flat.shape[1])
-    return found
-
-
-def _judged(photo: Photo, limits: Limits, brightness: float, contrast: float, detail: float, phash: bytes) -> Photo:
-    reason, score, unit = photo.reason, photo.score, photo.detail
-    if reason is None and limits.min_contrast is not None and contrast < limits.min_contrast:
-        reason, score, unit = "flat", contrast, "standard deviation of grey levels"
-    elif reason is None and limits.min_sharpness is not None and detail < limits.min_sharpness:
-        reason, score, unit = "blurry", detail, "sharpness"
-    return replace(
-        photo,
-        reason=reason,
-        score=score,
-        detail=unit,
-        brightness=brightness,
-        contrast=contrast,
-        sharpness=detail,
-        phash=phash,
-        large=photo.large if reason is None else None,
-        view=None,
-    )

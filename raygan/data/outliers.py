@@ -1,21 +1,21 @@
-"""The filter that finds photos which are unlike all others of their class, such as crops with no face.
+"""Outliers: photos unlike all others of their class, such as crops without a face.
 
-A photo's score is its mean cosine distance to its 5 nearest neighbours of the same label, in the features of
-an ImageNet network (`raygan.models.features`). Photos that are ordinary in any of many ways (black cats, kittens in
-cages) have near neighbours; a wall, a paw or a man has not.
+A photo's score is its mean cosine distance to its 5 nearest neighbors of the same label, in the features of an
+ImageNet network (`raygan.models.features`). Photos that are ordinary in one of many ways (black cats, kittens in
+cages) have near neighbors; a wall, a paw or a man doesn't.
 
-The threshold comes from the data. Logarithms of scores are close to normally distributed in clean classes, so
-the line is drawn at the median plus some (3 by default) standard deviations, estimated by the median absolute
-deviation, which outliers can't stretch. A clean class loses about 1 in 700 photos.
+The threshold comes from the data. In clean classes, the logarithms of scores are nearly normally distributed, so the
+threshold is the median plus some (by default 3) standard deviations, estimated from the median absolute deviation,
+which outliers don't inflate. A clean class loses about 1 photo in 700.
 
-What it misses: outliers that come in numbers (six photos of the same wall are each other's neighbours, if they
-aren't near-duplicates), and photos that are partly right (an eye, a muzzle, a profile), which lie at the line.
+The filter misses outliers that come in numbers (six photos of the same wall are each other's neighbors, unless they
+are near-duplicates) and photos that are partly right (an eye, a muzzle, a profile), which score near the threshold.
 
-Cost for n photos of a label, d = 512 numbers each: up to `EXACT` photos an exact search, n² d
-multiplications: 3 thousand take 0.2 s on a core. Beyond, an inverted file of 4 √n lists of which 32 are read
-for each photo: about 8 n^1.5 d, seconds for 30 thousand, half an hour on a core for 3 million, and 3 kB of memory
-for each photo in one task for each label. All pairs would take days. Far dearer is the network itself, about
-100 photos a second on a core, which grows with n and spreads over all cores.
+Cost for n photos of a label with d = 512 features each: up to `EXACT` photos, an exact search with n² d
+multiplications; 3,000 photos take 0.2 s on one core. Beyond that, an inverted file of 4 √n lists, 32 of which are
+read for each photo: about 8 n^1.5 d multiplications, which takes seconds for 30,000 photos and half an hour on one
+core for 3 million, and 3 kB of memory per photo in one task per label. An exact search would take days. The network
+itself costs far more, about 100 photos per second and core, but grows linearly and uses all cores.
 """
 
 from __future__ import annotations
@@ -25,38 +25,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import faiss  # imported where it is used: workers that examine photos do without
+from raygan.runtime.storage import local_folder
 
-#: Length of the stored vectors: a random projection of the network's 1280, which keeps distances well enough to
-#: rank outliers the same (average precision 0.93 on labelled crops, with and without); 256 would lose some.
+if TYPE_CHECKING:
+    import faiss  # imported where it is used: workers that examine photos need not load it
+
+#: Length of the stored vectors: a random projection of the network's 1280 features that ranks outliers as well as
+#: they do (average precision 0.93 on labeled crops with and without it); 256 would be worse.
 DIM = 512
 
-#: Photos of a label below which the scores have no statistics worth a verdict.
+#: Labels with fewer photos are skipped: their scores don't support a verdict.
 MIN_PHOTOS = 100
 
-#: A photo this near to its neighbours (mean cosine distance) is no outlier, however alike all others are.
+#: A photo this close to its neighbors (mean cosine distance) is no outlier, however similar the others are.
 NEAR = 0.05
 
-#: Neighbours that a photo is compared with.
-NEIGHBOURS = 5
+#: Neighbors that a photo is compared with.
+NEIGHBORS = 5
 
-#: Photos of a label up to which the search is exact.
+#: Up to this many photos of a label, the search is exact.
 EXACT = 20_000
 
 
 def embedder(network: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from pixels (n, S, S, 3) uint8 to stored vectors (n, DIM) float16, on one thread.
+    """A function from pixels, uint8 (n, S, S, 3), to stored vectors, float16 (n, DIM), that uses one thread.
 
-    network: a name for `raygan.models.features.load_features`, whose errors it raises.
+    Args:
+        network: from `raygan.tracking.networks.feature_network`, which would import MLflow into every worker.
     """
     import torch
 
     from raygan.models.features import load_features
 
-    # Tasks run beside each other on all cores: more threads would only get in each other's way.
+    # Tasks already run on all cores; more threads would only compete.
     torch.set_num_threads(1)
-    features = load_features(network)
+    features = load_features(local_folder(network))
 
     def embed(pixels: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
@@ -66,7 +69,7 @@ def embedder(network: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def project(features: np.ndarray) -> np.ndarray:
-    """Features (n, d) float32 scaled to unit length and projected to (n, DIM) float16, always alike."""
+    """Features, float32 (n, d), scaled to unit length and projected, always in the same way, to float16 (n, DIM)."""
     random = np.random.default_rng(0).standard_normal((features.shape[1], DIM), dtype=np.float32)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     projected: np.ndarray = (features / np.maximum(lengths, 1e-12)) @ random / DIM**0.5
@@ -74,26 +77,26 @@ def project(features: np.ndarray) -> np.ndarray:
 
 
 def scores(vectors: np.ndarray) -> np.ndarray:
-    """Mean cosine distance of each vector to its nearest `NEIGHBOURS` others: (n, d) to float32 (n,), 0 to 2."""
+    """Mean cosine distance of each vector, (n, d), to its `NEIGHBORS` nearest others: float32 (n,), 0 to 2."""
     import faiss
 
     faiss.omp_set_num_threads(1)
     unit = vectors.astype(np.float32)
     faiss.normalize_L2(unit)
     index = _index(unit)
-    similar, found = index.search(unit, NEIGHBOURS + 1)
-    # A vector finds itself, first or among its equals; of those that don't, the farthest is left out.
+    similar, found = index.search(unit, NEIGHBORS + 1)
+    # A vector finds itself, first or among its equals; if it doesn't, its farthest neighbor is left out.
     itself = found == np.arange(len(unit))[:, None]
     itself[~itself.any(axis=1), -1] = True
-    mean = similar[~itself].reshape(len(unit), NEIGHBOURS).mean(axis=1)
+    mean = similar[~itself].reshape(len(unit), NEIGHBORS).mean(axis=1)
     distances: np.ndarray = np.maximum(1 - mean, 1e-6).astype(np.float32)
     return distances
 
 
 def threshold(values: np.ndarray, deviations: float) -> float:
-    """The score above which photos are outliers: median + `deviations` robust standard deviations, of logs.
+    """The score above which photos are outliers: median + `deviations` robust standard deviations, in logarithms.
 
-    At least `NEAR`, so that a class of copies and hardly changed copies isn't measured by its rounding errors.
+    At least `NEAR`; otherwise rounding errors would decide in a class of copies.
     """
     logs = np.log(values)
     median = np.median(logs)

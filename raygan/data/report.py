@@ -1,19 +1,21 @@
-"""What `prepare` did, for people and programs: report.json, rejected.parquet.
+"""What `prepare` did, for people and programs: report.json and rejected.parquet.
 
 report.json:
 
-    seen, kept, rejected, ignored   counts of files (of Parquet inputs: rows); kept + rejected + ignored = seen
-    reasons                         rejected photos by reason
-    ignored_because                 files left aside by kind
+    seen, kept, rejected, ignored   counts of files, or rows of Parquet inputs; kept + rejected + ignored = seen
+    reasons                         number of rejected photos by reason
+    ignored_because                 number of files left aside by kind
     labels                          for each label: seen, kept, rejected, train, validation
-    label_conflicts                 duplicates and near-duplicates whose label differs from the photo kept
-    outliers                        for each label: how many were found, the threshold and the median of scores, or
-                                    why they weren't looked for; empty if the filter is off
+    label_conflicts                 duplicates and near-duplicates labeled differently from the photo kept
+    outliers                        for each label: number found, threshold and median score, or why it was skipped;
+                                    empty if the filter is off
     variation                       for each label: see `raygan.data.variation`
     inputs                          address and layout of each input
 
-rejected.parquet: a row for each rejected photo: `path` relative to its input, `reason`, `score` (the measure
-that the reason is about; null if there is none), `detail`, `label`, `input`.
+rejected.parquet has a row for each rejected photo: `path` relative to its input, `reason`, `score` (the measure behind
+the reason; null if there is none), `detail`, `label`, `input`.
+
+A reason is the name of a filter (`raygan.data.registry.FILTERS`), ``unreadable``, or ``no_face``.
 
 pictures/: see `raygan.data.sheets`.
 """
@@ -37,8 +39,8 @@ REJECTED = "rejected.parquet"
 PICTURES = "pictures"
 
 
-def summarise(records: pa.Table, listing: Listing) -> dict[str, Any]:
-    """The content of report.json from judged records and the listing."""
+def summarize(records: pa.Table, listing: Listing) -> dict[str, Any]:
+    """The content of report.json, from judged records and the listing."""
     reasons = Counter(reason for reason in records["reason"].to_pylist() if reason)
     kept = records.num_rows - records["split"].null_count
     no_images = pc.sum(records["ignored"]).as_py() or 0
@@ -70,9 +72,9 @@ def in_words(summary: dict[str, Any]) -> str:
     known = {label: value for label, value in summary["variation"].items() if value is not None}
     if known:
         values = ", ".join(f"{label} {value:.3f}" for label, value in known.items())
-        lines.append(f"variation: {values} (faces cut alike 0.88 to 0.94, whole animals 0.98)")
+        lines.append(f"variation: {values} (aligned faces: 0.88 to 0.94, whole animals: 0.98)")
     lines += [
-        f"note: photos of {label} vary as whole scenes do: a GAN learns faces far sooner"
+        f"note: photos of {label} vary as much as whole scenes: a GAN learns aligned faces far sooner"
         for label, value in known.items()
         if value > variation.HIGH and summary["labels"][label]["kept"] >= 100
     ]
@@ -80,7 +82,7 @@ def in_words(summary: dict[str, Any]) -> str:
 
 
 def reasons_in_words(summary: dict[str, Any]) -> str:
-    """The rejections by reason, most frequent first."""
+    """Counts of rejected photos by reason, most frequent first."""
     return ", ".join(f"{count:,} {reason}" for reason, count in Counter(summary["reasons"]).most_common())
 
 
@@ -95,7 +97,18 @@ def rejected(records: pa.Table, listing: Listing) -> pa.Table:
 def write(
     output: str, records: pa.Table, listing: Listing, summary: dict[str, Any], pictures: Mapping[str, bytes]
 ) -> None:
-    """Write report.json, rejected.parquet and the pictures. Raises RayganError if the output can't be written."""
+    """Write report.json, rejected.parquet and the pictures.
+
+    Args:
+        output: address of the data set.
+        records: judged, with splits.
+        listing: the inputs.
+        summary: from `summarize`.
+        pictures: PNG files by name.
+
+    Raises:
+        RayganError: the output can't be written.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(rejected(records, listing), sink, compression="zstd")
     storage.write_bytes(storage.join(output, REJECTED), sink.getvalue().to_pybytes())

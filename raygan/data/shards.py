@@ -1,21 +1,20 @@
-"""Shards: the Parquet files between `prepare` and everything that trains or measures.
+"""Shards: the Parquet files between `prepare` and everything that trains or evaluates.
 
 A data set is a folder:
 
-    manifest.json                 written last, in one rename: a folder without it is no data set
+    manifest.json                 written last, by a rename: a folder without it is not a data set
     train-00000.parquet ...       photos to train on
-    validation-00000.parquet ...  photos that training never sees
+    validation-00000.parquet ...  held-out photos
 
 Columns of every shard, one row per photo:
 
-    image   fixed-size binary, S*S*3 bytes: uint8 RGB, row by row, or (`encoding` "png") binary, a PNG file
+    image   fixed-size binary, S*S*3 bytes: uint8 RGB, row by row; with `encoding` "png": binary, a PNG file
     label   string: the class, such as "cat"
-    path    string: the photo's path relative to the input it came from
-    hash    string: SHA-256 of the decoded, oriented source pixels, in hex
+    path    string: the photo's path relative to its input
+    hash    string: SHA-256 of the source's decoded, upright pixels, in hex
     split   string: "train" or "validation"
 
-`Manifest` is the typed content of manifest.json; `read_shard` gives one file's pixels and labels, and
-`write_shard` is what writes them.
+`Manifest` is the typed content of manifest.json; `read_shard` and `write_shard` read and write one file.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Encoding = Literal["raw", "png"]
 
 
 class ShardFile(BaseModel):
-    """One Parquet file: its name within the data set, its split, and its rows of each label."""
+    """One Parquet file: its name in the data set, its split, and its number of rows of each label."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,9 +55,12 @@ class ShardFile(BaseModel):
 class Manifest(BaseModel):
     """What a data set holds.
 
-    fingerprint: SHA-256 over the shards' content, so that two data sets with the same fingerprint train
-        alike. configuration: the settings of the `prepare` run that wrote it. inputs: SHA-256 over the names,
-        sizes and times of the files it was made from.
+    Attributes:
+        image_size: px.
+        classes: labels, sorted.
+        fingerprint: SHA-256 of the shards' content: data sets with the same fingerprint train the same model.
+        configuration: the settings of the `prepare` run that wrote it.
+        inputs: SHA-256 of the names, sizes and times of the files it was made from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,7 +75,7 @@ class Manifest(BaseModel):
     inputs: str = ""
 
     def count(self, split: Split, label: str | None = None) -> int:
-        """Photos of a split, of one label or of all."""
+        """Number of photos in a split, of one label or of all."""
         shards = [shard for shard in self.shards if shard.split == split]
         if label is None:
             return sum(sum(shard.rows.values()) for shard in shards)
@@ -82,14 +84,14 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set at an address: a local path or any URI that pyarrow opens (``s3://``, ``gs://``)."""
+    """A data set at an address: a local path, or a URI that pyarrow can open (``s3://``, ``gs://``)."""
 
     address: str
     manifest: Manifest
 
     @classmethod
     def open(cls, address: str) -> DataSet:
-        """Read the manifest. Raises RayganError naming what is missing or wrong."""
+        """Read the manifest. Raises RayganError if it is missing or wrong."""
         path = join(address, MANIFEST)
         content = read_text(path)
         if content is None:
@@ -100,11 +102,11 @@ class DataSet:
         try:
             manifest = Manifest.model_validate(json.loads(content))
         except (ValueError, ValidationError):
-            raise RayganError(f"{path} is not a manifest that this version reads: prepare the shards again") from None
+            raise RayganError(f"{path} is not a manifest of this version: prepare the shards again") from None
         return cls(address, manifest)
 
     def check(self, *, image_size: int, label: str | None) -> None:
-        """Raise ConfigurationError if the shards can't serve the settings asked for."""
+        """Raise ConfigurationError if the shards don't fit the given settings."""
         if image_size != self.manifest.image_size:
             raise ConfigurationError(
                 f"--image-size: {self.address} holds {self.manifest.image_size} px images, not {image_size} px: "
@@ -116,7 +118,7 @@ class DataSet:
             )
 
     def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
-        """The split's files that hold at least one photo of the label, in order."""
+        """The split's files with at least one photo of the label, in order."""
         return [
             shard
             for shard in self.manifest.shards
@@ -127,10 +129,19 @@ class DataSet:
 def read_shard(
     address: str, manifest: Manifest, shard: ShardFile, label: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 3, S, S) uint8 and class indices (n,) int64 of one shard, in file order.
+    """Read one shard.
 
-    label: keep this label's photos only. Raises RayganError if the file is damaged, gone, or not what the manifest
-    says.
+    Args:
+        address: of the data set.
+        manifest: of the data set.
+        shard: one of its shards.
+        label: read only this label's photos.
+
+    Returns:
+        Pixels, uint8 (n, 3, S, S), and class indices, int64 (n,), in file order.
+
+    Raises:
+        RayganError: the file is damaged, missing, or not what the manifest says.
     """
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
@@ -149,10 +160,21 @@ def read_shard(
 
 
 def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:
-    """Write one shard, whole or not at all, and return the SHA-256 of the file in hex.
+    """Write one shard atomically. The same photos give the same bytes.
 
-    pixels: uint8 (n, S, S, 3). about: the columns `label`, `path` and `hash`. The same photos give the same
-    bytes. Raises RayganError if the place can't be written.
+    Args:
+        address: of the data set.
+        name: of the file.
+        pixels: uint8 (n, S, S, 3).
+        about: table with the columns `label`, `path` and `hash`.
+        split: of all its photos.
+        encoding: of the images.
+
+    Returns:
+        SHA-256 of the file in hex.
+
+    Raises:
+        RayganError: the address can't be written.
     """
     if encoding == "raw":
         flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
@@ -163,7 +185,7 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
     columns = {"image": images, **{column: about[column] for column in ("label", "path", "hash")}}
     table = pa.table({**columns, "split": pa.array([split] * len(pixels))})
     sink = pa.BufferOutputStream()
-    # Pixels hardly compress and must load fast; the texts do.
+    # Text compresses well; pixels hardly do, and must load fast.
     compression = {column: "none" if column == "image" else "zstd" for column in table.column_names}
     pq.write_table(table, sink, compression=compression, use_dictionary=["label", "split"])
     content = sink.getvalue()
@@ -178,7 +200,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:
-    """Images (n, S, S, 3) uint8 from a shard's image column."""
+    """Images, uint8 (n, S, S, 3), from a shard's image column."""
     size = manifest.image_size
     if manifest.encoding == "png":
         decoded = [np.asarray(Image.open(io.BytesIO(image.as_py()), formats=["PNG"])) for image in images]

@@ -1,7 +1,7 @@
-"""Pictures of a preparation, for people: contact sheets of what was kept and rejected, and distributions.
+"""Pictures of a data set for people: contact sheets of kept and rejected photos, and distributions of measures.
 
-A sheet shows up to `TILES` photos. What a rejected photo repeats is shown to the right of it. A grey tile stands for
-a file that has no pixels to show.
+A sheet shows up to `TILES` photos. The photo to the right of a rejected duplicate is the one it repeats. A gray tile
+stands for a file without pixels.
 """
 
 from __future__ import annotations
@@ -13,22 +13,28 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
-from raygan.data.filters import PAIRED
+from raygan.data import filters
+from raygan.data.registry import FILTERS
 
-#: Photos on a sheet, and columns and side in pixels of their tiles.
+#: Photos on a sheet, its columns, and the side of a tile in px.
 TILES, COLUMNS, SIDE = 96, 12, 96
 
 _CAPTION, _GAP = 24, 6
 _PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (214, 214, 214)
 
-#: A function from indices of records to the pixels (S, S, 3) uint8 of those that have any.
+#: A function from indices of records to pixels, uint8 (S, S, 3), by index, for those that have any.
 PixelsOf = Callable[[np.ndarray], dict[int, np.ndarray]]
 
 
 def pictures(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
-    """PNG files by name: ``kept.png``, ``rejected-REASON.png`` for each reason, ``distributions.png``.
+    """Draw all pictures.
 
-    records: judged (see `raygan.data.duplicates.Verdicts.table`).
+    Args:
+        records: judged (see `raygan.data.duplicates.Verdicts.table`).
+        pixels_of: gives the photos' pixels.
+
+    Returns:
+        PNG files by name: ``kept.png``, ``rejected-REASON.png`` for each reason, ``distributions.png``.
     """
     reasons = np.array([reason or "" for reason in records["reason"].to_pylist()], dtype=object)
     kept = np.flatnonzero([where is not None for where in records["split"].to_pylist()])
@@ -41,17 +47,20 @@ def pictures(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
 
 
 def _at_random(records: pa.Table, indices: np.ndarray) -> np.ndarray:
-    """`TILES` of them with the smallest hashes, which is as good as random."""
+    """The `TILES` with the smallest hashes, which is as good as a random choice."""
     hashes = records["hash"].take(pa.array(indices)).to_pylist()
     return indices[np.argsort(np.array(hashes, dtype=object), kind="stable")[:TILES]]
 
 
 def _most_telling(records: pa.Table, indices: np.ndarray, reason: str) -> np.ndarray:
-    """Those nearest to being kept come first, where a look is most needed; pairs take two tiles."""
+    """Borderline photos first, since they most need a look. A pair takes two tiles."""
+    rejects_low, paired = False, False
+    if reason in FILTERS.names():
+        found = filters.load(reason)
+        rejects_low, paired = found.rejects_low, found.paired
     scores = np.array([score or 0.0 for score in records["score"].take(pa.array(indices)).to_pylist()])
-    high_is_near = reason in ("flat", "blurry", "too_small") or reason in PAIRED
-    order = np.argsort(-scores if high_is_near else scores, kind="stable")
-    return indices[order][: TILES // 2 if reason in PAIRED else TILES]
+    order = np.argsort(-scores if rejects_low else scores, kind="stable")
+    return indices[order][: TILES // 2 if paired else TILES]
 
 
 def _sheet(records: pa.Table, indices: Sequence[int] | np.ndarray, pixels_of: PixelsOf) -> Image.Image:
@@ -78,7 +87,7 @@ def _tile(pixels: np.ndarray | None) -> Image.Image:
 
 
 def _caption(records: pa.Table, index: int) -> str:
-    """The end of the path, which tells most, and the measure that it was rejected by."""
+    """The end of the path, which says most, and the score behind a rejection."""
     path, score, reason = (records[name][index].as_py() for name in ("path", "score", "reason"))
     name = path if len(path) <= 16 else f"…{path[-15:]}"
     return f"{name}\n{score:.4g}" if reason and score is not None else name
@@ -86,12 +95,12 @@ def _caption(records: pa.Table, index: int) -> str:
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)  # photos get hardly smaller with more, which takes five times as long
+    picture.save(buffer, "PNG", compress_level=1)  # higher levels take five times as long and save little
     return buffer.getvalue()
 
 
 def _distributions(records: pa.Table, kept: np.ndarray) -> bytes:
-    """Histograms of size, brightness and sharpness, of all decoded photos and of those kept."""
+    """Histograms of size, brightness and sharpness, for all decoded photos and for the kept ones."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,8 +117,8 @@ def _distributions(records: pa.Table, kept: np.ndarray) -> bytes:
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 1, high + 1, 41)
-        for label, part, colour in (("before", known, "#c9c9c9"), ("after", values[kept], "#3b6fb5")):
-            axis.stairs(np.histogram(part, edges)[0], edges, fill=True, color=colour, label=label)
+        for label, part, color in (("before", known, "#c9c9c9"), ("after", values[kept], "#3b6fb5")):
+            axis.stairs(np.histogram(part, edges)[0], edges, fill=True, color=color, label=label)
         axis.set(title=title, ylabel="photos")
     figure.axes[0].legend()
     buffer = io.BytesIO()

@@ -1,10 +1,10 @@
-"""What `prepare` has Ray's workers do: examine a part of the listing, write shards, score outliers.
+"""The Ray tasks of `prepare`: examine a slice of the listing, write shards, score outliers.
 
-A module of its own because a worker imports what its task's module imports: `raygan.data.prepare` with MLflow would
-cost every worker a second or more before its first photo.
+They have a module of their own because a worker imports everything that its task's module imports: MLflow, by way of
+`raygan.data.prepare`, would cost every worker a second or more before its first photo.
 
-An answer is a table with a row for each thing done and a column `error`, empty or one line. A failure that was
-to be expected (`RayganError`) is an answer too, since Ray would wrap an exception in tracebacks.
+An answer is a table with a row per item done, and a column `error`, which is empty or one line. An expected failure
+(`RayganError`) is an answer too, because Ray would wrap an exception in tracebacks.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ from raygan.runtime import storage
 
 
 def examine(task: pa.Table, *, folder: str, sources: Sequence[Source], settings: PixelSettings) -> pa.Table:
-    """Make one chunk in the folder. task: a part of the listing, and its chunk's name in the column `chunk`.
+    """Make one chunk.
 
-    The answer's columns: images, and the bytes of their files.
+    Args:
+        task: a slice of the listing, with the chunk's name in the column `chunk`.
+        folder: address of the work folder.
+        sources: the inputs.
+        settings: what the chunk's content depends on.
+
+    Returns:
+        Columns `images` and `bytes` (of their files).
     """
 
     def work() -> list[dict[str, Any]]:
@@ -40,22 +47,28 @@ def examine(task: pa.Table, *, folder: str, sources: Sequence[Source], settings:
 
 
 def write(task: pa.Table, *, output: str, encoding: Encoding) -> pa.Table:
-    """Write shards. task: a row for each: its file and split, the chunks' addresses and the rows to take of each.
+    """Write shards.
 
-    The answer's columns: file, images, rows (JSON: images by label), and digest (SHA-256 of the file in hex).
+    Args:
+        task: a row per shard: its file and split, the chunks' addresses, and the rows to take from each.
+        output: address of the data set.
+        encoding: of the images in the shards.
+
+    Returns:
+        Columns `file`, `images`, `rows` (JSON: images by label) and `digest` (SHA-256 of the file in hex).
     """
     return _answer(lambda: [_written(shard, output, encoding) for shard in task.to_pylist()])
 
 
 def outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Outlier scores float32 (n,) of photos by their chunks' addresses and rows there (`raygan.data.outliers`)."""
+    """Outlier scores, float32 (n,), of photos given by their chunks' addresses and their rows in them."""
     from raygan.data import outliers
 
     return outliers.scores(np.concatenate([chunks.read_features(address, rows) for address, rows in places]))
 
 
 def _written(shard: dict[str, Any], output: str, encoding: Encoding) -> dict[str, Any]:
-    """Gather a shard's photos from the chunks, one chunk in memory at a time, and write it."""
+    """Gather a shard's photos from the chunks, with one chunk in memory at a time, and write it."""
     found = [
         chunks.read_photos(address, np.array(rows))
         for address, rows in zip(shard["addresses"], shard["rows"], strict=True)

@@ -1,41 +1,71 @@
-"""Measures of photos: what they are, and the same answers alone and in company."""
+"""The filters by name: every one can be skipped, and rejects by its own limit."""
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
+import pytest
 from PIL import Image, ImageFilter
 
-from raygan.data.filters import Limits, examine, judge, look
+from raygan.data.examine import examine
+from raygan.data.filters import Comparison, Rules, load
+from raygan.data.registry import FILTERS
+from raygan.data.settings import Limits, PrepareSettings
+from raygan.errors import ConfigurationError
+from raygan.settings import validate
 from tests.data import messy
 
-LIMITS = Limits(min_side=16, max_megapixels=50, max_aspect=4, min_contrast=5, min_sharpness=0.1)
+#: A photo for each filter of single photos, which this filter alone rejects, and the limit that then lets it pass.
+REJECTED = {
+    "too_large": (messy.picture(1, 400), {"max_megapixels": 0.2}),
+    "too_small": (messy.picture(2, 24), {"min_side": 24}),
+    "bad_aspect": (messy.picture(3, 400).crop((0, 0, 400, 100)), {"max_aspect": 4}),
+    "flat": (messy.picture(4).point(lambda level: 100 + level // 8), {"min_contrast": 0}),
+    "blurry": (messy.picture(5).filter(ImageFilter.GaussianBlur(14)), {"min_sharpness": 0}),
+}
+LIMITS = {"max_megapixels": 0.1}
 
 
-def _bytes(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+def reason(picture: Image.Image, skip: list[str], **limits: float) -> str | None:
+    rules = Rules.choose(Limits(**{**LIMITS, **limits}), skip)
+    return examine(messy.encoded(picture, "PNG"), 32, "crop", rules).reason
 
 
-def test_company_changes_no_measure_and_no_verdict():
-    blurred = messy.picture(515).filter(ImageFilter.GaussianBlur(14))
-    pictures = [*(messy.picture(seed, 96) for seed in range(70)), Image.new("RGB", (96, 96), "red"), blurred]
-    files = [*map(_bytes, pictures), b"no photo", _bytes(messy.picture(3, 8))]
-    together = judge([look(data, 32, "crop", LIMITS) for data in files], LIMITS)
-    for data, photo in zip(files, together, strict=True):
-        alone = examine(data, 32, "crop", LIMITS)
-        assert repr(alone) == repr(photo)
-    reasons = [photo.reason for photo in together]
-    assert reasons[-4:] == ["flat", "blurry", "unreadable", "too_small"]
-    assert not any(reasons[:70])
+def test_there_is_a_photo_for_each_filter():
+    assert {name for name in FILTERS.names() if not isinstance(load(name), Comparison)} == set(REJECTED)
 
 
-def test_sharpness_and_contrast_are_deviations():
-    grey = np.asarray(messy.picture(5, 64).convert("L"), np.float64)
-    photo = examine(_bytes(messy.picture(5, 64)), 64, "crop", LIMITS)
-    laplacian = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
-    np.testing.assert_allclose(photo.brightness, grey.mean(), rtol=1e-5)
-    np.testing.assert_allclose(photo.contrast, grey.std(), rtol=1e-5)
-    np.testing.assert_allclose(photo.sharpness, (laplacian.var() - 20 / 12) ** 0.5 / grey.std(), rtol=1e-4)
+@pytest.mark.parametrize("name", REJECTED)
+def test_a_filter_rejects_unless_skipped_or_its_limit_allows_the_photo(name):
+    picture, limits = REJECTED[name]
+    assert reason(picture, []) == name
+    assert reason(picture, [name]) is None
+    assert reason(picture, [], **limits) is None
+
+
+def test_a_large_file_is_rejected_by_its_size_before_it_is_read():
+    rules = Rules.choose(Limits(max_megabytes=1), [])
+    found = rules.objection(lambda each: each.of_file(1_500_000, rules.limits))
+    assert found == {"reason": "too_large", "score": 1.5, "detail": "megabytes"}
+    assert not rules.objection(lambda each: each.of_file(1_000_000, rules.limits))
+
+
+def test_the_first_filter_to_object_gives_the_reason():
+    strip = messy.picture(6, 400).crop((0, 0, 400, 20))
+    assert reason(strip, []) == "too_small"
+    assert reason(strip, ["too_small"]) == "bad_aspect"
+
+
+def test_rules_depend_on_the_filters_of_single_photos_alone():
+    """Chunks are found by these rules, so skipping a comparison must not make them useless."""
+    values = {"input": ["photos"], "output": "shards"}
+    one, other = (
+        PrepareSettings(**values, skip=skip, hash_distance=bits) for skip, bits in (([], 6), (["outlier"], 3))
+    )
+    assert repr(Rules.choose(one, one.skip)) == repr(Rules.choose(other, other.skip))
+    assert repr(Rules.choose(one, ["flat"])) != repr(Rules.choose(one, []))
+
+
+def test_every_filter_can_be_skipped_and_no_other():
+    values = {"input": ["photos"], "output": "shards"}
+    assert PrepareSettings(**values, skip=FILTERS.names()).skip == FILTERS.names()
+    with pytest.raises(ConfigurationError, match=r"--skip: must be one of .*; did you mean blurry\?"):
+        validate(PrepareSettings, {**values, "skip": ["blury"]})

@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image, ImageOps
 
-from raygan.data import outliers, tasks
+from raygan.data import chunks, outliers, tasks
 from raygan.data import report as photo_report
-from raygan.data.prepare import _list, _Work, prepare
+from raygan.data.passes import Passes
+from raygan.data.prepare import list_photos, pixel_settings_of, prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet, read_shard
+from raygan.data.sources import Listing
 from raygan.errors import ConfigurationError, RayganError
 from tests.data import messy
+from tests.helpers import REPOSITORY, start_job, wait_until
 
-REPOSITORY = Path(__file__).parent.parent
 REAL_MESSY = REPOSITORY.parent / "shared" / "data" / "messy"
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -35,13 +34,13 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """One MLflow database for all: to make one takes seconds."""
+    """One MLflow database for all tests: creating one takes seconds."""
     return tmp_path_factory.mktemp("records")
 
 
 @pytest.fixture
 def settings(tmp_path, records):
-    """A function that gives settings which write below the test's folder and skip the slow outlier network."""
+    """A function that makes settings: output in the test's folder, and without the slow outlier network."""
 
     def make(*inputs: Path | str, **changes: Any) -> PrepareSettings:
         values = {"output": str(tmp_path / "shards"), "storage": str(records), "skip": ["outlier"]}
@@ -51,7 +50,7 @@ def settings(tmp_path, records):
 
 
 def rows(output: str | Path) -> list[dict[str, Any]]:
-    """All rows of all shards that the manifest names."""
+    """All rows of all shards in the manifest."""
     data = DataSet.open(str(output))
     return [row for shard in data.manifest.shards for row in pq.read_table(Path(output, shard.file)).to_pylist()]
 
@@ -66,8 +65,13 @@ def verdicts(output: str | Path, names: list[str]) -> dict[str, str]:
 
 
 def contents(output: str | Path) -> dict[str, bytes]:
-    """Every file of a finished data set but the report of time-dependent things, of which there is none."""
+    """The content of every file of a finished data set."""
     return {str(path.relative_to(output)): path.read_bytes() for path in Path(output).rglob("*") if path.is_file()}
+
+
+def passes_of(settings: PrepareSettings, folder: Path | str) -> Passes:
+    """The passes of a preparation with its work folder there."""
+    return Passes(settings, pixel_settings_of(settings), list_photos(settings), str(folder))
 
 
 def photo_folder(root: Path, count: int, labels: tuple[str, ...] = ("cat", "dog"), start: int = 0) -> Path:
@@ -78,7 +82,7 @@ def photo_folder(root: Path, count: int, labels: tuple[str, ...] = ("cat", "dog"
     return root
 
 
-def test_messy_folder_of_our_own(tmp_path, settings):
+def test_planted_faults_get_their_verdicts(tmp_path, settings):
     expected = messy.build(tmp_path / "messy")
     made = settings(tmp_path / "messy", skip=[])
     report = prepare(made)
@@ -90,9 +94,9 @@ def test_messy_folder_of_our_own(tmp_path, settings):
     assert not Path(made.output, ".prepare").exists()
 
 
-@pytest.mark.skipif(not REAL_MESSY.is_dir(), reason="the folder of real faults is not here")
+@pytest.mark.skipif(not REAL_MESSY.is_dir(), reason="the folder of real faulty photos is missing")
 @pytest.mark.parametrize("size", [32, 128])
-def test_messy_folder_of_real_photos(settings, size):
+def test_real_photos_get_their_verdicts(settings, size):
     made = settings(REAL_MESSY, skip=[], image_size=size)
     report = prepare(made)
     with open(REAL_MESSY / "expected.csv", encoding="utf-8") as file:
@@ -101,7 +105,7 @@ def test_messy_folder_of_real_photos(settings, size):
     assert report["seen"] == sum(len(files) for _, _, files in os.walk(REAL_MESSY))
 
 
-def test_pixels_are_those_of_pillow(tmp_path, settings):
+def test_pixels_equal_pillows(tmp_path, settings):
     expected = messy.build(tmp_path / "messy")
     made = settings(tmp_path / "messy")
     prepare(made)
@@ -139,7 +143,7 @@ def test_padding_keeps_the_whole_photo(tmp_path, settings):
     assert pixels[16:48].std() > 10
 
 
-def test_parquet_with_an_image_column_gives_what_the_folder_gives(tmp_path, settings):
+def test_parquet_input_gives_the_same_as_a_folder(tmp_path, settings):
     photos = photo_folder(tmp_path / "photos", 10)
     files = sorted(photos.rglob("*.png"))
     table = pa.table(
@@ -162,12 +166,12 @@ def test_parquet_with_an_image_column_gives_what_the_folder_gives(tmp_path, sett
     assert content(of_table.output) == content(of_folder.output)
 
 
-def test_a_killed_job_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, settings, capfd):
+def test_a_killed_and_resumed_job_writes_the_bytes_of_an_undisturbed_one(tmp_path, settings, capfd):
     photos = photo_folder(tmp_path / "photos", 60)
     calm = settings(photos, output=str(tmp_path / "calm"), chunk_images=4)
     prepare(calm)
     killed = settings(photos, output=str(tmp_path / "killed"), chunk_images=4)
-    _kill_half_way(killed, photos)
+    _kill_half_way(killed)
     assert not Path(killed.output, "manifest.json").exists()
     with pytest.raises(RayganError, match="manifest"):
         DataSet.open(killed.output)
@@ -177,29 +181,16 @@ def test_a_killed_job_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, settin
     assert contents(killed.output) == contents(calm.output)
 
 
-def _kill_half_way(settings: PrepareSettings, photos: Path) -> None:
-    """Start the job in a process of its own and SIGKILL it when some of its chunks are written."""
-    command = [sys.executable, "jobs/prepare.py", "--input", str(photos), "--output", settings.output]
-    command += ["--storage", settings.storage, "--chunk-images", "4", "--skip", "outlier"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": "local"}
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
+def _kill_half_way(settings: PrepareSettings) -> None:
+    """Start the job on the tests' cluster and SIGKILL it once it has written some of its chunks."""
+    job = start_job("prepare", settings=settings, address=ray.get_runtime_context().gcs_address)
     work = Path(settings.output, ".prepare")
-    while time.monotonic() < deadline and len(list(work.glob("chunk-*.parquet"))) < 2:
-        assert process.poll() is None, "the job ended before it could be killed"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_until(lambda: len(list(work.glob("chunk-*.parquet"))) >= 2, "two chunks are written", alive=job)
+    job.kill()
+    job.wait()
 
 
-def test_split_stays_when_files_are_added_and_renamed(tmp_path, settings):
+def test_split_is_stable_when_files_are_added_and_renamed(tmp_path, settings):
     photos = photo_folder(tmp_path / "photos", 40)
     first = settings(photos, output=str(tmp_path / "first"), validation=0.3)
     prepare(first)
@@ -215,7 +206,7 @@ def test_split_stays_when_files_are_added_and_renamed(tmp_path, settings):
     assert 0.1 < sum(split == "validation" for split in after.values()) / len(after) < 0.5
 
 
-def test_near_duplicates_that_are_kept_share_a_split(tmp_path, settings):
+def test_kept_near_duplicates_share_a_split(tmp_path, settings):
     photos = photo_folder(tmp_path / "photos", 20, ("cat",))
     for path in list((photos / "cat").iterdir()):
         Image.open(path).resize((90, 90)).save(path.with_suffix(".jpg"), quality=85)
@@ -228,7 +219,19 @@ def test_near_duplicates_that_are_kept_share_a_split(tmp_path, settings):
     assert all(len(found) == 1 for found in splits.values())
 
 
-def test_output_is_not_replaced_unless_told(tmp_path, settings, capsys):
+def test_near_duplicates_share_a_split_even_if_the_photo_between_them_is_rejected(tmp_path, monkeypatch):
+    about = {"label": "cat", "width": 64, "height": 64, "phash": bytes(8)}
+    hashes = ["00000000", "11111111", "88888888", "eeeeeeee", "ffffffff"]  # alone, three would be for training
+    rows = [{**about, "path": f"{i}.png", "hash": value} for i, value in enumerate(hashes)]
+    monkeypatch.setattr(chunks, "read_records", lambda addresses: pa.Table.from_pylist(rows, chunks.RECORD))
+    monkeypatch.setattr(Passes, "reject_outliers", lambda passes, verdicts: verdicts.reject(2, "outlier", 1.0))
+    settings = PrepareSettings(input=["photos"], output=str(tmp_path), skip=["near_duplicate"], validation=0.5)
+    passes = Passes(settings, pixel_settings_of(settings), Listing([], pa.table({})), str(tmp_path))
+    records, _ = passes.compare()
+    assert records["split"].to_pylist() == ["validation", "validation", None, "validation", "validation"]
+
+
+def test_output_is_replaced_only_with_overwrite(tmp_path, settings, capsys):
     photos = photo_folder(tmp_path / "photos", 4)
     made = settings(photos)
     report = prepare(made)
@@ -250,7 +253,7 @@ def test_dry_run_writes_nothing(tmp_path, settings):
     assert not Path(made.storage).exists()
 
 
-def test_output_inside_the_input_is_not_an_input(tmp_path, settings):
+def test_output_inside_an_input_is_not_read(tmp_path, settings):
     photos = photo_folder(tmp_path / "photos", 4)
     made = settings(photos, output=str(photos / "shards"))
     assert prepare(made)["seen"] == 8
@@ -269,7 +272,7 @@ def _class_with_one_outlier(root: Path) -> Path:
     return root
 
 
-def test_outliers_are_found_in_classes_that_are_large_enough(tmp_path, settings):
+def test_an_outlier_is_found_in_a_large_enough_class(tmp_path, settings):
     photos = _class_with_one_outlier(tmp_path / "photos")
     made = settings(photos, skip=["near_duplicate"], outlier_deviations=6)
     report = prepare(made)
@@ -277,7 +280,7 @@ def test_outliers_are_found_in_classes_that_are_large_enough(tmp_path, settings)
     assert report["outliers"]["cat"]["found"] == 1
 
 
-def test_a_search_for_outliers_that_fails_says_why_in_one_line(tmp_path, settings, monkeypatch):
+def test_a_failing_outlier_search_says_why_in_one_line(tmp_path, settings, monkeypatch):
     def fail(places: Any) -> None:
         raise RayganError("cannot read the chunk")
 
@@ -285,11 +288,11 @@ def test_a_search_for_outliers_that_fails_says_why_in_one_line(tmp_path, setting
     monkeypatch.setattr(outliers, "MIN_PHOTOS", 4)
     made = settings(photo_folder(tmp_path / "photos", 4, ("cat",)))
     verdicts = SimpleNamespace(alive_by_label=lambda: {"cat": np.arange(4)})
-    with pytest.raises(RayganError, match=r"^cannot read the chunk$"):  # and no traceback of Ray's
-        _Work(made, _list(made), made.output)._reject_outliers(verdicts)
+    with pytest.raises(RayganError, match=r"^cannot read the chunk$"):  # without Ray's traceback
+        passes_of(made, made.output).reject_outliers(verdicts)
 
 
-def test_a_job_that_died_while_it_wrote_ends_with_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):
+def test_a_job_that_died_while_writing_resumes_to_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):
     photos = _class_with_one_outlier(tmp_path / "photos")
     same = {"skip": ["near_duplicate"], "outlier_deviations": 6, "chunk_images": 16}
     calm = settings(photos, output=str(tmp_path / "calm"), **same)
@@ -305,7 +308,7 @@ def test_a_job_that_died_while_it_wrote_ends_with_the_same_outliers_and_bytes(tm
             prepare(died)
     assert list(Path(died.output).glob("*-00000.parquet"))
     chunks = sorted(Path(died.output, ".prepare").glob("chunk-*.parquet"))
-    for lost in chunks[::2]:  # as if it had died earlier, with only some of the chunks and all shards there
+    for lost in chunks[::2]:  # as if it had died with all shards but only some of the chunks there
         lost.unlink()
     prepare(died)
     assert contents(died.output) == contents(calm.output)
@@ -320,7 +323,7 @@ def test_a_job_that_died_while_it_wrote_ends_with_the_same_outliers_and_bytes(tm
         ("12/12.3.jpg", ConfigurationError, "--label"),
     ],
 )
-def test_inputs_without_photos(tmp_path, settings, file, error, says):
+def test_inputs_without_photos_are_refused(tmp_path, settings, file, error, says):
     photos = tmp_path / "photos"
     photos.mkdir()
     if file:
@@ -330,29 +333,29 @@ def test_inputs_without_photos(tmp_path, settings, file, error, says):
         prepare(settings(photos))
 
 
-def test_an_input_that_is_not_there(tmp_path, settings):
+def test_a_missing_input_is_refused(tmp_path, settings):
     with pytest.raises(ConfigurationError, match="does not exist"):
         prepare(settings(tmp_path / "nowhere"))
 
 
-def test_output_that_cannot_be_written(tmp_path, settings):
+def test_an_unwritable_output_is_an_error(tmp_path, settings):
     photos = photo_folder(tmp_path / "photos", 2)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RayganError, match="cannot write"):
         prepare(settings(photos, output=str(tmp_path / "file" / "shards")))
 
 
-def test_an_input_that_vanishes_stops_the_job_and_a_file_that_vanishes_does_not(tmp_path, settings):
+def test_a_vanished_input_stops_the_job_but_a_vanished_file_does_not(tmp_path, settings):
     photos = photo_folder(tmp_path / "photos", 4)
     made = settings(photos)
     (tmp_path / "work").mkdir()
-    work = _Work(made, _list(made), str(tmp_path / "work"))
+    passes = passes_of(made, tmp_path / "work")
     (photos / "cat" / "0001.png").unlink()
-    work.examine()
-    reasons = work.judge()[0]["reason"].to_pylist()
+    passes.examine()
+    reasons = passes.compare()[0]["reason"].to_pylist()
     assert reasons.count("unreadable") == 1
     shutil.rmtree(tmp_path / "work")
     (tmp_path / "work").mkdir()
     shutil.rmtree(photos)
     with pytest.raises(RayganError, match="vanished"):
-        work.examine()
+        passes.examine()

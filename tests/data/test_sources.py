@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygan.data.sources import columns, find_photos, normalise, shown
+from raygan.data.labels import columns
+from raygan.data.sources import find_photos, shown
 from raygan.errors import ConfigurationError
 
 
@@ -106,20 +107,3 @@ def test_parquet_labels_are_named_as_the_hub_names_them(tmp_path):
     assert columns(table.schema) == ("image", "label")
     with pytest.raises(ConfigurationError, match="--label-column"):
         labels(tmp_path, label_column="kind")
-
-
-@pytest.mark.parametrize(
-    ("given", "label"),
-    [
-        ("Cats", "cat"),
-        ("puppies", "puppy"),
-        ("foxes", "fox"),
-        ("Maine Coon", "maine_coon"),
-        ("bus", "bus"),
-        ("grass", "grass"),
-        ("iris", "iris"),
-        (" dog ", "dog"),
-    ],
-)
-def test_plural_and_case(given, label):
-    assert normalise(given) == label

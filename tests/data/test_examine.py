@@ -1,0 +1,39 @@
+"""Measures of photos, and verdicts that don't depend on the photos judged along with them."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from raygan.data.examine import examine, judge, look
+from raygan.data.filters import Rules
+from raygan.data.settings import Limits
+from tests.data import messy
+
+LIMITS = Limits(min_side=16, max_megapixels=50, max_aspect=4, min_contrast=5, min_sharpness=0.1)
+RULES = Rules.choose(LIMITS, skip=[])
+
+
+def png(picture: Image.Image) -> bytes:
+    return messy.encoded(picture, "PNG")
+
+
+def test_a_photo_is_measured_and_judged_the_same_alone_and_among_others():
+    blurred = messy.picture(515).filter(ImageFilter.GaussianBlur(14))
+    pictures = [*(messy.picture(seed, 96) for seed in range(70)), Image.new("RGB", (96, 96), "red"), blurred]
+    files = [*map(png, pictures), b"no photo", png(messy.picture(3, 8))]
+    together = judge([look(data, 32, "crop", RULES) for data in files], RULES)
+    for data, photo in zip(files, together, strict=True):
+        assert repr(examine(data, 32, "crop", RULES)) == repr(photo)
+    reasons = [photo.reason for photo in together]
+    assert reasons[-4:] == ["flat", "blurry", "unreadable", "too_small"]
+    assert not any(reasons[:70])
+
+
+def test_measures_are_mean_deviation_and_laplacian():
+    gray = np.asarray(messy.picture(5, 64).convert("L"), np.float64)
+    photo = examine(png(messy.picture(5, 64)), 64, "crop", RULES)
+    laplacian = gray[1:-1, :-2] + gray[1:-1, 2:] + gray[:-2, 1:-1] + gray[2:, 1:-1] - 4 * gray[1:-1, 1:-1]
+    np.testing.assert_allclose(photo.brightness, gray.mean(), rtol=1e-5)
+    np.testing.assert_allclose(photo.contrast, gray.std(), rtol=1e-5)
+    np.testing.assert_allclose(photo.sharpness, (laplacian.var() - 20 / 12) ** 0.5 / gray.std(), rtol=1e-4)

@@ -1,0 +1,49 @@
+"""Outlier scores against brute force, and the threshold on made-up classes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raygan.data import outliers
+
+
+def test_scores_are_distances_to_the_nearest_neighbours(monkeypatch):
+    random = np.random.default_rng(4)
+    vectors = (random.normal(size=(300, 16)) + 1).astype(np.float16)
+    unit = vectors.astype(float) / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
+    similar = unit @ unit.T
+    np.fill_diagonal(similar, -9)
+    expected = 1 - np.sort(similar, axis=1)[:, -outliers.NEIGHBORS :].mean(axis=1)
+    np.testing.assert_allclose(outliers.scores(vectors), expected, atol=1e-4)
+    monkeypatch.setattr(outliers, "EXACT", 100)
+    assert np.corrcoef(outliers.scores(vectors), expected)[0, 1] > 0.99
+
+
+def test_equal_vectors_count_as_neighbours():
+    vectors = np.ones((20, 8), np.float16)
+    np.testing.assert_allclose(outliers.scores(vectors), 0, atol=1e-5)
+
+
+def test_the_threshold_spares_a_clean_class_and_catches_a_few_outliers():
+    random = np.random.default_rng(5)
+    clean = np.exp(random.normal(-1.5, 0.25, 3000))
+    assert (clean > outliers.threshold(clean, 3)).mean() < 0.005
+    dirty = np.concatenate([clean, np.full(90, np.exp(-1.5 + 5 * 0.25))])
+    assert (dirty > outliers.threshold(dirty, 3))[-90:].all()
+
+
+def test_a_class_of_copies_has_no_outliers():
+    vectors = np.repeat(np.random.default_rng(8).normal(size=(30, 16)), 10, axis=0).astype(np.float16)
+    scores = outliers.scores(vectors)
+    assert not (scores > outliers.threshold(scores, 3)).any()
+
+
+def test_projection_keeps_cosines():
+    features = np.abs(np.random.default_rng(6).normal(size=(50, 1280))).astype(np.float32)
+    features[1] = features[0]
+
+    def cosines(vectors: np.ndarray) -> np.ndarray:
+        unit = vectors.astype(float) / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
+        return unit @ unit.T
+
+    np.testing.assert_allclose(cosines(outliers.project(features)), cosines(features), atol=0.1)
