@@ -1,11 +1,13 @@
-"""What a report card judges: sets of images by label, each from a source that tasks anywhere can draw from.
+"""What a report card compares: candidates, each with a source of images for every label it draws.
 
-A candidate is one column of the report's table: a generator, several that share the labels between them, or one of the
-baselines that show what the numbers mean: real photos, an untrained generator, and noise.
+A candidate is a column of the report's table: a generator, several generators that share the labels among them, or a
+baseline that puts the numbers in perspective: real photos, an untrained generator, or noise. Ray tasks on any node
+draw from a source.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,22 +18,31 @@ from torch import Tensor
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.evaluation.settings import EvaluateSettings
-from raygan.models.gan import Generator
+from raygan.models.gan import build_generator
 from raygan.models.latents import seeded
 from raygan.sampling.generators import ALL, NamedGenerator, check_drawn, check_labels, check_size, find_generators
+
+#: Names of the baselines, which the table never shows as the best.
+BASELINES = REAL_PHOTOS, UNTRAINED, NOISE = "real photos", "untrained", "noise"
 
 
 class Source(Protocol):
     """Where images come from."""
 
     def sample(self, label: str, count: int, seed: int, first: int = 0) -> Tensor:
-        """uint8 images (count, 3, S, S) of a label, those with the numbers `first`, `first` + 1, ..."""
+        """uint8 images (count, 3, S, S) of a label: those numbered `first`, `first` + 1, ..."""
         ...
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A column of the table. sources: one for each label. made_of: the generators behind it, for the record."""
+    """A column of the table.
+
+    Attributes:
+        name: heading of the column.
+        sources: by label.
+        made_of: names of the generators behind it, for the record.
+    """
 
     name: str
     sources: Mapping[str, Source]
@@ -40,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RealPhotos:
-    """Photos (n, 3, S, S) of each label that are not among those compared with."""
+    """Photos, uint8 (n, 3, S, S) by label, that the candidates are not compared with."""
 
     photos: Mapping[str, Tensor]
 
@@ -50,7 +61,7 @@ class RealPhotos:
 
 @dataclass(frozen=True)
 class Noise:
-    """Pixels drawn uniformly, each for itself. size: side in px."""
+    """Independent, uniformly drawn pixels; `size` is the side in px."""
 
     size: int
 
@@ -60,9 +71,10 @@ class Noise:
 
 
 def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate]:
-    """The candidates that the settings name; without --model the champions of all labels as one.
+    """The candidates that the settings name; without --model the champions of all labels as one candidate.
 
-    Raises RayganError if there is none, or if a generator's labels or size don't match the shards.
+    Raises:
+        RayganError: there is no candidate, or a generator's labels or size don't match the shards.
     """
     classes = data.manifest.classes
     strange = [label for label in settings.label if label not in classes]
@@ -81,25 +93,39 @@ def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate
     return [Candidate("champion", sources, tuple(dict.fromkeys(one.name for one in found)))]
 
 
-def baselines(
-    labels: Sequence[str], held_out: Mapping[str, Tensor], like: NamedGenerator | None, size: int, seed: int
+def with_baselines(
+    candidates: Sequence[Candidate], held_out: Mapping[str, Tensor], size: int, seed: int
 ) -> list[Candidate]:
-    """Real photos, an untrained generator shaped like the first one judged, and noise."""
-    found = [Candidate("real photos", dict.fromkeys(labels, RealPhotos(held_out)))]
-    if like is not None:
-        untrained = untrained_generator(like, labels, seed)
-        found.append(Candidate("untrained", dict.fromkeys(labels, untrained)))
-    found.append(Candidate("noise", dict.fromkeys(labels, Noise(size))))
+    """The candidates between real photos on the left and an untrained generator and noise on the right.
+
+    Args:
+        candidates: the first generator among them gives the untrained one its shape.
+        held_out: photos of each label that nothing is compared with, uint8 (n, 3, S, S).
+        size: side of the noise in px.
+        seed: of the untrained generator's weights.
+
+    Raises:
+        ConfigurationError: a candidate has the name of a baseline.
+    """
+    labels = list(held_out)
+    found = [Candidate(REAL_PHOTOS, dict.fromkeys(labels, RealPhotos(held_out))), *candidates]
+    generators = [source for one in candidates for source in one.sources.values() if isinstance(source, NamedGenerator)]
+    if generators:
+        found.append(Candidate(UNTRAINED, dict.fromkeys(labels, untrained_generator(generators[0], labels, seed))))
+    found.append(Candidate(NOISE, dict.fromkeys(labels, Noise(size))))
+    for name, times in Counter(candidate.name for candidate in found).items():
+        if times > 1:
+            raise ConfigurationError(f"--model: a folder can't be called {name!r} beside the baseline: rename it")
     return found
 
 
 def untrained_generator(like: NamedGenerator, labels: Sequence[str], seed: int) -> NamedGenerator:
-    """A generator of the same shape with fresh weights, as a training begins with it."""
+    """A generator of the same shape with the fresh weights that a training starts from."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # It draws alike whatever it is asked for, so that it needs to know none of the labels.
-        generator = Generator(replace(like.generator.settings, labels=()))
-    return NamedGenerator("untrained", generator.eval(), tuple(labels), {})
+        # Without labels of its own it takes any label, and draws the same for each.
+        generator = build_generator(replace(like.generator.settings, labels=()))
+    return NamedGenerator(UNTRAINED, generator.eval(), tuple(labels), {})
 
 
 def _alone(one: NamedGenerator, wanted: Sequence[str]) -> Candidate:

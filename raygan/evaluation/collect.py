@@ -1,8 +1,7 @@
-"""Looks: what networks say of images, computed in Ray tasks, and kept for the real photos.
+"""Images and what networks say of them, computed by Ray tasks.
 
-A look at images is their pixels, their features in each feature network, their animal mass and a classifier's
-verdict. Tasks take a few hundred images each, so that all cores of the cluster are busy. The features of real photos
-are kept in ``<storage>/features`` under the data set's fingerprint and the network's digest, for all reports to come.
+A task takes at most 128 images, which keeps all cores of the cluster busy. The features of real photos are kept in
+``<storage>/features``, under the data set's fingerprint and the network's digest, for later reports.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import torch
@@ -18,75 +17,140 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from raygan.evaluation.candidates import Source
-from raygan.metrics.animals import AnimalMass, animal_mass
-from raygan.models.features import load_features
+from raygan.data.batches import load_photos
+from raygan.data.shards import DataSet
+from raygan.errors import ConfigurationError, RayganError
+from raygan.evaluation.candidates import Candidate, Source
+from raygan.evaluation.settings import EvaluateSettings
+from raygan.metrics.animals import animal_mass, knows
 from raygan.models.googlenet import Classifier, load_classifier
+from raygan.models.registry import INCEPTION
 from raygan.runtime import cluster, storage
+from raygan.sampling.generators import ALL
+from raygan.tracking.networks import GOOGLENET, feature_network, load_network, registered_classifier
 
-#: Images that one task looks at.
+#: Images of one task.
 _TASK = 128
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Who looks. networks: names for `load_features`. classifier: its folder, or None."""
+class Networks:
+    """The networks that images go through.
 
-    networks: tuple[str, ...]
+    Attributes:
+        features: what `load_network` takes, by the network's name in metrics.
+        classifier: address of the classifier's folder, or None.
+    """
+
+    features: Mapping[str, str]
     classifier: str | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classifier's labels; empty without a classifier."""
+        return classifier_at(self.classifier).labels if self.classifier else ()
 
 
 @dataclass(frozen=True)
-class Look:
-    """n images and what was said of them.
+class ImageSet:
+    """Images of a label, and what the networks say of them.
 
-    pixels: uint8 (n, 3, S, S). features: float32 (n, d) by network. mass: animal mass (n,) of the images' label, or
-    None where ImageNet doesn't know it. verdicts: probabilities (n, labels), or None without a classifier.
+    Attributes:
+        pixels: uint8 (n, 3, S, S).
+        features: float32 (n, d) by network.
+        mass: animal mass (n,), 0 to 1; None for real photos, and for labels that ImageNet doesn't have.
+        probabilities: the classifier's (n, labels), 0 to 1; None for real photos, and without a classifier.
     """
 
     pixels: Tensor
     features: Mapping[str, Tensor]
-    mass: Tensor | None
-    verdicts: Tensor | None
+    mass: Tensor | None = None
+    probabilities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def take(self, indices: Tensor) -> ImageSet:
+        """Those of some real photos."""
+        return ImageSet(self.pixels[indices], {name: vectors[indices] for name, vectors in self.features.items()})
 
-def joined(looks: Sequence[Look]) -> Look:
-    """Several looks as one; what one of them lacks is lacking."""
-    masses = [look.mass for look in looks if look.mass is not None]
-    verdicts = [look.verdicts for look in looks if look.verdicts is not None]
-    return Look(
-        pixels=torch.cat([look.pixels for look in looks]),
-        features={name: torch.cat([look.features[name] for look in looks]) for name in looks[0].features},
-        mass=torch.cat(masses) if len(masses) == len(looks) else None,
-        verdicts=torch.cat(verdicts) if len(verdicts) == len(looks) else None,
+    def without_pixels(self) -> ImageSet:
+        """The same set with images of no pixels, for tasks that need the rest only."""
+        return replace(self, pixels=torch.empty(len(self), 0))
+
+
+def joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """Several sets as one; it lacks what any of them lacks."""
+    masses = [one.mass for one in sets if one.mass is not None]
+    probabilities = [one.probabilities for one in sets if one.probabilities is not None]
+    return ImageSet(
+        pixels=torch.cat([one.pixels for one in sets]),
+        features={name: torch.cat([one.features[name] for one in sets]) for name in sets[0].features},
+        mass=torch.cat(masses) if len(masses) == len(sets) else None,
+        probabilities=torch.cat(probabilities) if len(probabilities) == len(sets) else None,
     )
 
 
-def start_looking(source: Source, label: str, count: int, seed: int, judges: Judges) -> list[ray.ObjectRef]:
-    """Start tasks that draw `count` images of a label and look at them; their looks, in order."""
-    held = ray.put(source)
-    look = ray.remote(_look)
-    return [
-        look.remote(held, label, min(_TASK, count - first), seed, first, judges) for first in range(0, count, _TASK)
-    ]
+def find_networks(settings: EvaluateSettings) -> Networks:
+    """The feature networks and the classifier that the settings name.
+
+    Raises:
+        ConfigurationError: one of them can't be loaded, or two have the same name.
+    """
+    folder = storage.absolute(settings.classifier) if settings.classifier else registered_classifier(settings)
+    if folder is not None:
+        classifier_at(folder)
+    features: dict[str, str] = {}
+    for name in settings.network:
+        if name == GOOGLENET and settings.classifier:
+            name = settings.classifier
+        elif name == INCEPTION and settings.inception_weights:
+            name = f"{INCEPTION}:{storage.absolute(settings.inception_weights)}"
+        address = feature_network(settings, name, "--network")
+        title = load_network(address).name
+        if features.setdefault(title, address) != address:
+            raise ConfigurationError(f"--network: two of the networks are called {title}: rename one's folder or file")
+    return Networks(features, folder)
 
 
-def real_features(photos: Tensor, network: str, storage_folder: str, fingerprint: str, label: str) -> Tensor:
-    """Features (n, d) of a label's real photos, from storage if they are there."""
-    address = storage.join(
-        storage_folder, "features", f"{fingerprint[:16]}-{label}-{len(photos)}-{network_digest(network)}.safetensors"
-    )
+@functools.lru_cache(maxsize=1)
+def classifier_at(folder: str) -> Classifier:
+    """The classifier in a folder, kept for the process's life."""
+    return load_classifier(storage.local_folder(folder))
+
+
+def real_photos(data: DataSet, label: str, most: int, networks: Networks, storage_folder: str) -> ImageSet:
+    """Training photos of a label with their features, which are computed unless the storage has them.
+
+    Args:
+        data: the shards.
+        label: a label of theirs, or "all" for every label.
+        most: photos at most, spread evenly over the shards.
+        networks: for the features.
+        storage_folder: features are kept in its ``features``.
+    """
+    found = load_photos(data, "train", None if label == ALL else label)
+    if not len(found):
+        raise RayganError(f"--data: {data.address} has no training photo of {label} to compare with")
+    pixels = torch.from_numpy(found.pixels(found.spread(most)))
+    prefix = storage.join(storage_folder, "features", f"{data.manifest.fingerprint[:16]}-{label}-{len(pixels)}")
+    features = {
+        name: _kept_features(pixels, network, f"{prefix}-{network_digest(network)}.safetensors", label)
+        for name, network in networks.features.items()
+    }
+    return ImageSet(pixels, features)
+
+
+def _kept_features(pixels: Tensor, network: str, address: str, label: str) -> Tensor:
+    """Features (n, d) from a file in storage; without a whole one they are computed, and written there."""
     try:
         kept: Tensor = load(storage.read_bytes(address))["features"]
-        if len(kept) == len(photos):
+        if len(kept) == len(pixels):
             return kept
     except (FileNotFoundError, SafetensorError, KeyError):
-        pass  # not there, or cut short: computed and written anew
+        pass
     features = ray.remote(_features)
-    parts = [features.remote(part, network) for part in photos.split(_TASK)]
+    parts = [features.remote(part, network) for part in pixels.split(_TASK)]
     cluster.wait_for(parts, f"features of real photos of {label}", leave=True)
     found = torch.cat(cluster.fetch(parts))
     storage.write_bytes(address, save({"features": found}))
@@ -94,36 +158,56 @@ def real_features(photos: Tensor, network: str, storage_folder: str, fingerprint
 
 
 def network_digest(network: str) -> str:
-    """Name and first digits of the SHA-256 of a feature network's weights."""
-    features = load_features(network)
+    """Name and input size of a feature network, with the first digits of its weights' SHA-256."""
+    features = load_network(network)
     digest = hashlib.sha256()
     for value in features.net.state_dict().values():
         digest.update(value.contiguous().numpy().tobytes())
     return f"{features.name}-{features.size}-{digest.hexdigest()[:12]}"
 
 
-def _look(source: Source, label: str, count: int, seed: int, first: int, judges: Judges) -> Look:
-    _one_thread()
+def draw_samples(
+    candidates: Sequence[Candidate], counts: Mapping[str, int], networks: Networks, seed: int
+) -> dict[tuple[str, str], ImageSet]:
+    """Samples of every candidate for each of its labels.
+
+    Args:
+        candidates: whom to draw from.
+        counts: images of each label.
+        networks: what the images go through.
+        seed: of the samples.
+
+    Returns:
+        The samples by the candidate's name and the label.
+    """
+    tasks = {
+        (candidate.name, label): _start_drawing(source, label, counts[label], networks, seed)
+        for candidate in candidates
+        for label, source in candidate.sources.items()
+    }
+    cluster.wait_for([task for parts in tasks.values() for task in parts], "drawing samples", leave=True)
+    return {key: joined(cluster.fetch(parts)) for key, parts in tasks.items()}
+
+
+def _start_drawing(source: Source, label: str, count: int, networks: Networks, seed: int) -> list[ray.ObjectRef]:
+    held = ray.put(source)
+    draw = ray.remote(_draw)
+    return [
+        draw.remote(held, label, min(_TASK, count - first), seed, first, networks) for first in range(0, count, _TASK)
+    ]
+
+
+def _draw(source: Source, label: str, count: int, seed: int, first: int, networks: Networks) -> ImageSet:
+    torch.set_num_threads(1)  # tasks run on all cores: more threads would get in each other's way
     pixels = source.sample(label, count, seed, first)
-    return Look(
+    return ImageSet(
         pixels=pixels,
-        features={name: load_features(name)(pixels) for name in judges.networks},
-        mass=animal_mass().per_image(pixels, label) if AnimalMass.knows(label) else None,
-        verdicts=classifier_at(judges.classifier).probabilities(pixels) if judges.classifier else None,
+        features={name: load_network(network)(pixels) for name, network in networks.features.items()},
+        mass=animal_mass(pixels, label) if knows(label) else None,
+        probabilities=classifier_at(networks.classifier).probabilities(pixels) if networks.classifier else None,
     )
 
 
 def _features(pixels: Tensor, network: str) -> Tensor:
-    _one_thread()
-    return load_features(network)(pixels)
-
-
-def _one_thread() -> None:
-    """Tasks run beside each other on all cores: more threads would only get in each other's way."""
     torch.set_num_threads(1)
-
-
-@functools.lru_cache(maxsize=1)
-def classifier_at(folder: str) -> Classifier:
-    """The classifier of a folder, kept for the process's life."""
-    return load_classifier(folder)
+    return load_network(network)(pixels)

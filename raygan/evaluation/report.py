@@ -1,54 +1,35 @@
-"""The report card as one HTML page that needs nothing else: pictures and charts are inside it.
+"""The report card as one self-contained HTML page, with its images and charts inside.
 
-A section for each label (and one for all together) has a table with a column for each candidate, charts with standard
-errors, the samples, their nearest real photos, and histograms of the classifier's confidence and of animal mass.
+The page has a section for each label, and one for all together: a table with a column for each candidate, charts of the
+metrics that have a standard error, histograms of the classifier's confidence and of animal mass, samples, and samples
+beside their nearest real photos. Rows, arrows and explanations come from `METRICS`.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from raygan import charts, pictures
-
-if TYPE_CHECKING:
-    from raygan.evaluation.verdict import Reals, Verdict
+from raygan.evaluation.candidates import BASELINES
+from raygan.evaluation.collect import ImageSet
+from raygan.evaluation.verdict import Score, Verdict
+from raygan.metrics.distances import FID_STEADY
+from raygan.metrics.registry import METRICS
+from raygan.sampling.generators import ALL
 
 #: File name of the page in its folder and among the run's artifacts.
 PAGE = "report.html"
 
-#: Candidates that show what numbers mean, and compete with nobody.
-BASELINES = ("real photos", "untrained", "noise")
-
 #: Samples shown of each candidate, and samples shown beside their nearest real photo.
 SHOWN, NEAREST_SHOWN = 48, 8
 
-#: Metrics in the order of the table: whether more is better (None: neither end is good), and what they mean.
-MEANINGS: dict[str, tuple[bool | None, str]] = {
-    "fid": (False, "distance between the Gaussians nearest to the features; 0 is the same set"),
-    "kid": (False, "kernel distance between the features, unbiased, with its standard error; about 0 is the same set"),
-    "precision": (True, "share of samples that lie among the real photos, by features scaled to unit length"),
-    "recall": (True, "share of real photos that lie among the samples, likewise"),
-    "density": (True, "how densely real photos surround the samples; 1 is as densely as each other"),
-    "coverage": (True, "share of real photos with a sample near by"),
-    "diversity": (None, "how unlike samples are to each other; 1 is as unlike as real photos"),
-    "train_distance": (
-        None,
-        "distance to the nearest real photo; 1 is as far as real photos from each other, less is copying",
-    ),
-    "copies": (None, "share of samples nearer to a real photo than 99 % of real photos are to another; 1 % is chance"),
-    "agreement": (
-        True,
-        "share of samples that the classifier calls by their label; noise is called something, too",
-    ),
-    "confidence": (True, "mean probability that the classifier gives to the label"),
-    "animal_mass": (True, "mean ImageNet probability of the label's animals, by EfficientNet-Lite0 at 160 px"),
-}
+_ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
@@ -60,111 +41,155 @@ figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}figcaption
 """
 
 
-def page(name: str, record: Mapping[str, Any], verdicts: Sequence[Verdict], reals: Mapping[str, Reals]) -> str:
-    """The whole page. record: what report.json holds."""
+def flags(
+    verdicts: Sequence[Verdict], reals: Mapping[str, ImageSet], wanted: int, about: Mapping[str, Any] | None
+) -> list[str]:
+    """What a reader must know before comparing the numbers.
+
+    Args:
+        verdicts: at least one.
+        reals: photos that were compared with, by label.
+        wanted: samples of each label that the user asked for.
+        about: what the classifier's trainer recorded about it; None without a classifier.
+    """
+    fewest = min(len(verdict.samples) for verdict in verdicts)
+    fewest_reals = min(len(real) for real in reals.values())
+    least = min(fewest, fewest_reals)
+    found = []
+    if least < FID_STEADY:
+        found.append(
+            f"FID between {fewest:,} samples and {fewest_reals:,} photos is biased upwards (steady from about "
+            f"{FID_STEADY:,} of each): compare it only with FID of as many images, and trust KID, which is unbiased "
+            f"and has a standard error"
+        )
+    if any(least <= vectors.shape[1] for verdict in verdicts for vectors in verdict.samples.features.values()):
+        found.append(f"{least:,} images are fewer than features have dimensions: FID's covariance is singular")
+    if fewest < wanted:
+        found.append(f"only {fewest:,} of {wanted:,} samples were drawn: as many as photos are held out as a baseline")
+    unknown = sorted({v.label for v in verdicts if v.confidence is None and v.label != ALL})
+    if about is not None and unknown:
+        found.append(f"the classifier doesn't know {', '.join(unknown)}: there is no agreement with it")
+    if about and about.get("generated"):
+        found.append(
+            f"the classifier learnt from generated images ({about.get('generators', 'of unknown generators')}): "
+            f"its verdict on them is not independent"
+        )
+    return found
+
+
+def page(name: str, record: Mapping[str, Any], verdicts: Sequence[Verdict], reals: Mapping[str, ImageSet]) -> str:
+    """The whole page.
+
+    Args:
+        name: the report's.
+        record: the content of report.json.
+        verdicts: at least one.
+        reals: photos that were compared with, by label.
+    """
     labels = list(dict.fromkeys(verdict.label for verdict in verdicts))
     sections = [_section(label, [v for v in verdicts if v.label == label], reals) for label in labels]
-    flags = "".join(f'<p class="flag">{html.escape(flag)}</p>' for flag in record["flags"])
+    warnings = "".join(f'<p class="flag">{html.escape(flag)}</p>' for flag in record["flags"])
     made_of = "; ".join(
         f"{candidate}: {', '.join(names)}" for candidate, names in record["candidates"].items() if names
     )
     compared = ", ".join(f"{count:,} of {label}" for label, count in record["real_photos"].items())
-    used = {_base(metric) for verdict in verdicts for metric in verdict.metrics}
+    used = {score.metric for verdict in verdicts for score in verdict.scores}
     meanings = "".join(
-        f"<dt>{metric}</dt><dd>{html.escape(text)}</dd>" for metric, (_, text) in MEANINGS.items() if metric in used
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(metric.meaning)}</dd>"
+        for name, metric in METRICS.items()
+        if name in used
     )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>Report card {html.escape(name)}</h1>"
         f"<p>Compared with real photos: {html.escape(compared)}. {html.escape(made_of)}</p>"
-        f"{flags}{''.join(sections)}<h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>\n"
+        f"{warnings}{''.join(sections)}<h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>\n"
     )
 
 
-def _section(label: str, verdicts: Sequence[Verdict], reals: Mapping[str, Reals]) -> str:
-    parts = [f"<h2>{html.escape(label)}</h2>", _table(verdicts)]
-    for metric in dict.fromkeys(
-        m for v in verdicts for m in v.metrics if _base(m) == "kid" and not m.endswith("_error")
-    ):
-        values = {v.candidate: (v.metrics[metric], v.metrics[f"{metric}_error"]) for v in verdicts}
-        parts.append(_figure(charts.bars(values, metric), "KID with its standard error; less is better"))
+def _section(label: str, verdicts: Sequence[Verdict], reals: Mapping[str, ImageSet]) -> str:
+    """Heading, table, charts and images of one label."""
+    rows = _rows(verdicts)
+    parts = [f"<h2>{html.escape(label)}</h2>", _table(rows, verdicts)]
+    parts += [_bars(name, row) for name, row in rows.items() if any(score.error is not None for score in row.values())]
     parts.append(_histograms(label, verdicts))
     if label in reals:
-        real = reals[label].pixels
-        shown = real[pictures.spread(SHOWN, len(real))]
-        parts.append(_figure(_grid(shown), "real photos that are compared with"))
-        for verdict in verdicts:
-            parts.append(_figure(_grid(verdict.look.pixels[:SHOWN]), f"{verdict.candidate}"))
-        for verdict in verdicts:
-            parts.append(
-                _figure(_neighbours(verdict, real), f"{verdict.candidate}: samples and their nearest real photos")
-            )
+        photos = reals[label].pixels
+        shown = photos[pictures.spread(SHOWN, len(photos))]
+        parts.append(_figure(_grid(shown), "real photos to compare with"))
+        parts += [_figure(_grid(v.samples.pixels[:SHOWN]), v.candidate) for v in verdicts]
+        parts += [
+            _figure(_grid(_beside_nearest(v, photos)), f"{v.candidate}: samples and their nearest real photos")
+            for v in verdicts
+        ]
     return "".join(parts)
 
 
-def _table(verdicts: Sequence[Verdict]) -> str:
-    names = [n for n in dict.fromkeys(n for v in verdicts for n in v.metrics) if not n.endswith("_error")]
-    names.sort(key=lambda name: list(MEANINGS).index(_base(name)))
-    best = {name: _best(name, verdicts) for name in names}
-    head = "".join(f"<th>{html.escape(v.candidate)}</th>" for v in verdicts)
-    rows = "".join(
-        f"<tr><td>{_heading(name)}</td>{''.join(_cell(name, v, best[name]) for v in verdicts)}</tr>" for name in names
-    )
-    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+def _rows(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Score]]:
+    """Scores by recorded name and candidate, in the order of the registry."""
+    rows: dict[str, dict[str, Score]] = {}
+    order = METRICS.names()
+    scores = [(score, verdict.candidate) for verdict in verdicts for score in verdict.scores]
+    for score, candidate in sorted(scores, key=lambda pair: order.index(pair[0].metric)):
+        rows.setdefault(score.name, {})[candidate] = score
+    return rows
 
 
-def _best(name: str, verdicts: Sequence[Verdict]) -> float | None:
-    """The best value of the generators, which is shown in bold."""
-    more_is_better = MEANINGS[_base(name)][0]
-    values = [v.metrics[name] for v in verdicts if name in v.metrics and v.candidate not in BASELINES]
-    if more_is_better is None or len(set(values)) < 2:
-        return None
-    return max(values) if more_is_better else min(values)
+def _table(rows: Mapping[str, Mapping[str, Score]], verdicts: Sequence[Verdict]) -> str:
+    candidates = [verdict.candidate for verdict in verdicts]
+    head = "".join(f"<th>{html.escape(candidate)}</th>" for candidate in candidates)
+    body = "".join(_row(name, row, candidates) for name, row in rows.items())
+    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _heading(name: str) -> str:
-    arrow = {True: " ↑", False: " ↓", None: ""}[MEANINGS[_base(name)][0]]
-    return html.escape(name) + arrow
+def _row(name: str, row: Mapping[str, Score], candidates: Sequence[str]) -> str:
+    """A metric's row, with the best of the generators in bold."""
+    better = METRICS.load(next(iter(row.values())).metric).better
+    values = {score.value for candidate, score in row.items() if candidate not in BASELINES}
+    best = None
+    if better is not None and len(values) > 1:
+        best = max(values) if better == "higher" else min(values)
+    cells = "".join(_cell(row.get(candidate), best) for candidate in candidates)
+    return f"<tr><td>{html.escape(name)}{_ARROWS[better]}</td>{cells}</tr>"
 
 
-def _cell(name: str, verdict: Verdict, best: float | None) -> str:
-    if name not in verdict.metrics:
+def _cell(score: Score | None, best: float | None) -> str:
+    if score is None:
         return "<td>–</td>"
-    value = verdict.metrics[name]
-    error = verdict.metrics.get(f"{name}_error")
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if error is not None:
-        text = f"{value:.4f} ± {error:.4f}"
-    return f'<td class="best">{text}</td>' if value == best else f"<td>{text}</td>"
+    if score.error is not None:
+        text = f"{score.value:.4f} ± {score.error:.4f}"
+    else:
+        text = f"{score.value:.3g}" if abs(score.value) < 1000 else f"{score.value:,.0f}"
+    return f'<td class="best">{text}</td>' if score.value == best else f"<td>{text}</td>"
 
 
-def _base(metric: str) -> str:
-    """The metric's name without the number of samples and the network."""
-    return re.sub(r"\d+.*", "", metric)
+def _bars(name: str, row: Mapping[str, Score]) -> str:
+    metric = next(iter(row.values())).metric
+    better = METRICS.load(metric).better
+    caption = f"{metric} with its standard error" + (f"; {better} is better" if better else "")
+    return _figure(charts.bars({c: (score.value, score.error or 0.0) for c, score in row.items()}, name), caption)
 
 
 def _histograms(label: str, verdicts: Sequence[Verdict]) -> str:
     panels: dict[str, dict[str, Any]] = {}
     for verdict in verdicts:
         if verdict.confidence is not None:
-            panels.setdefault(f"classifier's probability of {label}", {})[verdict.candidate] = (
-                verdict.confidence.numpy()
-            )
-        if verdict.look.mass is not None:
-            panels.setdefault(f"animal mass of {label}", {})[verdict.candidate] = verdict.look.mass.numpy()
+            title = f"classifier's probability of {label}"
+            panels.setdefault(title, {})[verdict.candidate] = verdict.confidence.numpy()
+        if verdict.samples.mass is not None:
+            panels.setdefault(f"animal mass of {label}", {})[verdict.candidate] = verdict.samples.mass.numpy()
     return _figure(charts.histograms(panels, "probability"), "how sure the networks are") if panels else ""
 
 
-def _grid(images: torch.Tensor) -> bytes:
+def _beside_nearest(verdict: Verdict, photos: Tensor) -> Tensor:
+    """The first samples, each followed by its nearest photo."""
+    nearest = photos[verdict.nearest[:NEAREST_SHOWN]]
+    return torch.stack([verdict.samples.pixels[:NEAREST_SHOWN], nearest], dim=1).flatten(0, 1)
+
+
+def _grid(images: Tensor) -> bytes:
     return pictures.png(pictures.grid(images, 8))
-
-
-def _neighbours(verdict: Verdict, real: torch.Tensor) -> bytes:
-    pairs = torch.stack([verdict.look.pixels[:NEAREST_SHOWN], real[verdict.closest[:NEAREST_SHOWN]]], dim=1).flatten(
-        0, 1
-    )
-    return pictures.png(pictures.grid(pairs, 8))
 
 
 def _figure(png: bytes, caption: str) -> str:

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
+from raygan.metrics.registry import METRICS
+from raygan.models.registry import DEFAULT_FEATURES, FEATURE_NETWORKS, INCEPTION
 from raygan.runtime.settings import StorageSettings
 from raygan.settings import Address, NameOrAddress, option
 
@@ -16,11 +18,13 @@ class EvaluateSettings(StorageSettings):
     group: ClassVar[str] = "report card"
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, to compare with")
-    output: Address | None = option(None, "folder of the report; by default <storage>/reports/<name>")
-    label: list[str] = option(None, "labels to judge; by default all that the generators draw", default_factory=list)
+    output: Address | None = option(
+        None, f"folder of the report ({', '.join(METRICS.names())}); by default <storage>/reports/<name>"
+    )
+    label: list[str] = option(None, "labels to evaluate; by default all that the generators draw", default_factory=list)
     model: list[NameOrAddress] = option(
         None,
-        "generators to judge: registered NAME, NAME/VERSION, or the folder of a generator or checkpoint; "
+        "generators to evaluate: registered NAME, NAME/VERSION, or the folder of a generator or checkpoint; "
         "by default each label's champion",
         default_factory=list,
     )
@@ -28,27 +32,27 @@ class EvaluateSettings(StorageSettings):
     real_images: int = option(5000, "real photos of each label to compare with, at most", unit="photos", ge=1)
     network: list[NameOrAddress] = option(
         None,
-        "feature networks: efficientnet_lite0, googlenet (--classifier, or the registered one), a classifier folder, "
-        "or inception_v3",
-        default_factory=lambda: ["efficientnet_lite0"],
+        f"feature networks: {FEATURE_NETWORKS}; googlenet is --classifier, if given",
+        default_factory=lambda: [DEFAULT_FEATURES],
     )
     inception_weights: str | None = option(
-        None, "torch-fidelity's file of Inception v3 weights; by default inception_v3 is downloaded"
+        None, f"file with torch-fidelity's Inception v3 weights; by default {INCEPTION} is downloaded"
     )
     classifier: NameOrAddress | None = option(
-        None, "classifier folder for the agreement; by default the registered one, if any"
+        None, "classifier folder, for agreement and confidence; by default the registered one, if any"
     )
     baselines: bool = option(
         False,
-        "judge real photos, an untrained generator and noise too; half of the real photos are then compared with",
+        "also evaluate real photos, an untrained generator and noise; the real photos are half of those there are, "
+        "and everything is compared with the other half",
     )
     seed: int = option(0, "seed of the samples and of every random choice", ge=0, lt=2**31)
     name: str | None = option(None, "name of the report; by default the time")
 
     @model_validator(mode="after")
-    def _judges(self) -> EvaluateSettings:
+    def _networks(self) -> EvaluateSettings:
         if not self.network:
-            raise ValueError("network needs a name, such as efficientnet_lite0")
-        if self.inception_weights and "inception_v3" not in self.network:
-            raise ValueError("inception_weights are for network inception_v3, which is not among network")
+            raise ValueError(f"network needs a name, such as {DEFAULT_FEATURES}")
+        if self.inception_weights and INCEPTION not in self.network:
+            raise ValueError(f"inception_weights are for network {INCEPTION}, which is not among network")
         return self

@@ -1,10 +1,10 @@
 """How far a set of generated images is from a set of real ones, by their feature vectors.
 
-FID, KID, precision and recall are torch-fidelity's, which match the reference implementations numerically; this
-module checks what goes in, and says how sure the numbers are. Features are float tensors (n, d) of any network, on
-the CPU; a number means nothing without that network's name and the number of images.
+torch-fidelity computes FID, KID, precision and recall, and matches the reference implementations numerically. This
+module validates the input and adds KID's standard error. Features are float tensors (n, d) of any network, on the CPU.
+A number means nothing without the network's name and the number of images.
 
-Every function raises RayganError if a set has too few images for it, or if a feature is not finite.
+Every function but `nearest` raises RayganError if a set has too few images or a feature is not finite.
 """
 
 from __future__ import annotations
@@ -18,40 +18,45 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from raygan.errors import RayganError
 
-#: Images of the smaller set that KID needs: two halves with at least two images each.
+#: Images that KID needs in each set: two halves of at least two images.
 KID_LEAST = 4
 
-#: Images below which FID is visibly biased upwards (Chong and Forsyth 2019, arXiv 1911.07023): compare only numbers
-#: of the same sample size, and trust KID more.
+#: With fewer images FID is visibly biased upwards (Chong and Forsyth 2019, arXiv 1911.07023): compare only numbers of
+#: the same sample size, and trust KID more.
 FID_STEADY = 10_000
 
-#: Neighbours that make a photo's ball: of precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), and of
-#: density and coverage (Naeem et al. 2020, arXiv 2002.09797), as the papers have them.
-PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5
+#: A photo's ball reaches to its k-th neighbor; k as in the papers, for precision and recall (Kynkaanniemi et al. 2019,
+#: arXiv 1904.06991) and for density and coverage (Naeem et al. 2020, arXiv 2002.09797).
+PRECISION_NEIGHBORS, COVERAGE_NEIGHBORS = 3, 5
+
+#: Images that each set needs for every function here.
+LEAST = COVERAGE_NEIGHBORS + 1
 
 
-def kid(
-    real_features: Tensor, fake_features: Tensor, *, subsets: int = 50, subset_size: int = 500, seed: int = 0
-) -> tuple[float, float]:
+def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500, seed: int = 0) -> tuple[float, float]:
     """Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401) and its standard error.
 
-    The unbiased squared MMD with the kernel (x.y / d + 1)^3, averaged over `subsets` subsets of `subset_size`
-    images; below 0 is possible and means: no difference to be seen. A subset takes at most half of the smaller
-    set, so that subsets differ.
+    The unbiased squared MMD with the kernel (x.y / d + 1)^3, averaged over random subsets. It can be below 0, which
+    means that no difference is visible.
 
-    The standard error is the delete-d jackknife's (Shao and Wu 1989): subsets of b out of n images spread
-    sqrt((n - b) / b) times as much as the estimate itself would from one set of n images to another. It is right
-    where the sets differ, and too wide, by sqrt(n / b) at most, where they don't.
+    The standard error is that of the delete-d jackknife (Shao and Wu 1989): over subsets of b out of n images the
+    estimate spreads sqrt((n - b) / b) times as much as from one set of n images to another. It is right if the sets
+    differ, and too wide, by at most sqrt(n / b), if they don't.
 
-    Each set needs `KID_LEAST` images.
+    Args:
+        real: (n, d), n at least `KID_LEAST`.
+        fake: (m, d), m at least `KID_LEAST`.
+        subsets: number of subsets.
+        subset_size: images in a subset; at most half of the smaller set is taken, so that subsets differ.
+        seed: of the subsets.
     """
-    _check(real_features, fake_features, KID_LEAST, "KID")
-    smaller = min(len(real_features), len(fake_features))
+    _check(real, fake, KID_LEAST, "KID")
+    smaller = min(len(real), len(fake))
     size = min(subset_size, smaller // 2)
     # float64: the distance is a small difference of large sums.
     found = kid_features_to_metric(
-        fake_features.double(),
-        real_features.double(),
+        fake.double(),
+        real.double(),
         kid_subsets=subsets,
         kid_subset_size=size,
         rng_seed=seed,
@@ -63,64 +68,61 @@ def kid(
     return found[KEY_METRIC_KID_MEAN], (from_images + from_subsets) ** 0.5
 
 
-class Statistics:
-    """Mean and covariance of a set's features, in float64; FID needs nothing else, and reals are measured once."""
+def fid(real: Tensor, fake: Tensor) -> float:
+    """Frechet Inception Distance (Heusel et al. 2017, arXiv 1706.08500), in float64; 0 for identical sets.
 
-    def __init__(self, features: Tensor):
-        _check(features, features, 2, "FID")
-        self._values = fid_features_to_statistics(features.double())
-
-    def fid(self, features: Tensor) -> float:
-        """Frechet Inception Distance (Heusel et al. 2017, arXiv 1706.08500) to another set; 0 is the same set.
-
-        With fewer images than features have numbers the covariances are singular and the bias is large.
-        """
-        found = fid_statistics_to_metric(Statistics(features)._values, self._values, verbose=False)
-        return float(found[KEY_METRIC_FID])
+    If a set has fewer images than features have dimensions, its covariance is singular and the bias is large.
+    """
+    _check(real, fake, 2, "FID")
+    # The order decides the last bits: torch-fidelity multiplies the covariances in the order it gets them.
+    found = fid_statistics_to_metric(
+        fid_features_to_statistics(fake.double()), fid_features_to_statistics(real.double()), verbose=False
+    )
+    return float(found[KEY_METRIC_FID])
 
 
-def precision_recall(real_features: Tensor, fake_features: Tensor) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor) -> tuple[float, float]:
     """Share of fakes among the reals (precision) and of reals among the fakes (recall), each 0 to 1.
 
-    "Among" is: within the ball around some image of the other set that reaches to its third neighbour. Features
-    are scaled to unit length first: images in which a network sees nothing have short vectors, which lie within
-    the wide balls of a few odd photos, so that noise would have a precision of 1.
+    An image is among a set if it lies in the ball around some image of that set that reaches to its third neighbor.
+    Features are scaled to unit length first. Otherwise noise would have a precision of 1: a network that recognizes
+    nothing gives short vectors, and they lie within the wide balls of a few odd photos.
     """
-    _check(real_features, fake_features, PRECISION_NEIGHBOURS + 1, "precision and recall")
+    _check(real, fake, PRECISION_NEIGHBORS + 1, "precision and recall")
     found = prc_features_to_metric(
-        F.normalize(fake_features, dim=1),
-        F.normalize(real_features, dim=1),
-        prc_neighborhood=PRECISION_NEIGHBOURS,
+        F.normalize(fake, dim=1),
+        F.normalize(real, dim=1),
+        prc_neighborhood=PRECISION_NEIGHBORS,
         prc_batch_size=10_000,
-        save_cpu_ram=max(len(real_features), len(fake_features)) > 10_000,
+        save_cpu_ram=max(len(real), len(fake)) > 10_000,
         verbose=False,
     )
     return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
 
 
-def density_coverage(real_features: Tensor, fake_features: Tensor) -> tuple[float, float]:
+def density_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
     """Density (0 and up, 1 for reals) and coverage (0 to 1) of the fakes.
 
-    Density counts in how many reals' balls a fake lies, over the 5 expected, and so forgives outliers among the
-    reals, which precision doesn't. Coverage is the share of reals whose ball holds a fake. Features are scaled to
-    unit length as for precision. torch-fidelity has neither metric.
+    Density is the number of reals' balls that a fake lies in, over the expected 5. Unlike precision it forgives
+    outliers among the reals. Coverage is the share of reals whose ball holds a fake. Features are scaled to unit
+    length, as for precision. torch-fidelity has neither metric.
     """
-    k = COVERAGE_NEIGHBOURS
-    _check(real_features, fake_features, k + 1, "density and coverage")
-    real_features, fake_features = F.normalize(real_features, dim=1), F.normalize(fake_features, dim=1)
-    inside_of = torch.zeros(len(fake_features))
+    k = COVERAGE_NEIGHBORS
+    _check(real, fake, k + 1, "density and coverage")
+    real, fake = F.normalize(real, dim=1), F.normalize(fake, dim=1)
+    inside_of = torch.zeros(len(fake))
     covered = []
-    for part in real_features.split(1000):
-        # The nearest of all is the photo itself.
-        radii = torch.cdist(part, real_features).kthvalue(k + 1, dim=1).values
-        inside = torch.cdist(part, fake_features) <= radii[:, None]
+    for part in real.split(1000):
+        # k + 1: the nearest of all is the photo itself.
+        radii = torch.cdist(part, real).kthvalue(k + 1, dim=1).values
+        inside = torch.cdist(part, fake) <= radii[:, None]
         inside_of += inside.sum(0)
         covered.append(inside.any(1))
     return float(inside_of.mean() / k), float(torch.cat(covered).float().mean())
 
 
 def diversity(features: Tensor) -> float:
-    """Mean cosine distance between two images of a set, 0 to 2; 0 if all are alike."""
+    """Mean cosine distance between two images of a set, 0 to 2; 0 if all are the same."""
     _check(features, features, 2, "diversity")
     unit = F.normalize(features.double(), dim=1)
     count = len(unit)
@@ -128,9 +130,15 @@ def diversity(features: Tensor) -> float:
 
 
 def nearest(features: Tensor, among: Tensor, *, itself: bool = False) -> tuple[Tensor, Tensor]:
-    """Cosine distance (n,) of each vector to the nearest `among` (m, d), and that one's index (n,).
+    """The nearest neighbor of each vector, by cosine distance.
 
-    itself: the two sets are one, and a vector is not its own neighbour.
+    Args:
+        features: (n, d).
+        among: (m, d), the possible neighbors.
+        itself: the two sets are the same, and a vector is not its own neighbor.
+
+    Returns:
+        The distances (n,) and the neighbors' indices (n,).
     """
     unit, others = F.normalize(features, dim=1), F.normalize(among, dim=1)
     distances, indices = [], []
@@ -146,7 +154,7 @@ def nearest(features: Tensor, among: Tensor, *, itself: bool = False) -> tuple[T
 
 
 def _check(real: Tensor, fake: Tensor, least: int, metric: str) -> None:
-    """Raise RayganError unless both sets have enough finite vectors of the same length."""
+    """Raise RayganError unless both sets have at least `least` vectors, all finite and of the same length."""
     if real.dim() != 2 or fake.dim() != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features must be (n, d) with the same d, not {tuple(real.shape)} and {tuple(fake.shape)}")
     for name, features in (("real", real), ("generated", fake)):

@@ -1,41 +1,25 @@
-"""The report card: its metrics' order from good to bad, its files, its cache and its refusals."""
+"""The report card: its files, its cache and its refusals."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from raygan import tracking
-from raygan.data.synthetic import draw_face
 from raygan.errors import ConfigurationError, RayganError
-from raygan.evaluation.candidates import Noise, RealPhotos, untrained_generator
-from raygan.evaluation.collect import Look, network_digest
-from raygan.evaluation.evaluate import evaluate, find_judges, measure
+from raygan.evaluation.collect import find_networks, network_digest
+from raygan.evaluation.evaluate import evaluate
 from raygan.evaluation.settings import EvaluateSettings
-from raygan.evaluation.verdict import Reals
-from raygan.models.features import load_features
+from raygan.metrics.registry import METRICS
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
-from raygan.runtime.settings import StorageSettings
-from raygan.sampling.generators import NamedGenerator, find_generators
 
 NETWORK = NetworkSettings(image_size=32, z_dim=4, width=2)
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -65,38 +49,6 @@ def settings_of(new_storage, write_shards):
     return make
 
 
-def test_worse_images_come_out_worse_on_every_metric(one_thread):
-    """Drawn faces, blurred ones as a poor generator makes them, an untrained generator's images, and noise."""
-    faces = torch.stack([torch.from_numpy(np.array(draw_face("cat", seed, 64))).permute(2, 0, 1) for seed in range(80)])
-    compared, others = faces[:40], faces[40:]
-    generator = build_generator(NetworkSettings(image_size=64, z_dim=8, width=4))
-    like = NamedGenerator("any", generator, ("cat",), {})
-    sets = {
-        "real": RealPhotos({"cat": others}).sample("cat", 40, 0),
-        "poor": torch.nn.functional.avg_pool2d(others.float(), 3, 1, 1).to(torch.uint8),
-        "untrained": untrained_generator(like, ["cat"], seed=0).sample("cat", 40, 0),
-        "noise": Noise(64).sample("cat", 40, 0),
-    }
-    features = load_features("efficientnet_lite0")
-    reals = Reals(compared, {"efficientnet_lite0": features(compared)})
-    found = {}
-    for name, pixels in sets.items():
-        look = Look(pixels, {"efficientnet_lite0": features(pixels)}, None, None)
-        found[name], closest = measure(look, reals, "cat", ())
-        assert closest.shape == (40,)
-    for metric, sign in {
-        "fid": 1,
-        "kid": 1,
-        "train_distance": 1,
-        "precision": -1,
-        "recall": -1,
-        "coverage": -1,
-    }.items():
-        values = [sign * found[name][f"{metric}40_efficientnet_lite0"] for name in sets]
-        assert values == sorted(values), (metric, values)
-        assert values[0] < values[-1]
-
-
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classifier):
     settings = settings_of(
@@ -111,18 +63,20 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     assert set(result.metrics["real photos"]) == {"cat", "dog", "all"}
     assert set(result.metrics["cat"]) == {"cat"}
     found = result.metrics["cat"]["cat"]
-    expected = {
-        f"{m}12_{n}"
-        for m in ("fid", "kid", "precision", "recall", "density", "coverage", "diversity", "copies", "train_distance")
-        for n in ("efficientnet_lite0", "googlenet_judge")
-    }
-    assert expected | {"agreement12", "confidence12", "animal_mass12", "kid12_googlenet_judge_error"} <= set(found)
+    networks = ("efficientnet_lite0", "googlenet_judge")
+    expected = {f"{name}12_{network}" for name, metric in METRICS.items() if metric.compare for network in networks}
+    assert len(expected) == 18
+    errors = {f"kid12_{network}_error" for network in networks}
+    assert set(found) == expected | errors | {"agreement12", "confidence12", "animal_mass12"}
     assert np.isfinite(list(found.values())).all()
     with open(os.path.join(result.folder, "report.html"), encoding="utf-8") as file:
         page = file.read()
-    assert "untrained" in page
     assert "biased upwards" in page
     assert "the classifier learnt from generated images" in page
+    for candidate in result.metrics:
+        assert f"<th>{candidate}</th>" in page
+    for name in METRICS.names():
+        assert f"<dt>{name}</dt>" in page
     outside = [link for link in re.findall(r'(?:src|href)="([^"]{,30})', page) if not link.startswith("data:")]
     assert not outside
     with open(os.path.join(result.folder, "report.json"), encoding="utf-8") as file:
@@ -132,7 +86,7 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     assert run.info.status == "FINISHED"
     assert run.data.metrics["cat/cat/fid12_efficientnet_lite0"] == pytest.approx(found["fid12_efficientnet_lite0"])
     assert {a.path for a in client.list_artifacts(result.run_id)} == {"report.html", "report.json"}
-    # The features of the reals wait for the next report, which comes to the same numbers.
+    # The features of the real photos are kept for the next report, which has the same numbers.
     kept = sorted(os.listdir(os.path.join(settings.storage, "features")))
     assert len(kept) == 4
     assert kept[0].startswith("0-20-cat-30-")
@@ -141,39 +95,8 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     assert again.metrics == result.metrics
 
 
-def served(storage, label, *, labels=()):
-    """Register a generator as the champion of its label, or of all of its labels."""
-    torch.manual_seed(0)
-    settings = StorageSettings(storage=str(storage), tracking_uri=None)
-    with tempfile.TemporaryDirectory() as scratch, tracking.start_run(settings, label, job="train", params={}) as run:
-        folder = Path(scratch, "generator")
-        save_generator(folder, build_generator(replace(NETWORK, labels=labels)), {"label": label})
-        tracking.register_generator(run, folder, label, labels=list(labels or (label,)), promote=True)
-    return settings
-
-
-def test_a_champion_of_several_labels_is_found_once_and_draws_what_no_other_is_champion_of(new_storage):
-    settings = served(new_storage, "all", labels=("cat", "dog"))
-    (both,) = find_generators(settings, [], ["cat", "dog"])
-    assert both.labels == ("cat", "dog")
-    served(new_storage, "cat")
-    found = {one.labels: one.name for one in find_generators(settings, [], ["cat", "dog"])}
-    assert found == {("dog",): "raygan-generator-all/1", ("cat",): "raygan-generator-cat/1"}
-
-
-def test_no_two_generators_have_the_same_name(new_storage, tmp_path):
-    settings = StorageSettings(storage=str(new_storage), tracking_uri=None)
-    folders = [str(tmp_path / run / "last") for run in ("a", "b")]
-    for folder in folders:
-        save_generator(Path(folder), build_generator(NETWORK), {"label": "cat"})
-    assert [one.name for one in find_generators(settings, folders[:1], [])] == ["last"]
-    assert [one.name for one in find_generators(settings, folders, [])] == folders
-    with pytest.raises(ConfigurationError, match="is given twice"):
-        find_generators(settings, [folders[0], folders[0]], [])
-
-
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_generator_of_one_label_is_judged_beside_one_of_all(settings_of, generators, tmp_path):
+def test_a_generator_of_one_label_is_evaluated_beside_one_of_all(settings_of, generators, tmp_path):
     save_generator(tmp_path / "a+b", build_generator(NETWORK), {"label": "all"})
     settings = settings_of(model=[generators[0], str(tmp_path / "a+b")])
     result = evaluate(settings)
@@ -192,12 +115,12 @@ def test_a_generator_of_one_label_is_judged_beside_one_of_all(settings_of, gener
         ({"model": ["nobody"]}, "neither a folder"),
         ({"model": "generators", "samples": 3}, "3 are too few"),
         ({"model": "generators", "network": ["googlenet"]}, "no classifier is registered"),
-        ({"model": "generators", "network": ["resnet"]}, "no feature network"),
+        ({"model": "generators", "network": ["resnet"]}, "not a feature network"),
         ({"model": "generators", "classifier": "/nowhere"}, "classifier.json is missing"),
         ({"model": "generators", "network": ["inception_v3"], "inception_weights": "/nowhere.pth"}, "Inception"),
     ],
 )
-def test_what_cannot_be_judged_is_said_and_nothing_is_written(settings_of, generators, changes, says):
+def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(settings_of, generators, changes, says):
     changes = {k: generators if v == "generators" else v for k, v in changes.items()}
     settings = settings_of(**changes)
     with pytest.raises(RayganError, match=says) as raised:
@@ -206,28 +129,10 @@ def test_what_cannot_be_judged_is_said_and_nothing_is_written(settings_of, gener
     assert not os.path.exists(os.path.join(settings.storage, "reports"))
 
 
-def test_features_that_are_not_numbers_are_said():
-    reals = Reals(torch.empty(9, 0), {"efficientnet_lite0": torch.randn(9, 8)})
-    broken = torch.randn(9, 8)
-    broken[3] = float("nan")
-    with pytest.raises(RayganError, match="1 of 9 generated images are not finite"):
-        measure(Look(torch.empty(9, 0), {"efficientnet_lite0": broken}, None, None), reals, "cat", ())
-
-
-def test_only_inceptions_metrics_go_without_a_network(one_thread, monkeypatch):
-    class Network:
-        name = "inception_v3"
-
-    monkeypatch.setattr("raygan.evaluation.evaluate.load_features", lambda name: Network)
-    reals = Reals(torch.empty(9, 0), {"inception_v3:weights.pth": torch.randn(9, 8)})
-    look = Look(torch.empty(9, 0), {"inception_v3:weights.pth": torch.randn(9, 8)}, None, None)
-    assert {"fid9", "kid9", "kid9_error", "precision9"} <= set(measure(look, reals, "cat", ())[0])
-
-
-def test_inception_without_a_network_is_said(settings_of, monkeypatch):
+def test_a_failed_download_of_inception_is_reported(settings_of, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", refuse)
     with pytest.raises(ConfigurationError, match=r"can't be downloaded .*no route to host"):
-        find_judges(settings_of(data="shards", network=["inception_v3"]))
+        find_networks(settings_of(data="shards", network=["inception_v3"]))

@@ -1,4 +1,4 @@
-"""Distances between sets of features, against closed forms, simulation and plain definitions."""
+"""Distances between sets of features, against closed forms, simulations and plain definitions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from raygan.errors import RayganError
-from raygan.metrics.distances import Statistics, density_coverage, diversity, kid, nearest, precision_recall
+from raygan.metrics.distances import density_coverage, diversity, fid, kid, nearest, precision_recall
 
 
 def plain_kid(real, fake):
-    """The unbiased squared MMD of all images at once, straight from the definition."""
+    """The unbiased squared MMD of all images at once, by its definition."""
     kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
     m, n = len(real), len(fake)
     rr, ff, rf = kernel(real, real), kernel(fake, fake), kernel(real, fake)
@@ -26,27 +26,27 @@ def normal(count, dim, shift=0.0, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).normal(shift, 1, (count, dim))).float()
 
 
-def test_kid_is_the_definition_on_the_mean_over_subsets():
+def test_kid_averaged_over_subsets_is_its_definition():
     real, fake = normal(80, 6, seed=1), normal(60, 6, shift=0.5, seed=2)
     found, _ = kid(real, fake, subsets=2000, subset_size=20)
     assert found == pytest.approx(plain_kid(real.double(), fake.double()), rel=0.02)
 
 
-def test_kid_of_two_halves_of_one_set_is_zero_in_expectation():
-    """Unbiased: over 200 pairs of samples of one distribution the mean is within 3 of its standard errors of 0."""
+def test_the_expected_kid_of_two_samples_of_one_distribution_is_zero():
+    """Over 200 pairs of samples the mean is within 3 of its standard errors of 0."""
     values = [kid(normal(40, 5, seed=2 * i), normal(40, 5, seed=2 * i + 1), subsets=10)[0] for i in range(200)]
     assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5
     assert min(values) < 0 < max(values)
 
 
 @pytest.mark.parametrize(("shift", "narrowest", "widest"), [(0.0, 0.9, 2.5), (0.5, 0.7, 1.6)])
-def test_the_standard_error_is_the_spread_over_repeated_samples(shift, narrowest, widest):
+def test_kids_standard_error_is_the_spread_over_repeated_samples(shift, narrowest, widest):
     found = [kid(normal(60, 5, seed=i), normal(60, 5, shift, seed=1000 + i), subsets=40) for i in range(100)]
     values, errors = np.array(found).T
     assert narrowest < np.sqrt(np.mean(errors**2)) / np.std(values) < widest
 
 
-def test_small_sets_work_and_smaller_ones_are_refused():
+def test_kid_takes_four_images_and_refuses_fewer_and_nan():
     value, error = kid(normal(4, 3), normal(9, 3, seed=1))
     assert np.isfinite([value, error]).all()
     with pytest.raises(RayganError, match="needs at least 4 generated images, not 3"):
@@ -57,19 +57,21 @@ def test_small_sets_work_and_smaller_ones_are_refused():
         kid(broken, normal(9, 3))
 
 
-def test_fid_of_gaussians_is_the_closed_form():
-    """|m1 - m2|^2 + tr(A + B - 2 sqrt(AB)), which for diagonal covariances is a sum over the dimensions."""
+def test_fid_of_gaussians_is_its_closed_form():
+    """|m1 - m2|^2 + tr(A + B - 2 sqrt(AB)), which for diagonal covariances is a sum over dimensions."""
     random = np.random.default_rng(0)
     means, scales = random.normal(0, 1, (2, 4)), random.uniform(0.5, 2, (2, 4))
-    turn = np.linalg.qr(random.normal(size=(4, 4)))[0]  # correlated features, the same distance
-    sets = [torch.from_numpy((random.normal(m, s, (200_000, 4))) @ turn) for m, s in zip(means, scales, strict=True)]
+    rotation = np.linalg.qr(random.normal(size=(4, 4)))[0]  # correlates the features and keeps the distance
+    sets = [
+        torch.from_numpy((random.normal(m, s, (200_000, 4))) @ rotation) for m, s in zip(means, scales, strict=True)
+    ]
     expected = np.square(means[0] - means[1]).sum() + np.square(scales[0] - scales[1]).sum()
-    assert Statistics(sets[0]).fid(sets[1]) == pytest.approx(expected, rel=0.01)
+    assert fid(sets[0], sets[1]) == pytest.approx(expected, rel=0.01)
 
 
-def test_identical_sets_give_0_and_1():
+def test_identical_sets_have_distance_0_and_overlap_1():
     features = normal(50, 8)
-    assert Statistics(features).fid(features) == pytest.approx(0, abs=1e-6)
+    assert fid(features, features) == pytest.approx(0, abs=1e-6)
     assert precision_recall(features, features) == (1, 1)
     density, coverage = density_coverage(features, features)
     assert coverage == 1
@@ -81,7 +83,7 @@ def test_identical_sets_give_0_and_1():
 
 
 def test_precision_and_recall_of_sets_with_a_known_overlap():
-    """Reals have clusters A and B, fakes have B and C twice, in three directions: B alone is in both."""
+    """Reals have the clusters A and B, fakes have B and twice C: only B is in both."""
     a, b, c = (normal(30, 3, seed=i) + 100 * torch.eye(3)[i] for i in range(3))
     jitter = 0.001 * normal(30, 3, seed=9)
     real, fake = torch.cat([a, b]), torch.cat([b + jitter, c, c + jitter])
@@ -93,7 +95,7 @@ def test_precision_and_recall_of_sets_with_a_known_overlap():
     assert 0.25 < density < 0.5
 
 
-def test_density_and_coverage_are_their_definitions():
+def test_density_and_coverage_match_their_definitions():
     real, fake = (torch.nn.functional.normalize(normal(n, 3, 0.5, seed=n).double(), dim=1) for n in (40, 30))
     within = np.zeros((40, 30), bool)
     for i in range(40):
@@ -102,7 +104,7 @@ def test_density_and_coverage_are_their_definitions():
     assert density_coverage(real, fake) == pytest.approx((within.sum() / (5 * 30), within.any(1).mean()))
 
 
-def test_diversity_and_nearest_are_their_definitions():
+def test_diversity_and_nearest_match_their_definitions():
     features = normal(20, 4)
     unit = torch.nn.functional.normalize(features, dim=1)
     similar = (unit @ unit.T).numpy()
@@ -114,6 +116,6 @@ def test_diversity_and_nearest_are_their_definitions():
 
 
 @pytest.mark.parametrize("metric", [precision_recall, density_coverage])
-def test_too_few_images_are_said(metric):
+def test_too_few_images_are_refused(metric):
     with pytest.raises(RayganError, match="needs at least"):
         metric(normal(20, 3), normal(3, 3))

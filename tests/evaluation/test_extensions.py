@@ -1,0 +1,49 @@
+"""A package adds a metric to the report card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from tests.helpers import make_package, start_job
+
+TOY = '''
+from raygan.metrics.registry import Metric
+
+def move(sets):
+    """How far the mean of the features moved, and the error of that."""
+    deviation = sets.fake.std(0) / len(sets.fake) ** 0.5
+    return float((sets.fake.mean(0) - sets.real.mean(0)).norm()), float(deviation.norm())
+
+SHIFT = Metric(move, "lower", "distance <between> the means")
+'''
+
+
+@pytest.mark.cluster
+def test_a_packages_metric_is_in_the_record_and_on_the_page(new_storage, write_shards, tmp_path):
+    package = make_package(tmp_path / "site", "toy", TOY, "[raygan.metrics]\nshift = toy:SHIFT")
+    save_generator(
+        tmp_path / "cats", build_generator(NetworkSettings(image_size=32, z_dim=4, width=2)), {"label": "cat"}
+    )
+    arguments = {"--storage": new_storage, "--data": write_shards(), "--model": tmp_path / "cats", "--samples": 6}
+    words = [str(word) for pair in arguments.items() for word in pair]
+    job = start_job(
+        "evaluate",
+        [*words, "--real-images", "6", "--name", "card"],
+        environment={"PYTHONPATH": str(package), "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+    )
+    output, _ = job.communicate(timeout=280)
+    assert job.returncode == 0
+    scores = json.loads(output.splitlines()[-1])["metrics"]["cats"]["cat"]
+    assert scores["shift6_efficientnet_lite0"] > scores["shift6_efficientnet_lite0_error"] > 0
+    folder = Path(new_storage, "reports", "card")
+    assert json.loads((folder / "report.json").read_text())["metrics"]["cats"]["cat"] == scores
+    page = (folder / "report.html").read_text()
+    assert "<td>shift6_efficientnet_lite0 ↓</td>" in page
+    assert "<dt>shift</dt><dd>distance &lt;between&gt; the means</dd>" in page
+    assert "shift with its standard error; lower is better" in page
