@@ -1,24 +1,24 @@
-"""Pictures for people: grids of images, and reals beside fakes.
+"""Pictures for people: images in grids, side by side, with captions, animated.
 
-Images come as uint8 tensors (n, 3, S, S), as shards and `to_uint8` give them; pictures leave as Pillow
-images or PNG bytes.
+Images are uint8 tensors (n, 3, S, S); pictures are Pillow images, and bytes of files.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 _GAP = 2
 _CAPTION = 22
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
-def grid(images: torch.Tensor, columns: int) -> Image.Image:
-    """Images (n, 3, S, S) uint8 in rows of `columns`, on white with a narrow gap."""
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """Images in rows of `columns`, on white with narrow gaps."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
@@ -29,8 +29,8 @@ def grid(images: torch.Tensor, columns: int) -> Image.Image:
     return canvas
 
 
-def side_by_side(panels: list[tuple[str, torch.Tensor]], columns: int) -> Image.Image:
-    """Grids beside each other, each under its caption; images below 64 px are magnified, so that one sees them."""
+def side_by_side(panels: Sequence[tuple[str, Tensor]], columns: int) -> Image.Image:
+    """Grids side by side, each under its caption. Images below 64 px are magnified."""
     grids = [(caption, grid(_magnified(images), columns)) for caption, images in panels]
     gap = 4 * _GAP
     size = (sum(g.width + gap for _, g in grids) - gap, max(g.height for _, g in grids) + _CAPTION)
@@ -44,19 +44,38 @@ def side_by_side(panels: list[tuple[str, torch.Tensor]], columns: int) -> Image.
     return canvas
 
 
-def _magnified(images: torch.Tensor) -> torch.Tensor:
+def _magnified(images: Tensor) -> Tensor:
     times = max(1, 64 // images.shape[-1])
     return images.repeat_interleave(times, 2).repeat_interleave(times, 3)
 
 
-def animation(frames: list[Image.Image], seconds: float = 8.0) -> bytes:
-    """Frames of one size as the bytes of an endless animated WebP of so many seconds; empty without frames."""
+def captioned(images: Tensor, captions: Sequence[str], columns: int = 8, side: int = 96) -> Image.Image:
+    """Images in rows, resized to `side` px, each above its caption."""
+    font, line = ImageFont.load_default(11), 16
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (min(columns, len(images)) * (side + 6), rows * (side + line + 4)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (pixels, caption) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), captions, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = column * (side + 6), row * (side + line + 4)
+        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
+        draw.text((left, top + side + 1), caption, fill=_INK, font=font)
+    return sheet
+
+
+def animation(frames: Sequence[Image.Image], seconds: float = 8.0) -> bytes:
+    """An animated WebP that loops; its last frame stays for 2 s. Empty without frames.
+
+    Args:
+        frames: all of one size.
+        seconds: length of the animation if the last frame were as short as the others.
+    """
     if not frames:
         return b""
     buffer = io.BytesIO()
-    lasting = [round(seconds * 1000 / len(frames))] * (len(frames) - 1) + [2000]
+    durations = [round(seconds * 1000 / len(frames))] * (len(frames) - 1) + [2000]
     frames[0].save(
-        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=lasting, loop=0, quality=80, method=2
+        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80, method=2
     )
     return buffer.getvalue()
 
@@ -69,5 +88,5 @@ def png(picture: Image.Image) -> bytes:
 
 
 def spread(count: int, of: int) -> np.ndarray:
-    """`count` indices spread evenly over `of` items (fewer if there aren't as many)."""
+    """`count` indices spread evenly over `of` items; all of them if there are fewer."""
     return np.unique(np.linspace(0, of - 1, min(count, of)).astype(int))

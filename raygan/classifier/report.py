@@ -52,4 +52,4 @@ def _mistakes(labels: tuple[str, ...], photos: Tensor, probabilities: Tensor, ta
     captions = [
         f"{labels[int(targets[i])]}? {labels[int(predicted[i])]} {float(probabilities[i].max()):.0%}" for i in wrong
     ]
-    return pictures.png(charts.captioned(photos[wrong], captions))
+    return pictures.png(pictures.captioned(photos[wrong], captions))
