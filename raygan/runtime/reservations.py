@@ -112,6 +112,7 @@ def addressed() -> Iterator[None]:
     the cleaner would take it for dead and end a healthy training.
     """
     before = os.environ.get(_ADDRESS)
+    # Private: no public setting of Ray Train passes environment variables to its actors, only to its workers.
     _train_constants.ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
     os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
     try:

@@ -1,5 +1,12 @@
-"""MLflow, and the only room that touches it: runs with their metrics and artifacts, and registered models."""
+"""MLflow, and the only room that touches it.
 
+`connection` finds MLflow and checks that it works. `runs` opens a job's run; its metrics, tags and artifacts go to a
+folder on disk (`outbox`), from which a thread sends them, so nothing waits for MLflow and nothing is lost. `callback`
+records what Ray Train's workers report. `models` registers and finds trained models; `networks` finds the registered
+classifier and feature networks by name.
+"""
+
+from raygan.tracking.connection import connect, tracking_uri, ui_command
 from raygan.tracking.models import (
     CLASSIFIER_NAME,
     SERVING_ALIAS,
@@ -12,7 +19,7 @@ from raygan.tracking.models import (
     serving_classifier,
     serving_generators,
 )
-from raygan.tracking.runs import Run, close_children, connect, kill_children, start_run, tracking_uri, ui_command
+from raygan.tracking.runs import Run, close_children, kill_children, start_run
 
 __all__ = [
     "CLASSIFIER_NAME",

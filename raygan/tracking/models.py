@@ -1,4 +1,4 @@
-"""MLflow's model registry: what was trained, and which version of it the service answers with."""
+"""MLflow's model registry: trained models and their versions, and the alias that says which version is served."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ from raygan.tracking.runs import Run
 
 T = TypeVar("T")
 
-#: Registry alias of the version that the service answers with.
+#: Registry alias of the version that the service uses.
 SERVING_ALIAS = "champion"
 
 #: The registered model's name for the classifier of all labels.
 CLASSIFIER_NAME = "raygan-classifier"
 
-#: Seconds for which a model is offered to a server that is away or busy.
+#: Seconds for which an upload is retried while the server is down or busy.
 _PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A version in MLflow's registry."""
+    """A version in MLflow's registry.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        run_id: of the MLflow run that made it, if known.
+    """
 
     name: str
     version: str
@@ -45,8 +51,15 @@ def generator_name(label: str) -> str:
 def register_generator(run: Run, folder: Path, label: str, *, labels: list[str], promote: bool) -> RegisteredModel:
     """Log a generator folder as the run's artifact and register it as a new version.
 
-    label: names the model. labels: what it can draw, several if it is conditional. promote: point the serving
-    alias at it. Raises RayganError if the registry refuses.
+    Args:
+        run: the open run.
+        folder: with generator.json and the weights.
+        label: names the registered model.
+        labels: what the generator can draw; several if it is conditional.
+        promote: point the serving alias at the new version.
+
+    Raises:
+        RayganError: the registry refuses.
     """
     tags = {"raygan.label": label, "raygan.labels": ",".join(labels)}
     return _register(run, folder, generator_name(label), "generator", tags, promote)
@@ -55,21 +68,27 @@ def register_generator(run: Run, folder: Path, label: str, *, labels: list[str],
 def register_classifier(run: Run, folder: Path, labels: Sequence[str], *, promote: bool) -> RegisteredModel:
     """Log a classifier folder as the run's artifact and register it as a new version.
 
-    labels: in the order of its outputs. promote: point the serving alias at it. Raises RayganError if the
-    registry refuses.
+    Args:
+        run: the open run.
+        folder: with classifier.json and the weights.
+        labels: in the order of the classifier's outputs.
+        promote: point the serving alias at the new version.
+
+    Raises:
+        RayganError: the registry refuses.
     """
     return _register(run, folder, CLASSIFIER_NAME, "classifier", {"raygan.labels": ",".join(labels)}, promote)
 
 
 def serving_classifier(client: MlflowClient) -> RegisteredModel | None:
-    """The promoted classifier, if there is one."""
+    """The promoted classifier, if any."""
     return find_model(client, CLASSIFIER_NAME)
 
 
 def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
     """The promoted generator of each label that has one.
 
-    A conditional generator stands for each of its labels that has no generator of its own. Raises RayganError if MLflow
+    A conditional generator counts for each of its labels that has no generator of its own. Raises RayganError if MLflow
     doesn't answer.
     """
     found: dict[str, RegisteredModel] = {}
@@ -77,7 +96,7 @@ def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
         if model.tags.get("raygan.kind") != "generator" or SERVING_ALIAS not in model.aliases:
             continue
         version = _answer(client.get_model_version_by_alias, model.name, SERVING_ALIAS)
-        if version is None:  # the alias was taken away just now
+        if version is None:  # the alias has just been removed
             continue
         registered = RegisteredModel(model.name, str(version.version), version.run_id)
         labels = version.tags.get("raygan.labels", model.tags.get("raygan.label", "")).split(",")
@@ -88,7 +107,7 @@ def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    """The version of ``NAME/VERSION``, or for ``NAME`` the one under the serving alias; None if there is none.
+    """The version ``NAME/VERSION``, or for ``NAME`` the version under the serving alias; None if there is none.
 
     Raises RayganError if MLflow doesn't answer.
     """
@@ -111,7 +130,7 @@ def _all_models(client: MlflowClient) -> Iterator[MlflowModel]:
 
 
 def _answer(ask: Callable[..., T], *arguments: str, **options: Any) -> T | None:
-    """What the registry answers; None if there is no such thing. Raises RayganError if it doesn't answer."""
+    """The registry's answer, or None if nothing was found. Raises RayganError if it doesn't answer."""
     try:
         return ask(*arguments, **options)
     except MlflowException as error:
@@ -121,7 +140,10 @@ def _answer(ask: Callable[..., T], *arguments: str, **options: Any) -> T | None:
 
 
 def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -> Path:
-    """Bring a registered version's files into `folder`; the path that holds them. Raises RayganError."""
+    """Download a registered version into `folder` and return the path of its files.
+
+    Raises RayganError if it can't be downloaded.
+    """
     from mlflow.artifacts import download_artifacts
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two small files
@@ -130,7 +152,7 @@ def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -
         return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=client.tracking_uri))
     except Exception as error:
         reason = first_line(error)
-        raise RayganError(f"cannot fetch {model.name} version {model.version} from MLflow: {reason}") from None
+        raise RayganError(f"cannot download {model.name} version {model.version} from MLflow: {reason}") from None
 
 
 def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str], promote: bool) -> RegisteredModel:
@@ -148,14 +170,14 @@ def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str]
 
 
 def _upload(run: Run, folder: Path, kind: str) -> None:
-    """Log the folder's files; to a server again and again for a while: a model comes after hours of work."""
+    """Log the folder's files. A server gets retries for a while, since a model is the result of hours of work."""
     patience = _PATIENCE_S if run.client.tracking_uri.startswith("http") else 0.0
     deadline = time.monotonic() + patience
     while True:
         try:
             run.client.log_artifacts(run.id, str(folder), kind)
             return
-        except Exception:  # a server that is away or busy raises many kinds
+        except Exception:  # a server that is down or busy leads to many kinds of errors
             if time.monotonic() >= deadline:
                 raise
             time.sleep(5)

@@ -1,9 +1,9 @@
-"""Records on their way to MLflow: on disk first, so that nothing is lost and nobody waits.
+"""Records on their way to MLflow: on disk first, so nothing is lost and nobody waits.
 
-A spool is a folder of one run, where any process of this machine puts records, each a file of its own that
-appears whole or not at all. One `Sender`, a thread in the process that owns the run, sends them in order and
-deletes what the server has taken. A server that doesn't answer only lets the folder grow; what is still there
-when the process ends, or is killed, goes out when the run is opened again or the next run of this storage starts.
+A run's spool is a folder. Any process of this machine puts records there, each a file that appears complete or not at
+all. One `Sender`, a thread in the process that owns the run, sends them in order and deletes what the server has
+accepted. While the server doesn't answer, the folder grows. What is left when the process ends or is killed is sent
+when the run is opened again or the next run in this storage starts.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tqdm import tqdm
 from raygan.errors import first_line
 from raygan.runtime import storage
 
-#: Most metrics that MLflow takes in one call.
+#: Maximum number of metrics that MLflow accepts in one call.
 _BATCH = 1000
 
-#: Seconds between two tries while the server doesn't answer, doubled each time.
+#: Seconds between two attempts while the server doesn't answer, doubled each time up to a limit.
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 
 _numbers = itertools.count()
 
 
 class Spool:
-    """The folder of one run's records. Writing is quick and never speaks to MLflow.
+    """The folder of one run's records. Writing is fast and never contacts MLflow.
 
-    Raises RayganError where a record can't be written: the disk is full, or the folder is somebody else's.
+    Its methods raise RayganError if a record can't be written, for example because the disk is full.
     """
 
     def __init__(self, folder: Path, run_id: str):
@@ -49,7 +49,7 @@ class Spool:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def put_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics at a step; NaN and infinity are left out, and told by the tag ``not_finite``."""
+        """Record metrics at a step. NaN and infinity are left out and named in the tag ``not_finite``."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self._put({"metrics": finite, "step": step, "time": int(time.time() * 1000)})
         if len(finite) < len(values):
@@ -57,17 +57,17 @@ class Spool:
             self.put_tags({"not_finite": f"{bad} at step {step}"})
 
     def put_tags(self, tags: Mapping[str, str]) -> None:
-        """Tags of the run; later ones of a name win."""
+        """Record tags of the run; the latest value of a tag wins."""
         self._put({"tags": dict(tags)})
 
     def put_artifact(self, content: bytes, path: str) -> None:
-        """A file for the run's artifacts, at ``path`` such as ``pictures/samples.png``."""
+        """Record an artifact of the run, at a ``path`` such as ``pictures/samples.png``."""
         kept = f"{self._name()}.content"
         storage.write_bytes(str(self.folder / kept), content)
         self._put({"artifact": path, "content": kept})
 
     def put_status(self, status: str) -> None:
-        """The run's end: FINISHED, FAILED or KILLED."""
+        """Record the run's end: FINISHED, FAILED or KILLED."""
         self._put({"status": status, "time": int(time.time() * 1000)})
 
     def waiting(self) -> list[Path]:
@@ -75,7 +75,7 @@ class Spool:
         return sorted(self.folder.glob("*.json"))
 
     def bytes_waiting(self) -> int:
-        """Of artifacts that wait."""
+        """Bytes of artifacts not yet sent."""
         return sum(path.stat().st_size for path in self.folder.glob("*.content"))
 
     def _put(self, record: dict[str, Any]) -> None:
@@ -88,8 +88,9 @@ class Spool:
 class Sender:
     """Sends a spool's records to MLflow from a thread of its own."""
 
-    def __init__(self, client: MlflowClient, spool: Spool):
-        self._client, self._spool = client, spool
+    def __init__(self, client: MlflowClient, spool: Spool, first_wait_s: float = _FIRST_WAIT):
+        """Start sending; `first_wait_s` is the time between two attempts, doubled while the server doesn't answer."""
+        self._client, self._spool, self._first_wait_s = client, spool, first_wait_s
         self._last_steps: dict[str, int] = {}
         self._closing = threading.Event()
         self._complained = False
@@ -97,7 +98,7 @@ class Sender:
         self._thread.start()
 
     def close(self, timeout_s: float) -> int:
-        """Send what is there, for at most so many seconds; the number of records that still wait."""
+        """Send what is left for at most `timeout_s` seconds, and return the number of records not sent."""
         self._closing.set()
         self._thread.join(timeout_s)
         left = len(self._spool.waiting())
@@ -106,48 +107,52 @@ class Sender:
         return left
 
     def _run(self) -> None:
-        wait_s = _FIRST_WAIT
+        wait_s = self._first_wait_s
         while True:
             closing = self._closing.is_set()
             delivered = self._send_all()
             if closing and delivered:
                 return
-            wait_s = _FIRST_WAIT if delivered else min(_LONGEST_WAIT, wait_s * 2)
-            # On closing, one more try at once, and then at short intervals until the caller gives up.
-            self._closing.wait(wait_s) if not closing else time.sleep(_FIRST_WAIT)
+            wait_s = self._first_wait_s if delivered else min(_LONGEST_WAIT, wait_s * 2)
+            # When closing, try again at once and then at short intervals until the caller gives up.
+            self._closing.wait(wait_s) if not closing else time.sleep(self._first_wait_s)
 
     def _send_all(self) -> bool:
-        """Send what waits; whether the server took it."""
+        """Send what is waiting, and return whether the server accepted it."""
         try:
             send_records(self._client, self._spool, self._last_steps)
         except Exception as error:
-            # Tracking must never end a job: whatever the store raises is said once and tried again.
+            # Tracking must never end a job: whatever the store raises is reported once and retried.
             if not self._complained:
                 reason = first_line(error)
-                tqdm.write(f"warning: MLflow does not take records ({reason}); they wait on disk", file=sys.stderr)
+                tqdm.write(f"warning: MLflow does not accept records ({reason}); they wait on disk", file=sys.stderr)
             self._complained = True
             return False
         if self._complained:
-            tqdm.write("MLflow takes records again; nothing was lost", file=sys.stderr)
+            tqdm.write("MLflow accepts records again; nothing was lost", file=sys.stderr)
         self._complained = False
         return True
 
 
 def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int]) -> None:
-    """Send every record of a spool, deleting each once the server has it. Raises what the client raises.
+    """Send every record of a spool, and delete each once the server has it.
 
-    A record that the server understands and refuses (a name it doesn't allow) is said and dropped.
+    A metric is not sent again for a step that it has passed: a training that went back to a checkpoint passes the same
+    steps twice. A record that the server refuses, for example because of a name, is reported and dropped. Raises what
+    the client raises.
 
-    last_steps: the last step of each metric that the server has; filled as needed. A metric is not sent again
-    for a step that it has passed: a training that went back to a checkpoint passes the same steps twice.
+    Args:
+        client: of the server.
+        spool: what to send.
+        last_steps: the last step of each metric on the server; filled as needed.
     """
     records = spool.waiting()
     alone = 0
     while records:
         metrics: list[Metric] = []
         taken: list[Path] = []
-        # Not in `last_steps` before the server has them. A job that was killed while the server was away passes the
-        # same steps twice in one lot.
+        # These enter `last_steps` only once the server has them. One batch may pass the same steps twice, if a job was
+        # killed while the server was down.
         steps = dict(last_steps)
         for path in records:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -167,10 +172,10 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            if len(taken) > 1:  # one of them: the others must not be lost
+            if len(taken) > 1:  # one of them is refused; send them one by one
                 alone = len(taken)
                 continue
-            # It would be refused for ever, and hold up all that comes after it.
+            # It would be refused forever and block everything after it.
             tqdm.write(f"warning: MLflow refuses a record: {first_line(error)}", file=sys.stderr)
         alone = max(0, alone - len(taken))
         for path in taken:
@@ -199,7 +204,7 @@ def _send_other(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> N
 def _send_artifact(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> None:
     kept = spool.folder / record["content"]
     if not kept.exists():
-        return  # sent before, by a process that was killed before it could delete the record
+        return  # already sent, by a process that was killed before it deleted the record
     named = spool.folder / "sending" / posixpath.basename(record["artifact"])
     named.parent.mkdir(exist_ok=True)
     shutil.copyfile(kept, named)

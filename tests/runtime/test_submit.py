@@ -156,7 +156,7 @@ def test_a_log_that_ends_before_its_job_is_reported_in_one_line(submitted):
             yield line
 
     submitted(lambda *args: JobDetails(type="SUBMISSION", status=JobStatus.RUNNING, entrypoint="x"), tail)
-    with pytest.raises(RayganError, match="lost contact with job x, .*: its log ended while it was running"):
+    with pytest.raises(RayganError, match=r"lost contact with job x, .*: its log ended while it was running"):
         submit(settings(), ["train.py"])
 
 

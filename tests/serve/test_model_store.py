@@ -1,9 +1,12 @@
-"""The model store: proven versions."""
+"""The model store: proven versions, and MLflow outages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from raygan.errors import RayganError
 from raygan.serve.messages import Champions, ModelVersion
 from raygan.serve.model_store import ModelStore
 from raygan.serve.settings import ServeSettings
@@ -22,3 +25,15 @@ def test_versions_that_were_served_are_remembered(monkeypatch):
     assert store.champions() == replace(answers[0], proven=answers[0])
     answers.append(Champions({"cat": ModelVersion(CAT.name, "2")}, None))
     assert store.champions() == replace(answers[1], proven=Champions({"cat": CAT}, None))
+
+
+def test_the_last_answer_of_the_registry_stands_while_mlflow_is_down(new_storage, monkeypatch):
+    def refuse(client):
+        raise RayganError("MLflow's registry does not answer")
+
+    store = ModelStore(ServeSettings(storage=str(new_storage), tracking_uri=None))
+    before = store.champions()
+    monkeypatch.setattr("raygan.tracking.serving_generators", refuse)
+    assert store.champions() == before
+    with pytest.raises(RayganError, match="registry does not answer"):
+        ModelStore(ServeSettings(storage=str(new_storage), tracking_uri=None)).champions()

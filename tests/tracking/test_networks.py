@@ -1,4 +1,4 @@
-"""The registered classifier as a feature network: found by its name, kept under its run, checked before work."""
+"""The registered classifier: found by name, cached by run and version, checked before work starts."""
 
 import os
 
@@ -9,15 +9,9 @@ from raygan import tracking
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.features import load_features
 from raygan.models.googlenet import build_googlenet, save_classifier
-from raygan.runtime.settings import StorageSettings
 from raygan.tracking.networks import feature_network, registered_classifier
 from raygan.training.monitor import with_network
 from raygan.training.settings import TrainSettings
-
-
-@pytest.fixture
-def settings(new_storage):
-    return StorageSettings(storage=str(new_storage), tracking_uri=None)
 
 
 def register(settings, folder, seed):
@@ -29,7 +23,7 @@ def register(settings, folder, seed):
     return net
 
 
-def test_its_name_is_the_promoted_version(settings, tmp_path):
+def test_googlenet_is_the_promoted_version(settings, tmp_path):
     assert registered_classifier(settings) is None
     with pytest.raises(ConfigurationError, match="--quality-network: no classifier is registered"):
         feature_network(settings, "googlenet", "--quality-network")
@@ -44,7 +38,7 @@ def test_its_name_is_the_promoted_version(settings, tmp_path):
     assert with_network(chosen.model_copy(update={"quality_every": 0})).quality_network == "googlenet"
 
 
-def test_another_registry_in_the_same_storage_has_another_first_version(settings, tmp_path):
+def test_first_versions_of_two_registries_do_not_collide(settings, tmp_path):
     register(settings, tmp_path / "one", 1)
     first = registered_classifier(settings)
     other = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/other.db"})
@@ -53,7 +47,7 @@ def test_another_registry_in_the_same_storage_has_another_first_version(settings
     assert registered_classifier(settings) == first
 
 
-def test_files_are_named_absolutely_and_what_is_no_network_is_said(settings, tmp_path, monkeypatch):
+def test_a_folder_gets_an_absolute_path_and_what_is_not_a_network_is_refused(settings, tmp_path, monkeypatch):
     save_classifier(tmp_path / "judge", build_googlenet(2, auxiliary=False), labels=("a", "b"), image_size=32, about={})
     monkeypatch.chdir(tmp_path)
     assert feature_network(settings, "judge", "--network") == os.path.join(tmp_path, "judge")

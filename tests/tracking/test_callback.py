@@ -1,0 +1,14 @@
+"""The callback records what Ray Train's workers report."""
+
+from raygan import tracking
+from raygan.tracking.callback import MLflowCallback
+
+
+def test_the_callback_records_rank_0_and_failures(settings):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        callback = MLflowCallback(run.spool, step="images")
+        callback.after_report(None, [{"images": 64, "loss": 0.5, "note": "text"}, {"images": 64, "loss": 9.0}], None)
+        callback.after_exception(None, {1: ValueError("Traceback\nout of memory")})
+    record = run.client.get_run(run.id).data
+    assert record.metrics == {"images": 64.0, "loss": 0.5}
+    assert record.tags["failure_1"] == "rank 1: out of memory"
