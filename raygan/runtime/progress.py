@@ -104,6 +104,10 @@ class ImageProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is; what is printed next begins on a line of its own."""
         self._bar.close()
 
     def follow(self, events: Queue, call: InBackground[T]) -> T:

@@ -1,33 +1,39 @@
-"""DiffAugment (Zhao et al. 2020, arXiv 2006.10738): the same kind of random change for reals and fakes.
+"""DiffAugment (Zhao et al. 2020, arXiv 2006.10738): random changes of reals and fakes alike.
 
-A critic on a few thousand photos soon knows them by heart. If it only ever sees changed images, real
-and generated alike, and gradients pass through the change, it learns from many more views without the
-generator learning to produce the changes. Every random number is passed in, so that a step can be
-repeated exactly and shared out between ranks.
+A critic soon memorizes a few thousand photos. If it sees only changed images, real and generated alike, and gradients
+pass through the change, it learns from many more views, and the generator doesn't learn to produce the changes. All
+random numbers are passed in, so a step can be repeated exactly and split between ranks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raygan.training.registry import POLICIES
+
 #: Random numbers that `augment` takes for each image.
 DRAWS_PER_IMAGE = 7
 
-POLICIES = ("color", "translation", "cutout")
 
+def augment(images: Tensor, draws: Tensor, policies: Sequence[str]) -> Tensor:
+    """Changed images, differentiable with respect to the images given.
 
-def augment(images: Tensor, draws: Tensor, policies: tuple[str, ...]) -> Tensor:
-    """Changed images (N, 3, S, S), differentiable with respect to `images`.
+    "color" shifts brightness by up to half the range and scales saturation by 0 to 2 and contrast by 0.5 to 1.5;
+    "translation" moves by up to an eighth of the side and fills with zero (mid-gray); "cutout" grays out a square of
+    half the side.
 
-    draws: (N, DRAWS_PER_IMAGE) uniform in [0, 1). Columns: brightness, saturation, contrast, vertical
-        and horizontal translation, vertical and horizontal cutout.
-    policies: any of `POLICIES`. Colour shifts brightness by up to half the range, scales saturation by
-        0 to 2 and contrast by 0.5 to 1.5; translation moves by up to an eighth of the side and fills
-        with zero (mid-grey); cutout greys a square of half the side.
+    Args:
+        images: (N, 3, S, S) in [-1, 1].
+        draws: (N, DRAWS_PER_IMAGE) uniform in [0, 1). Columns: brightness, saturation, contrast, vertical and
+            horizontal translation, vertical and horizontal cutout.
+        policies: any of `POLICIES`.
 
-    Raises ValueError on an unknown policy.
+    Raises:
+        ValueError: a policy is unknown.
     """
     unknown = set(policies) - set(POLICIES)
     if unknown:
@@ -43,15 +49,15 @@ def augment(images: Tensor, draws: Tensor, policies: tuple[str, ...]) -> Tensor:
 
 
 def mirror(images: Tensor, draws: Tensor) -> Tensor:
-    """`images` flipped left to right where `draws` (N,) in [0, 1) is below one half."""
+    """Images (N, 3, S, S), flipped left to right where `draws` (N,) in [0, 1) is below one half."""
     flip = (draws.to(images.device) < 0.5)[:, None, None, None]
     return torch.where(flip, images.flip(3), images)
 
 
 def _color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     images = images + (brightness - 0.5)
-    grey = images.mean(dim=1, keepdim=True)
-    images = torch.lerp(grey, images, saturation * 2)
+    gray = images.mean(dim=1, keepdim=True)
+    images = torch.lerp(gray, images, saturation * 2)
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     return torch.lerp(middle, images, contrast + 0.5)
 
@@ -63,7 +69,7 @@ def _translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     rows = _offsets(down, 2 * reach + 1)[:, None] + torch.arange(side, device=images.device)
     cols = _offsets(right, 2 * reach + 1)[:, None] + torch.arange(side, device=images.device)
     batch = torch.arange(count, device=images.device)[:, None, None]
-    # Advanced indices around a slice put the channel last; bring it back to its place.
+    # Advanced indices around a slice put the channel last; move it back.
     return padded[batch, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -71,7 +77,7 @@ def _cutout(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     side = images.shape[-1]
     hole = side // 2
     line = torch.arange(side, device=images.device)
-    # The hole's centre may be anywhere in the image, so that it can lie partly outside.
+    # The hole's center may be anywhere in the image, so part of the hole may lie outside.
     top = _offsets(down, side + 1)[:, None] - hole // 2
     left = _offsets(right, side + 1)[:, None] - hole // 2
     rows = (line >= top) & (line < top + hole)

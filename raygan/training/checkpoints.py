@@ -1,14 +1,11 @@
-"""Checkpoints are data, never code: safetensors for tensors, JSON for everything else.
+"""Training checkpoints are data, never code: safetensors for tensors, JSON for everything else.
 
-A *generator folder* is what the registry and the service know:
+A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) and what else a resumed run needs:
 
-    generator.json          format version, network settings, and what the caller says about it
+    generator.json          format version, network settings, and metrics of the moment
     generator.safetensors   weights and batch statistics of the EMA generator
-
-A *training folder* holds a generator folder's files and what a resumed run needs besides:
-
     training.json           format version, network and step settings, batches seen
-    training.safetensors    both networks, the EMA and both optimisers
+    training.safetensors    both networks, the EMA and both optimizers
 
 Random states are not stored: `GanStep` derives every draw from the seed and the batch number.
 """
@@ -22,20 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from raygan.errors import RayganError
-from raygan.models.gan import (
-    VERSION,
-    Generator,
-    _load_json,
-    _load_tensors,
-    _network_settings,
-    save_generator,
-)
-from raygan.models.weights import fill, save_description, save_tensors
+from raygan.models.gan import VERSION, Generator, load_networks, save_generator
+from raygan.models.weights import fill, load_description, load_tensors, save_description, save_tensors
 from raygan.training.step import GanStep
 
 
 def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
-    """Write a training folder from which `load_training` makes an equal `GanStep`."""
+    """Write a training folder.
+
+    Args:
+        folder: where to write.
+        step: what to save.
+        about: JSON-ready values that `load_training` gives back.
+    """
     save_generator(folder, cast(Generator, step.ema.module), about)
     tensors: dict[str, Tensor] = {}
     for part, module in _modules(step).items():
@@ -47,26 +43,27 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     save_description(
         folder / "training.json",
         VERSION,
-        {"networks": step.networks.to_dict(), "step": step.settings.to_dict(), "batches": step.batches},
+        {"networks": step.networks.to_dict(), "step": step.settings(), "batches": step.batches},
     )
 
 
 def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
-    """Bring `step` to the state that `save_training` wrote; what was said about it.
+    """Bring a step to the state that was saved, and return the `about` that was saved with it.
 
-    Raises RayganError if the folder is damaged or was written for other networks.
+    Raises:
+        RayganError: the folder is damaged, or holds other networks than the step's.
     """
-    description = _load_json(folder / "training.json")
-    if _network_settings(folder / "training.json", description) != step.networks:
-        raise RayganError(f"{folder} holds other networks ({description['networks']}) than asked for ({step.networks})")
+    networks, description = load_networks(folder / "training.json")
+    if networks != step.networks:
+        raise RayganError(f"{folder} holds other networks ({networks}) than this run's ({step.networks})")
     path = folder / "training.safetensors"
-    tensors = _load_tensors(path)
+    tensors = load_tensors(path)
     for part, module in _modules(step).items():
         fill(module, _under(tensors, part), path)
     for part, optimizer in _optimizers(step).items():
         _fill_optimizer(optimizer, _under(tensors, part))
     step.batches = int(description["batches"])
-    return dict(_load_json(folder / "generator.json").get("about", {}))
+    return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
 
 
 def _modules(step: GanStep) -> dict[str, nn.Module]:
@@ -82,7 +79,7 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for name, value in tensors.items():
         number, key = name.split(".", 1)
         states.setdefault(int(number), {})[key] = value
-    # The hyperparameters are those of the settings in force, not of the checkpoint.
+    # Hyperparameters come from the settings in force, not from the checkpoint.
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

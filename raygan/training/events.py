@@ -1,52 +1,62 @@
-"""What workers, Ray Train's controller and judges tell the driver while a training runs."""
+"""What workers, Ray Train's controller and the monitor tell the driver while a training runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import ray.train
+from ray.util.queue import Queue
+
 from raygan.errors import RayganError
 from raygan.runtime import storage
+from raygan.runtime.runs import address_of
 
-#: The reported number by which Ray Train keeps checkpoints, higher is better. (It holds a checkpoint without the number
-#: for the best one where lower is better, and would keep those that were never judged.)
+#: The reported number by which Ray Train keeps checkpoints; higher is better. (If lower were better, Ray Train would
+#: take a checkpoint without the number for the best one, and keep those that were never measured.)
 SCORE = "negative_kid"
+
+#: Key of a checkpoint's measurement among its reported metrics.
+_MEASURED = "judged"
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress."""
+    """Progress: batches trained so far."""
 
     batches: int
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture under the run's folder. trouble: why it isn't there, if it could not be written."""
+    """A picture was written under the run's folder, or could not be.
+
+    Attributes:
+        path: within the run's folder.
+        trouble: why it could not be written.
+    """
 
     path: str
     trouble: str | None = None
 
 
-def written(folder: str, path: str, content: bytes) -> Picture:
-    """A picture, which is written under the run's folder; that it can't be is no reason to end a training."""
-    try:
-        storage.write_bytes(storage.join(folder, path), content)
-    except RayganError as error:
-        return Picture(path, str(error))
-    return Picture(path)
-
-
 @dataclass(frozen=True)
 class Report:
-    """Metrics of the images since the last report; its checkpoint, if it has one, is safe in storage."""
+    """Metrics of the images since the last report. Its checkpoint, if it has one, is safe in storage."""
 
     metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Quality:
-    """A checkpoint's metrics, at so many images seen; `kid` is among them under its full name."""
+    """A checkpoint's measurement.
+
+    Attributes:
+        metrics: by full name, KID among them.
+        images: real images that the training had seen.
+        kid: the checkpoint's KID.
+        checkpoint: the checkpoint's address.
+    """
 
     metrics: dict[str, float]
     images: int
@@ -56,7 +66,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Notice:
-    """A node of the training is about to be taken away, and what was trained so far is being saved."""
+    """One of the training's nodes is about to be taken away, and what was trained so far is being saved."""
 
     kimg: float
 
@@ -67,3 +77,40 @@ class Collapse:
 
     reason: str
     kimg: float
+
+
+class ForwardReports(ray.train.UserCallback):
+    """Passes each report, once its checkpoint is safe, from Ray Train's controller to a queue."""
+
+    def __init__(self, events: Queue, folder: str):
+        self._events, self._folder = events, folder
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Send a `Report`, and a `Quality` if a worker has measured the checkpoint."""
+        reported = metrics[0]
+        # Waits until the queue has it: the driver must find the last report when the training has returned.
+        self._events.put(Report({name: value for name, value in reported.items() if name not in (SCORE, _MEASURED)}))
+        quality = measured(reported, self._folder, checkpoint)
+        if quality:
+            self._events.put(quality)
+
+
+def measurement(metrics: dict[str, float], kid: float) -> dict[str, Any]:
+    """A checkpoint's quality metrics and KID, as Ray Train's metrics of the checkpoint."""
+    return {SCORE: -kid, _MEASURED: {"metrics": metrics, "kid": kid}}
+
+
+def measured(reported: dict[str, Any], folder: str, checkpoint: ray.train.Checkpoint) -> Quality | None:
+    """The measurement among a checkpoint's metrics in Ray Train, if there is one."""
+    if _MEASURED not in reported:
+        return None
+    return Quality(images=int(reported["images"]), checkpoint=address_of(folder, checkpoint), **reported[_MEASURED])
+
+
+def written(folder: str, path: str, content: bytes) -> Picture:
+    """Write a picture under the run's folder. A failure is no reason to end a training; the event tells of it."""
+    try:
+        storage.write_bytes(storage.join(folder, path), content)
+    except RayganError as error:
+        return Picture(path, str(error))
+    return Picture(path)

@@ -1,15 +1,13 @@
-"""Quality while it trains: a checkpoint in, numbers and a picture out.
+"""Quality while a training runs: a checkpoint in, numbers and a picture out.
 
-The mental model:
+1. Once per run, a Ray task computes features of the validation split and of the training photos (`Reference`).
+2. Where the cluster has room beside the workers, Ray Train calls the `Monitor` with each checkpoint that is due, in a
+   task of its own. Otherwise the first worker calls it, and the training waits: it would lose the cores anyway, and a
+   task that shares them comes minutes late, when a search can't stop a bad trial any more.
+3. The monitor draws samples and compares their features with the reference. The driver is told, and Ray Train gets
+   the number by which it picks the best checkpoint.
 
-1. Once a run, a Ray task computes features of the validation split and of the training photos (`Reference`).
-2. Where the cluster has room beside the workers, Ray Train calls a `Judge` with each checkpoint that is due, in a task
-   of its own. Where it has none, the first worker asks the judge itself and the training waits: it would lose the
-   cores all the same, and a judge that shares them comes minutes late, when a search can stop nobody any more.
-3. The judge draws samples and compares their features with the reference. The driver is told, and Ray Train gets the
-   number by which it knows the best checkpoint.
-
-The metrics are monitors on a few hundred samples; `jobs/evaluate.py` makes the report card.
+A few hundred samples are enough to watch a training; `jobs/evaluate.py` makes the report card.
 """
 
 from __future__ import annotations
@@ -30,31 +28,37 @@ from torch import Tensor
 from raygan import pictures
 from raygan.data.batches import Photos, load_photos
 from raygan.data.shards import DataSet
-from raygan.models.features import load_features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
 from raygan.runtime import cluster
 from raygan.runtime.runs import address_of
-from raygan.tracking.networks import feature_network
-from raygan.training.events import SCORE, Quality, written
+from raygan.tracking.networks import feature_network, load_network
+from raygan.training.events import Quality, measurement, written
 from raygan.training.settings import TrainSettings
 
-#: Training photos that memorisation looks among, spread evenly over the shards.
+#: Training photos among which memorization is looked for, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000
 
-#: Samples that are shown beside their nearest training photo.
+#: Samples shown beside their nearest training photo.
 SHOWN = 12
 
-#: Samples that the animal mass is measured on: its network is the slowest, and a mean needs no more.
+#: Samples on which the animal mass is measured: its network is the slowest, and a mean needs no more.
 MASS_SAMPLES = 100
 
-#: Validation photos without which quality isn't measured.
+#: Validation photos that a measurement needs.
 LEAST_VALIDATION = 4
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of real photos: `validation` (n, d), `train` (m, d), and the training photos' (shard, row)."""
+    """Features of real photos.
+
+    Attributes:
+        validation: features (n, d) of the validation split.
+        classes: class numbers (n,) of the validation split.
+        train: features (m, d) of training photos.
+        places: (shard, row) of those training photos, (m, 2).
+    """
 
     validation: Tensor
     classes: Tensor
@@ -63,11 +67,18 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Monitor:
     """Measures generators; also Ray Train's validation function.
 
-    reference: of a `Reference` in the object store. label: of the one kind of animal, or None for several. threads: of
-    a task of its own.
+    Attributes:
+        reference: of a `Reference` in the object store.
+        photos: the training photos, to show those nearest to samples.
+        network: feature network, as workers load it.
+        samples: samples to draw for a measurement.
+        label: the animal, if there is only one.
+        threads: of a measurement in a task of its own.
+        events: queue to the driver.
+        folder: the run's folder.
     """
 
     reference: ray.ObjectRef
@@ -80,24 +91,32 @@ class Judge:
     folder: str
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-        """Judge a checkpoint in a task of its own."""
+        """Measure a checkpoint in a task of its own; returns Ray Train's metrics of it."""
         torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         with checkpoint.as_directory() as folder:
             generator, about = load_generator(Path(folder))
         images = round(about["kimg"] * 1000)
         metrics, value = self.measure(generator, images)
         self.events.put(Quality(metrics, images, value, address_of(self.folder, checkpoint)))
-        return {SCORE: -value, "judged": {"metrics": metrics, "kid": value}}
+        return measurement(metrics, value)
 
     def measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float]:
-        """Metrics of a generator that has seen so many images, by their full names, and its KID."""
-        # Here, not above: the driver needs none of it, and torch-fidelity takes seconds to import.
-        from raygan.metrics.animals import AnimalMass, animal_mass
+        """Measure a generator.
+
+        Args:
+            generator: on the CPU.
+            images: real images that its training has seen, for the picture's name.
+
+        Returns:
+            Metrics by full name, and the KID among them.
+        """
+        # Imported here: the driver needs none of it, and torch-fidelity takes seconds.
+        from raygan.metrics import animals
         from raygan.metrics.distances import kid, nearest
 
         reference: Reference = ray.get(self.reference)
         drawn = draw(generator, self.samples, seed=1, like=reference.classes)
-        network = load_features(self.network)
+        network = load_network(self.network)
         features = network(drawn)
         value, error = kid(reference.validation, features)
         name = f"kid{self.samples}_{network.name}"
@@ -106,11 +125,12 @@ class Judge:
         metrics = {
             name: value,
             f"{name}_error": error,
-            # Copies are nearer to the training photos than photos are that the training never saw: below 1.
+            # Below 1 for copies: they are nearer to the training photos than photos that the training never saw.
             f"train_distance{self.samples}_{network.name}": float(distances.mean() / held_back.mean()),
         }
-        if self.label and AnimalMass.knows(self.label):
-            metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = animal_mass()(drawn[:MASS_SAMPLES], self.label)
+        if self.label and animals.knows(self.label):
+            mass = animals.animal_mass(drawn[:MASS_SAMPLES], self.label)
+            metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = float(mass.mean())
         self._show_nearest(drawn[:SHOWN], neighbours[:SHOWN], reference, images)
         return metrics, value
 
@@ -122,9 +142,13 @@ class Judge:
 
 
 def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = None) -> Tensor:
-    """uint8 samples (count, 3, S, S), the same for the same seed.
+    """uint8 samples (count, 3, S, S).
 
-    like: class numbers whose proportions a conditional generator keeps to, instead of every class in turn.
+    Args:
+        generator: on the CPU.
+        count: how many.
+        seed: of the latents.
+        like: class numbers, whose proportions a conditional generator keeps; by default each class in turn.
     """
     latents = draw_latents(count, generator.settings.z_dim, seeded(seed, 0, "judge"))
     classes = None
@@ -134,10 +158,10 @@ def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = N
     return images_of(generator, latents, classes)
 
 
-def measure(train: Photos, validation: Photos, network: str) -> Reference:
-    """The reference of a run."""
+def measure_reference(train: Photos, validation: Photos, network: str) -> Reference:
+    """What generators are compared with."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    features = load_features(network)
+    features = load_network(network)
     held_back = [validation.block(number) for number in range(len(validation.rows)) if validation.rows[number]]
     vectors = torch.cat([features(torch.from_numpy(pixels.copy())) for pixels, _ in held_back])
     classes = torch.from_numpy(np.concatenate([numbers for _, numbers in held_back]))
@@ -150,24 +174,31 @@ def measure(train: Photos, validation: Photos, network: str) -> Reference:
 def start_measuring(
     settings: TrainSettings, data: DataSet, train: Photos, at_once: int = 1
 ) -> tuple[ray.ObjectRef, float]:
-    """Start the task that measures the reference; its future result, and the cores that each judge may take.
+    """Start the task that measures the reference.
 
-    at_once: trainings that share the cluster.
+    Args:
+        settings: of the training.
+        data: the shards.
+        train: the training photos.
+        at_once: trainings that share the cluster.
+
+    Returns:
+        The future `Reference`, and the cores that each measurement may reserve beside the workers; 0 for none.
     """
     validation = load_photos(data, "validation", settings.label)
     nodes = [node.get("CPU", 0.0) for node in cluster.nodes()]
     cores = cores_beside(nodes, at_once * settings.most_workers, settings.cpus_per_worker)
-    measuring = ray.remote(measure).options(num_cpus=cores)
+    measuring = ray.remote(measure_reference).options(num_cpus=cores)
     return measuring.remote(train, validation, settings.quality_network), cores
 
 
-def can_judge(validation: int) -> bool:
-    """Whether so many validation photos are enough for KID to say anything."""
+def can_measure(validation: int) -> bool:
+    """Whether `validation` validation photos are enough for KID to mean anything."""
     return validation >= LEAST_VALIDATION
 
 
 def with_network(settings: TrainSettings) -> TrainSettings:
-    """The settings with their feature network as workers load it. Raises ConfigurationError if it can't be had."""
+    """The settings, with the feature network as workers load it. Raises ConfigurationError if it isn't available."""
     if settings.quality_every == 0:
         return settings
     network = feature_network(settings, settings.quality_network, "--quality-network")
@@ -175,14 +206,18 @@ def with_network(settings: TrainSettings) -> TrainSettings:
 
 
 def cores_beside(nodes: Sequence[float], workers: int, each: float) -> float:
-    """Cores that a judge reserves; 0 if some placement of the workers would leave no node with one core for it.
+    """Cores that a measurement may reserve, whatever the placement of the workers; 0 if there may be less than one.
 
-    nodes: cores of each. workers, each: how many workers there are, and how many cores each takes. A judge that fits
-    nowhere would wait until the training is over, and on a node too small for it for ever.
+    A measurement that fits nowhere would wait until the training is over, and forever if no node is large enough.
+
+    Args:
+        nodes: cores of each node.
+        workers: how many there are.
+        each: cores that each worker reserves.
     """
     if not nodes:
         return 0
-    # Whatever the placement, a node has left what the most workers that fit there leave, and some node the average.
+    # A node keeps at least what remains when it is filled with workers, and some node keeps at least the average.
     least = max(cores - each * min(workers, int((cores + 1e-6) // each)) for cores in nodes)
     average = (sum(nodes) - each * workers) / len(nodes)
     free = min(max(least, average), max(nodes) / 2)

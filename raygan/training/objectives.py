@@ -1,21 +1,22 @@
-"""Objectives: what the critic and the generator minimise, as per-image losses.
+"""Objectives: what the critic and the generator minimize, one loss per image.
 
-An objective is stateless. It sees the critic as a function from images to scores and returns one loss
-per image of the local batch, so that ranks with unequal shares can weight them rightly, together with
-detached per-image terms for the log.
+An objective is stateless. It sees the critic as a function from images to scores and returns one loss per image of the
+local batch, so that ranks with unequal shares are weighted correctly, and detached per-image terms for the log.
 
-The critic is called once on reals and fakes together, and for WGAN-GP once more on the interpolates: together with
-them, the penalty's two backward passes would go through reals and fakes too, whose zeros cost as much as numbers do.
-All terms meet in one backward pass of the loss, so that `DistributedDataParallel` averages each gradient once, when it
-is whole. A critic with batch statistics is the exception: DCGAN normalises reals and fakes as separate batches, so
-`SigmoidBCE` calls it twice.
+The critic is called once on reals and fakes together. WGAN-GP calls it again on the interpolates: in one call, the
+penalty's two backward passes would run through reals and fakes too, and their zero gradients cost as much as any
+other. All terms meet in one backward pass of the loss, so `DistributedDataParallel` averages each gradient once, when
+it is complete. A critic with batch statistics is the exception: DCGAN normalizes reals and fakes as separate batches,
+so `SigmoidBCE` calls it twice.
+
+`raygan.training.registry` has their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,71 +26,78 @@ CriticFunction = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
 
 
-class Objective(Protocol):
-    """The two losses of an adversarial game.
+class Objective(ABC):
+    """The two losses of an adversarial game; constructed without arguments.
 
-    Arguments are images (N, 3, S, S) in [-1, 1]. `penalty_weight` is 0 on the steps that skip the
-    penalty. `mix` (N, 1, 1, 1) in [0, 1] places the interpolates of WGAN-GP.
+    Attributes:
+        panels: title of the panel in which the run's curves show each term; a term without one is only logged.
+        allows_batch_norm: whether the critic may normalize over the batch. It may not where a penalty is defined
+            per image, or where reals and fakes share a batch.
     """
 
+    panels: ClassVar[Mapping[str, str]] = {}
+    allows_batch_norm: ClassVar[bool] = False
+
+    @abstractmethod
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
-    ) -> tuple[Tensor, Terms]: ...
+    ) -> tuple[Tensor, Terms]:
+        """The critic's losses (N,), and terms (N,) to log.
 
-    def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]: ...
+        Args:
+            critic: from images to scores (N,).
+            reals: images (N, 3, S, S) in [-1, 1].
+            fakes: images (N, 3, S, S) in [-1, 1], without gradients to the generator.
+            mix: (N, 1, 1, 1) in [0, 1]; places the interpolates between reals and fakes.
+            penalty_weight: weight of the gradient penalty; 0 on steps that skip it.
+        """
+
+    @abstractmethod
+    def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
+        """The generator's losses (N,), and terms (N,) to log; arguments as for `critic_loss`."""
 
 
-@dataclass(frozen=True)
-class WassersteinGP:
+class WassersteinGP(Objective):
     """WGAN-GP (Gulrajani et al. 2017, equation 3).
 
-    Critic: ``D(fake) - D(real) + weight * (|grad_x D(x)| - 1)**2`` with x uniformly between a real and
-    a fake; generator: ``-D(fake)``. `drift` adds ``drift * D(real)**2``, which keeps the scores near zero
-    without changing the optimum (Karras et al. 2018, appendix A.1); 0 is the paper's objective.
+    Critic: ``D(fake) - D(real) + weight * (|grad_x D(x)| - 1)**2`` with x uniformly between a real and a fake;
+    generator: ``-D(fake)``.
     """
 
-    drift: float = 0.0
+    panels: ClassVar[Mapping[str, str]] = {"wasserstein": "losses", "gradient_penalty": "penalties"}
 
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
-        count = len(reals)
-        if penalty_weight == 0:
-            on_real, on_fake = _wide(critic(torch.cat([reals, fakes]))).split(count)
-            loss = on_fake - on_real
-            terms = {"wasserstein": -loss.detach()}
-        else:
-            on_real, on_fake = _wide(critic(torch.cat([reals, fakes]))).split(count)
+        on_real, on_fake = wide(critic(torch.cat([reals, fakes]))).split(len(reals))
+        loss = on_fake - on_real
+        terms = {"wasserstein": -loss.detach()}
+        if penalty_weight:
             between = torch.lerp(reals, fakes, mix).requires_grad_()
-            norms = _gradient_norms(_wide(critic(between)), between)
+            norms = gradient_norms(wide(critic(between)), between)
             penalty = (norms - 1.0).square()
-            loss = on_fake - on_real
-            terms = {
-                "wasserstein": -loss.detach(),
-                "gradient_penalty": penalty.detach(),
-                "gradient_norm": norms.detach(),
-            }
+            terms |= {"gradient_penalty": penalty.detach(), "gradient_norm": norms.detach()}
             loss = loss + penalty_weight * penalty
-        if self.drift:
-            loss = loss + self.drift * on_real.square()
         return loss, terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
-        return -_wide(critic(fakes)), {}
+        return -wide(critic(fakes)), {}
 
 
-@dataclass(frozen=True)
-class SigmoidBCE:
+class SigmoidBCE(Objective):
     """DCGAN: binary cross-entropy on sigmoid(D), the generator non-saturating (Goodfellow et al. 2014).
 
-    Critic: ``-log s(D(real)) - log(1 - s(D(fake)))``; generator: ``-log s(D(fake))``. The sigmoid is
-    inside softplus, so large scores neither overflow nor lose their gradient. There is no penalty.
+    Critic: ``-log s(D(real)) - log(1 - s(D(fake)))``; generator: ``-log s(D(fake))``. The sigmoid is part of softplus,
+    so large scores neither overflow nor lose their gradient. There is no penalty.
     """
+
+    panels: ClassVar[Mapping[str, str]] = {"probability_real": "shares", "probability_fake": "shares"}
+    allows_batch_norm: ClassVar[bool] = True
 
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
-        on_real, on_fake = _wide(critic(reals)), _wide(critic(fakes))
+        on_real, on_fake = wide(critic(reals)), wide(critic(fakes))
         terms = {
             "probability_real": on_real.detach().sigmoid(),
             "probability_fake": on_fake.detach().sigmoid(),
@@ -97,52 +105,46 @@ class SigmoidBCE:
         return F.softplus(-on_real) + F.softplus(on_fake), terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
-        return F.softplus(-_wide(critic(fakes))), {}
+        return F.softplus(-wide(critic(fakes))), {}
 
 
-@dataclass(frozen=True)
-class RelativisticR1R2:
-    """R3GAN (Huang et al. 2024, arXiv 2501.05441): relativistic pairing with zero-centred penalties.
+class RelativisticR1R2(Objective):
+    """R3GAN (Huang et al. 2024, arXiv 2501.05441): relativistic pairing with zero-centered penalties.
 
     Critic: ``softplus(D(fake) - D(real)) + weight / 2 * (|grad D(real)|**2 + |grad D(fake)|**2)``; generator:
-    ``softplus(D(real) - D(fake))``. Each fake is compared with one real, so that no mode can be dropped
-    unpunished; both penalties are needed for local convergence. `penalty_weight` is the paper's gamma.
+    ``softplus(D(real) - D(fake))``. Each fake is compared with a real, so dropping a mode is always punished; local
+    convergence needs both penalties. `penalty_weight` is the paper's gamma.
     """
+
+    panels: ClassVar[Mapping[str, str]] = {"real_over_fake": "losses", "r1": "penalties", "r2": "penalties"}
 
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
         images = torch.cat([reals, fakes]).requires_grad_(penalty_weight > 0)
-        scores = _wide(critic(images))
+        scores = wide(critic(images))
         on_real, on_fake = scores.split(len(reals))
         loss = F.softplus(on_fake - on_real)
         terms = {"real_over_fake": (on_real - on_fake).detach()}
         if penalty_weight:
-            r1, r2 = _gradient_norms(scores, images).square().split(len(reals))
+            r1, r2 = gradient_norms(scores, images).square().split(len(reals))
             terms |= {"r1": r1.detach(), "r2": r2.detach()}
             loss = loss + penalty_weight / 2 * (r1 + r2)
         return loss, terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
         with torch.no_grad():
-            on_real = _wide(critic(reals))
-        return F.softplus(on_real - _wide(critic(fakes))), {}
+            on_real = wide(critic(reals))
+        return F.softplus(on_real - wide(critic(fakes))), {}
 
 
-OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "wgan-gp": WassersteinGP,
-    "dcgan": SigmoidBCE,
-    "r3gan": RelativisticR1R2,
-}
-
-
-def _gradient_norms(scores: Tensor, images: Tensor) -> Tensor:
+def gradient_norms(scores: Tensor, images: Tensor) -> Tensor:
     """Euclidean norm (N,) of each score's gradient with respect to its image, differentiable."""
     (gradients,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    norms: Tensor = _wide(gradients).flatten(1).norm(dim=1)
+    norms: Tensor = wide(gradients).flatten(1).norm(dim=1)
     return norms
 
 
-def _wide(values: Tensor) -> Tensor:
-    """Half precision is for convolutions only: losses and norms are float32 at least."""
+def wide(values: Tensor) -> Tensor:
+    """Values in float32 at least: half precision is for convolutions, not for losses and norms."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

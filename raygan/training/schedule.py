@@ -1,26 +1,35 @@
-"""When things happen in a training, in batches: settings say it in epochs, thousands of images and minutes."""
+"""When things happen in a training: its length and cadences in batches, and its learning rates."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from raygan.training.settings import LengthOptions
+if TYPE_CHECKING:
+    from raygan.training.settings import LengthOptions, StepOptions
 
-#: Parts of the run between two of each, where the settings leave it open.
+#: How often each happens in a run, unless the settings say otherwise.
 _LOGS, _SNAPSHOTS, _CHECKPOINTS, _QUALITIES = 100, 20, 20, 10
 
-#: Images trained, at least, for each sample that is judged, where the settings leave it open: judging a sample takes
-#: as long as training on one or two.
+#: Images to train on, at least, for each sample of a quality measurement, unless the settings say otherwise:
+#: measuring on a sample takes as long as training on one or two.
 _TRAINED_PER_SAMPLE = 4
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Batches in all, and between two of each thing; everything also happens at the end.
+    """How long a run is, and the batches between two events of each kind, all of which also happen at the end.
 
-    Snapshots, checkpoints and measurements of quality fall on logs, and measurements on checkpoints, which
-    they judge. quality: 0 is never. minutes: the run ends at the first log after so many, if it is given.
+    Snapshots and checkpoints fall on logs. Quality measurements fall on checkpoints, which they measure.
+
+    Attributes:
+        total: batches in the run.
+        log: batches between two logs.
+        snapshot: batches between two sample grids.
+        checkpoint: batches between two checkpoints.
+        quality: batches between two quality measurements; 0 for none.
+        minutes: the run ends at the first log after so many minutes.
     """
 
     total: int
@@ -32,7 +41,7 @@ class Schedule:
 
     @classmethod
     def of(cls, settings: LengthOptions, photos: int, batch_size: int) -> Schedule:
-        """The schedule of a run on so many photos, at least one batch of them."""
+        """The schedule of a run on `photos` photos, which must fill a batch."""
         thousand = 1000 / batch_size
         total = max(1, round(settings.kimg * thousand)) if settings.kimg else settings.epochs * (photos // batch_size)
 
@@ -54,3 +63,23 @@ class Schedule:
             quality=multiple(judged, checkpoint) if judged else 0,
             minutes=settings.minutes or math.inf,
         )
+
+
+def learning_rate_share(options: StepOptions, images: int, total_kimg: float) -> float:
+    """The share of both learning rates in force: a linear warm-up, and a linear decay at the end.
+
+    Args:
+        options: how long the warm-up and the decay are.
+        images: real images seen so far.
+        total_kimg: the run's length in thousands of images; 0 if unknown, which leaves the decay out.
+
+    Returns:
+        A share in [0, 1].
+    """
+    share = 1.0
+    if options.warmup_kimg:
+        share = min(1.0, (images + options.batch_size) / (options.warmup_kimg * 1000))
+    if options.decay and total_kimg:
+        left = 1 - images / (total_kimg * 1000)
+        share *= min(1.0, max(0.0, left / options.decay))
+    return share

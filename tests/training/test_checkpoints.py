@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from raygan.errors import RayganError
-from raygan.models.gan import Generator, NetworkSettings, load_generator, save_generator
+from raygan.models.gan import NetworkSettings, build_generator, load_generator, save_generator
 from raygan.training.checkpoints import load_training, save_training
-from raygan.training.step import GanStep, StepSettings
+from raygan.training.settings import StepOptions
+from raygan.training.step import GanStep
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
-SETTINGS = StepSettings(batch_size=4, n_critic=2, augment=("color", "cutout"), mirror=True)
+OPTIONS = StepOptions(batch_size=4, n_critic=2, augment=["color", "cutout"], mirror=True, precision="fp32")
 
 
 def batch(number):
@@ -23,14 +24,14 @@ def everything(step):
 
 
 def test_a_resumed_step_goes_on_bit_for_bit(tmp_path):
-    whole = GanStep(NETWORKS, SETTINGS)
+    whole = GanStep(NETWORKS, OPTIONS)
     for number in range(7):
         whole.step(batch(number))
-    first = GanStep(NETWORKS, SETTINGS)
+    first = GanStep(NETWORKS, OPTIONS)
     for number in range(3):
         first.step(batch(number))
     save_training(tmp_path, first, {})
-    resumed = GanStep(NETWORKS, SETTINGS)
+    resumed = GanStep(NETWORKS, OPTIONS)
     load_training(tmp_path, resumed)
     assert resumed.batches == 3
     for number in range(3, 7):
@@ -39,7 +40,7 @@ def test_a_resumed_step_goes_on_bit_for_bit(tmp_path):
 
 
 def test_a_generator_comes_back_with_its_pixels_and_what_was_said(tmp_path):
-    generator = Generator(NETWORKS).eval()
+    generator = build_generator(NETWORKS).eval()
     save_generator(tmp_path, generator, {"label": "cat"})
     loaded, about = load_generator(tmp_path)
     latents = torch.randn(2, 8)
@@ -72,14 +73,14 @@ def change(**values):
         (truncate, "truncated"),
         (remove, "missing"),
         (change(version=99), "version 99"),
-        (change(networks={"width": "x"}), "no network"),
+        (change(networks={"width": "x"}), "can.t build"),
         (change(networks=NetworkSettings(image_size=32, z_dim=8, width=5).to_dict()), "does not fit"),
         (lambda folder: (folder / "generator.json").write_text("{"), "not JSON"),
-        (lambda folder: (folder / "generator.json").unlink(), "no checkpoint folder"),
+        (lambda folder: (folder / "generator.json").unlink(), "not a checkpoint folder"),
     ],
 )
 def test_damage_is_named_in_one_line(tmp_path, damage, says):
-    save_generator(tmp_path, Generator(NETWORKS), {})
+    save_generator(tmp_path, build_generator(NETWORKS), {})
     damage(tmp_path)
     with pytest.raises(RayganError, match=says) as raised:
         load_generator(tmp_path)
@@ -88,7 +89,7 @@ def test_damage_is_named_in_one_line(tmp_path, damage, says):
 
 
 def test_training_state_of_other_networks_is_refused(tmp_path):
-    save_training(tmp_path, GanStep(NETWORKS, SETTINGS), {})
-    other = GanStep(NetworkSettings(image_size=32, z_dim=9, width=4), SETTINGS)
+    save_training(tmp_path, GanStep(NETWORKS, OPTIONS), {})
+    other = GanStep(NetworkSettings(image_size=32, z_dim=9, width=4), OPTIONS)
     with pytest.raises(RayganError, match="other networks"):
         load_training(tmp_path, other)

@@ -12,7 +12,8 @@ from torch.multiprocessing.spawn import spawn
 from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings
 from raygan.training.checkpoints import load_training, save_training
-from raygan.training.step import GanStep, StepSettings
+from raygan.training.settings import StepOptions
+from raygan.training.step import GanStep
 
 #: An uneven share: two ranks of two and three images.
 BATCH, BATCHES = 5, 4
@@ -23,17 +24,16 @@ CASES = [("wgan-gp", "instance"), ("dcgan", "none"), ("dcgan", "batch"), ("r3gan
 def trained(objective: str, critic_norm: str, share: Share) -> dict[str, torch.Tensor]:
     """The weights after some batches, in which both networks have stepped."""
     networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm=critic_norm)
-    settings = StepSettings(
+    options = StepOptions(
         objective=objective,
         batch_size=BATCH,
         n_critic=2,
         penalty_every=2,
-        augment=("color", "translation"),
+        augment=["color", "translation"],
         mirror=True,
         sync_batch_norm=True,
-        precision="fp64",
     )
-    step = GanStep(networks, settings, share=share)
+    step = GanStep(networks, options, share=share, float64=True)
     random = torch.Generator().manual_seed(0)
     for _ in range(BATCHES):
         reals = torch.randint(0, 256, (BATCH, 3, 32, 32), generator=random, dtype=torch.uint8)
@@ -58,7 +58,7 @@ def _resumed(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
     networks = NetworkSettings(image_size=32, z_dim=8, width=16)
-    settings = StepSettings(batch_size=6, n_critic=1, penalty_every=2, sync_batch_norm=True)
+    options = StepOptions(batch_size=6, n_critic=1, penalty_every=2, sync_batch_norm=True, precision="fp32")
 
     def fit(step: GanStep, batches: range) -> GanStep:
         for number in batches:
@@ -68,9 +68,9 @@ def _resumed(rank: int, folder: str) -> None:
             step.step(reals[step.share.rows(6)])
         return step
 
-    whole = fit(GanStep(networks, settings, share=Share(rank, 3)), range(7))
-    save_training(Path(folder, f"saved-{rank}"), fit(GanStep(networks, settings, share=Share(rank, 3)), range(3)), {})
-    again = GanStep(networks, settings, share=Share(rank, 3))
+    whole = fit(GanStep(networks, options, share=Share(rank, 3)), range(7))
+    save_training(Path(folder, f"saved-{rank}"), fit(GanStep(networks, options, share=Share(rank, 3)), range(3)), {})
+    again = GanStep(networks, options, share=Share(rank, 3))
     load_training(Path(folder, f"saved-{rank}"), again)
     fit(again, range(3, 7))
     torch.save(

@@ -21,12 +21,13 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 
 from raygan import tracking
-from raygan.benchmarks.faults.harness import processes
+from raygan.benchmarks.processes import find_processes
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.distributed import Share
-from raygan.models.gan import Critic, Generator, NetworkSettings, load_generator
+from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_generator
 from raygan.models.latents import seeded
-from raygan.training.step import GanStep, StepSettings
+from raygan.training.settings import StepOptions
+from raygan.training.step import GanStep
 from raygan.training.train import train
 from tests.helpers import REPOSITORY
 
@@ -40,10 +41,9 @@ PICTURES = [
 ]
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
-STEP = StepSettings(
+OPTIONS = StepOptions(
     batch_size=7,  # over two workers: 3 and 4
     n_critic=2,
-    precision="fp64",
     sync_batch_norm=True,
     beta1=0.5,
     critic_lr=1e-3,
@@ -57,7 +57,7 @@ def one_iteration(config):
     """A critic step, whose gradients are kept, then another and a generator step."""
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size())
-    step = GanStep(NETWORKS, STEP, "cpu", share)
+    step = GanStep(NETWORKS, OPTIONS, "cpu", share, float64=True)
     step.step(torch.from_numpy(config["reals"][0][share.rows(7)]))
     gradients = {name: p.grad.clone() for name, p in step.critic.named_parameters()}
     step.step(torch.from_numpy(config["reals"][1][share.rows(7)]))
@@ -97,7 +97,7 @@ def test_one_iteration_of_two_workers_equals_a_single_process(tmp_path):
 def assert_a_single_process_does_the_same(folder):
     """The oracle is a plain float64 loop on the whole batch, with torch's Adam and no DDP."""
     torch.manual_seed(0)
-    generator, critic = Generator(NETWORKS).double(), Critic(NETWORKS).double()
+    generator, critic = build_generator(NETWORKS).double(), build_critic(NETWORKS).double()
     critic_adam = torch.optim.Adam(critic.parameters(), 1e-3, (0.5, 0.9))
     generator_adam = torch.optim.Adam(generator.parameters(), 1e-3, (0.5, 0.9))
     images = torch.from_numpy(REALS).double() / 127.5 - 1
@@ -252,7 +252,7 @@ def kill_a_worker(folder, known, killed):
     deadline = time.monotonic() + 120
     while set(checkpoints(folder)) <= known and time.monotonic() < deadline:
         time.sleep(0.02)
-    for process in processes("ray::RayTrainWorker")[:1]:
+    for process in find_processes("ray::RayTrainWorker")[:1]:
         process.kill()
         killed.append(process.pid)
 
@@ -273,7 +273,7 @@ def checkpoints(folder):
         ({"num_workers": 8, "cpus_per_worker": 3.0}, "do not fit this cluster"),
         ({"tracking_uri": "http://127.0.0.1:9"}, "does not answer"),
         ({"name": "a/b"}, "letters, digits"),
-        ({"quality_every": 0.01, "quality_network": "nobody"}, "--quality-network: 'nobody' is no feature network"),
+        ({"quality_every": 0.01, "quality_network": "nobody"}, "--quality-network: 'nobody' is not a feature network"),
         ({"quality_every": 0.01, "quality_network": "googlenet"}, "--quality-network: no classifier is registered"),
         ({"gpu": True}, "GPU"),
     ],

@@ -1,0 +1,122 @@
+"""What the driver makes of a training's events: a progress bar, the history, and MLflow's pictures and quality."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+from tqdm import tqdm
+
+from raygan import tracking
+from raygan.errors import RayganError, first_line
+from raygan.runtime import storage
+from raygan.runtime.progress import ImageProgress, Seen
+from raygan.tracking.callback import numbers
+from raygan.training.events import Collapse, Notice, Picture, Quality, Report, Tick, measured
+from raygan.training.history import History
+from raygan.training.schedule import Schedule
+
+
+class Progress:
+    """Follows one training.
+
+    Attributes:
+        collapse: of the training, if it collapsed.
+        images: real images seen so far.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        batch_size: int,
+        folder: str,
+        history: History,
+        log: tracking.Run,
+        told: Callable[[Quality], None] | None = None,
+    ):
+        """Open the bar.
+
+        Args:
+            schedule: the training's.
+            batch_size: images in a global batch.
+            folder: the run's folder.
+            history: where metrics are kept.
+            log: the MLflow run.
+            told: is called with each measurement of a search's trial, whose bar is hidden: a search has its own.
+        """
+        self.collapse: Collapse | None = None
+        self.images = 0
+        self._batch_size, self._most, self._minutes = batch_size, schedule.total * batch_size, schedule.minutes
+        self._folder, self._history, self._log, self._told = folder, history, log, told
+        total = self._most if schedule.minutes == math.inf else None
+        self._bar = ImageProgress(total, "training", hidden=told is not None)
+        self._shown: dict[str, str] = {}
+        self._warned = False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()  # first: saving the history may print a warning
+        self._history.save()
+
+    def handle(self, event: Any) -> None:
+        """Handle an event of `raygan.training.events`."""
+        if isinstance(event, Tick):
+            self._show(event.batches * self._batch_size)
+        elif isinstance(event, Picture):
+            self._pass_on(event)
+        elif isinstance(event, Report):
+            self._report(numbers(event.metrics))
+        elif isinstance(event, Quality):
+            self._measured(event)
+        elif isinstance(event, Notice):
+            tqdm.write(f"a node is about to be taken away: saving at {event.kimg:.3g} kimg", file=sys.stderr)
+        elif isinstance(event, Collapse):
+            self.collapse = event
+        self._history.save(at_least_every_s=5)
+
+    def catch_up(self, result: ray.train.Result) -> None:
+        """Handle measurements of kept checkpoints of which an earlier driver was not told before it died."""
+        for checkpoint, metrics in result.best_checkpoints or []:
+            event = measured(metrics, self._folder, checkpoint)
+            if event and not self._history.knows({**event.metrics, "images": event.images}):
+                self._measured(event)
+
+    def _pass_on(self, picture: Picture) -> None:
+        """Copy a picture to MLflow. A storage that doesn't answer is no reason to end a training."""
+        try:
+            if picture.trouble:
+                raise RayganError(picture.trouble)
+            content = storage.read_bytes(storage.join(self._folder, picture.path))
+        except (RayganError, FileNotFoundError) as error:
+            if not self._warned:
+                tqdm.write(f"warning: MLflow gets no {picture.path}: {first_line(error)}", file=sys.stderr)
+            self._warned = True
+            return
+        self._log.log_bytes(content, picture.path)
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        self._history.add(metrics)
+        total = None
+        if self._minutes < math.inf:
+            coming = 60 * max(0.0, self._minutes - metrics["minutes"]) * metrics["images_per_second"]
+            total = min(self._most, int(metrics["images"] + coming))
+        self._shown |= {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith("loss")}
+        self._show(int(metrics["images"]), total)
+
+    def _measured(self, event: Quality) -> None:
+        self._history.add({**event.metrics, "images": event.images})
+        # Not through Ray Train's callback: by now the training is long past the images that were measured.
+        self._log.log_metrics(event.metrics, event.images)
+        if self._told:
+            self._told(event)
+        self._shown |= {"kid": f"{next(iter(event.metrics.values())):.3g} at {event.images / 1000:.0f} kimg"}
+
+    def _show(self, images: int, total: int | None = None) -> None:
+        self.images = max(self.images, images)
+        says = ", ".join(f"{name}={value}" for name, value in self._shown.items())
+        self._bar.show(Seen(images, says=says), total=total)

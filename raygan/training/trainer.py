@@ -1,0 +1,224 @@
+"""One run on Ray Train, seen from the driver: what it is given, how it is started, and what comes of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from tqdm import tqdm
+
+from raygan import tracking
+from raygan.data.batches import Photos
+from raygan.data.shards import DataSet
+from raygan.errors import RayganError
+from raygan.runtime import cluster, storage
+from raygan.runtime.progress import InBackground, follow
+from raygan.runtime.runs import RunRecord, address_of
+from raygan.tracking.callback import MLflowCallback
+from raygan.training.events import SCORE, Collapse, ForwardReports, Quality
+from raygan.training.history import History
+from raygan.training.monitor import Monitor, start_measuring
+from raygan.training.progress import Progress
+from raygan.training.schedule import Schedule
+from raygan.training.settings import TrainSettings
+from raygan.training.worker import WorkerTask, train_worker
+
+#: Seconds between two checks whether an elastic training can have more workers.
+_RESIZE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trainings of a search have in common.
+
+    Attributes:
+        photos: the training photos.
+        reference: the future `Reference` of the monitor.
+        monitor_cores: cores that each measurement may reserve.
+    """
+
+    photos: Photos
+    reference: ray.ObjectRef
+    monitor_cores: float
+
+
+@dataclass(frozen=True)
+class TrialTraining:
+    """A training that is a trial of a search. It registers no model.
+
+    Attributes:
+        shared: what it has in common with other trials.
+        parent_run: the search's MLflow run.
+        told: is called with each measurement.
+        begin_from: another trial's checkpoint to start from.
+    """
+
+    shared: Shared
+    parent_run: str
+    told: Callable[[Quality], None]
+    begin_from: ray.train.Checkpoint | None = None
+
+
+class CollapsedError(RayganError):
+    """The training has died; resuming or repeating it would not help."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left.
+
+    Attributes:
+        chosen: the best checkpoint by KID, or the last where KID was not measured.
+        last: the last checkpoint.
+        metrics: the latest value of each metric.
+        images: real images seen.
+    """
+
+    chosen: ray.train.Checkpoint
+    last: ray.train.Checkpoint
+    metrics: dict[str, float]
+    images: int
+
+
+class Training:
+    """A run's way through Ray Train."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        schedule: Schedule,
+        run: RunRecord,
+        data: DataSet,
+        photos: Photos,
+        log: tracking.Run,
+        trial: TrialTraining | None,
+    ):
+        self.settings, self.schedule, self.run, self.log, self.trial = settings, schedule, run, log, trial
+        self.data, self.photos = data, photos
+        self.events = cluster.queue()
+        self.history = History(storage.join(run.folder, "metrics.jsonl"))
+
+    def fit(self, resources: dict[str, float]) -> Outcome:
+        """Train, following the events.
+
+        Args:
+            resources: what each worker reserves.
+
+        Raises:
+            CollapsedError: the training collapsed.
+            RayganError: it failed.
+        """
+        monitor, cores = self._monitor() if self.schedule.quality else (None, 0.0)
+        cluster.poll_training_often()
+        fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training")
+        told = self.trial.told if self.trial else None
+        batch_size = self.settings.batch_size
+        with Progress(self.schedule, batch_size, self.run.folder, self.history, self.log, told) as progress:
+            result = follow(self.events, fitting, progress.handle)
+            progress.catch_up(result)
+        if progress.collapse:
+            self._collapsed(progress.collapse, result)
+        if result.checkpoint is None:
+            raise RayganError(f"run {self.run.name} ended without a checkpoint")
+        return Outcome(_best(result), result.checkpoint, self.history.latest, progress.images)
+
+    def _fit(self, resources: dict[str, float], monitor: Monitor | None, monitor_cores: float) -> ray.train.Result:
+        """Ray Train to its end. It restarts failed workers; a dead controller is restarted here."""
+        left = self.settings.max_failures
+        while True:
+            try:
+                return self._trainer(resources, monitor, monitor_cores).fit()
+            except ray.exceptions.RayActorError:
+                if not left:
+                    raise
+                left -= 1
+                tqdm.write("the training's controller has died; resuming from the last checkpoint", file=sys.stderr)
+
+    def _trainer(self, resources: dict[str, float], monitor: Monitor | None, monitor_cores: float) -> TorchTrainer:
+        settings = self.settings
+        validation = None
+        if monitor and monitor_cores:
+            # A trial's placement group has no room for a measurement; the cluster has.
+            place = {"num_cpus": monitor_cores, "scheduling_strategy": "DEFAULT"}
+            validation = ValidationConfig(fn=monitor, ray_remote_kwargs=place)
+        return TorchTrainer(
+            train_worker,
+            train_loop_config={"task": self._task(None if validation else monitor)},
+            torch_config=TorchConfig(timeout_s=600),
+            scaling_config=ScalingConfig(
+                num_workers=settings.num_workers,
+                use_gpu="GPU" in resources,
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=_RESIZE_S,
+            ),
+            run_config=RunConfig(
+                name=self.run.name,
+                **storage.for_ray(storage.join(settings.storage, "runs")),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=settings.keep_checkpoints,
+                    checkpoint_score_attribute=SCORE if self.schedule.quality else None,
+                ),
+                callbacks=[
+                    ForwardReports(self.events, self.run.folder),
+                    MLflowCallback(self.log.spool, step="images", leave_out={SCORE}),
+                ],
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+            validation_config=validation,
+        )
+
+    def _task(self, monitor: Monitor | None) -> WorkerTask:
+        return WorkerTask(
+            settings=self.settings,
+            schedule=self.schedule,
+            photos=self.photos,
+            fingerprint=self.data.manifest.fingerprint,
+            labels=tuple(self.data.manifest.classes) if self.settings.conditional else (),
+            events=self.events,
+            folder=self.run.folder,
+            begin_from=self.trial.begin_from if self.trial else None,
+            monitor=monitor,
+        )
+
+    def _monitor(self) -> tuple[Monitor, float]:
+        """The monitor, and the cores for it beside the workers."""
+        settings = self.settings
+        if self.trial:
+            reference, cores = self.trial.shared.reference, self.trial.shared.monitor_cores
+        else:
+            reference, cores = start_measuring(settings, self.data, self.photos)
+        monitor = Monitor(
+            reference=reference,
+            photos=self.photos,
+            network=settings.quality_network,
+            samples=settings.quality_samples,
+            label=settings.label,
+            threads=max(1, int(cores)),
+            events=self.events,
+            folder=self.run.folder,
+        )
+        return monitor, cores
+
+    def _collapsed(self, collapse: Collapse, result: ray.train.Result) -> None:
+        """Record the collapse and raise CollapsedError."""
+        self.log.log_tags({"collapsed": f"at {collapse.kimg:.3g} kimg: {collapse.reason}"})
+        self.run.save(state="collapsed")
+        kept = "no checkpoint is kept"
+        if result.checkpoint:
+            kept = f"the last good checkpoint is {address_of(self.run.folder, result.checkpoint)}"
+        raise CollapsedError(
+            f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
+            f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"
+        )
+
+
+def _best(result: ray.train.Result) -> ray.train.Checkpoint:
+    """The checkpoint of the lowest KID, or the last one where KID was not measured."""
+    scored = [(metrics[SCORE], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if SCORE in metrics]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else result.checkpoint

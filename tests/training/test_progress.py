@@ -1,0 +1,84 @@
+"""The driver's progress: what it shows, records and passes on."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from raygan.training.events import Collapse, Picture, Quality, Report, Tick, measurement
+from raygan.training.history import History
+from raygan.training.progress import Progress
+from raygan.training.schedule import Schedule
+
+
+@pytest.fixture
+def logged():
+    """What MLflow is given: pictures by path, metrics by images."""
+    return {}
+
+
+@pytest.fixture
+def history(tmp_path):
+    return History(str(tmp_path / "metrics.jsonl"))
+
+
+@pytest.fixture
+def progress(tmp_path, history, logged):
+    def make(minutes=math.inf, told=None):
+        log = SimpleNamespace(
+            log_bytes=lambda content, path: logged.update({path: content}),
+            log_metrics=lambda metrics, images: logged.update({images: metrics}),
+        )
+        schedule = Schedule(total=10, log=1, snapshot=1, checkpoint=1, quality=1, minutes=minutes)
+        return Progress(schedule, 8, str(tmp_path), history, log, told)
+
+    return make
+
+
+def report(images, minutes=1.0):
+    return Report({"images": images, "minutes": minutes, "images_per_second": 0.1, "critic_loss": 1.5})
+
+
+def test_a_picture_that_cannot_be_read_does_not_end_a_training(tmp_path, progress, logged, capsys):
+    (tmp_path / "there.png").write_bytes(b"picture")
+    with progress(told=lambda quality: None) as follower:
+        for event in (Picture("gone.png"), Picture("there.png"), Picture("gone.png")):
+            follower.handle(event)
+    assert logged == {"there.png": b"picture"}
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: MLflow gets no gone.png: ")
+
+
+def test_reports_and_measurements_are_shown_and_kept(tmp_path, progress, logged, capsys):
+    with progress() as follower:
+        follower.handle(Tick(2))
+        follower.handle(report(24))
+        follower.handle(Quality({"kid16_net": 3.0, "kid16_net_error": 0.1}, 16, 3.0, "somewhere"))
+        follower.handle(report(32))
+        follower.handle(Collapse("critic_loss is nan", 0.04))
+    assert follower.images == 32
+    assert follower.collapse.reason == "critic_loss is nan"
+    assert [record["images"] for record in History(str(tmp_path / "metrics.jsonl")).records] == [24, 16, 32]
+    assert logged == {16: {"kid16_net": 3.0, "kid16_net_error": 0.1}}
+    shown = capsys.readouterr().err
+    assert "32.0/80.0" in shown
+    assert "critic_loss=1.5, kid=3 at 0 kimg" in shown
+
+
+def test_a_run_by_the_clock_shows_what_its_minutes_are_expected_to_bring(progress, capsys):
+    with progress(minutes=5.0) as follower:
+        follower.handle(report(24, minutes=1.0))  # four more minutes at 0.1 images/s
+    assert "24.0/48.0" in capsys.readouterr().err
+
+
+def test_a_measurement_that_an_earlier_driver_missed_is_made_up_for(tmp_path, progress, history, logged):
+    told = []
+    history.add({"kid16_net": 3.0, "images": 16})
+    kept = [
+        (SimpleNamespace(path=f"{tmp_path}/checkpoint_{images}"), {"images": images, **measurement(metrics, 3.0)})
+        for images, metrics in ((16, {"kid16_net": 3.0}), (32, {"kid16_net": 2.0}))
+    ]
+    with progress(told=told.append) as follower:
+        follower.catch_up(SimpleNamespace(best_checkpoints=kept))
+    assert logged == {32: {"kid16_net": 2.0}}
+    assert [(quality.images, quality.checkpoint) for quality in told] == [(32, f"{tmp_path}/checkpoint_32")]
