@@ -128,7 +128,7 @@ def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> di
     else:
         length = {"kimg": PHOTOS_KIMG if settings.input else DRAWN_KIMG}
     # Of a few held-back photos no quality can be told, and the drawn faces are for a first look.
-    judged = settings.input and monitor.can_judge(data.manifest.count("validation", label))
+    judged = settings.input and monitor.can_measure(data.manifest.count("validation", label))
     return {
         "num_workers": 1,
         "cpus_per_worker": min(cores, MOST_CORES),
