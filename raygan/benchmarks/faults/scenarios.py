@@ -274,7 +274,7 @@ def _lose_mlflow(stage: Stage) -> Outcome:
             ends_well = job.end() == 0
             checks = {
                 "went on meanwhile": went_on >= stage.length.log * BATCH and same,
-                "told the user once": job.output.count("MLflow does not take records") == 1,
+                "told the user once": job.output.count("MLflow does not accept records") == 1,
                 "ends well": ends_well,
                 **_whole_records(stage, run),
             }
