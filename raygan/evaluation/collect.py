@@ -71,11 +71,11 @@ class ImageSet:
         return len(self.pixels)
 
     def take(self, indices: Tensor) -> ImageSet:
-        """Those of some real photos."""
+        """The real photos at some indices."""
         return ImageSet(self.pixels[indices], {name: vectors[indices] for name, vectors in self.features.items()})
 
     def without_pixels(self) -> ImageSet:
-        """The same set with images of no pixels, for tasks that need the rest only."""
+        """The same set without pixels, for tasks that don't need them."""
         return replace(self, pixels=torch.empty(len(self), 0))
 
 
@@ -142,7 +142,7 @@ def real_photos(data: DataSet, label: str, most: int, networks: Networks, storag
 
 
 def _kept_features(pixels: Tensor, network: str, address: str, label: str) -> Tensor:
-    """Features (n, d) from a file in storage; without a whole one they are computed, and written there."""
+    """Features (n, d) from a file in storage. If it is missing or damaged, they are computed and written to it."""
     try:
         kept: Tensor = load(storage.read_bytes(address))["features"]
         if len(kept) == len(pixels):
@@ -172,7 +172,7 @@ def draw_samples(
     """Samples of every candidate for each of its labels.
 
     Args:
-        candidates: whom to draw from.
+        candidates: what to draw from.
         counts: images of each label.
         networks: what the images go through.
         seed: of the samples.

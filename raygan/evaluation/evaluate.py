@@ -1,9 +1,9 @@
 """Evaluate: generators and real shards in, a report card out.
 
-1. Find the candidates and the networks by name. Every mistake in the settings shows here, before the work.
+1. Find the candidates and the networks by name. Mistakes in the settings show here, before the work.
 2. Collect the real photos, each candidate's samples, and what the networks say of them.
 3. Measure each candidate against the real photos.
-4. Write, only when all is known: the page, the JSON file, MLflow's run, in this order.
+4. When all numbers are there, write the page, the JSON file and MLflow's run, in this order.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """
     if settings.samples < LEAST:
         raise ConfigurationError(f"--samples: {settings.samples} are too few, at least {LEAST}")
-    dict(METRICS.items())  # imports what packages offer, so that one that can't be imported is reported now
+    dict(METRICS.items())  # a package's metric that can't be imported is reported before the work
     data = DataSet.open(settings.data)
     tracking.connect(settings)
     cluster.connect(settings)

@@ -71,7 +71,7 @@ def flags(
         found.append(f"the classifier doesn't know {', '.join(unknown)}: there is no agreement with it")
     if about and about.get("generated"):
         found.append(
-            f"the classifier learnt from generated images ({about.get('generators', 'of unknown generators')}): "
+            f"the classifier learned from generated images ({about.get('generators', 'of unknown generators')}): "
             f"its verdict on them is not independent"
         )
     return found

@@ -13,7 +13,7 @@ from raygan.settings import Address, NameOrAddress, option
 
 
 class EvaluateSettings(StorageSettings):
-    """Everything `jobs/evaluate.py` can be told."""
+    """Everything that can be set for a report card."""
 
     group: ClassVar[str] = "report card"
 
@@ -43,7 +43,7 @@ class EvaluateSettings(StorageSettings):
     )
     baselines: bool = option(
         False,
-        "also evaluate real photos, an untrained generator and noise; the real photos are half of those there are, "
+        "also evaluate real photos, an untrained generator and noise; half of the real photos then are the baseline, "
         "and everything is compared with the other half",
     )
     seed: int = option(0, "seed of the samples and of every random choice", ge=0, lt=2**31)

@@ -1,8 +1,8 @@
-"""The numbers of each candidate: its samples against the real photos, in Ray tasks, label by label and over all labels.
+"""The numbers of each candidate: Ray tasks compare its samples with the real photos, by label and over all labels.
 
-A recorded name is the metric's name in `METRICS`, the number of samples and the feature network, as in
-``fid2000_efficientnet_lite0``. It has no network for ``inception_v3``, as in ``fid2000``, and for metrics that compare
-no features.
+A recorded name consists of the metric's name in `METRICS`, the number of samples and the feature network, as in
+``fid2000_efficientnet_lite0``. Scores of ``inception_v3`` carry no network, as in ``fid2000``, and neither do those
+that compare no features.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure_all(
     reals: Mapping[str, ImageSet],
     classes: Sequence[str],
 ) -> list[Verdict]:
-    """The verdicts on every candidate: one for each of its labels, and one for "all" if it draws every label.
+    """The verdicts on all candidates: one for each label of a candidate, and one for "all" if it draws every label.
 
     Args:
         candidates: in the order of the table.
@@ -146,7 +146,7 @@ def compare(sets: Comparison, suffix: str) -> list[Score]:
 
     Args:
         sets: features of samples and of real photos.
-        suffix: what recorded names carry behind the metric's name.
+        suffix: what follows the metric's name in recorded names.
 
     Raises:
         RayganError: there are too few images, a feature isn't finite, or a metric failed.
@@ -161,7 +161,7 @@ def compare(sets: Comparison, suffix: str) -> list[Score]:
             scores.append(Score(name, f"{name}{suffix}", float(value), None if error is None else float(error)))
         except RayganError:
             raise
-        except Exception as failure:  # a stranger's metric may raise anything
+        except Exception as failure:  # a package's metric may raise anything
             raise RayganError(f"the metric {name!r} failed: {first_line(failure)}") from failure
     return scores
 

@@ -72,7 +72,7 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     with open(os.path.join(result.folder, "report.html"), encoding="utf-8") as file:
         page = file.read()
     assert "biased upwards" in page
-    assert "the classifier learnt from generated images" in page
+    assert "the classifier learned from generated images" in page
     for candidate in result.metrics:
         assert f"<th>{candidate}</th>" in page
     for name in METRICS.names():
