@@ -1,4 +1,4 @@
-"""Data parallelism: which rows of a global batch are a rank's, and networks whose gradients are averaged over ranks."""
+"""Data parallelism: each rank's rows of a global batch, and networks whose gradients are averaged over ranks."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of a global batch belong to this rank; the parts differ by at most one row."""
+    """A rank's share of each global batch. Shares differ by at most one row."""
 
     rank: int = 0
     world_size: int = 1
 
     def rows(self, count: int) -> slice:
+        """The rank's rows of a batch with `count` rows."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
 
 def distributed(network: nn.Module, share: Share, trial: Callable[[nn.Module], Tensor]) -> nn.Module:
-    """The network within `DistributedDataParallel`, or itself if there is one rank. A collective call.
+    """The network inside `DistributedDataParallel`, or the network itself if there is only one rank.
 
-    trial: a forward pass on anything. After its first backward pass DDP lays gradients out anew, and where a gradient
-    lies decides in which order gloo adds up those of three ranks or more. The trial gets this behind us, so that a run
-    that goes on rounds as one that was never interrupted.
+    This is a collective call. After its first backward pass, DDP changes the layout of gradients, and with three or
+    more ranks the layout decides the order in which gloo sums them. A trial pass gets this over with, so that a resumed
+    run rounds like an uninterrupted one.
+
+    Args:
+        network: on the rank's device.
+        share: the rank's.
+        trial: runs a forward pass on any input.
     """
     if share.world_size == 1:
         return network
-    # Buffers are batch statistics: rank 0's must not overwrite the others' within a step.
+    # Batch statistics differ between ranks: rank 0's must not overwrite the others' within a step.
     wrapped = DistributedDataParallel(network, broadcast_buffers=False)
     buffers = [buffer.clone() for buffer in network.buffers()]
     trial(wrapped).sum().backward()

@@ -1,9 +1,13 @@
-"""Layers of a critic that is differentiated twice: torch's own, but for the cost of their second derivatives.
+"""Layers with fast second derivatives, for critics with a gradient penalty.
 
-A gradient penalty is a function of the critic's gradient, so training differentiates that gradient again. There torch
-sends a tensor of zeros on from each LeakyReLU, and everything before it computes with zeros as with numbers; and it
-differentiates a norm's backward pass operation by operation, a dozen passes over images and their temporaries. Both
-second derivatives have a closed form. Values and parameters are those of torch's layers, whose place they take.
+A gradient penalty is a function of the critic's gradient, so training differentiates that gradient again. In torch,
+each LeakyReLU then passes on a tensor of zeros, with which all layers before it compute as usual; and a norm's backward
+pass is differentiated operation by operation, in a dozen passes over images and temporaries. Both second derivatives
+have a closed form. Values and parameters are those of the torch layers that these replace.
+
+`torch.native_group_norm` and `torch.ops.aten` are the kernels behind torch's layers, without a stable interface. The
+public way to them is `torch.autograd.grad` through `functional.group_norm` and `functional.leaky_relu`, which would
+repeat each forward pass.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """`torch.nn.LeakyReLU` of a positive slope: its second derivative is zero but where it isn't defined."""
+    """`torch.nn.LeakyReLU` with a positive slope, whose second derivative is zero wherever it exists."""
 
     def forward(self, values: Tensor) -> Tensor:
         bent: Tensor = _Bend.apply(values, self.negative_slope)
@@ -24,22 +28,22 @@ class LeakyReLU(nn.LeakyReLU):
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """`torch.nn.InstanceNorm2d` with scale and shift and without running statistics, on (N, C, H, W)."""
+    """`torch.nn.InstanceNorm2d` with scale and shift, without running statistics, on (N, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__(channels, affine=True)
 
     def forward(self, values: Tensor) -> Tensor:
-        # Sums over an image want more than half precision; torch's autocast says so of group norms, too.
+        # Sums over an image need more than half precision; torch's autocast treats group norms the same.
         wide = values.to(self.weight.dtype)
-        normal: Tensor = _Normalise.apply(wide.contiguous(), self.weight, self.bias, self.eps)
+        normal: Tensor = _Normalize.apply(wide.contiguous(), self.weight, self.bias, self.eps)
         return normal.to(values.dtype)
 
 
 class _Bend(torch.autograd.Function):
-    """values where signs are positive, slope * values elsewhere: linear in the values, so its own derivative.
+    """values where signs are positive, slope * values elsewhere. It is linear in the values, so its own derivative.
 
-    signs: by default the values' own.
+    signs: by default, those of the values.
     """
 
     @staticmethod
@@ -47,7 +51,7 @@ class _Bend(torch.autograd.Function):
         bent: Tensor
         if signs is None:
             bent = nn.functional.leaky_relu(values, slope)
-            signs = bent  # it has the values' signs, and the next convolution keeps it anyway
+            signs = bent  # has the same signs, and the next convolution keeps it in memory anyway
         else:
             bent = torch.ops.aten.leaky_relu_backward(values, signs, slope, True)
         ctx.save_for_backward(signs)
@@ -61,27 +65,27 @@ class _Bend(torch.autograd.Function):
         return back, None, None
 
 
-class _Normalise(torch.autograd.Function):
-    """y = scale * n + shift with n = (x - mean) / deviation, of each channel of each image on its own."""
+class _Normalize(torch.autograd.Function):
+    """y = scale * n + shift with n = (x - mean) / deviation, for each channel of each image."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
         normal: Tensor
-        # Normalised in groups of one channel: five times as fast as torch's instance norm on AVX2.
+        # A group norm with one channel per group: five times as fast as torch's instance norm on AVX2.
         normal, mean, inverse = torch.native_group_norm(values, scale, shift, *_groups(values), eps)
         ctx.save_for_backward(values, scale, mean, inverse)
         return normal
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *_NormaliseBackward.apply(gradient, *ctx.saved_tensors), None
+        return *_NormalizeBackward.apply(gradient, *ctx.saved_tensors), None
 
 
-class _NormaliseBackward(torch.autograd.Function):
-    """Of y's gradient g: scale / deviation * P g for x, and the sums of n g and of g for scale and shift.
+class _NormalizeBackward(torch.autograd.Function):
+    """For y's gradient g, the gradients scale / deviation * P g on x, and the sums of n g and g on scale and shift.
 
-    P g = g - mean(g) - n mean(n g) is the part of g that changes neither mean nor deviation. It is symmetric, and n
-    depends on x by P / deviation, so that for a gradient v of the first result
+    P g = g - mean(g) - n mean(n g) is the part of g that changes neither mean nor deviation. P is symmetric, and the
+    derivative of n by x is P / deviation. So a gradient v on the first result gives
 
         on g:     scale / deviation * P v
         on x:    -scale / deviation**2 * (mean(n v) P g + mean(n g) P v + mean(v P g) n)
@@ -114,7 +118,7 @@ class _NormaliseBackward(torch.autograd.Function):
         for_g, for_v = inverse * on_n, -inverse * share * n_g
         for_n = -inverse * share * inner - for_g * n_g - for_v * n_v
         shift = 0 if on_shift is None else on_shift[:, None, None]
-        # n = inverse * x - inverse * mean, which is never laid out in memory.
+        # n = inverse * x - inverse * mean, which never exists as a tensor.
         to_g = _combine(shift - share * mean_v - on_n * inverse * mean, (share, v), (on_n * inverse, x))
         rest = -for_g * mean_g - for_v * mean_v - for_n * inverse * mean
         to_x = _combine(rest, (for_g, g), (for_v, v), (for_n * inverse, x))
@@ -132,7 +136,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _combine(constant: Tensor, first: tuple[Tensor, Tensor], *others: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum of a constant and of factors (N, C, 1, 1) times tensors (N, C, H, W)."""
+    """A constant plus the sum of factors (N, C, 1, 1) times tensors (N, C, H, W)."""
     total = first[0] * first[1]
     for factor, values in others:
         total.addcmul_(values, factor)

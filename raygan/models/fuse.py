@@ -1,17 +1,15 @@
-"""Networks made ready to answer: the same function, fewer and cheaper operations.
+"""Networks made fast for serving: the same function in fewer and cheaper operations.
 
-The mental model:
+1. In evaluation mode, a batch norm is a scale and a shift per channel. `fold_batch_norms` moves it into the convolution
+   before it, which saves a pass over memory.
+2. Convolutions on CPUs and tensor cores are fastest with channels last.
+3. On CPUs, oneDNN reorders a convolution's weights in every call, which for a single image takes longer than the
+   convolution. `_Packed` reorders them once, and computes the ReLU in the same pass. `ReluMaxPool2d` replaces torch's
+   pooling, which would take a seventh of the time of a GoogLeNet in bfloat16.
+4. bfloat16 where the hardware computes it natively, and only in the classifier: its probabilities tolerate rounding,
+   while a generator's pixels must match the pictures of the training.
 
-1. In evaluation a batch norm is a scale and a shift per channel, so `fold_batch_norms` puts it into the convolution
-   before it and the pass over memory is saved.
-2. Channels-last is the layout that CPUs' and tensor cores' convolutions want.
-3. On CPUs oneDNN brings a convolution's weights into a layout of its own with every call, which for a lone image takes
-   longer than convolving. `_Packed` does that once, and has the ReLU computed on the way out. `_Pool` stands for
-   torch's pooling, which would be a seventh of the time of a GoogLeNet in bfloat16.
-4. bfloat16 where the hardware computes it natively, and only in the classifier: a verdict bears its rounding, pixels
-   shall be those of the training's pictures.
-
-torch only. The networks given are left as they were; answers hold copies.
+The original networks stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,22 +21,68 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raygan.models.hardware import computes_bf16
+from raygan.models.pooling import ReluMaxPool2d
 
 if TYPE_CHECKING:
     from raygan.models.googlenet import Classifier
 
 M = TypeVar("M", bound=nn.Module)
 
+# Private to torch. The public way to these operators is `torch.compile` with frozen weights, which puts them in place
+# of such modules, at the price of a compilation in each process.
+_ops = torch.ops.mkldnn
+
+
+def fast_network(network: M, example: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> M:
+    """A fast copy of a network in evaluation mode, without gradients.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        example: inputs like those to come; other shapes work too.
+        device: of the copy.
+        dtype: of the copy's weights and inputs.
+
+    Raises:
+        ValueError: the network is in training mode.
+    """
+    folded = fold_batch_norms(network).requires_grad_(False)
+    folded.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if _packs(device, dtype):
+        _replace(folded, example, _packed)
+    return folded
+
+
+def fast_classifier(classifier: Classifier, device: torch.device, *, bf16: bool) -> Classifier:
+    """A fast copy of a classifier.
+
+    Args:
+        classifier: on the CPU.
+        device: of the copy.
+        bf16: compute in bfloat16. In float32, no probability changes by 0.01 (tested).
+    """
+    from raygan.models.googlenet import Classifier, to_input  # not needed, and slow to import, where faces are drawn
+
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    size = classifier.image_size
+    example = [to_input(torch.zeros(1, 3, size, size, dtype=torch.uint8), size).to(dtype)]
+    network: nn.Module = fast_network(classifier.net, example, device, dtype)
+    if bf16:
+        if device.type == "cpu":
+            replace_pools(network, example)
+        network = _BFloat16(network)
+    return Classifier(network, classifier.labels, size, classifier.about).to(device)
+
 
 def fold_batch_norms(network: M) -> M:
-    """A copy of an evaluated network whose convolutions have taken in the batch norms that follow them.
+    """A copy of a network whose convolutions have absorbed the batch norms after them.
 
-    Pairs are found in `nn.Sequential`s and in torchvision's `BasicConv2d`; other norms stay as they are.
-    Raises ValueError if the network is in training mode.
+    Pairs are found in `nn.Sequential` and in torchvision's `BasicConv2d`; other norms stay.
+
+    Raises:
+        ValueError: the network is in training mode.
     """
     if network.training:
         raise ValueError("batch norms fold in evaluation mode only: in training they depend on the batch")
@@ -52,38 +96,45 @@ def fold_batch_norms(network: M) -> M:
     return network
 
 
+def replace_pools(network: nn.Module, example: Sequence[Tensor]) -> None:
+    """Replace pools in place where every one comes after a ReLU, as in GoogLeNet in bfloat16."""
+
+    def substitute(module: nn.Module, shape: torch.Size) -> nn.Module | None:
+        if isinstance(module, nn.MaxPool2d) and ReluMaxPool2d.can_replace(module, shape):
+            return ReluMaxPool2d(module)
+        return None
+
+    _replace(network, example, substitute)
+
+
 def _fold_pairs(stack: nn.Sequential) -> None:
     for first, second in itertools.pairwise(range(len(stack))):
         convolution, norm = stack[first], stack[second]
-        # Exactly BatchNorm2d: a subclass may depend on more than the channel, on a label for one.
-        if isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d) and type(norm) is nn.BatchNorm2d:
-            transposed = isinstance(convolution, nn.ConvTranspose2d)
-            stack[first] = fuse_conv_bn_eval(convolution, norm, transpose=transposed)
+        # Exactly these types: a subclass may depend on more than its input's channel.
+        transposed = type(convolution) is nn.ConvTranspose2d
+        if (transposed or type(convolution) is nn.Conv2d) and type(norm) is nn.BatchNorm2d:
+            stack[first] = fuse_conv_bn_eval(convolution, norm, transpose=transposed)  # type: ignore[type-var]
             stack[second] = nn.Identity()
 
 
-_ops = torch.ops.mkldnn
-
-
 class _Packed(nn.Module):
-    """A convolution, or a transposed one, and perhaps the ReLU after it, with weights in oneDNN's own layout.
+    """A convolution, transposed or not, with weights in oneDNN's own layout, and possibly the ReLU after it.
 
-    The operators are those that torch.compile puts in the place of such modules. shape: of the images to come, on
-    which the layout depends; any others are right too.
+    The layout is chosen for images of the given shape (N, C, H, W), but works for all.
     """
 
     def __init__(self, convolution: nn.Conv2d | nn.ConvTranspose2d, shape: torch.Size, *, relu: bool):
         super().__init__()
-        options: list[Any] = [_pair(convolution.padding)]
+        options: list[Any] = [convolution.padding]
         if isinstance(convolution, nn.ConvTranspose2d):
-            options.append(_pair(convolution.output_padding))
+            options.append(convolution.output_padding)
             pack, self._compute = (
                 _ops._reorder_convolution_transpose_weight,
                 _ops._convolution_transpose_pointwise.default,
             )
         else:
             pack, self._compute = _ops._reorder_convolution_weight, _ops._convolution_pointwise.default
-        options += [_pair(convolution.stride), _pair(convolution.dilation), convolution.groups]
+        options += [convolution.stride, convolution.dilation, convolution.groups]
         self._weight = pack(convolution.weight, *options, shape)
         self._rest = (convolution.bias, *options, "relu" if relu else "none", [], "")
 
@@ -93,17 +144,30 @@ class _Packed(nn.Module):
 
 
 def _packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of torch computes with packed weights on the device, which oneDNN doesn't emulate."""
+    """Whether this build of torch has the operators, and oneDNN computes the type natively on the device."""
     known = device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(_ops, "_convolution_pointwise")
     return known and (dtype == torch.float32 or computes_bf16(device))
+
+
+def _packed(module: nn.Module, shape: torch.Size) -> _Packed | None:
+    """What replaces a convolution of a folded network that has its final device and type; None to keep it."""
+    if type(module).__name__ == "BasicConv2d":  # whose forward has a ReLU
+        return _Packed(module.conv, shape, relu=True)  # type: ignore[arg-type]
+    if type(module) is not nn.Conv2d and type(module) is not nn.ConvTranspose2d:
+        return None
+    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return _Packed(module, shape, relu=False) if plain else None
 
 
 def _replace(
     network: nn.Module, example: Sequence[Tensor], substitute: Callable[[nn.Module, torch.Size], nn.Module | None]
 ) -> None:
-    """Put other modules in the place of some within a network.
+    """Replace modules within a network.
 
-    substitute: what is to stand for a module, which is given images of that shape; None where it stays.
+    Args:
+        network: changed in place.
+        example: inputs, for a forward pass that finds the shape of each module's images.
+        substitute: gives a module's replacement for images of that shape, or None to keep it.
     """
     shapes: dict[nn.Module, torch.Size] = {}
 
@@ -115,89 +179,15 @@ def _replace(
     for hook in hooks:
         hook.remove()
 
-    def put(parent: nn.Module) -> None:
+    def visit(parent: nn.Module) -> None:
         for name, module in parent.named_children():
             other = substitute(module, shapes[module]) if module in shapes else None
             if other is None:
-                put(module)
+                visit(module)
             else:
                 setattr(parent, name, other)
 
-    put(network)
-
-
-def _packed(module: nn.Module, shape: torch.Size) -> _Packed | None:
-    """What stands for a convolution within a folded network that is on its device and in its precision."""
-    if type(module).__name__ == "BasicConv2d":  # whose forward has a ReLU
-        return _Packed(module.conv, shape, relu=True)  # type: ignore[arg-type]
-    return _Packed(module, shape, relu=False) if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else None
-
-
-def fast_network(network: M, example: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> M:
-    """A folded copy, channels last, on a device, in a precision, without gradients; packed on CPUs.
-
-    example: inputs of the kind to come.
-    """
-    folded = fold_batch_norms(network).requires_grad_(False)
-    folded.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if _packs(device, dtype):
-        _replace(folded, example, _packed)
-    return folded
-
-
-#: Numbers of which torch's own pooling is the faster one.
-_FEW = 2**15
-
-
-class _Pool(nn.Module):
-    """MaxPool2d of 3x3 over bfloat16, channels last, of which none is below 0, as after a ReLU.
-
-    Such numbers are in the order of their bits taken as integers, and a square's greatest is the greatest of its rows'
-    greatest: a few passes over integers, a third of the time of torch's own pooling, for the same bits.
-    """
-
-    def __init__(self, pool: nn.MaxPool2d):
-        super().__init__()
-        self._pool = pool
-        self._reduce = _greatest_about if pool.stride == 1 else _greatest_of_pairs
-
-    @staticmethod
-    def can_replace(pool: nn.MaxPool2d, shape: torch.Size) -> bool:
-        """Whether it computes the same as a pool does with images of this shape."""
-        if pool.kernel_size != 3 or pool.dilation != 1:
-            return False
-        halves = pool.stride == 2 and pool.padding == 0 and pool.ceil_mode and not shape[2] % 2 and not shape[3] % 2
-        return halves or (pool.stride == 1 and pool.padding == 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.numel() < _FEW:
-            small: Tensor = self._pool(images)
-            return small
-        bits = images.permute(0, 2, 3, 1).view(torch.int16)
-        for dimension in (1, 2):
-            bits = self._reduce(bits.movedim(dimension, 0)).movedim(0, dimension)
-        return bits.view(torch.bfloat16).permute(0, 3, 1, 2)
-
-
-def _greatest_about(lines: Tensor) -> Tensor:
-    """The greatest of each line and its neighbours: stride 1, padding 1."""
-    greatest = lines.clone()
-    torch.maximum(greatest[1:], lines[:-1], out=greatest[1:])
-    torch.maximum(greatest[:-1], lines[1:], out=greatest[:-1])
-    return greatest
-
-
-def _greatest_of_pairs(lines: Tensor) -> Tensor:
-    """The greatest of each pair of lines and the one that follows, if any: stride 2, no padding, ceiling mode."""
-    first = lines[::2]
-    greatest = torch.maximum(first, lines[1::2])
-    torch.maximum(greatest[:-1], first[1:], out=greatest[:-1])
-    return greatest
-
-
-def _quick_pool(module: nn.Module, shape: torch.Size) -> _Pool | None:
-    """What stands for a pool of a GoogLeNet in bfloat16, where each comes after ReLUs."""
-    return _Pool(module) if isinstance(module, nn.MaxPool2d) and _Pool.can_replace(module, shape) else None
+    visit(network)
 
 
 class _BFloat16(nn.Module):
@@ -210,19 +200,3 @@ class _BFloat16(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         answer: Tensor = self.network(images.to(torch.bfloat16)).float()
         return answer
-
-
-def fast_classifier(classifier: Classifier, device: torch.device, *, bf16: bool) -> Classifier:
-    """The classifier made fast and, if asked, in bfloat16; in float32 no probability moves by 0.01 (tested)."""
-    from raygan.models.googlenet import Classifier, to_input
-
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    size = classifier.image_size
-    example = [to_input(torch.zeros(1, 3, size, size, dtype=torch.uint8), size).to(dtype)]
-    network: nn.Module = fast_network(classifier.net, example, device, dtype)
-    if bf16:
-        if device.type == "cpu":
-            _replace(network, example, _quick_pool)
-        network = _BFloat16(network)
-    fast = Classifier(network, classifier.labels, size, classifier.about)
-    return fast.to(device)

@@ -1,7 +1,7 @@
-"""Batch normalisation over all ranks, on any device.
+"""Batch normalization over all ranks, on any device.
 
-torch's own `SyncBatchNorm` works on GPUs only. This one does the same arithmetic, with one collective call forwards
-and one backwards, so that training on CPUs with gloo is the same mathematics.
+torch's `SyncBatchNorm` works on GPUs only. This one computes the same with one collective call in each direction, so
+training on CPUs with gloo is mathematically the same.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.nn import functional
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose batch is that of all ranks together, in training mode within a process group.
+    """`nn.BatchNorm2d` over the images of all ranks, in training mode within a process group.
 
-    Ranks may have different numbers of images, or none. State and output in evaluation mode are `nn.BatchNorm2d`'s.
-    It has no second derivative.
+    Ranks may have different numbers of images, or none. Its state, and its output in evaluation mode, are those of
+    `nn.BatchNorm2d`. It has no second derivative.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        # Ray Train joins even a single worker to a group.
+        # Ray Train puts even a single worker in a group.
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(images)
         wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
@@ -33,12 +33,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, momentum)  # type: ignore[union-attr]
             self.running_var.lerp_(variance * count / (count - 1), momentum)  # type: ignore[union-attr]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        normalised: Tensor = _Normalise.apply(wide, self.weight, self.bias, mean, variance, count, self.eps)
-        return normalised.to(images.dtype)
+        normalized: Tensor = _Normalize.apply(wide, self.weight, self.bias, mean, variance, count, self.eps)
+        return normalized.to(images.dtype)
 
 
-def synchronise(network: nn.Module) -> None:
-    """Make every `nn.BatchNorm2d` within `network` a `SyncBatchNorm2d`, in place, keeping its state."""
+def synchronize(network: nn.Module) -> None:
+    """Turn every `nn.BatchNorm2d` of a network into a `SyncBatchNorm2d`, in place, with the same state."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
@@ -58,12 +58,12 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     counts, (means, variances) = everyone[:, :1], everyone[:, 1:].chunk(2, 1)
     total = counts.sum()
     mean = (counts * means).sum(0) / total
-    # Chan et al. 1983: the ranks' own spreads and that of their means; squares of large means never cancel.
+    # Chan et al. 1983: variances within ranks plus the variance of their means; no large squares cancel.
     return total, mean, (counts * (variances + (means - mean).square())).sum(0) / total
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalisation by statistics of all ranks' images, differentiated through these (Ioffe and Szegedy 2015)."""
+class _Normalize(torch.autograd.Function):
+    """Normalization by the statistics of all ranks, differentiated through them (Ioffe and Szegedy 2015)."""
 
     @staticmethod
     def forward(
@@ -83,12 +83,12 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, inverse, count = context.saved_tensors
-        centred = images - mean[:, None, None]
-        own = torch.stack([gradient.sum((0, 2, 3)), (gradient * centred).sum((0, 2, 3)) * inverse])
+        centered = images - mean[:, None, None]
+        own = torch.stack([gradient.sum((0, 2, 3)), (gradient * centered).sum((0, 2, 3)) * inverse])
         totals = own.clone()
         dist.all_reduce(totals)
         along_bias, along_weight = totals / count
         scale = (weight * inverse)[:, None, None]
         change = gradient - along_bias[:, None, None]
-        change = change.addcmul_(centred, (along_weight * inverse)[:, None, None], value=-1).mul_(scale)
+        change = change.addcmul_(centered, (along_weight * inverse)[:, None, None], value=-1).mul_(scale)
         return change, own[1], own[0], None, None, None, None

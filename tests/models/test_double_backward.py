@@ -1,4 +1,4 @@
-"""The critic's own layers beside torch's: values, both derivatives, and what they refuse."""
+"""The critic's layers against torch's: values, both derivatives, and what they refuse."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
 
 
 def pair(layer):
-    """Torch's layer and ours with the same parameters."""
+    """Torch's layer and ours, with the same parameters."""
     if layer == "norm":
         theirs, ours = nn.InstanceNorm2d(5, affine=True), InstanceNorm2d(5)
         nn.init.normal_(theirs.weight)
@@ -24,25 +24,25 @@ def images(seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("layer", ["norm", "bend"])
-def test_values_and_both_derivatives_are_those_of_torch(layer):
+def test_values_and_both_derivatives_equal_torchs(layer):
     def derivatives(network):
         values, weights = images().requires_grad_(), images(1).requires_grad_()
         parameters = list(network.parameters())
         out = network(values)
         first = torch.autograd.grad(out, [values, *parameters], weights, create_graph=True)
-        # Every first derivative has a part in the penalty, those of the parameters too.
+        # All first derivatives count in the penalty, those of the parameters too.
         penalty = sum((part.square() * (2 + part.sin())).sum() for part in first)
         return [out, *first, *torch.autograd.grad(penalty, [values, weights, *parameters[:1]], allow_unused=True)]
 
     ours, theirs = (derivatives(network) for network in pair(layer)[::-1])
     for mine, torchs in zip(ours, theirs, strict=True):
-        if mine is None:  # what torch sends on as zeros
+        if mine is None:  # where torch passes on zeros
             assert not torchs.any()
         else:
             torch.testing.assert_close(mine, torchs, rtol=1e-9, atol=1e-9)
 
 
-def test_what_a_penalty_needs_has_its_derivatives_by_differences():
+def test_the_second_derivative_of_a_stack_equals_finite_differences():
     network = nn.Sequential(pair("norm")[1], LeakyReLU(0.2))
 
     def gradient(values, scale):
@@ -54,13 +54,13 @@ def test_what_a_penalty_needs_has_its_derivatives_by_differences():
     assert torch.autograd.gradcheck(gradient, (images().requires_grad_(), scale))
 
 
-def test_a_leaky_relu_before_which_nothing_else_is_differentiated_twice_sends_nothing_back():
+def test_the_second_derivative_of_a_leaky_relu_is_none_rather_than_zeros():
     values, weights = images().requires_grad_(), images(1).requires_grad_()
     (first,) = torch.autograd.grad(LeakyReLU(0.2)(values), values, weights, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), [values], allow_unused=True) == (None,)
 
 
-def test_half_precision_is_normalised_in_single():
+def test_half_precision_is_normalized_in_single_precision():
     theirs, ours = pair("norm")
     values = images(dtype=torch.float32).bfloat16()
     out = ours.float()(values)

@@ -10,7 +10,7 @@ from raygan.errors import ConfigurationError
 from raygan.models.features import load_features
 
 
-def test_features_of_any_size_don_t_depend_on_the_company():
+def test_an_images_features_do_not_depend_on_the_images_beside_it():
     features = load_features("efficientnet_lite0")
     images = torch.randint(0, 256, (9, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     vectors = features(images)
@@ -21,9 +21,9 @@ def test_features_of_any_size_don_t_depend_on_the_company():
 
 
 def test_the_weights_are_those_of_a_network_that_knows_images():
-    """The network's own classifier, fed with one constant colour or noise, says what ImageNet networks say.
+    """Stripes in two directions are more similar to each other than to a ramp.
 
-    With layers in the wrong order its answers would be flat or the same for everything.
+    With weights in the wrong layers, all images would be about equally similar.
     """
     features = load_features("efficientnet_lite0")
     y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
@@ -44,7 +44,7 @@ def test_googlenet_from_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"no weights"])
-def test_wrong_files_are_said(tmp_path, content):
+def test_files_and_names_of_no_network_are_refused(tmp_path, content):
     path = tmp_path / "net.pth"
     if content is None:
         torch.save({"a": torch.zeros(1)}, path)
@@ -52,5 +52,5 @@ def test_wrong_files_are_said(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="GoogLeNet"):
         load_features(str(path))
-    with pytest.raises(ConfigurationError, match="efficientnet_lite0"):
+    with pytest.raises(ConfigurationError, match="give efficientnet_lite0, inception_v3, a classifier"):
         load_features("resnet")

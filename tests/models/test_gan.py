@@ -1,10 +1,13 @@
-"""The two source systems' layer lists, shapes at every resolution, parameter counts by hand."""
+"""DCGAN's layers, shapes and parameter counts against the papers', and what can't be built."""
 
 import pytest
 import torch
 from torch import nn
 
-from raygan.models.gan import NetworkSettings, build_critic, build_generator
+from raygan.errors import ConfigurationError
+from raygan.models import gan
+from raygan.models.gan import Generator, NetworkSettings, build_critic, build_generator, load_networks
+from raygan.registry import Registry
 
 SIZES = [32, 64, 128, 256]
 
@@ -23,22 +26,22 @@ def test_shapes_at_every_resolution(size):
 
 
 @pytest.mark.parametrize(("size", "blocks"), [(32, 3), (64, 4), (128, 5), (256, 6)])
-def test_wgan_gp_is_the_source_projects_layer_list(size, blocks):
-    """Five blocks and an exit layer at the source's 128 px; each halving of the side takes one away."""
+def test_layers_for_wgan_gp(size, blocks):
+    """Five blocks and an exit layer at 128 px, and one block less for each halving of the side."""
     settings = NetworkSettings(image_size=size, z_dim=200, width=2)
     block = ["ConvTranspose2d", "BatchNorm2d", "ReLU"]
     assert layers(build_generator(settings)) == block * blocks + ["ConvTranspose2d", "Tanh"]
     assert layers(build_critic(settings)) == ["Conv2d", "InstanceNorm2d", "LeakyReLU"] * blocks + ["Conv2d"]
 
 
-def test_dcgan_64_is_the_source_projects_channel_list():
+def test_channels_and_layers_for_dcgan_at_64_px():
     settings = NetworkSettings(image_size=64, z_dim=100, width=64, critic_norm="batch")
     generator, critic = build_generator(settings), build_critic(settings)
     up = [m for m in generator.modules() if isinstance(m, nn.ConvTranspose2d)]
     assert [up[0].in_channels] + [m.out_channels for m in up] == [100, 512, 256, 128, 64, 3]
     down = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
     assert [m.out_channels for m in down] == [64, 128, 256, 512, 1]
-    # The first block of a batch-normalised discriminator has no norm (Radford et al. 2015, section 3).
+    # The first block of a batch-normalized discriminator has no norm (Radford et al. 2015, section 3).
     assert layers(critic) == ["Conv2d", "LeakyReLU"] + ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3 + ["Conv2d"]
 
 
@@ -61,7 +64,7 @@ def test_dcgan_64_parameter_counts_by_hand():
     assert sum(p.numel() for p in build_critic(settings).parameters()) == kernels + biases + norms
 
 
-def test_a_conditional_generator_draws_what_it_is_told_and_a_critic_picks_the_class():
+def test_conditional_networks_use_the_class_of_each_image():
     settings = NetworkSettings(image_size=32, z_dim=5, width=2, labels=("cat", "dog"))
     generator, critic = build_generator(settings).eval(), build_critic(settings)
     latents = torch.randn(4, 5)
@@ -75,7 +78,7 @@ def test_a_conditional_generator_draws_what_it_is_told_and_a_critic_picks_the_cl
         generator(latents)
 
 
-def test_critic_without_batch_norm_judges_each_image_alone():
+def test_a_critic_without_batch_norm_scores_each_image_alone():
     images = torch.randn(6, 3, 32, 32)
     for norm in ("instance", "none"):
         critic = build_critic(NetworkSettings(image_size=32, width=4, critic_norm=norm))
@@ -92,8 +95,29 @@ def test_critic_without_batch_norm_judges_each_image_alone():
         {"width": 0},
         {"critic_norm": "spectral"},
         {"labels": ("cat",)},
+        {"architecture": "unheard-of"},
     ],
 )
-def test_settings_refuse_what_cannot_be_built(wrong):
+def test_settings_that_can_not_be_built_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         NetworkSettings(**wrong)
+
+
+def test_an_architecture_whose_generator_is_no_generator_is_refused(monkeypatch):
+    own = {"wrong": "tests.models.test_gan:Wrong"}
+    monkeypatch.setattr(gan, "ARCHITECTURES", Registry("raygan.architectures", own))
+    with pytest.raises(ConfigurationError, match="'wrong': its generator must subclass Generator"):
+        build_generator(NetworkSettings(architecture="wrong"))
+
+
+class Wrong:
+    @staticmethod
+    def generator(settings):
+        return nn.Linear(settings.z_dim, 3)
+
+
+def test_settings_written_before_there_were_architectures_are_dcgans(tmp_path):
+    (tmp_path / "generator.json").write_text('{"version": 1, "networks": {"z_dim": 5}, "about": {}}')
+    networks, _ = load_networks(tmp_path / "generator.json")
+    assert networks == NetworkSettings(z_dim=5, architecture="dcgan")
+    assert isinstance(build_generator(networks), Generator)

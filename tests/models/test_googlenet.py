@@ -1,4 +1,4 @@
-"""The classifier: shapes at every size, what a folder gives back, and how a bad folder is refused."""
+"""The classifier: shapes at every size, folders written and read, and damaged folders refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raygan.models.googlenet import build_googlenet, load_classifier, save_class
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A classifier folder; its network's statistics have moved, so that its answers differ between images."""
+    """A classifier folder. The batch statistics have moved, so answers differ between images."""
     torch.manual_seed(0)
     net = build_googlenet(2).train()
     for _ in range(3):
@@ -34,7 +34,7 @@ def test_training_mode_answers_with_both_auxiliary_heads_at_every_size(size):
     sum(output.sum() for output in outputs).backward()
 
 
-def test_a_folder_gives_the_network_back(folder):
+def test_a_folder_restores_the_network(folder):
     classifier = load_classifier(folder)
     assert (classifier.labels, classifier.image_size, classifier.about) == (("cat", "dog"), 32, {"accuracy": 0.9})
     images = some_images(70, 32)  # two batches
@@ -47,7 +47,7 @@ def test_a_folder_gives_the_network_back(folder):
     assert classifier.probabilities(images[:0]).shape == (0, 2)
 
 
-def test_other_sizes_are_resized(folder):
+def test_images_of_other_sizes_are_resized(folder):
     classifier = load_classifier(folder)
     flat = torch.full((1, 3, 100, 100), 77, dtype=torch.uint8)
     small = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Batch normalisation over ranks, against torch's own on all the images in one process."""
+"""Batch normalization over ranks, against torch's on all images in one process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from raygan.models.sync_norm import synchronise
+from raygan.models.sync_norm import synchronize
 
 ROWS = (3, 0, 2)
 
 
 def _problem() -> tuple[nn.Module, Tensor, Tensor]:
-    """A network, images far from zero, and a gradient of the output."""
+    """A network, images far from zero, and a gradient on the output."""
     random = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.BatchNorm2d(4), nn.Tanh()).double()
     with torch.no_grad():
@@ -29,7 +29,7 @@ def _one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(ROWS))
     network, images, gradient = _problem()
-    synchronise(network)
+    synchronize(network)
     rows = slice(sum(ROWS[:rank]), sum(ROWS[: rank + 1]))
     own = images[rows].requires_grad_()
     output = network(own)
@@ -39,7 +39,7 @@ def _one_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_unequal_ranks_normalise_as_one_process(tmp_path: Path) -> None:
+def test_unequal_ranks_normalize_as_one_process(tmp_path: Path) -> None:
     spawn(_one_rank, (str(tmp_path),), len(ROWS))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(ROWS))]
     network, images, gradient = _problem()
