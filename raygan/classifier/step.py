@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygan.errors import RayganError
+from raygan.models.averages import move_average
 from raygan.models.distributed import Share, distributed
 from raygan.models.googlenet import build_googlenet, to_input
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
-from raygan.training.step import move_average
 
 if TYPE_CHECKING:
     from raygan.classifier.settings import ClassifierOptions
@@ -188,8 +188,8 @@ class ClassifierStep:
         """Move the average, last moved `since` batches ago; its half-life grows, to forget early weights sooner."""
         if self.ema is self.net:
             return
-        share = 1 - 0.5 ** (since / max(1.0, self.options.ema_ramp * self.batches_done))
-        move_average(self.ema.state_dict().values(), self.net.state_dict().values(), share)
+        keep = 0.5 ** (since / max(1.0, self.options.ema_ramp * self.batches_done))
+        move_average(self.ema.state_dict().values(), self.net.state_dict().values(), keep)
 
     def _augment(self, images: Tensor, batch: int) -> Tensor:
         """This rank's images, flipped and shifted by its rows of the global batch's draws."""

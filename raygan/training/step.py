@@ -9,7 +9,7 @@ exception unless it is synchronized: each rank normalizes its own rows.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from raygan.models.averages import move_average
 from raygan.models.distributed import Share, distributed
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, draw_latents, to_signed
 from raygan.models.hardware import pick_precision
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
-from raygan.training.objectives import CriticFunction, Terms
+from raygan.training.objectives import CriticFunction, Terms, at_least_float32
 from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import learning_rate_share
 
@@ -154,7 +155,7 @@ class GanStep:
             with torch.no_grad():
                 fakes = self.generator(latents, classes).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, random)
-            critic = _of_images(classes, self._ddp_critic)
+            critic = _scores_of(self._ddp_critic, classes)
             losses, terms = self.objective.critic_loss(critic, reals, fakes, mix, weight)
         norm = self._descend(losses, self.critic, self.critic_optimizer)
         return {**_sums(terms), "critic_loss": losses.detach().sum(), "critic_gradient": norm * len(losses)}
@@ -167,7 +168,7 @@ class GanStep:
         with self._autocast():
             fakes = self._ddp_generator(latents, classes).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, random)
-            losses, terms = self.objective.generator_loss(_of_images(classes, self.critic), reals, fakes)
+            losses, terms = self.objective.generator_loss(_scores_of(self.critic, classes), reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
         self.critic.requires_grad_(True)
         self.ema.update_parameters(self.generator)
@@ -221,29 +222,21 @@ class GanStep:
         if self.options.ema_ramp:
             half_life = min(half_life, int(updates) * images_per_update * self.options.ema_ramp)
         keep = 0.5 ** (images_per_update / max(half_life, 1e-8))
-        move_average(averages, currents, 1 - keep)
+        move_average(averages, currents, keep)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def move_average(averages: Iterable[Tensor], currents: Iterable[Tensor], share: float) -> None:
-    """Move averages toward the current values by a share of the way, in [0, 1], in place."""
-    pairs = list(zip(averages, currents, strict=True))
-    weights = [pair for pair in pairs if pair[0].is_floating_point()]
-    if weights:
-        torch._foreach_lerp_([average for average, _ in weights], [current for _, current in weights], share)
-    for average, current in pairs:
-        if not average.is_floating_point():
-            average.copy_(current)  # batch counters are counts, not weights
-
-
-def _of_images(classes: Tensor | None, critic: Callable[..., Tensor]) -> CriticFunction:
+def _scores_of(critic: Callable[..., Tensor], classes: Tensor | None) -> CriticFunction:
     """The critic as a function of images alone: of one batch of these classes, or of several in a row."""
-    if classes is None:
-        return critic
-    known = classes
-    return lambda images: critic(images, known.repeat(len(images) // max(1, len(known))))
+
+    def scores(images: Tensor) -> Tensor:
+        if classes is None:
+            return at_least_float32(critic(images))
+        return at_least_float32(critic(images, classes.repeat(len(images) // max(1, len(classes)))))
+
+    return scores
 
 
 def _sums(terms: Terms) -> Terms:
