@@ -1,4 +1,4 @@
-"""The jobs on an object store: photos, shards, runs, searches and samples in a bucket, at an address with a query."""
+"""The jobs on an object store: photos, shards, runs, searches and samples in a bucket whose address has a query."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def endpoint():
 
 @pytest.fixture
 def bucket(endpoint, ray_cluster, request, monkeypatch):
-    """The address of a folder in a new bucket, as users of MinIO or Ceph have it."""
+    """The address of a folder in a new bucket, as users of MinIO or Ceph write it."""
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "set by the job")
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
     name = request.node.name.replace("_", "-")[:60].strip("-")
@@ -81,7 +81,7 @@ def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_se
     write_photos(photos)
     prepared = {"input": [photos], "output": shards, "image_size": 32, "skip": ["outlier"], "validation": 0.2, **place}
     with monkeypatch.context() as patch:
-        # On several nodes the work folder of a dry run is where all see it.
+        # On several nodes, a dry run works in a folder that all nodes see.
         patch.setattr(cluster, "nodes", lambda: [{"CPU": 4.0}] * 2)
         examined = prepare(PrepareSettings(**prepared, dry_run=True))
     assert {name.partition("/")[0] for name in files(bucket)} == {"photos"}
@@ -91,7 +91,7 @@ def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_se
 
     settings = train_settings(**place, data=shards, name="kept", epochs=1, num_workers=1)
     first = train(settings)
-    result = train(settings.model_copy(update={"epochs": 2}))  # goes on from the first one's checkpoint
+    result = train(settings.model_copy(update={"epochs": 2}))  # resumes from the first one's checkpoint
     assert result.run_id == first.run_id
     assert result.metrics["images"] == 2 * first.metrics["images"]
     assert result.checkpoint.startswith(split_query(bucket)[0])
@@ -127,7 +127,7 @@ def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_se
 
 
 @takes_long
-def test_a_population_takes_over_checkpoints_in_a_bucket_and_a_search_goes_on(
+def test_a_population_copies_checkpoints_in_a_bucket_and_a_search_is_resumed(
     bucket, records, train_settings, write_shards
 ):
     values = train_settings(
@@ -142,21 +142,21 @@ def test_a_population_takes_over_checkpoints_in_a_bucket_and_a_search_goes_on(
     values |= {"name": "search", "trials": 2, "trial_kimg": 0.16, "judgements": 4, "scheduler": "pbt"}
     settings = TuneSettings.model_validate({**values, "space": ["generator_lr=1e-5..1e-3"]})
     with pytest.MonkeyPatch.context() as patch:
-        # Cut off when all is searched, so that what Tune keeps is read again.
-        patch.setattr("raygan.tuning.tune._conclude", refuse)
-        with pytest.raises(RayganError, match="cut off"):
+        # Interrupt at the end of the search, so that Tune's files are read again.
+        patch.setattr("raygan.tuning.tune.conclude", refuse)
+        with pytest.raises(RayganError, match="interrupted here"):
             tune(settings)
     result = tune(settings)
     assert result.trials == 2
     assert {"best.yaml", "pictures/samples.png"} <= files(storage.join(bucket, "searches", "search"))
     runs = {name.partition("/")[0] for name in files(storage.join(bucket, "runs"))}
-    taken_over = [name for name in runs if name.count(".") == 2]
-    assert taken_over
-    # They began where others were, not at the first image.
-    for name in taken_over:
+    copied = [name for name in runs if name.count(".") == 2]
+    assert copied
+    # They started where others were, not at the first image.
+    for name in copied:
         history = storage.read_text(storage.join(bucket, "runs", name, "metrics.jsonl"))
         assert min(json.loads(line)["images"] for line in history.splitlines()) > 8
 
 
 def refuse(*_):
-    raise RayganError("cut off")
+    raise RayganError("interrupted here")

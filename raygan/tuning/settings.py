@@ -1,4 +1,4 @@
-"""Settings of a search."""
+"""Settings of `jobs/tune.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from raygan.settings import Settings, option
 from raygan.training.settings import TrainSettings
+from raygan.tuning.space import BASELINE
 
 
 class SearchOptions(Settings):
@@ -15,24 +16,23 @@ class SearchOptions(Settings):
 
     space: list[str] = option(
         None,
-        "what is searched: NAME=LOW..HIGH (log-uniform) or NAME=A,B,C, of generator_lr, critic_lr, z_dim, "
-        "penalty_weight, penalty_every, n_critic, width, batch_size, warmup_kimg, ema_kimg, augment (policies joined "
-        "by +, or none)",
+        f"what is searched: NAME=LOW..HIGH (log-uniform) or NAME=A,B,C, where NAME is one of {', '.join(BASELINE)} "
+        "(of augment: policies joined by +, or none)",
         default_factory=lambda: ["generator_lr=3.5e-5..3.5e-3", "critic_lr=1e-5..1e-3", "z_dim=64,128,200,256"],
     )
-    trials: int = option(12, "settings tried; the first are the source project's", ge=1, le=10_000)
+    trials: int = option(12, "points of the space to try; the first is the baseline", ge=1, le=10_000)
     trial_kimg: float = option(30.0, "longest training of a trial", unit="thousands of images", gt=0)
     judgements: int = option(
-        6, "times in a trial that KID is measured, and the scheduler may stop it", unit="times", ge=1, le=1000
+        6, "times that KID is measured in a trial, and the scheduler may stop it", unit="times", ge=1, le=1000
     )
     scheduler: Literal["asha", "median", "pbt", "none"] = option(
         "asha",
-        "stops losers early: asynchronous halving, the median rule; or pbt, which copies winners' weights and "
-        "changes their learning rates in flight; or none",
+        "stops bad trials early: asynchronous halving, or the median rule; pbt instead copies the weights of good "
+        "trials to bad ones and changes their learning rates",
     )
-    search: Literal["random", "tpe"] = option("random", "where to look next: at random, or Optuna's TPE")
+    search: Literal["random", "tpe"] = option("random", "how points are chosen: at random, or by Optuna's TPE")
     concurrent: int | None = option(None, "most trials at a time; by default as many as fit the cluster", ge=1)
-    train_best: bool = option(False, "train the best settings to the full length at the end")
+    train_best: bool = option(False, "train the best settings to full length at the end")
 
     @property
     def judged_every(self) -> float:
@@ -41,6 +41,6 @@ class SearchOptions(Settings):
 
 
 class TuneSettings(SearchOptions, TrainSettings):
-    """Everything `jobs/tune.py` can be told: a training, and what of it is searched."""
+    """All settings of `jobs/tune.py`: a training's, and what is searched."""
 
     group: ClassVar[str] = "run"

@@ -1,6 +1,6 @@
-"""Search spaces as people write them: ``generator_lr=1e-5..1e-3`` and ``z_dim=64,128``.
+"""Search spaces as users write them: ``generator_lr=1e-5..1e-3`` and ``z_dim=64,128``.
 
-torch-free and Ray-free: what a space means, whether it makes sense, and the source project's point in it.
+Free of torch and Ray: parses a space, checks that every value makes a valid training, and knows the baseline's point.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from raygan.errors import ConfigurationError
 from raygan.settings import validate
 from raygan.training.settings import TrainSettings
 
-#: The settings that may be searched, with the values of the first source project's training; what it leaves open
-#: is Gulrajani et al. 2017's. They are the first trial of every search, so that the others can be read against them.
-SOURCE: dict[str, Any] = {
+#: The settings that may be searched, with the baseline's values: those of the preset `wgan-gp-128`, but with raygan's
+#: own EMA. They are the first trial of every search, for comparison.
+BASELINE: dict[str, Any] = {
     "generator_lr": 0.00035,
     "critic_lr": 0.0001,
     "z_dim": 200,
@@ -32,7 +32,7 @@ SOURCE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One searched setting: log-uniform between two bounds, or one of several values."""
+    """A searched setting: log-uniform from `low` to `high`, or one of `choices`."""
 
     name: str
     low: float = 0.0
@@ -41,16 +41,21 @@ class Axis:
 
 
 def parse_space(texts: Sequence[str], base: TrainSettings) -> list[Axis]:
-    """The axes of a space. Raises ConfigurationError naming what is wrong with which.
+    """The axes of a space.
 
-    base: every bound and choice is tried on these settings, so that a trial can't find out later.
+    Args:
+        texts: such as ``z_dim=64,128``.
+        base: settings of all trials; each bound and choice is tried on them, lest a trial fail later.
+
+    Raises:
+        ConfigurationError: a text is malformed, or a value is impossible.
     """
     axes = [_axis(text) for text in texts]
     names = [axis.name for axis in axes]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"--space: a setting is named twice among {', '.join(names)}")
     if not axes:
-        raise ConfigurationError("--space: nothing is to be searched")
+        raise ConfigurationError("--space: nothing to search")
     for axis in axes:
         for value in axis.choices or (axis.low, axis.high):
             try:
@@ -60,13 +65,13 @@ def parse_space(texts: Sequence[str], base: TrainSettings) -> list[Axis]:
     return axes
 
 
-def source_point(axes: Sequence[Axis]) -> dict[str, Any]:
-    """The source project's values of the searched settings."""
-    return {axis.name: SOURCE[axis.name] for axis in axes}
+def baseline_point(axes: Sequence[Axis]) -> dict[str, Any]:
+    """The baseline's values of the searched settings."""
+    return {axis.name: BASELINE[axis.name] for axis in axes}
 
 
 def settings_of(base: TrainSettings, point: dict[str, Any]) -> TrainSettings:
-    """The training at one point of the space. Raises ConfigurationError if there is none."""
+    """The training at a point of the space. Raises ConfigurationError if it is impossible."""
     changes = dict(point)
     if "augment" in changes:
         policies = changes["augment"]
@@ -80,8 +85,8 @@ def _axis(text: str) -> Axis:
     name = name.replace("-", "_")
     if not equals or not values:
         raise ConfigurationError(f"--space: {text!r} must be NAME=LOW..HIGH or NAME=A,B,C")
-    if name not in SOURCE:
-        raise ConfigurationError(f"--space: {name} can't be searched; choose of {', '.join(SOURCE)}")
+    if name not in BASELINE:
+        raise ConfigurationError(f"--space: {name} can't be searched; choose from {', '.join(BASELINE)}")
     if ".." in values:
         return _range(name, values)
     return Axis(name, choices=tuple(_value(name, value.strip()) for value in values.split(",") if value.strip()))
@@ -89,17 +94,18 @@ def _axis(text: str) -> Axis:
 
 def _range(name: str, values: str) -> Axis:
     low, high = (_value(name, value) for value in values.split("..", 1))
-    if not isinstance(SOURCE[name], float):
-        raise ConfigurationError(f"--space: {name} takes a list of values such as {name}={SOURCE[name]},..., no range")
+    if not isinstance(BASELINE[name], float):
+        example = f"{name}={BASELINE[name]},..."
+        raise ConfigurationError(f"--space: {name} takes a list of values such as {example}, no range")
     if not 0 < low < high:
         raise ConfigurationError(
-            f"--space: {name}={values} is no range: the low end must be above 0 and below the high"
+            f"--space: {name}={values} is no range: the low end must be above 0 and below the high end"
         )
     return Axis(name, low=low, high=high)
 
 
 def _value(name: str, text: str) -> Any:
-    kind = type(SOURCE[name])
+    kind = type(BASELINE[name])
     try:
         return kind(text)
     except ValueError:

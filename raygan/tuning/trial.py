@@ -1,33 +1,47 @@
-"""One trial of a search: a training that reports its quality to Tune."""
+"""One trial of a search: a training that reports each KID to Tune, and what became of it."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import ray
 import ray.tune
 
+from raygan.models.gan import load_generator
 from raygan.runtime import storage
 from raygan.runtime.runs import is_finished
+from raygan.runtime.settings import StorageSettings
 from raygan.training.events import Quality
+from raygan.training.history import History
 from raygan.training.settings import TrainSettings
-from raygan.training.train import CollapsedError, Shared, TrialTraining, train
+from raygan.training.train import train
+from raygan.training.trainer import CollapsedError, Shared, TrialTraining
 from raygan.tuning.space import settings_of
 
-#: What a trial's KID counts as when its training collapsed: worse than any, and still a number to schedulers.
+#: KID of a collapsed trial: worse than any real one, but still a number for schedulers.
 COLLAPSED = 1e9
 
-
-#: Key of a trial's point that says that the scheduler copies weights between trials.
-_POPULATION = "population"
+#: Key in a trial's point, set if the scheduler copies weights between trials.
+POPULATION = "population"
 
 
 @dataclass
 class TrialRecord:
-    """What became of one trial."""
+    """What became of a trial.
+
+    Attributes:
+        number: Tune's id.
+        point: values of the searched settings.
+        state: running, finished, stopped (early), failed or collapsed.
+        kid: the lowest, infinite if none was measured.
+        kid_at: images seen at the lowest KID.
+        images: images seen in all.
+        checkpoint: address of the checkpoint with the lowest KID.
+        curve: every (images, KID).
+    """
 
     number: str
     point: dict[str, Any]
@@ -40,34 +54,77 @@ class TrialRecord:
 
 
 def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search: str, parent: str) -> None:
-    """One trial, in a process of Tune's; its training's workers are Ray Train's."""
-    number = str(ray.tune.get_context().get_trial_id())
+    """Train in a process of Tune's, resuming an interrupted trial; Ray Train's workers do the work.
+
+    Args:
+        point: values of the searched settings.
+        base: settings of all trials.
+        shared: data of all trials.
+        search: its name.
+        parent: the search's MLflow run.
+    """
     donor = ray.tune.get_checkpoint()
-    changes: dict[str, Any] = {"name": f"{search}.{number}", "allow_changes": True}
-    population = point.pop(_POPULATION, False)
+    name = f"{search}.{ray.tune.get_context().get_trial_id()}"
+    population = point.pop(POPULATION, False)
+    settings = settings_of(base, point)
     if population and donor is not None:
-        # Another trial's weights at another trial's age: a run of its own, so that its own checkpoints don't win.
-        changes["name"] += f".{int(time.time())}"
-    settings = settings_of(base, point).model_copy(update=changes)
-    kept_in = storage.join(settings.storage, "runs", changes["name"], "judged.json")
-    judged: list[dict[str, Any]] = (storage.read_json(kept_in) or {}).get("reports", [])
-    if is_finished(settings, changes["name"]):
-        # Its end had not reached Tune's records when the search was killed.
-        for metrics in judged:
+        if _is_complete(donor, settings):
+            return  # nothing is left to train; the trial's last report stands
+        # Another trial's weights: a new run, lest the trial's own old checkpoints win.
+        name += f".{int(time.time())}"
+    settings = settings.model_copy(update={"name": name, "allow_changes": True})
+    reported_in = storage.join(settings.storage, "runs", name, "judged.json")
+    reports: list[dict[str, Any]] = (storage.read_json(reported_in) or {}).get("reports", [])
+    earlier = len(reports)
+
+    def report(quality: Quality) -> None:
+        metrics = {"kid": quality.kid, "images": quality.images, "checkpoint": quality.checkpoint, "run": name}
+        reports.append({**quality.metrics, **metrics})
+        storage.write_json(reported_in, {"reports": reports})
+        checkpoint = storage.checkpoint_at(quality.checkpoint) if population else None
+        ray.tune.report(reports[-1], checkpoint=checkpoint)
+
+    if not is_finished(settings, name):
+        try:
+            train(settings, TrialTraining(shared, parent, report, begin_from=donor if population else None))
+        except CollapsedError as error:
+            # It would collapse again: Tune must not retry, and the search goes on.
+            ray.tune.report({"kid": COLLAPSED, "images": 0, "checkpoint": "", "collapsed": str(error)})
+            return
+    if len(reports) == earlier:
+        # The search was killed before Tune had recorded the trial's end, and Tune fails a trial without a report.
+        for metrics in reports:
             ray.tune.report(metrics)
-        return
 
-    def told(quality: Quality) -> None:
-        metrics = {**quality.metrics, "kid": quality.kid, "images": quality.images, "checkpoint": quality.checkpoint}
-        metrics["run"] = settings.name
-        judged.append(metrics)
-        storage.write_json(kept_in, {"reports": judged})
-        kept = storage.checkpoint_at(quality.checkpoint) if population else None
-        ray.tune.report(metrics, checkpoint=kept)
 
-    trial = TrialTraining(shared, parent, told, begin_from=donor if population else None)
-    try:
-        train(settings, trial)
-    except CollapsedError as error:
-        # It would collapse again: Tune must not try again, and the search goes on.
-        ray.tune.report({"kid": COLLAPSED, "images": 0, "checkpoint": "", "collapsed": str(error)})
+def _is_complete(checkpoint: ray.tune.Checkpoint, settings: TrainSettings) -> bool:
+    """Whether a checkpoint has been trained to the full length already."""
+    with checkpoint.as_directory() as folder:
+        _, about = load_generator(Path(folder))
+    left = (settings.kimg or math.inf) - float(about["kimg"])
+    return left * 1000 <= settings.batch_size / 2  # lengths are rounded to whole batches
+
+
+def read_trial(result: ray.tune.Result, settings: StorageSettings) -> TrialRecord:
+    """What became of a trial, from Tune's result and the training's own records, which may go further."""
+    point = {name: value for name, value in (result.config or {}).items() if name != POPULATION}
+    metrics = result.metrics or {}
+    record = TrialRecord(number=str(metrics.get("trial_id", "")), point=point)
+    frame = result.metrics_dataframe
+    if frame is not None and "kid" in frame:
+        alive = frame[frame["kid"] < COLLAPSED]
+        # Keyed by images: measurements from before a kill may have been reported twice.
+        record.curve = sorted({int(row.images): float(row.kid) for row in alive.itertuples()}.items())
+        if len(alive):
+            best = alive.loc[alive["kid"].idxmin()]
+            record.kid, record.kid_at = float(best["kid"]), int(best["images"])
+            record.checkpoint = str(best["checkpoint"])
+            run = str(alive["run"].iloc[-1])
+            history = History(storage.join(settings.storage, "runs", run, "metrics.jsonl"))
+            record.images = max((int(each["images"]) for each in history.records), default=0)
+            record.state = "finished" if is_finished(settings, run) else "stopped"
+    if result.error is not None:
+        record.state = "failed"
+    elif metrics.get("kid", COLLAPSED) >= COLLAPSED:
+        record.state = "collapsed"
+    return record

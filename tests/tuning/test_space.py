@@ -1,4 +1,4 @@
-"""What a search space says, and what it can't say."""
+"""Search spaces: what they mean, and which are refused."""
 
 import pytest
 
@@ -6,21 +6,25 @@ from raygan.errors import ConfigurationError
 from raygan.settings import validate
 from raygan.training.settings import TrainSettings
 from raygan.tuning.settings import TuneSettings
-from raygan.tuning.space import SOURCE, Axis, parse_space, settings_of, source_point
-from raygan.tuning.tune import trial_base
+from raygan.tuning.space import BASELINE, Axis, baseline_point, parse_space, settings_of
 
 
 def base(**changes):
     return validate(TrainSettings, {"data": "x", **changes})
 
 
-def test_the_default_space_brackets_the_source():
+def test_the_default_space_brackets_the_baseline():
     axes = parse_space(validate(TuneSettings, {"data": "x"}).space, base())
     assert {axis.name for axis in axes} == {"generator_lr", "critic_lr", "z_dim"}
     for axis in axes:
-        value = SOURCE[axis.name]
+        value = BASELINE[axis.name]
         assert value in axis.choices or axis.low < value < axis.high
-    assert source_point(axes) == {"generator_lr": 0.00035, "critic_lr": 0.0001, "z_dim": 200}
+    assert baseline_point(axes) == {"generator_lr": 0.00035, "critic_lr": 0.0001, "z_dim": 200}
+
+
+def test_every_name_in_the_help_is_a_setting_of_trainings():
+    assert set(BASELINE) <= set(TrainSettings.model_fields)
+    assert all(name in TuneSettings.model_fields["space"].description for name in BASELINE)
 
 
 def test_ranges_choices_and_policies():
@@ -53,20 +57,7 @@ def test_ranges_choices_and_policies():
         (["batch_size=1"], "batch_size can't be 1"),
     ],
 )
-def test_spaces_that_make_no_sense_are_refused_before_work(space, says):
+def test_impossible_spaces_are_refused(space, says):
     with pytest.raises(ConfigurationError, match=says) as raised:
         parse_space(space, base())
     assert str(raised.value).startswith("--space")
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"), [({"minutes": 3}, "--minutes"), ({"quality_every": 0}, "--quality-every")]
-)
-def test_a_search_needs_a_metric_and_one_clock(changes, says):
-    with pytest.raises(ConfigurationError, match=says):
-        trial_base(validate(TuneSettings, {"data": "x", **changes}))
-
-
-def test_trials_are_judged_on_their_own_cadence():
-    trial = trial_base(validate(TuneSettings, {"data": "x", "trial_kimg": 30, "judgements": 6, "epochs": 7}))
-    assert (trial.kimg, trial.quality_every, trial.promote) == (30, 5, False)

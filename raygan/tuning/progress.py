@@ -1,0 +1,80 @@
+"""Progress of a search, and the disk space of trials that can't be among the best any more."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import ray.tune
+from tqdm import tqdm
+
+from raygan.errors import RayganError
+from raygan.runtime import storage
+from raygan.tuning.settings import TuneSettings
+
+#: Ended trials whose checkpoints stay on disk.
+KEPT = 3
+
+
+class SearchProgress(ray.tune.Callback):
+    """Shows a bar over the images of all trials, and deletes checkpoints of ended trials but the best.
+
+    Ray Tune pickles it with the search, so its attributes must suit searches begun by older versions.
+    """
+
+    def __init__(self, settings: TuneSettings, search: str):
+        self._runs, self._search = storage.join(settings.storage, "runs"), search
+        self._length = round(settings.trial_kimg * 1000)
+        self._kids: dict[str, float] = {}
+        self._images: dict[str, int] = {}
+        self._ended: dict[str, str] = {}
+        self._bar: tqdm | None = None
+        self._trials = settings.trials
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has reported a KID."""
+        number = trial.trial_id
+        self._kids[number] = min(self._kids.get(number, math.inf), result.get("kid", math.inf))
+        self._images[number] = max(self._images.get(number, 0), int(result.get("images", 0)))
+        self._show(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has finished or was stopped."""
+        self._end(trial, "done", trials)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has failed for good."""
+        self._end(trial, "failed", trials)
+
+    def close(self) -> None:
+        """Close the bar, leaving its last line on screen."""
+        if self._bar is not None:
+            self._show([])
+            self._bar.close()
+
+    def _end(self, trial: Any, how: str, trials: list[Any]) -> None:
+        self._ended[trial.trial_id] = how
+        self._show(trials)
+        ended = sorted((self._kids.get(number, math.inf), number) for number in self._ended)
+        for _, number in ended[KEPT:]:
+            try:
+                storage.delete_folders(self._runs, f"{self._search}.{number}*/checkpoint_*")
+            except RayganError as error:  # they only take space
+                tqdm.write(f"warning: {error}", file=sys.stderr)
+
+    def _show(self, trials: list[Any]) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=self._trials * self._length, desc="search", unit="img", unit_scale=True)
+        # For the time left, images that a stopped trial will not train count as done.
+        skipped = sum(self._length - self._images.get(number, 0) for number in self._ended)
+        self._bar.total = self._trials * self._length - skipped
+        running = sum(trial.status == "RUNNING" for trial in trials)
+        failed = sum(how == "failed" for how in self._ended.values())
+        best = min(self._kids.values(), default=math.inf)
+        self._bar.set_postfix_str(
+            f"{len(self._ended) - failed} done, {running} running, {failed} failed, best KID {best:.3g}", refresh=False
+        )
+        self._bar.update(sum(self._images.values()) - self._bar.n)

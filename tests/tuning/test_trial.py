@@ -1,0 +1,62 @@
+"""A trial resumed after its driver died: Tune must hear of every KID."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import ray.tune
+
+from raygan.data.batches import load_photos
+from raygan.data.shards import DataSet
+from raygan.runtime import cluster
+from raygan.training.monitor import start_measuring, with_network
+from raygan.training.trainer import Shared
+from raygan.tuning.trial import run_trial
+from raygan.tuning.tune import trial_base
+from tests.helpers import wait_for_cores
+
+#: Full name of the trials' KID.
+KID = "kid16_efficientnet_lite0"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(900)
+def test_a_resumed_trial_reports_what_tune_may_not_have_heard(search_settings, new_storage, monkeypatch):
+    base = with_network(trial_base(search_settings(trial_kimg=0.04, judgements=1)))
+    data = DataSet.open(base.data)
+    cluster.connect(base)
+    photos = load_photos(data, "train", None)
+    shared = Shared(photos, *start_measuring(base, data, photos))
+    run = new_storage / "runs" / "search.0"
+
+    def reports():
+        """What the trial reports, as one that Tune has started again."""
+        reported = []
+        with monkeypatch.context() as patch:
+            patch.setattr(ray.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
+            patch.setattr(ray.tune, "get_checkpoint", lambda: None)
+            patch.setattr(ray.tune, "report", lambda metrics, checkpoint=None: reported.append(metrics))
+            run_trial({"generator_lr": 1e-4, "z_dim": 4}, base, shared, "search", "parent")
+        assert json.loads((run / "run.json").read_text())["state"] == "finished"
+        return reported
+
+    def unfinish():
+        values = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**values, "state": "running"}))
+
+    (first,) = reports()
+    assert first["kid"] == first[KID]
+    assert first["run"] == "search.0"
+    assert reports() == [first]  # finished, but Tune did not record it
+    # The driver died after the KID was measured, and before it heard of it: only the checkpoint knows.
+    unfinish()
+    (run / "judged.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert sum(KID in line for line in lines) == 1
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if KID not in line))
+    assert reports() == [first]
+    assert sum(KID in line for line in (run / "metrics.jsonl").read_text().splitlines()) == 1
+    # The driver died after it had recorded the KID, and before the end of the run.
+    unfinish()
+    assert reports() == [first]
+    wait_for_cores(8)
