@@ -45,7 +45,7 @@ class Objective(ABC):
         """The critic's losses (N,), and terms (N,) to log.
 
         Args:
-            critic: from images to scores (N,).
+            critic: from images to scores (N,), float32 or wider.
             reals: images (N, 3, S, S) in [-1, 1].
             fakes: images (N, 3, S, S) in [-1, 1], without gradients to the generator.
             mix: (N, 1, 1, 1) in [0, 1]; places the interpolates between reals and fakes.
@@ -69,19 +69,19 @@ class WassersteinGP(Objective):
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
-        on_real, on_fake = wide(critic(torch.cat([reals, fakes]))).split(len(reals))
+        on_real, on_fake = critic(torch.cat([reals, fakes])).split(len(reals))
         loss = on_fake - on_real
         terms = {"wasserstein": -loss.detach()}
         if penalty_weight:
             between = torch.lerp(reals, fakes, mix).requires_grad_()
-            norms = gradient_norms(wide(critic(between)), between)
+            norms = gradient_norms(critic(between), between)
             penalty = (norms - 1.0).square()
             terms |= {"gradient_penalty": penalty.detach(), "gradient_norm": norms.detach()}
             loss = loss + penalty_weight * penalty
         return loss, terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
-        return -wide(critic(fakes)), {}
+        return -critic(fakes), {}
 
 
 class SigmoidBCE(Objective):
@@ -97,7 +97,7 @@ class SigmoidBCE(Objective):
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
-        on_real, on_fake = wide(critic(reals)), wide(critic(fakes))
+        on_real, on_fake = critic(reals), critic(fakes)
         terms = {
             "probability_real": on_real.detach().sigmoid(),
             "probability_fake": on_fake.detach().sigmoid(),
@@ -105,7 +105,7 @@ class SigmoidBCE(Objective):
         return F.softplus(-on_real) + F.softplus(on_fake), terms
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
-        return F.softplus(-wide(critic(fakes))), {}
+        return F.softplus(-critic(fakes)), {}
 
 
 class RelativisticR1R2(Objective):
@@ -122,7 +122,7 @@ class RelativisticR1R2(Objective):
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
         images = torch.cat([reals, fakes]).requires_grad_(penalty_weight > 0)
-        scores = wide(critic(images))
+        scores = critic(images)
         on_real, on_fake = scores.split(len(reals))
         loss = F.softplus(on_fake - on_real)
         terms = {"real_over_fake": (on_real - on_fake).detach()}
@@ -134,17 +134,17 @@ class RelativisticR1R2(Objective):
 
     def generator_loss(self, critic: CriticFunction, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Terms]:
         with torch.no_grad():
-            on_real = wide(critic(reals))
-        return F.softplus(on_real - wide(critic(fakes))), {}
+            on_real = critic(reals)
+        return F.softplus(on_real - critic(fakes)), {}
 
 
 def gradient_norms(scores: Tensor, images: Tensor) -> Tensor:
     """Euclidean norm (N,) of each score's gradient with respect to its image, differentiable."""
     (gradients,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    norms: Tensor = wide(gradients).flatten(1).norm(dim=1)
+    norms: Tensor = at_least_float32(gradients).flatten(1).norm(dim=1)
     return norms
 
 
-def wide(values: Tensor) -> Tensor:
-    """Values in float32 at least: half precision is for convolutions, not for losses and norms."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """Values without half precision, which is for convolutions, not for losses and norms."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -1,4 +1,4 @@
-"""Whole steps over ranks, for every objective, against one process that has all of the batch."""
+"""Steps over several ranks, against one process that has the whole batch, and resumed against uninterrupted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,32 @@ from raygan.training.checkpoints import load_training, save_training
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
 
-#: An uneven share: two ranks of two and three images.
+#: An uneven split: two ranks get two and three images.
 BATCH, BATCHES = 5, 4
 
 CASES = [("wgan-gp", "instance"), ("dcgan", "none"), ("dcgan", "batch"), ("r3gan", "none")]
 
 
+def weights(step: GanStep) -> dict[str, torch.Tensor]:
+    networks = {"critic": step.critic, "generator": step.generator, "ema": step.ema.module}
+    return {
+        f"{name}.{part}": value.clone()
+        for name, network in networks.items()
+        for part, value in network.state_dict().items()
+    }
+
+
+def fit(step: GanStep, batches: range, size: int) -> GanStep:
+    """Train on this rank's rows of random batches, the same ones for the same numbers."""
+    for number in batches:
+        random = torch.Generator().manual_seed(number)
+        reals = torch.randint(0, 256, (size, 3, 32, 32), generator=random, dtype=torch.uint8)
+        step.step(reals[step.share.rows(size)])
+    return step
+
+
 def trained(objective: str, critic_norm: str, share: Share) -> dict[str, torch.Tensor]:
-    """The weights after some batches, in which both networks have stepped."""
+    """The state after some batches, in which both networks have stepped."""
     networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm=critic_norm)
     options = StepOptions(
         objective=objective,
@@ -33,77 +51,61 @@ def trained(objective: str, critic_norm: str, share: Share) -> dict[str, torch.T
         mirror=True,
         sync_batch_norm=True,
     )
-    step = GanStep(networks, options, share=share, float64=True)
-    random = torch.Generator().manual_seed(0)
-    for _ in range(BATCHES):
-        reals = torch.randint(0, 256, (BATCH, 3, 32, 32), generator=random, dtype=torch.uint8)
-        step.step(reals[share.rows(BATCH)])
-    networks_of = {"critic": step.critic, "generator": step.generator, "ema": step.ema.module}
-    return {
-        f"{name}.{part}": parameter.detach().clone()
-        for name, network in networks_of.items()
-        for part, parameter in network.named_parameters()
-    }
+    return weights(fit(GanStep(networks, options, share=share, float64=True), range(BATCHES), BATCH))
 
 
-def _one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save({case: trained(*case, Share(rank, 2)) for case in CASES}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def _resumed(rank: int, folder: str) -> None:
-    """Three ranks, which add up in an order that matters, with and without an interruption."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+def resumed(share: Share, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """The state without and with an interruption. Three ranks add up in an order that matters."""
     networks = NetworkSettings(image_size=32, z_dim=8, width=16)
     options = StepOptions(batch_size=6, n_critic=1, penalty_every=2, sync_batch_norm=True, precision="fp32")
+    whole = fit(GanStep(networks, options, share=share), range(7), 6)
+    save_training(folder, fit(GanStep(networks, options, share=share), range(3), 6), {})
+    again = GanStep(networks, options, share=share)
+    load_training(folder, again)
+    return [weights(whole), weights(fit(again, range(3, 7), 6))]
 
-    def fit(step: GanStep, batches: range) -> GanStep:
-        for number in batches:
-            reals = torch.randint(
-                0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(number), dtype=torch.uint8
-            )
-            step.step(reals[step.share.rows(6)])
-        return step
 
-    whole = fit(GanStep(networks, options, share=Share(rank, 3)), range(7))
-    save_training(Path(folder, f"saved-{rank}"), fit(GanStep(networks, options, share=Share(rank, 3)), range(3)), {})
-    again = GanStep(networks, options, share=Share(rank, 3))
-    load_training(Path(folder, f"saved-{rank}"), again)
-    fit(again, range(3, 7))
-    torch.save(
-        [step.critic.state_dict() | step.generator.state_dict() for step in (whole, again)], f"{folder}/{rank}.pt"
-    )
+def one_rank(rank: int, folder: str) -> None:
+    """Everything that several ranks do: three at first, then two of them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/three", rank=rank, world_size=3)
+    torch.save(resumed(Share(rank, 3), Path(folder, f"saved-{rank}")), f"{folder}/resumed-{rank}.pt")
     dist.destroy_process_group()
-
-
-def test_three_ranks_go_on_as_if_they_had_never_been_interrupted(tmp_path):
-    spawn(_resumed, (str(tmp_path),), 3)
-    whole, again = torch.load(tmp_path / "0.pt")
-    for name, weights in whole.items():
-        assert torch.equal(weights, again[name]), name
+    if rank < 2:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/two", rank=rank, world_size=2)
+        torch.save({case: trained(*case, Share(rank, 2)) for case in CASES}, f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, torch.Tensor]]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    spawn(_one_rank, (str(folder),), 2)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = tmp_path_factory.mktemp("ranks")
+    spawn(one_rank, (str(made),), 3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[tuple[str, str], dict[str, torch.Tensor]]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+def test_three_ranks_resume_as_if_they_had_not_been_interrupted(folder):
+    whole, again = torch.load(folder / "resumed-0.pt")
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_stay_alike(ranks, case):
-    for name, weights in ranks[0][case].items():
-        assert torch.equal(weights, ranks[1][case][name]), name
+def test_ranks_have_equal_weights(ranks, case):
+    for name, value in ranks[0][case].items():
+        if case[1] != "batch" or "running" not in name:  # a critic's batch norm sees its own rank's images
+            assert torch.equal(value, ranks[1][case][name]), name
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case[1] != "batch"])  # a batch norm sees its rank's images
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] != "batch"])
 def test_two_ranks_step_as_one_process(ranks, case):
-    # The exit's bias cancels between reals and fakes in both relativistic and Wasserstein losses: rounding, whose sign
-    # Adam makes a whole step of.
-    alone = trained(*case, Share())
-    for name, weights in alone.items():
+    # The exit's bias cancels between reals and fakes in relativistic and Wasserstein losses: its gradient is rounding,
+    # whose sign Adam turns into a whole step.
+    for name, value in trained(*case, Share()).items():
         if name != "critic.exit.bias" or case[0] == "dcgan":
-            torch.testing.assert_close(ranks[0][case][name], weights, rtol=1e-6, atol=1e-9, msg=name)
+            torch.testing.assert_close(ranks[0][case][name], value, rtol=1e-6, atol=1e-9, msg=name)
