@@ -19,12 +19,12 @@ from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.evaluation.evaluate import evaluate
 from raygan.evaluation.settings import EvaluateSettings
-from raygan.models.features import load_features
 from raygan.models.googlenet import load_classifier
 from raygan.runtime import cluster, storage
 from raygan.sampling.generators import find_generators
 from raygan.sampling.sample import sample
 from raygan.sampling.settings import SampleSettings
+from raygan.tracking.networks import load_network
 from raygan.training.train import train
 from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import tune
@@ -122,8 +122,8 @@ def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_se
     assert {"card/report.html", "card/report.json"} <= files(storage.join(bucket, "reports"))
     (folder,) = {name.partition("/")[0] for name in files(storage.join(bucket, "classifiers"))}
     address = storage.join(bucket, "classifiers", folder)
-    assert load_features(address).name == f"googlenet_{folder}"
-    assert load_classifier(address).labels == ("cat", "dog")
+    assert load_network(address).name == f"googlenet_{folder}"
+    assert load_classifier(storage.local_folder(address)).labels == ("cat", "dog")
 
 
 @takes_long
