@@ -1,7 +1,7 @@
 """Addresses as text: local paths, and URIs whose query says how to reach the storage.
 
-``s3://bucket/folder?region=us-east-1&endpoint_override=http://minio:9000`` is a folder in a bucket; what is within it
-has the same query after its own path. Nothing here opens anything: that is `raygan.runtime.storage`.
+``s3://bucket/folder?region=us-east-1&endpoint_override=http://minio:9000`` is a folder in a bucket. What is inside the
+folder has the same query after its own path. Nothing here opens a file; `raygan.runtime.storage` does.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 import urllib.parse
 from typing import Any
 
-#: A query. A question mark without a name and an equals sign behind it is one of a glob.
+#: A query. A question mark that isn't followed by a name and an equals sign belongs to a glob.
 _QUERY = re.compile(r"\?\w+=.*$", re.DOTALL)
 
-#: The user of an address, and the password, which may hold what else would end it; digits up to the path are a port.
+#: An address's user and password. The password may contain delimiters; digits up to the path are a port.
 _USER = re.compile(r"://([^/@:?#]*)(?::(?!\d+(?:[/?#]|$))([^@]*(?:@[^/?#@]*(?=@))*))?@")
 
-#: Names in queries whose values are secrets.
+#: Query parameters whose values are secrets.
 _SECRETS = re.compile(r"(?<=[?&])(\w*(?:secret|password|token|access_key|account_key)\w*|sig)=([^&]+)", re.IGNORECASE)
 
 
@@ -28,19 +28,19 @@ def is_remote(address: str) -> bool:
 
 
 def split_query(address: str) -> tuple[str, str]:
-    """The address without its query, and the query with its question mark; empty where there is none."""
+    """The address without its query, and the query with its question mark, or "" if there is none."""
     found = _QUERY.search(address) if is_remote(address) else None
     return (address[: found.start()], found.group()) if found else (address, "")
 
 
 def join(address: str, *parts: str) -> str:
-    """The address of something under `address`."""
+    """The address of something inside the folder `address`."""
     place, query = split_query(address)
     return posixpath.join(place, *parts) + query
 
 
 def parent(address: str) -> str:
-    """The address of the folder that something is in."""
+    """The address of the folder that contains `address`."""
     place, query = split_query(address)
     return posixpath.dirname(place.rstrip("/")) + query
 
@@ -51,31 +51,31 @@ def name(address: str) -> str:
 
 
 def absolute(address: str) -> str:
-    """The address, where it is local as an absolute path."""
+    """The address; a local one as an absolute path."""
     if address.startswith("file://"):
         return urllib.parse.unquote(urllib.parse.urlsplit(address).path)
     return address if is_remote(address) else os.path.abspath(os.path.expanduser(address))
 
 
 def password(address: str) -> str | None:
-    """The password, key or other secret in an address, if there is one."""
+    """The password, key or other secret in an address, or None."""
     found = [match.group(2) for pattern in (_USER, _SECRETS) if (match := pattern.search(address))]
     return next(filter(None, found), None) if is_remote(address) else None
 
 
 def public(address: str) -> str:
-    """The address without a user name and password, and without the secrets of a query."""
+    """The address without user, password and the secrets in its query."""
     if not is_remote(address):
         return address
     found = _USER.search(address)
-    # Azure has the container before the @.
+    # In Azure's addresses, the container stands before the @.
     if found and (found.group(2) is not None or not address.startswith("abfs")):
         address = address[: found.start()] + "://" + address[found.end() :]
     return _SECRETS.sub(r"\1=...", address)
 
 
 def public_value(value: Any) -> Any:
-    """A setting's value with its addresses, in lists too, as `public` gives them."""
+    """A setting's value without the secrets of its addresses, also those in lists."""
     if isinstance(value, list):
         return [public_value(each) for each in value]
     return public(value) if isinstance(value, str) else value

@@ -1,10 +1,10 @@
-"""The ways in which a job ends before its time and says so in one line, without a traceback."""
+"""The errors that end a job with one line instead of a traceback, and how to read other libraries' errors."""
 
 
 class RayganError(Exception):
-    """Something outside the command line is wrong: data, storage, cluster, server. Exit status 1.
+    """Something other than the configuration is wrong: data, storage, cluster or server. Exit status 1.
 
-    The message is one line that names the file, address or setting and the way out.
+    The message is one line that names the file, address or setting and says what to do.
     """
 
     exit_status = 1
@@ -17,24 +17,22 @@ class ConfigurationError(RayganError):
 
 
 class Terminated(KeyboardInterrupt):
-    """Somebody sent SIGTERM: `ray job stop`, a batch system, a node that is drained. Exit status 143."""
+    """SIGTERM arrived, from `ray job stop`, a batch system or a node that is being drained. Exit status 143."""
 
 
 def interruption(error: BaseException) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM that an exception is, or is the guise of: one that comes while Ray's own code runs may
-    leave it as a SystemError.
-    """
+    """The Ctrl-C or SIGTERM behind an exception, or None. Inside Ray's code it may surface as a SystemError."""
     cause = error.__cause__ if isinstance(error, SystemError) else error
     return cause if isinstance(cause, KeyboardInterrupt) else None
 
 
 def first_line(error: BaseException | None) -> str:
-    """What a library's error says first; its kind if it says nothing."""
+    """The first line of an error's message, or the error's type if there is no message."""
     return _lines(error)[0]
 
 
 def last_line(error: BaseException | None) -> str:
-    """What an error says last, which says most in a remote traceback; its kind if it says nothing."""
+    """The last line of an error's message, the most useful one of a remote traceback; else the error's type."""
     return _lines(error)[-1]
 
 

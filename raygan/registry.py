@@ -1,7 +1,7 @@
 """Registries: what a setting can name, from raygan itself and from installed packages.
 
 A room that can be extended has a `registry.py` with its tables. Such a table is the only list of its names: allowed
-values, help, report columns and plots derive from it. A package adds to it without touching raygan, by an entry point:
+values, help, report columns and plots derive from it. Another package adds to it through an entry point:
 
     [project.entry-points."raygan.objectives"]
     hinge = "my_package:Hinge"
@@ -35,7 +35,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _offered(self) -> dict[str, EntryPoint]:
-        """What installed packages offer, by name; raygan's own names can't be taken over."""
+        """What installed packages offer, by name. They can't replace raygan's own names."""
         found = entry_points(group=self.group)
         return {
             point.name: point for point in sorted(found, key=lambda point: point.name) if point.name not in self._own
@@ -60,7 +60,7 @@ class Registry(Generic[T]):
         point = self._offered[name]
         try:
             loaded: T = point.load()
-        except Exception as error:  # a stranger's module may raise anything
+        except Exception as error:  # another package's module may raise anything
             package = point.dist.name if point.dist else point.value
             raise ConfigurationError(
                 f"{name!r} can't be loaded from {package} ({point.value}): {first_line(error)}"

@@ -1,4 +1,4 @@
-"""The edge: what may be said on the command line, and how a mistake is answered."""
+"""The edge: command lines and YAML files, and what a mistake is answered with."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_later_sources_win(tmp_path):
     assert settings.keep_checkpoints == 2  # the class's
 
 
-def test_the_first_source_projects_settings_are_exact():
+def test_the_preset_wgan_gp_128_is_exact():
     settings = train("--data", "x", "--preset", "wgan-gp-128")
     assert settings.model_dump(
         include={"epochs", "batch_size", "generator_lr", "critic_lr", "z_dim", "image_size"}
@@ -55,13 +55,13 @@ def test_the_last_file_names_the_preset_and_a_flag_another(tmp_path):
     assert train("--data", "x", "--config", files[1], "--preset", "dcgan-64").z_dim == 100
 
 
-def test_paths_are_absolute_and_addresses_are_left_alone():
+def test_paths_are_absolute_and_uris_stay_as_they_are():
     settings = train("--data", "s3://bucket/shards", "--storage", "~/here")
     assert (settings.data, settings.storage) == ("s3://bucket/shards", os.path.expanduser("~/here"))
 
 
 def test_passwords_are_not_shown():
-    """A database's is the one that an address may carry."""
+    """Only a database's address may contain one."""
     settings = train("--data", "x", "--tracking-uri", "postgresql://me:hush@host/db")
     assert "hush" not in f"{settings} {settings!r} {recorded(settings)}"
     job = [
@@ -86,7 +86,7 @@ def test_passwords_are_not_shown():
         ("--tracking-uri", "https://me:hush@mlflow", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
     ],
 )
-def test_passwords_are_refused_where_the_environment_can_carry_them(flag, value, says, monkeypatch):
+def test_passwords_are_refused_if_the_environment_can_hold_them(flag, value, says, monkeypatch):
     with pytest.raises(ConfigurationError, match=f"{flag}: .*{says}") as raised:
         train("--data", "x", flag, value)
     assert "hush" not in str(raised.value)
@@ -98,8 +98,8 @@ def test_passwords_are_refused_where_the_environment_can_carry_them(flag, value,
         assert "hush" not in str(raised.value)
 
 
-def test_files_by_uri_and_relative_databases_are_absolute_paths():
-    """Ray has trials stand in folders of their own."""
+def test_file_uris_and_relative_databases_become_absolute_paths():
+    """Ray gives each trial its own working directory."""
     settings = train("--data", "file:///my%20shards", "--tracking-uri", "sqlite:///here.db")
     assert (settings.data, settings.tracking_uri) == ("/my shards", f"sqlite:///{os.path.abspath('here.db')}")
     assert train("--data", "x", "--tracking-uri", "sqlite:////there.db").tracking_uri == "sqlite:////there.db"
@@ -131,7 +131,7 @@ def test_every_preset_is_valid_and_changes_only_known_fields(preset):
         (("--data", "x", "--augment", "colour"), "--augment"),
     ],
 )
-def test_a_mistake_names_the_flag_and_what_would_be_right(argv, says):
+def test_a_mistake_names_the_flag_and_the_remedy(argv, says):
     with pytest.raises(ConfigurationError) as raised:
         train(*argv)
     assert says in str(raised.value)
@@ -155,7 +155,7 @@ def test_a_mistake_in_a_file_is_named_too(tmp_path, text, says):
 
 
 @pytest.mark.parametrize("kind", [PrepareSettings, TrainSettings, QuickstartSettings, ServeJobSettings])
-def test_help_gives_every_fields_meaning_and_range(kind, capsys):
+def test_help_shows_every_flag_and_its_meaning(kind, capsys):
     with pytest.raises(SystemExit):
         parse(kind, ["--help"], doc="what it does")
     shown = " ".join(capsys.readouterr().out.split())
@@ -185,8 +185,8 @@ def test_a_job_exits_with_2_and_one_line_for_a_wrong_command_line():
         (EvaluateSettings, ["--name", "a"], ""),
     ],
 )
-def test_an_interrupted_job_says_whether_it_can_go_on(kind, values, way_on, capsys, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")  # else this process would be kept to this machine
+def test_an_interrupted_job_says_how_to_resume_it(kind, values, way_on, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")  # else the job sets variables in this process
 
     def interrupt(settings):
         raise KeyboardInterrupt
@@ -197,12 +197,12 @@ def test_an_interrupted_job_says_whether_it_can_go_on(kind, values, way_on, caps
     assert capsys.readouterr().err == f"interrupted{way_on}\n"
 
 
-def test_ctrl_c_within_ray_is_no_other_error_and_another_error_no_ctrl_c(capsys, monkeypatch):
+def test_ctrl_c_inside_ray_is_told_from_other_errors(capsys, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
 
     def fail(cause):
         def main(settings):
-            # As CPython says that a C function returned something although a signal's handler had raised.
+            # What CPython raises when a C function returns a result although a signal handler has raised.
             raise SystemError("<wait> returned a result with an exception set") from cause
 
         return main
@@ -215,8 +215,8 @@ def test_ctrl_c_within_ray_is_no_other_error_and_another_error_no_ctrl_c(capsys,
         run_job(EvaluateSettings, fail(ValueError()), doc=None, argv=["--data", "x"])
 
 
-def test_no_call_of_rays_connects_by_itself():
-    """A search's thread that did so would be on the cluster again when its job, being stopped, had just left."""
+def test_no_call_connects_to_ray_implicitly():
+    """Otherwise a search's thread would reconnect after its job, being stopped, has disconnected."""
     program = """
 from raygan.cli import run_job
 from raygan.evaluation.settings import EvaluateSettings

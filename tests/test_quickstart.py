@@ -1,4 +1,4 @@
-"""The quickstart, shortened: the drawn faces go through every stage."""
+"""The quickstart, shortened: drawn faces go through every stage."""
 
 import socket
 
@@ -6,8 +6,8 @@ import pytest
 
 from raygan import tracking
 from raygan.errors import ConfigurationError
-from raygan.quickstart.quickstart import quickstart
 from raygan.quickstart import quickstart as module
+from raygan.quickstart.quickstart import quickstart
 from raygan.quickstart.settings import QuickstartSettings
 
 
@@ -21,11 +21,11 @@ def test_drawn_faces_become_a_registered_generator(ray_cluster, new_storage, mon
     assert "/v1/sample?label=cat&n=16&seed=7" in shown
     assert list((new_storage / "runs").glob("*/pictures/*.png"))
     assert set(tracking.serving_generators(tracking.connect(settings))) == {"cat"}
-    quickstart(settings)  # again: nothing is trained twice
-    assert "trained already" in capsys.readouterr().out
+    quickstart(settings)  # nothing is trained twice
+    assert "already trained" in capsys.readouterr().out
 
 
-def test_a_port_in_use_is_said_before_work_starts(tmp_path):
+def test_a_port_in_use_is_reported_before_work_starts(tmp_path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -1,4 +1,4 @@
-"""Registries know raygan's own names and those of installed packages, and say what is wrong with a package."""
+"""Registries know raygan's own names and those of installed packages, and report a broken package."""
 
 import sys
 
@@ -18,13 +18,13 @@ def registry(tmp_path, monkeypatch):
     sys.modules.pop("toy_numbers", None)
 
 
-def test_own_names_come_first_and_can_not_be_taken_over(registry):
+def test_own_names_come_first_and_cannot_be_replaced(registry):
     assert registry.names() == ["own", "broken", "square"]
     assert registry.load("own")(9) == 3
     assert registry.load("square")(9) == 81
 
 
-def test_what_is_wrong_is_said(registry):
+def test_unknown_names_and_broken_packages_are_reported(registry):
     with pytest.raises(ConfigurationError, match="'cube' is unknown; choose one of own, broken, square"):
         registry.load("cube")
     with pytest.raises(ConfigurationError, match=r"'broken' can't be loaded from toy_numbers .*toy_missing"):

@@ -1,7 +1,7 @@
-"""Quickstart: photos in, samples on HTTP, with one command and sensible choices.
+"""Quickstart: photos in, samples over HTTP out, with one command and sensible defaults.
 
-Prepares shards, trains the `quick` preset and serves what it learnt, through the same functions as the
-jobs. With no photos given it draws its own (`raygan.data.synthetic`), so that it needs no download.
+It prepares shards, trains the `quick` preset and serves the generator through the same functions as the jobs. Without
+photos it draws faces itself (`raygan.data.synthetic`), so it needs no download.
 """
 
 from __future__ import annotations
@@ -33,28 +33,31 @@ from raygan.training import monitor
 from raygan.training.settings import TrainSettings
 from raygan.training.train import train
 
-#: Drawn faces of each label, and how long they are trained: enough to see faces appear in a few minutes.
+#: Drawn faces per label, and thousands of images to train on them: enough to see faces appear in a few minutes.
 DRAWN_FACES, DRAWN_KIMG = 640, 20
 
-#: How long photos are trained: enough for recognisable faces.
+#: Thousands of images to train on photos: enough for recognizable faces.
 PHOTOS_KIMG = 100
 
-#: Cores that the training takes at most: its batches are too small to be shared among more.
+#: Maximum number of cores for the training; its batches are too small to be split among more.
 MOST_CORES = 8
 
 HOST = "127.0.0.1"
 
 
 def quickstart(settings: QuickstartSettings) -> None:
-    """Prepare, train and, unless told otherwise, serve until Ctrl-C.
+    """Prepare, train and, by default, serve until Ctrl-C.
 
-    Running it again with the same photos and settings goes on where it stopped, or straight to serving.
-    Raises ConfigurationError and RayganError as the stages do.
+    Running it again with the same photos and settings resumes where it stopped, or goes straight to serving.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or the port is in use.
+        RayganError: a stage failed.
     """
     if settings.serve:
         check_port(HOST, settings.port)
     if is_remote(settings.storage):
-        raise ConfigurationError("--storage: the quickstart works in a local folder; jobs/train.py takes URIs")
+        raise ConfigurationError("--storage: the quickstart needs a local folder; the other jobs accept URIs")
     tracking.connect(settings)
     cluster.connect(settings)
     inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
@@ -75,7 +78,7 @@ def quickstart(settings: QuickstartSettings) -> None:
 
 
 def _drawn_faces(root: Path) -> Path:
-    """The folder of drawn faces, made on the first call, whole or not at all."""
+    """The folder of drawn faces, made on the first call, completely or not at all."""
     folder = root / f"drawn-faces-{DRAWN_FACES}"
     if not folder.exists():
         print(f"drawing {DRAWN_FACES} faces of each of {', '.join(synthetic.LABELS)}")
@@ -86,7 +89,7 @@ def _drawn_faces(root: Path) -> Path:
 
 
 def _shards(settings: QuickstartSettings, inputs: list[str]) -> DataSet:
-    """Prepare the photos, again if they have changed."""
+    """Prepare the photos; again if they have changed."""
     key = _digest(*(os.path.abspath(path) for path in inputs), str(settings.image_size))
     values = {
         **_storage_values(settings),
@@ -100,11 +103,11 @@ def _shards(settings: QuickstartSettings, inputs: list[str]) -> DataSet:
 
 
 def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
-    """Train, unless that was finished before on these shards; the folder of the pictures."""
+    """Train on the shards unless that is done already; the address of the pictures."""
     name = f"quickstart-{label or 'all'}-{_digest(data.manifest.fingerprint, str(settings.epochs))}"
     folder = storage.join(settings.storage, "runs", name)
     if is_finished(settings, name):
-        print(f"run {name} is trained already")
+        print(f"run {name} is already trained")
     else:
         values = {
             **load_preset(TrainSettings, "quick"),
@@ -120,14 +123,14 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
 
 
 def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> dict[str, Any]:
-    """Workers for the cores there are, and a length that suits the photos."""
-    # One worker with all cores: on a CPU, threads share a step at less cost than workers do.
+    """Settings of workers and length that suit the cores and the photos."""
+    # One worker with all cores: on a CPU, threads share a step at a lower cost than workers.
     cores = max(1, int(max(node.get("CPU", 0) for node in cluster.nodes())))
     if settings.epochs:
         length = {"epochs": settings.epochs, "kimg": None}
     else:
         length = {"kimg": PHOTOS_KIMG if settings.input else DRAWN_KIMG}
-    # Of a few held-back photos no quality can be told, and the drawn faces are for a first look.
+    # Too few held-out photos say nothing about quality, and drawn faces are only for a first look.
     judged = settings.input and monitor.can_measure(data.manifest.count("validation", label))
     return {
         "num_workers": 1,
@@ -142,7 +145,7 @@ def _digest(*parts: str) -> str:
 
 
 def _serve(settings: QuickstartSettings) -> threading.Event:
-    """Deploy the service; an event that is set when the user asks to stop."""
+    """Deploy the service. The event returned is set when the user asks to stop."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
