@@ -1,5 +1,9 @@
-"""Training on Ray Train: `train` in the driver, `worker` on every rank, and what goes between them.
+"""Training on Ray Train.
 
-The GAN's own mathematics is in `raygan.gan`; `schedule` says when what is due, `quality` judges checkpoints beside the
-training, `news` is what workers and judges tell the driver, `plots` draws a run's curves.
+`train` runs in the driver: it checks the settings, opens the run, lets `trainer` set up Ray Train, and publishes the
+best generator. Each worker runs the loop in `worker`: batches go through a `step`, whose losses come from one of the
+`objectives` and whose images from `augment`; `schedule` says when something is due, `health` whether the training is
+alive, and `checkpoints` saves it. `monitor` measures checkpoints. All of them send `events` to the driver, whose
+`progress` shows them and keeps the `history`, from which `plots` draws. `settings` and `presets/` say what can be set;
+`registry` names the objectives.
 """

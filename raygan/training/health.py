@@ -1,8 +1,7 @@
-"""Whether a training is still alive, from numbers that it logs anyway.
+"""Whether a training is still alive, judging by numbers that it logs anyway.
 
-A GAN dies in one of two ways: its numbers leave the range of numbers, or its generator draws the same image
-whatever the latent (mode collapse, Goodfellow 2016, section 5.1.1). Both are for good: going on costs hours and
-brings nothing.
+A GAN dies in one of two ways: its losses overflow, or its generator draws the same image for every latent (mode
+collapse, Goodfellow 2016, section 5.1.1). It recovers from neither, so training on would waste hours.
 """
 
 from __future__ import annotations
@@ -12,32 +11,33 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-#: Losses beyond this are past all meaning, though float32 goes on for a while.
+#: Losses beyond this mean nothing, long before float32 overflows.
 _LARGEST_LOSS = 1e6
 
-#: A generator is collapsed when its samples differ by less than this share of the most that they ever did ...
+#: A generator has collapsed when its samples differ by less than this share of the most they ever did ...
 _COLLAPSED_SHARE = 0.05
 
-#: ... once they did differ: an untrained generator's grey samples are all alike too. In units of [-1, 1].
+#: ... provided they did: an untrained generator's gray samples are all alike, too. In units of [-1, 1].
 _LEAST_SPREAD = 0.05
 
 
 def spread(images: Tensor) -> Tensor:
-    """How much images (n, 3, S, S) in [-1, 1] differ: the standard deviation over them, averaged over pixels."""
+    """How much images (n, 3, S, S) in [-1, 1] differ: their standard deviation, averaged over pixels."""
     return images.float().std(dim=0, correction=0).mean()
 
 
 class Health:
-    """Watches metrics from one log to the next."""
+    """Watches a training's metrics from log to log."""
 
     def __init__(self) -> None:
         self._widest = 0.0
 
     def diagnose(self, metrics: Mapping[str, float]) -> str | None:
-        """What the training died of, in words, or None while it lives.
+        """What the training died of, in words, or None if it is alive.
 
-        metrics: means by name; names that end in ``loss`` or ``gradient`` must be finite, ``sample_spread`` is
-        the `spread` of samples of fixed latents.
+        Args:
+            metrics: means by name. Those that end in ``loss`` or ``gradient`` must be finite; ``sample_spread`` is the
+                `spread` of samples of fixed latents.
         """
         for name, value in metrics.items():
             if not name.endswith(("loss", "gradient")):

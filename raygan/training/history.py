@@ -1,4 +1,4 @@
-"""A run's metrics, in its folder."""
+"""A run's metrics, kept in its folder whether MLflow answers or not."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from raygan.runtime import storage
 
 
 class History:
-    """The metrics of a run, one JSON object a line, in its folder: for curves, whether MLflow answers or not."""
+    """A JSON Lines file of metrics, a record for each moment.
+
+    Attributes:
+        records: metrics by name, each with ``images``.
+    """
 
     def __init__(self, address: str):
+        """Read the records at an address, if there are any."""
         self._address = address
         text = storage.read_text(address) or ""
         self.records: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
         self._dirty_since: float | None = None
-        self._said = False
+        self._warned = False
 
     @property
     def latest(self) -> dict[str, float]:
@@ -28,26 +33,30 @@ class History:
         return {name: value for record in self.records for name, value in record.items()}
 
     def add(self, metrics: dict[str, float]) -> None:
-        """Add a record, unless one of the same kind is known for the same images."""
+        """Add a record, unless it is known already."""
         if not self.knows(metrics):
             self.records.append(metrics)
             self._dirty_since = self._dirty_since or time.monotonic()
 
     def knows(self, metrics: dict[str, float]) -> bool:
-        """Whether there is a record of the same metrics for the same images."""
+        """Whether there is a record with the same metrics at the same images."""
         return any(set(metrics) == set(old) and metrics["images"] == old["images"] for old in self.records)
 
     def save(self, at_least_every_s: float = 0.0) -> None:
-        """Write the records, if some are new for that long. Where that fails, they are written with the next ones."""
+        """Write the records if there are new ones. If that fails, they are written with the next ones.
+
+        Args:
+            at_least_every_s: leave records unwritten for up to so many seconds.
+        """
         if self._dirty_since is None or time.monotonic() - self._dirty_since < at_least_every_s:
             return
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         try:
             storage.write_bytes(self._address, lines.encode())
         except RayganError as error:
-            if not self._said:
+            if not self._warned:
                 tqdm.write(f"warning: {error}", file=sys.stderr)
-            self._said = True
-            self._dirty_since = time.monotonic()  # not at once again
+            self._warned = True
+            self._dirty_since = time.monotonic()  # don't retry at once
         else:
             self._dirty_since = None

@@ -120,22 +120,22 @@ class Monitor:
         features = network(drawn)
         value, error = kid(reference.validation, features)
         name = f"kid{self.samples}_{network.name}"
-        distances, neighbours = nearest(features, reference.train)
-        held_back, _ = nearest(reference.validation, reference.train)
+        distances, neighbors = nearest(features, reference.train)
+        held_out, _ = nearest(reference.validation, reference.train)
         metrics = {
             name: value,
             f"{name}_error": error,
             # Below 1 for copies: they are nearer to the training photos than photos that the training never saw.
-            f"train_distance{self.samples}_{network.name}": float(distances.mean() / held_back.mean()),
+            f"train_distance{self.samples}_{network.name}": float(distances.mean() / held_out.mean()),
         }
         if self.label and animals.knows(self.label):
             mass = animals.animal_mass(drawn[:MASS_SAMPLES], self.label)
             metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = float(mass.mean())
-        self._show_nearest(drawn[:SHOWN], neighbours[:SHOWN], reference, images)
+        self._show_nearest(drawn[:SHOWN], neighbors[:SHOWN], reference, images)
         return metrics, value
 
-    def _show_nearest(self, drawn: Tensor, neighbours: Tensor, reference: Reference, images: int) -> None:
-        photos = torch.from_numpy(self.photos.pixels(reference.places[neighbours.numpy()]))
+    def _show_nearest(self, drawn: Tensor, neighbors: Tensor, reference: Reference, images: int) -> None:
+        photos = torch.from_numpy(self.photos.pixels(reference.places[neighbors.numpy()]))
         picture = pictures.side_by_side([("generated", drawn), ("nearest training photo", photos)], 4)
         path = f"pictures/nearest-{images:09d}-images.png"
         self.events.put(written(self.folder, path, pictures.png(picture)))
@@ -162,9 +162,9 @@ def measure_reference(train: Photos, validation: Photos, network: str) -> Refere
     """What generators are compared with."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     features = load_network(network)
-    held_back = [validation.block(number) for number in range(len(validation.rows)) if validation.rows[number]]
-    vectors = torch.cat([features(torch.from_numpy(pixels.copy())) for pixels, _ in held_back])
-    classes = torch.from_numpy(np.concatenate([numbers for _, numbers in held_back]))
+    held_out = [validation.block(number) for number in range(len(validation.rows)) if validation.rows[number]]
+    vectors = torch.cat([features(torch.from_numpy(pixels.copy())) for pixels, _ in held_out])
+    classes = torch.from_numpy(np.concatenate([numbers for _, numbers in held_out]))
     places = train.spread(TRAIN_PHOTOS)
     shards = np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1)
     trained = torch.cat([features(torch.from_numpy(train.pixels(part))) for part in shards])

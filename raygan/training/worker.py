@@ -85,9 +85,7 @@ def train_worker(config: dict[str, Any]) -> None:
     share, device = place_of(settings)
     step = new_step(settings, task.schedule, task.labels, device, share)
     before: dict[str, Any] = {}
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None and task.begin_from:
-        checkpoint = task.begin_from
+    checkpoint = ray.train.get_checkpoint() or task.begin_from
     if checkpoint:
         with checkpoint.as_directory() as folder:
             before = load_training(Path(folder), step)

@@ -1,4 +1,4 @@
-"""What version 0.1.0 left behind in storage and registry can still be used."""
+"""What version 0.1.0 left in storage and registry can still be used."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,13 @@ LEFT = Path(__file__).parent / "before_the_move"
 def test_a_registered_generator_draws_what_it_drew():
     generator, about = load_generator(LEFT / "generator")
     drawn = images_of(generator, latents_of(range(4), generator.settings.z_dim)).numpy()
-    # Not to the last bit: it was drawn on another processor.
+    # Not bit for bit: the images were drawn on another processor.
     assert np.abs(drawn.astype(int) - np.load(LEFT / "images.npy")).max() <= 1
     assert about["kimg"] == 0.112
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_goes_on_from_its_checkpoint(train_settings, capsys):
+def test_a_run_is_resumed_from_its_checkpoint(train_settings, capsys):
     settings = train_settings(name="before-the-move", width=2, z_dim=4, num_workers=1, epochs=3)
     run = Path(settings.storage, "runs", "before-the-move")
     shutil.copytree(LEFT / "run", run)

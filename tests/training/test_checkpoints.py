@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed step goes on bit for bit, damaged files are named, nothing is unpickled."""
+"""Checkpoints: steps resume bit for bit, damaged files are named, nothing is unpickled."""
 
 import json
 
@@ -23,7 +23,7 @@ def everything(step):
     return [*step.generator.state_dict().values(), *step.critic.state_dict().values(), *step.ema.state_dict().values()]
 
 
-def test_a_resumed_step_goes_on_bit_for_bit(tmp_path):
+def test_a_step_resumes_bit_for_bit(tmp_path):
     whole = GanStep(NETWORKS, OPTIONS)
     for number in range(7):
         whole.step(batch(number))
@@ -39,7 +39,7 @@ def test_a_resumed_step_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
 
 
-def test_a_generator_comes_back_with_its_pixels_and_what_was_said(tmp_path):
+def test_a_generator_comes_back_with_its_pixels_and_its_about(tmp_path):
     generator = build_generator(NETWORKS).eval()
     save_generator(tmp_path, generator, {"label": "cat"})
     loaded, about = load_generator(tmp_path)
@@ -88,7 +88,7 @@ def test_damage_is_named_in_one_line(tmp_path, damage, says):
     assert str(tmp_path) in str(raised.value)
 
 
-def test_training_state_of_other_networks_is_refused(tmp_path):
+def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     save_training(tmp_path, GanStep(NETWORKS, OPTIONS), {})
     other = GanStep(NetworkSettings(image_size=32, z_dim=9, width=4), OPTIONS)
     with pytest.raises(RayganError, match="other networks"):

@@ -1,4 +1,4 @@
-"""What a training dies of, and what it survives."""
+"""What a training dies of and what it survives."""
 
 import math
 
@@ -20,9 +20,9 @@ def test_numbers_out_of_range(metrics, says):
     assert says in (Health().diagnose(metrics) or "")
 
 
-def test_samples_that_were_different_and_are_alike_now():
+def test_samples_that_differed_and_are_alike_now():
     health = Health()
-    # Grey samples of an untrained generator are alike, too, and no reason to stop.
+    # An untrained generator's gray samples are alike, too, and no reason to stop.
     assert [health.diagnose({"sample_spread": s}) for s in (0.001, 0.002, 0.3, 0.1)] == [None] * 4
     assert "alike" in (health.diagnose({"sample_spread": 0.01}) or "")
 

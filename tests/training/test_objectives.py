@@ -1,4 +1,4 @@
-"""Losses and penalty against closed forms, in float64."""
+"""Losses and penalties against closed forms, in float64."""
 
 import math
 
@@ -19,8 +19,7 @@ def linear_critic(weight):
 
 
 def test_gradient_penalty_of_a_linear_critic(images):
-    """D(x) = <w, x> has gradient w everywhere, so the penalty is (|w| - 1)^2 for every image, and its
-    gradient with respect to w is 2 (|w| - 1) w / |w|."""
+    """D(x) = <w, x> has gradient w, so each penalty is (|w| - 1)^2 with gradient 2 (|w| - 1) w / |w|."""
     reals, fakes = images
     weight = torch.randn(3, 8, 8, dtype=torch.float64, requires_grad=True)
     mix = torch.rand(5, 1, 1, 1, dtype=torch.float64)
@@ -36,7 +35,7 @@ def test_gradient_penalty_of_a_linear_critic(images):
 
 
 def test_gradient_penalty_of_a_quadratic_critic(images):
-    """D(x) = |x|^2 / 2 has gradient x, so the norm is that of the interpolate itself."""
+    """D(x) = |x|^2 / 2 has gradient x, so the gradient norm is the norm of the interpolate."""
     reals, fakes = images
     mix = torch.rand(5, 1, 1, 1, dtype=torch.float64)
     _, terms = WassersteinGP().critic_loss(lambda x: x.square().flatten(1).sum(1) / 2, reals, fakes, mix, 1.0)
@@ -53,7 +52,7 @@ def test_a_skipped_penalty_leaves_the_wasserstein_terms(images):
     assert set(terms) == {"wasserstein"}
 
 
-def test_generators_maximise_what_the_critic_gives(images):
+def test_generators_maximize_the_score(images):
     reals, fakes = images
     critic = linear_critic(torch.randn(3, 8, 8, dtype=torch.float64))
     losses, _ = WassersteinGP().generator_loss(critic, reals, fakes)
@@ -94,8 +93,8 @@ def test_r3gan_of_a_quadratic_critic(images):
 
 
 @pytest.mark.parametrize("objective", [WassersteinGP(), RelativisticR1R2()])
-def test_penalised_losses_agree_with_finite_differences(images, objective):
-    """The second derivative that a penalty needs, through a critic with a norm and a kink-free activation."""
+def test_penalized_losses_agree_with_finite_differences(images, objective):
+    """A penalty's second derivative, through a critic with a norm and a smooth activation."""
     reals, fakes = images
     torch.manual_seed(2)
     first, last = torch.randn(4, 3, 3, 3).double() / 5, torch.randn(4, 64).double() / 5

@@ -1,4 +1,4 @@
-"""The step alone: what it draws, what the EMA is, and how a split batch adds up."""
+"""The step alone: draws, EMA, precision, learning rates, and one step against a written-out reference."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings, to_signed, to_uint8
 from raygan.models.latents import seeded
 from raygan.training.registry import OBJECTIVES
-from raygan.training.schedule import learning_rate_share
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
 
@@ -61,11 +60,10 @@ def test_shares_cover_the_batch_once_whatever_its_size():
 
 
 def test_ema_follows_its_half_life_in_images():
-    """With no ramp, after images equal to the half-life the average has gone half of the way to weights
-    that stay where they are."""
+    """Without a ramp, the average is halfway to constant weights after one half-life of images."""
     chosen = options(ema_kimg=0.12, ema_ramp=0.0, n_critic=1, batch_size=6)
     step = GanStep(NETWORKS, chosen)
-    step.ema.update_parameters(step.generator)  # torch copies the weights on the first update
+    step.ema.update_parameters(step.generator)  # torch copies the weights in the first update
     start = [p.clone() for p in step.ema.module.parameters()]
     with torch.no_grad():
         for parameter in step.generator.parameters():
@@ -85,7 +83,7 @@ def test_without_an_ema_users_get_the_generator():
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_bfloat16_steps_nearly_as_float32_does(objective):
-    """Rounding to 8 bits moves a gradient by about a hundredth of its length, the penalty's second derivative too."""
+    """Rounding to 8 bits moves a gradient by about a hundredth of its length, even through a penalty."""
     gradients = []
     for precision in ("fp32", "bf16"):
         step = GanStep(NETWORKS, options(objective=objective, precision=precision, batch_size=32, n_critic=1))
@@ -113,7 +111,7 @@ def test_ema_ramp_shortens_the_half_life_of_a_young_generator():
 
 
 def test_the_first_critic_step_equals_adam_on_the_written_out_loss():
-    """A reference that shares nothing with the step but the networks' code and the documented draws."""
+    """The reference shares only the networks and the documented draws with the step."""
     step = GanStep(NETWORKS, options(mirror=False))
     critic, generator = step.critic, step.generator
     random = seeded(0, 0, "critic")
@@ -133,19 +131,23 @@ def test_the_first_critic_step_equals_adam_on_the_written_out_loss():
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_learning_rates_rise_and_fall_as_asked():
+def test_both_optimizers_get_their_share_of_the_learning_rate():
     chosen = options(warmup_kimg=0.06, decay=0.5, critic_lr=1e-3, generator_lr=2e-3)
-    shares = [learning_rate_share(chosen, images, 0.24) for images in (0, 30, 54, 60, 120, 180, 240)]
-    assert shares == pytest.approx([0.1, 0.6, 1.0, 1.0, 1.0, 0.5, 0.0])
-    assert learning_rate_share(options(), 10**9, 0.24) == 1.0
     step = GanStep(NETWORKS, chosen, total_kimg=0.24)
     step.step(reals())
     assert step.critic_optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
     assert step.generator_optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
 
 
+def test_settings_are_recorded_with_what_was_decided_for_the_run():
+    step = GanStep(NETWORKS, options(sync_batch_norm=True), total_kimg=0.24)
+    recorded = step.settings()
+    assert recorded == {**options(sync_batch_norm=True).plain(), "precision": "fp32", "total_kimg": 0.24}
+    assert set(StepOptions.model_fields) < set(recorded)
+
+
 def test_clipping_shortens_long_gradients_only():
-    """Adam hides the length of one gradient, so it is looked at where the optimiser finds it."""
+    """Adam hides a gradient's length, so the test looks at the gradient that Adam is given."""
     found = {}
     for limit in (0.0, 1e-3, 1e6):
         step = GanStep(NETWORKS, options(clip_gradient=limit))
@@ -159,7 +161,7 @@ def test_clipping_shortens_long_gradients_only():
 
 
 def test_a_conditional_step_learns_classes_from_reals():
-    """Cats are dark, dogs bright, and the critic must come to prefer each under its own name."""
+    """Cats are dark and dogs are bright; the critic must learn to prefer each under its own label."""
     networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none", labels=("cat", "dog"))
     step = GanStep(networks, options(n_critic=100, critic_lr=3e-3, penalty_weight=0.1))
     dark, bright = (torch.full((3, 3, 32, 32), value, dtype=torch.uint8) for value in (30, 220))
@@ -183,7 +185,7 @@ def test_pixels_survive_the_way_to_floats_and_back():
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_every_objective_teaches_the_critic_to_tell_reals_from_fakes(objective):
-    """Reals are bright, an untrained generator's images are grey: the gap must grow from step to step."""
+    """Reals are bright and an untrained generator's images are gray, so the critic's loss must fall."""
     norm = "batch" if OBJECTIVES.load(objective).allows_batch_norm else "none"
     networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm=norm)
     step = GanStep(networks, options(objective=objective, n_critic=100, critic_lr=1e-3))

@@ -1,1 +1,1 @@
-"""Settings of trainings by name; each file says at its head what it is for."""
+"""Training presets: one YAML file each, which begins with what the preset is for."""
