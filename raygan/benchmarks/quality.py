@@ -1,16 +1,15 @@
-"""KID against time: presets under Ray Train, and textbook WGAN-GP, on the same photos and the same cores.
+"""KID against time: presets under Ray Train, and textbook WGAN-GP, on the same photos and cores.
 
-Each trains alone for as many minutes as the others, one after the other, with all cores in one worker:
+Each trains alone for the same number of minutes, one after another, with all cores in one worker:
 
-    PRESET     the whole of `jobs/train.py`, judgements left out
-    textbook   `TextbookStep` with the source project's settings (preset wgan-gp-128) at the shards' size, on photos in
-               memory, in one process with a thread for each core and the allocator as it is; it has no moving average:
-               its generator is judged
+    PRESET     the whole of `jobs/train.py` without quality measurements
+    textbook   `TextbookStep` with the settings of the preset wgan-gp-128 at the shards' size, on photos in memory, in
+               one process with a thread per core and the default allocator; without EMA: its generator is judged
 
-What each had made at equal times is then compared with all real photos of the label. Each is a run in the storage
-folder, named after label, minutes and shards, the textbook's also after the number of times, at which alone it keeps a
-generator: the same command goes on with a preset where it was stopped, begins the textbook anew, and trains nothing
-that is finished again.
+What each had at equal times is then compared with all real photos of the label. Each training is a run in the storage
+folder, named after label, minutes and shards. The textbook keeps a generator only at the points in time that are
+judged, so its name has their number too. The same command resumes a preset where it stopped, restarts the textbook, and
+repeats nothing that is finished.
 """
 
 from __future__ import annotations
@@ -54,17 +53,18 @@ TEXTBOOK = "textbook"
 #: The preset whose settings the textbook has.
 _SOURCE = "wgan-gp-128"
 
-#: Images of each that are shown at the end.
+#: Number of images of each shown at the end.
 _SHOWN = 24
 
 
 def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
     """Train, judge, print a table, draw, write JSON if asked, and return the numbers.
 
-    Raises ConfigurationError if the storage folder isn't one of this machine: checkpoints are read from it.
+    Raises:
+        ConfigurationError: the storage folder isn't on this machine, where checkpoints are read from it.
     """
     if is_remote(settings.storage):
-        raise ConfigurationError(f"--storage: this benchmark wants a folder of this machine, not {settings.storage}")
+        raise ConfigurationError(f"--storage: this benchmark needs a folder on this machine, not {settings.storage}")
     trainings = {name: _training(settings, name) for name in settings.presets}
     source = _training(settings, _SOURCE)
     for training in (*trainings.values(), *([source] if settings.textbook else [])):
@@ -77,7 +77,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
             print(f"training {preset}", file=sys.stderr)
             train(training)
     if settings.textbook:
-        folders[TEXTBOOK] = _textbook(settings, source, Path(settings.storage, "runs", _name(settings, TEXTBOOK)))
+        folders[TEXTBOOK] = _textbook(settings, source, Path(settings.storage, "runs", run_name(settings, TEXTBOOK)))
     reals, _ = in_memory(DataSet.open(settings.data), settings.label, "train", "validation")
     network = load_network(feature_network(settings, settings.network, "--network"))
     real_features = network(reals)
@@ -104,7 +104,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
 
 
 def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
-    """A preset's training, of the size and length asked for."""
+    """A preset's training at the shards' size, as long as asked."""
     return TrainSettings.model_validate(
         {
             **load_preset(TrainSettings, preset),
@@ -114,7 +114,7 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
             "data": settings.data,
             "label": settings.label,
             "image_size": DataSet.open(settings.data).manifest.image_size,
-            "name": _name(settings, preset),
+            "name": run_name(settings, preset),
             "kimg": 1e6,
             "minutes": settings.minutes,
             "log_every": settings.every,
@@ -128,27 +128,27 @@ def _training(settings: QualityBenchmarkSettings, preset: str) -> TrainSettings:
     )
 
 
-def _name(settings: QualityBenchmarkSettings, who: str) -> str:
-    """The run's: what makes it another one is in it."""
+def run_name(settings: QualityBenchmarkSettings, who: str) -> str:
+    """The run's name, which differs whenever the training does."""
     shards = DataSet.open(settings.data).manifest.fingerprint[:8]
     points = f"-{settings.points}-points" if who == TEXTBOOK else ""
     return f"quality-{who}-{settings.label or 'all'}-{settings.minutes:g}-minutes{points}-{shards}"
 
 
 def _nearest(folder: Path, minutes: float) -> tuple[Path, dict[str, float]]:
-    """The checkpoint that was written nearest to a time, and what it says about itself."""
+    """The checkpoint written nearest to a time, and its description."""
     found = []
     for path in folder.glob("*/generator.json"):
         about = json.loads(path.read_text(encoding="utf-8"))["about"]
         found.append((abs(about["minutes"] - minutes), path.parent, about))
     if not found:
-        raise RayganError(f"{folder} has no checkpoints: delete it, and train again")
+        raise RayganError(f"{folder} has no checkpoints: delete it and train again")
     _, checkpoint, about = min(found, key=lambda each: each[0])
     return checkpoint, about
 
 
 def _textbook(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Path) -> Path:
-    """Train by the textbook, in a process of its own, if that isn't done; the folder with its generators."""
+    """Train the textbook in a fresh process, unless that is done, and return the folder with its generators."""
     if (folder / "finished").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -160,7 +160,7 @@ def _textbook(settings: QualityBenchmarkSettings, source: TrainSettings, folder:
 
 
 def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Path) -> None:
-    """Algorithm 1 until the minutes are over; a generator is kept whenever a part of them is."""
+    """Run Algorithm 1 for the minutes asked for, and keep a generator at each point in time."""
     torch.set_num_threads(cores())
     photos, _ = in_memory(DataSet.open(settings.data), settings.label, "train")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,7 +182,7 @@ def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Pat
 
 
 def _picture(rows: dict[str, list[dict[str, float]]], shown: list[tuple[str, torch.Tensor]], title: str) -> bytes:
-    """KID against minutes above, and what was drawn at the end below."""
+    """A PNG: KID against minutes above, final samples below."""
     figure, (axes,) = row_of_axes(7.0, 3.6, 1)
     for name, points in rows.items():
         minutes, kids, errors = ([point[key] for point in points] for key in ("minutes", "kid", "error"))

@@ -1,29 +1,29 @@
 """How training and `prepare` scale over workers of this machine, and a model of training beyond it.
 
-Measured, with one core for each worker (or a GPU, if there is one for each), training in every round one after the
-other, `prepare` in one Ray cluster of so many cores after the other:
+Measured with one core per worker (or a GPU, if there is one for each). For training, the numbers of workers take turns
+in every round; `prepare` runs in one Ray cluster after another, each with that number of cores:
 
-    train, strong     one global batch shared out among the workers
+    train, strong     one global batch shared by the workers
     train, weak       the same batch for every worker
-    prepare, strong   the same photos for so many cores
-    prepare, weak     so many times the photos
+    prepare, strong   the same photos for each number of cores
+    prepare, weak     the same number of photos per core
 
-An efficiency is the speed over that of one worker times their number; the median of the rounds counts.
+An efficiency is the speed divided by that of one worker and by the number of workers; the median of the rounds counts.
 
-The model. Training is data parallel: every worker computes on its share of the batch, then all add their gradients up
-by a ring, in which each sends 2 (w - 1) / w of the gradient's bytes in 2 (w - 1) messages (Patarasuk and Yuan 2009).
-An iteration of n critic steps and a generator step over w workers, of b images each, takes
+The model. Training is data parallel: every worker computes its share of the batch, then all sum their gradients in a
+ring, where each sends 2 (w - 1) / w of the gradient's bytes in 2 (w - 1) messages (Patarasuk and Yuan 2009). An
+iteration of n critic steps and a generator step over w workers with b images each takes
 
     n compute_critic(b) + compute_generator(b) + sum over steps of 2 (w - 1) (bytes / w / bandwidth + latency)
     + sum over batch norms and their passes of (w - 1) latency
 
-with compute(b) = fixed + slope b, by least squares on the iteration's seconds at several b in one worker of one core
-(or on a GPU, as above).
-The generator's batch norms, if they are of all ranks, gather their statistics in the critic's steps and in its own,
-and add up their gradients in the latter; those are small, so that only their messages' latency counts. It assumes that
-sums don't overlap with the backward pass, that a gradient is summed in one piece, that all workers are alike and wait
-for nothing else, and that all links have the same bandwidth. Its share for two workers here, on
-gloo's bandwidth and latency as measured between two processes, stands beside what two workers really did.
+with compute(b) = fixed + slope b, fitted by least squares to the seconds of an iteration at several b in one worker of
+one core (or GPU). Batch norms over all ranks gather their statistics in the critic steps and in the generator's, and
+sum their gradients in the latter; those are small, so only the latency of their messages counts.
+
+The model assumes that sums don't overlap with the backward pass, that each gradient is summed in one piece, that all
+workers are alike and wait for nothing else, and that all links have the same bandwidth. Its prediction for two workers
+here, with gloo's bandwidth and latency measured between two processes, stands beside what two workers did.
 """
 
 from __future__ import annotations
@@ -55,32 +55,31 @@ from raygan.models.sync_norm import SyncBatchNorm2d
 from raygan.runtime import cluster
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
-from raygan.training.step import GanStep
 from raygan.training.train import check
-from raygan.training.worker import network_settings, step_settings
+from raygan.training.worker import new_step
 
-#: An efficiency below which more workers are said not to pay.
+#: The efficiency below which more workers don't pay.
 _WORTH = 0.5
 
-#: Workers that the model goes up to.
+#: The most workers that the model considers.
 _MOST = 4096
 
-#: Batches between two metrics, about, and how often there are metrics, where a batch's seconds are measured.
+#: For the seconds of a batch: roughly how many batches between two metrics, and how many metrics.
 _TURN_BATCHES, _TURNS = 12, 6
 
-#: Bytes of a sum that gloo's bandwidth is measured with.
+#: Bytes of the sum that measures gloo's bandwidth.
 _LARGE_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Link:
-    """What is between two workers: bytes a second in each direction, and seconds that a message takes at least."""
+    """What connects two workers: bytes/s in each direction, and the seconds of the shortest message."""
 
     bandwidth: float
     latency: float
 
 
-#: Links that the model is worked out for.
+#: Links for which the model is evaluated.
 LINKS = {
     "1 Gbit/s Ethernet": Link(1e9 / 8, 100e-6),
     "10 Gbit/s Ethernet": Link(10e9 / 8, 50e-6),
@@ -92,9 +91,13 @@ LINKS = {
 class Cost:
     """The model of this module's docstring.
 
-    fixed, slope: seconds of a batch of reals in one worker, and of each image more; a generator step's are in them in
-    their share. critic_bytes, generator_bytes: of gradients. n_critic: critic steps to a generator step. norms: batch
-    norms of all ranks in the generator.
+    Attributes:
+        fixed: seconds of a batch of reals in one worker, with its share of a generator step, apart from the images.
+        slope: seconds of each image in the batch.
+        critic_bytes: bytes of the critic's gradients.
+        generator_bytes: bytes of the generator's gradients.
+        n_critic: critic steps per generator step.
+        norms: number of batch norms over all ranks in the generator.
     """
 
     fixed: float
@@ -105,7 +108,7 @@ class Cost:
     norms: int = 0
 
     def seconds(self, workers: int, images: float, link: Link) -> float:
-        """Of a batch of reals, of which each worker has so many images."""
+        """Seconds of a batch of reals, of which each worker has `images`."""
         sums = 1 + 1 / self.n_critic
         sent = (self.critic_bytes + self.generator_bytes / self.n_critic) / workers / link.bandwidth
         gathered = self.norms * (1 + 2 / self.n_critic)
@@ -113,12 +116,12 @@ class Cost:
         return self.fixed + self.slope * images + 2 * (workers - 1) * sent + messages * link.latency
 
     def efficiency(self, workers: int, batch: int, link: Link, *, weak: bool) -> float:
-        """Speed over that of one worker times their number; batch: of all workers, or if weak of each."""
+        """Speed over that of one worker times their number. `batch` is for all workers, or if weak for each."""
         share, work = (batch, 1) if weak else (batch / workers, workers)
         return self.seconds(1, batch, link) / (work * self.seconds(workers, share, link))
 
     def most_workers(self, batch: int, link: Link, *, weak: bool) -> int:
-        """The largest number of workers, of the powers of two, that is efficient enough; each has an image at least."""
+        """The largest power of two of workers that is efficient enough, with at least an image each."""
         limit = _MOST if weak else min(_MOST, batch)
         most = 1
         while 2 * most <= limit and self.efficiency(2 * most, batch, link, weak=weak) >= _WORTH:
@@ -129,13 +132,13 @@ class Cost:
 def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
     """Measure, print tables, write JSON if asked, and return the numbers."""
     if not settings.workers or min(settings.workers) < 1:
-        raise ConfigurationError("--workers: numbers of workers, each at least 1")
+        raise ConfigurationError("--workers: give numbers of workers, each at least 1")
     if max(settings.workers) > cores():
         raise ConfigurationError(
-            f"--workers: {max(settings.workers)} workers of a core each; there are {cores()} cores"
+            f"--workers: {max(settings.workers)} workers need a core each, and there are {cores()} cores"
         )
     if 1 not in settings.workers:
-        raise ConfigurationError("--workers: efficiencies are against one worker: name 1 too")
+        raise ConfigurationError("--workers: include 1, which efficiencies refer to")
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
         base = shared_settings(settings, folder)
         check(base)
@@ -182,7 +185,7 @@ def _measure_training(settings: ScaleBenchmarkSettings, base: TrainSettings) -> 
 
 
 def _measure_prepare(settings: ScaleBenchmarkSettings, folder: str) -> dict[str, dict[int, list[float]]]:
-    """Each number of cores is a Ray cluster of its own; its processes are started before the clock."""
+    """Images/s by number of cores, each in its own Ray cluster, whose processes start before the clock."""
     found: dict[str, dict[int, list[float]]] = {"prepare, strong": {}, "prepare, weak": {}}
     photos = {workers: os.path.join(folder, f"photos-{workers}") for workers in settings.workers}
     for workers, place in photos.items():
@@ -203,7 +206,7 @@ def _measure_prepare(settings: ScaleBenchmarkSettings, folder: str) -> dict[str,
 
 
 def _prepared(folder: str, photos: str, settings: ScaleBenchmarkSettings) -> float:
-    """Seconds that the photos take; repeated photos are duplicates, so filters that throw those out are off."""
+    """Seconds to prepare the photos. They are repeated, so the filters against duplicates are off."""
     with tempfile.TemporaryDirectory(dir=folder) as output:
         began = time.perf_counter()
         prepare(
@@ -220,11 +223,11 @@ def _prepared(folder: str, photos: str, settings: ScaleBenchmarkSettings) -> flo
 
 
 def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]]) -> dict[str, Any]:
-    """Work the model out, print it, and return its numbers."""
+    """Fit the model, print it, and return its numbers."""
     batches = sorted({max(1, base.batch_size // part) for part in (1, 2, 4, 8)})
     seconds = {batch: _batch_seconds(base, batch) for batch in batches}
     cost = Cost(*line_through(seconds), *_messages(base))
-    here = _gloo()
+    here = measure_gloo()
     print(
         f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one "
         f"{'GPU' if base.gpu else 'core'}; gradients of {cost.critic_bytes / 1e6:.2f} MB (critic) and "
@@ -252,14 +255,14 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
 
 
 def line_through(seconds: dict[int, float]) -> tuple[float, float]:
-    """Seconds of any batch, and of each image more, by least squares on the seconds of batches of several sizes."""
+    """Seconds of any batch and of each image in it, by least squares on the seconds by batch size."""
     slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
-    return max(0.0, float(fixed)), float(slope)  # noise puts it below 0 where there is next to none
+    return max(0.0, float(fixed)), float(slope)  # noise can put it below 0
 
 
 def _batch_seconds(base: TrainSettings, batch: int) -> float:
-    """Seconds for a batch of reals in one process, on what a worker has; generator steps included in their turn."""
-    # Whole turns of generator steps and lazy penalties between two metrics, the first of which begin the clock.
+    """Seconds of a batch of reals in one process on a worker's device, with its share of generator steps."""
+    # Whole turns of generator steps and lazy penalties between two metrics; the first metrics start the clock.
     turn = math.lcm(base.n_critic, base.penalty_every)
     log = turn * max(1, round(_TURN_BATCHES / turn)) * batch / 1000
     bare = base.model_copy(update={"batch_size": batch, "kimg": _TURNS * log, "log_every": log})
@@ -267,25 +270,25 @@ def _batch_seconds(base: TrainSettings, batch: int) -> float:
 
 
 def _messages(base: TrainSettings) -> tuple[int, int, int, int]:
-    """Bytes of the critic's and of the generator's gradients, critic steps to a generator step, norms of all ranks."""
+    """critic_bytes, generator_bytes, n_critic and norms of `Cost`."""
     schedule = Schedule.of(base, base.batch_size, base.batch_size)
-    step = GanStep(network_settings(base, ()), step_settings(base, schedule, torch.device("cpu")))
+    step = new_step(base, schedule)
     critic, generator = (sum(4 * p.numel() for p in network.parameters()) for network in (step.critic, step.generator))
     norms = sum(isinstance(module, SyncBatchNorm2d) for module in step.generator.modules())
     return critic, generator, base.n_critic, norms
 
 
-def _gloo() -> Link:
-    """The link of gloo's sums between two processes of this machine."""
+def measure_gloo() -> Link:
+    """Measure gloo's link between two processes of this machine."""
     with tempfile.TemporaryDirectory(prefix="raygan-gloo-") as folder:
         place = f"file://{folder}/meet"
         (small, large), _ = in_processes("two processes joined by gloo", [(_sum, (rank, place)) for rank in range(2)])
-    # Each of two workers sends two messages, of half of the bytes each.
+    # Each of the two workers sends two messages with half of the bytes each.
     return Link(_LARGE_BYTES / (large - small), small / 2)
 
 
 def _sum(rank: int, place: str) -> list[float]:
-    """Seconds of a small sum and of a large one."""
+    """Seconds of a small and of a large sum over two processes."""
     torch.set_num_threads(1)
     waits = datetime.timedelta(seconds=60)
     torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=waits)

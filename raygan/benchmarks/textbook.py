@@ -1,8 +1,8 @@
 """WGAN-GP as research repositories write it: what `benchmark train-step` and `benchmark quality` compare with.
 
-Algorithm 1 of Gulrajani et al. 2017, line by line and without a thought for speed: the critic is called on reals,
-on fakes and on interpolates separately, the fakes keep the generator's graph in the critic's step, everything is
-float32 in the default layout, and every step's losses are read by the host. torch only.
+Algorithm 1 of Gulrajani et al. 2017, line by line, without a thought for speed: the critic sees reals, fakes and
+interpolates in separate calls, the fakes keep the generator's graph in the critic step, everything is float32 in the
+default layout, and the host reads every loss. Needs torch alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from raygan.training.settings import StepOptions
 
 
 class TextbookStep:
-    """Generator, critic and their Adams; the networks are raygan's layer for layer, and begin with its weights.
-
-    settings: of which the batch, the rates, the betas, `n_critic` and `penalty_weight` are heeded.
-    """
+    """Generator, critic and their Adams. The networks are raygan's, layer for layer, and start from its weights."""
 
     def __init__(self, networks: NetworkSettings, settings: StepOptions, device: torch.device | str = "cpu"):
         self.networks, self.settings, self.device = networks, settings, torch.device(device)
@@ -32,7 +29,12 @@ class TextbookStep:
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas)
 
     def critic_step(self, reals: Tensor, draws: torch.Generator) -> float:
-        """One step on reals, uint8 (n, 3, S, S); the loss before it. draws: whence latents and mixes come."""
+        """Take a critic step, and return the loss before it.
+
+        Args:
+            reals: uint8 (n, 3, S, S).
+            draws: draws the latents and the interpolation weights.
+        """
         reals = (reals.to(self.device) / 255 - 0.5) / 0.5
         latents = draw_latents(len(reals), self.networks.z_dim, draws).to(self.device)
         mix = torch.rand(len(reals), 1, 1, 1, generator=draws).to(self.device)
@@ -50,7 +52,7 @@ class TextbookStep:
         return float(loss.item())
 
     def generator_step(self, draws: torch.Generator) -> float:
-        """One step of the generator; the loss before it."""
+        """Take a generator step with latents from `draws`, and return the loss before it."""
         latents = draw_latents(self.settings.batch_size, self.networks.z_dim, draws).to(self.device)
         loss = -self.critic(self.generator(latents)).mean()
         self.generator_optimizer.zero_grad()
@@ -60,7 +62,7 @@ class TextbookStep:
 
 
 def _of_torch(critic: nn.Module) -> nn.Module:
-    """The critic with torch's own norms and LeakyReLUs in the place of raygan's, and the same parameters."""
+    """Replace raygan's norms and LeakyReLUs in a critic by torch's own, with the same parameters."""
     for parent in critic.modules():
         for name, layer in list(parent.named_children()):
             if isinstance(layer, LeakyReLU):

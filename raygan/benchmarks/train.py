@@ -1,17 +1,16 @@
 """Training under Ray Train beside the bare loop: what the cluster and the streamed shards cost.
 
-The same preset and the same photos for all, one after the other in every round, each in fresh processes:
+Same preset, same photos, one candidate after another in every round, each in fresh processes:
 
-    bare loop   `GanStep` on photos in memory, in one process with a thread for each core; nothing is written
-    1 worker    the whole of `jobs/train.py`, quality left out: one worker with all cores
+    bare loop   `GanStep` on photos in memory, in one process with a thread per core; writes nothing
+    1 worker    the whole of `jobs/train.py` without quality: one worker with all cores
     2 workers   the same, each with half of the cores
 
-All of them compute on GPUs if the cluster has one for each of the most workers, else all on cores: a ratio shall not
-be one of devices.
+All compute on GPUs if the cluster has one for each of the most workers, else on cores, so no ratio compares devices.
 
-Images/s are those from the first metrics to the last, by the clock, with all that happens between; what comes before
-and after (processes, imports, shards, the export) stands beside, and the peak resident memory of the process that
-trains, with its growth since the first metrics. A round's ratios are taken within it; the median counts.
+Images/s run from the first metrics to the last, by the clock, with everything in between. What comes before and after
+(processes, imports, shards, the export) stands beside them, as does the peak resident memory of the training process
+and its growth since the first metrics. A round's ratios are taken within the round, and their median counts.
 """
 
 from __future__ import annotations
@@ -37,20 +36,19 @@ from raygan.models.hardware import keep_freed_memory, peak_resident_bytes
 from raygan.runtime import cluster
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
-from raygan.training.step import GanStep
 from raygan.training.train import check, train
-from raygan.training.worker import network_settings, step_settings
+from raygan.training.worker import new_step
 
 BARE = "bare loop"
 
-#: Metrics in a run, between the first and last of which is measured.
+#: Number of metrics in a run; the clock runs from the first to the last.
 _LOGS = 10
 
 
 def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
     if not settings.workers or min(settings.workers) < 1:
-        raise ConfigurationError("--workers: numbers of workers, each at least 1")
+        raise ConfigurationError("--workers: give numbers of workers, each at least 1")
     rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="raygan-benchmark-") as folder:
         base = shared_settings(settings, folder)
@@ -83,7 +81,7 @@ def benchmark(settings: TrainBenchmarkSettings) -> dict[str, Any]:
 
 
 def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSettings:
-    """The training that all do, with its records in a folder that goes away."""
+    """The training to measure, with its records in a temporary folder."""
     names = set(TrainSettings.model_fields)
     values = {name: value for name, value in settings.model_dump().items() if name in names}
     return TrainSettings.model_validate(
@@ -103,14 +101,14 @@ def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSetti
 
 
 def on_one_kind_of_device(base: TrainSettings, most_workers: int) -> TrainSettings:
-    """The settings with the devices decided on for all numbers of workers, and printed. A cluster must be connected."""
+    """Decide between GPUs and cores once for all numbers of workers, and print it. Needs a connected cluster."""
     gpu = cluster.use_gpus(base.gpu, most_workers)
-    print(f"device: {'a GPU for each worker' if gpu else 'cores alone'}", flush=True)
+    print(f"device: {'a GPU per worker' if gpu else 'cores only'}", flush=True)
     return base.model_copy(update={"gpu": gpu})
 
 
 def _row(own: list[dict[str, float]], rounds: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """The medians over the rounds, and of the ratios to the bare loop and to one worker, if there is one."""
+    """Medians over the rounds, also of the ratios to the bare loop and, if measured, to one worker."""
     rate = "images_per_second"
     row = {name: statistics.median(each[name] for each in own) for name in own[0]}
     for name, other in (("ratio", BARE), ("to_one_worker", _named(1))):
@@ -124,7 +122,7 @@ def _named(workers: int) -> str:
 
 
 def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
-    """One training by `raygan.training.train`: images_per_second, and the seconds around the loop."""
+    """Train with `raygan.training.train`; return images/s, seconds around the loop, and memory."""
     began = time.monotonic()
     done = train(base.model_copy(update=run))
     wall = time.monotonic() - began
@@ -142,30 +140,30 @@ def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
 
 
 def apart(base: TrainSettings, threads: int) -> dict[str, float]:
-    """The bare loop in a process of its own."""
+    """Run the bare loop in a fresh process; return the same numbers as `under_ray`."""
     began = time.monotonic()
-    seconds, found = in_process("the bare loop", _loop, base, threads)
+    seconds, found = in_process("the bare loop", bare_loop, base, threads)
     return {**found, "around": time.monotonic() - began - seconds}
 
 
 def in_memory(data: DataSet, label: str | None, *splits: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """All photos of some splits, uint8 (n, 3, S, S), and their class numbers (n,)."""
+    """All photos of the splits, uint8 (n, 3, S, S), and their class numbers (n,)."""
     shards = [shard for split in splits for shard in data.shards(split, label)]
     blocks = [read_shard(data.address, data.manifest, shard, label) for shard in shards]
     photos, classes = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*blocks, strict=True))
     return photos, classes
 
 
-def _loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, float]]:
-    """Train on photos in memory; the seconds in the loop and what was measured in it."""
+def bare_loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, float]]:
+    """Train on photos in memory; return the seconds in the loop and the numbers measured in it."""
     torch.set_num_threads(threads)
-    keep_freed_memory()  # as the workers do: the difference shall be Ray's
+    keep_freed_memory()  # as the workers do, so that only Ray makes a difference
     data = DataSet.open(settings.data)
     photos, classes = in_memory(data, settings.label, "train")
     device = torch.device("cuda" if settings.gpu else "cpu")
     schedule = Schedule.of(settings, len(photos), settings.batch_size)
     labels = tuple(data.manifest.classes) if settings.conditional else ()
-    step = GanStep(network_settings(settings, labels), step_settings(settings, schedule, device), device)
+    step = new_step(settings, schedule, labels, device)
     began = time.monotonic()
     first: tuple[int, float, float] | None = None
     memory = 0.0
@@ -176,7 +174,7 @@ def _loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, float
             float(terms["critic_loss"])  # waits for the device
             memory = peak_resident_bytes() / 2**20
             first = first or (step.images_seen, time.monotonic(), memory)
-    float(terms["critic_loss"])  # the last batches needn't end with a log
+    float(terms["critic_loss"])  # the last batch needn't end with a log
     now = time.monotonic()
     images, since, at_first = first or (0, began, memory)
     rate = (step.images_seen - images) / (now - since)

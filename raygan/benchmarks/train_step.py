@@ -1,19 +1,17 @@
 """A training step beside textbook WGAN-GP's: images/s, memory, and the share of the hardware's peak.
 
-The mental model:
-
 1. A `Candidate` is a preset at one precision, or the textbook; a `Part` is a critic step or a full iteration
-   (`n_critic` critic steps and a generator step). Every pair lives in a process of its own, so that its memory is
-   its own, and waits there. raygan's processes keep freed memory, as its training's workers do; the textbook's don't:
-   who writes it so doesn't tune the allocator.
-2. In each round every pair runs for a while, one after another. A round's ratios are taken within it, and the median
-   of the rounds counts: a machine whose clock drifts slows all alike.
-3. Floating-point operations are counted where torch dispatches them, not estimated; the peak is that of the fastest
-   product in the same run, at the same precision. On a GPU fp32 is what torch makes of it in convolutions, TF32.
-4. Before anything is timed, the textbook and the preset that shares its objective take an iteration's steps from the
-   same weights on the same draws, and their losses must agree.
+   (`n_critic` critic steps and a generator step). Every pair waits in its own process, so its memory is its own.
+   raygan's processes keep freed memory, as its workers do; the textbook's don't: who writes a training like that
+   doesn't tune the allocator.
+2. In each round every pair runs for a while, one after another. A round's ratios are taken within the round, and their
+   median counts: a machine whose clock drifts slows all alike.
+3. Floating-point operations are counted where torch dispatches them, not estimated. The peak is that of the fastest
+   product in the same run at the same precision. On a GPU, fp32 means TF32, as in torch's convolutions.
+4. Before anything is timed, the textbook and the preset with the same objective take an iteration from the same weights
+   with the same draws, and their losses must agree.
 
-torch only: this runs where there is no Ray.
+Needs torch alone: this runs where there is no Ray.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -31,6 +29,8 @@ from typing import Any, Literal
 import psutil
 import torch
 from torch import Tensor
+
+# Private, but documented for extensions like this; a `FlopCounterMode` without module hooks would replace it.
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -43,28 +43,35 @@ from raygan.models.gan import NetworkSettings
 from raygan.models.hardware import computes_bf16, keep_freed_memory, peak_resident_bytes
 from raygan.models.latents import seeded
 from raygan.settings import load_preset
-from raygan.training.settings import TrainSettings
-from raygan.training.step import GanStep, Precision, StepSettings
+from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.step import GanStep, Precision
 
 Part = Literal["critic", "iteration"]
 PARTS: tuple[Part, ...] = ("critic", "iteration")
 
 TEXTBOOK = "textbook"
 
-#: The preset whose settings the textbook has too.
+#: The preset whose settings the textbook shares.
 _SOURCE = "wgan-gp-128"
 
-#: How far losses of the same weights and draws may be apart, as a share of the loss or of 1.
+#: How far losses from the same weights and draws may differ, as a share of the loss or of 1.
 _TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is measured. name: `TEXTBOOK` or a preset's."""
+    """What is measured: the textbook, or a preset at one precision.
+
+    Attributes:
+        name: `TEXTBOOK` or a preset's name.
+        networks: size of the networks.
+        settings: options of the step.
+        device: "cpu" or "cuda".
+    """
 
     name: str
     networks: NetworkSettings
-    settings: StepSettings
+    settings: StepOptions
     device: str
 
     @property
@@ -80,7 +87,7 @@ def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
     differences = {each.title: losses_apart(each, candidates[0]) for each in candidates if each.name == _SOURCE}
     for title, difference in differences.items():
         print(f"{title}: the losses of an iteration are within {difference:.0e} of the textbook's")
-    peaks = {precision: matrix_peak(device, precision) for precision in precisions}
+    peaks = {precision: matrix_peak(device, precision, min(1.0, settings.seconds)) for precision in precisions}
     print("matrix peak: " + ", ".join(f"{name} {peak / 1e12:.2f} TFLOP/s" for name, peak in peaks.items()))
     rows = _measure(settings, candidates)
     for candidate in candidates:
@@ -105,7 +112,7 @@ def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
 
 
 def _candidates(settings: TrainStepBenchmarkSettings, device: torch.device) -> list[Candidate]:
-    """The textbook, and each preset at each precision, all of the same size."""
+    """The textbook and each preset at each precision, all at the same size."""
     precisions: list[Precision] = [*settings.precisions] or ["fp32"]
     if not settings.precisions and computes_bf16(device):
         precisions.append("bf16")
@@ -119,9 +126,9 @@ def candidate_of(
     name: str, preset: str, precision: Precision, settings: TrainStepBenchmarkSettings, device: torch.device
 ) -> Candidate:
     values = load_preset(TrainSettings, preset)
-    values |= {"batch_size": settings.batch_size, "precision": precision, "augment": tuple(values["augment"])}
+    values |= {"batch_size": settings.batch_size, "precision": precision}
     networks = NetworkSettings(settings.image_size, values["z_dim"], settings.width, values["critic_norm"])
-    step = StepSettings(**{each.name: values[each.name] for each in fields(StepSettings) if each.name in values})
+    step = StepOptions(**{name: values[name] for name in StepOptions.model_fields if name in values})
     return Candidate(name, networks, step, device.type)
 
 
@@ -129,7 +136,7 @@ def candidate_of(
 
 
 class Runner:
-    """A candidate's part, step by step, on reals that are there already."""
+    """A candidate's part, step by step, on reals already in memory."""
 
     def __init__(self, candidate: Candidate, part: Part):
         self.candidate, self.part, self.batch = candidate, part, 0
@@ -143,21 +150,21 @@ class Runner:
             self.step: Callable[[], list[Tensor | float]] = self._textbook_step
         else:
             if part == "critic":
-                settings = replace(settings, n_critic=2**62)
+                settings = settings.model_copy(update={"n_critic": 2**62})
             self._ours = GanStep(candidate.networks, settings, candidate.device)
             self.step = self._our_step
 
     @property
     def images(self) -> int:
-        """Reals that one run shows to the critic."""
+        """Number of reals that the critic sees in one run."""
         return self._critic_steps * self.candidate.settings.batch_size
 
     def run(self) -> list[Tensor | float]:
-        """A critic step, or a full iteration; its losses in order, on the device if the candidate leaves them there."""
+        """Take a critic step or a full iteration, and return its losses in order."""
         return [loss for _ in range(self._critic_steps) for loss in self.step()]
 
     def take_weights(self, ours: Runner) -> None:
-        """Go on, as the textbook, from the weights of raygan's networks."""
+        """As the textbook, continue from the weights of raygan's networks."""
         self._textbook.generator.load_state_dict(ours._ours.generator.state_dict())
         self._textbook.critic.load_state_dict(ours._ours.critic.state_dict())
 
@@ -176,10 +183,14 @@ class Runner:
 
 
 def losses_apart(ours: Candidate, textbook: Candidate) -> float:
-    """How far losses of the same weights are apart, at most. Raises RayganError if that is more than rounding."""
+    """The largest difference of losses from the same weights.
+
+    Raises:
+        RayganError: it is more than rounding.
+    """
     mine, its = Runner(ours, "iteration"), Runner(textbook, "iteration")
     worst = 0.0
-    # TF32 rounds more than the two formulas may differ by.
+    # TF32 rounds by more than the two formulas may differ.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for _ in range(ours.settings.n_critic):
             its.take_weights(mine)
@@ -194,7 +205,7 @@ def losses_apart(ours: Candidate, textbook: Candidate) -> float:
 
 
 def _measure(settings: TrainStepBenchmarkSettings, candidates: Sequence[Candidate]) -> dict[str, dict[str, Any]]:
-    """images_per_second, ratio to the textbook and peak_megabytes of each candidate's parts."""
+    """images_per_second, ratio to the textbook and peak_megabytes, by candidate and part."""
     places = [(candidate, part) for candidate in candidates for part in PARTS]
     rates: dict[tuple[str, Part], list[float]] = {(candidate.title, part): [] for candidate, part in places}
     rows: dict[str, dict[str, Any]] = {candidate.title: {} for candidate in candidates}
@@ -216,12 +227,12 @@ def _measure(settings: TrainStepBenchmarkSettings, candidates: Sequence[Candidat
 
 @contextmanager
 def _processes(places: Sequence[tuple[Candidate, Part]]) -> Iterator[list[Connection]]:
-    """A process for each candidate and part, warmed up, at the other end of a pipe."""
+    """A warmed-up process at the other end of a pipe for each candidate and part."""
     started = []
     for candidate, part in places:
         process, pipe = start(_serve, candidate, part)
         started.append((process, pipe))
-        _receive(pipe)  # one at a time: they would spoil each other's warm-up
+        _receive(pipe)  # one at a time, or they would spoil each other's warm-up
     try:
         yield [pipe for _, pipe in started]
     finally:
@@ -241,7 +252,7 @@ def _receive(pipe: Connection) -> float:
         answer = pipe.recv()
     except EOFError:
         raise RayganError(
-            "a process of the benchmark was killed, likely for want of memory: lower --batch-size or --width"
+            "a process of the benchmark was killed, probably for lack of memory: lower --batch-size or --width"
         ) from None
     if isinstance(answer, RayganError):
         raise RayganError(f"a process of the benchmark ended: {first_line(answer)}")
@@ -249,7 +260,7 @@ def _receive(pipe: Connection) -> float:
 
 
 def _serve(pipe: Connection, candidate: Candidate, part: Part) -> None:
-    """Run as long as asked and answer with images/s; asked for 0 seconds, with the peak memory in MB."""
+    """For each number of seconds received, run that long and send images/s; for 0, send the peak memory in MB."""
     process = psutil.Process()
     before = process.memory_info().rss
     if candidate.name != TEXTBOOK:
@@ -270,7 +281,7 @@ def _rate(runner: Runner, seconds: float) -> float:
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         runner.run()
-        # Launches run ahead of a GPU; a loop that never waited would have measured the launches.
+        # Without this wait, a GPU's loop would measure how fast kernels are launched.
         if runner.candidate.device == "cuda":
             torch.cuda.synchronize()
         done += runner.images
@@ -278,21 +289,21 @@ def _rate(runner: Runner, seconds: float) -> float:
 
 
 def _peak_bytes(before: int) -> int:
-    """The most memory held at once: the GPU's, or what this process grew by since `before`."""
+    """Peak memory in bytes: the GPU's, or this process's growth since `before`."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return peak_resident_bytes() - before
 
 
-def matrix_peak(device: torch.device, precision: Precision, seconds: float = 1.0) -> float:
-    """Floating-point operations a second of the fastest of square matrix products and a convolution, measured.
+def matrix_peak(device: torch.device, precision: Precision, seconds: float) -> float:
+    """Measure the FLOP/s of the fastest of some square matrix products and a convolution.
 
-    A convolution, too, since on a CPU another library computes it: with AVX-512 on AMD's it is twice as fast.
+    The convolution is there since another library computes it on a CPU: with AVX-512 on AMD's it is twice as fast.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     cpu = device.type == "cpu"
     draw = partial(torch.randn, device=device, dtype=dtype)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as the convolutions have it
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # like convolutions
     products: list[tuple[float, Callable[[], Tensor]]] = [
         (2 * side**3, partial(torch.mm, draw(side, side), draw(side, side)))
         for side in ((1024, 2048, 4096) if cpu else (4096, 8192, 16384))
@@ -316,9 +327,9 @@ def matrix_peak(device: torch.device, precision: Precision, seconds: float = 1.0
 
 
 def count_flops(candidate: Candidate, part: Part) -> float:
-    """Floating-point operations for each real image, of convolutions and products, as torch dispatches them."""
+    """Floating-point operations of convolutions and products per real image, as torch dispatches them."""
     runner = Runner(candidate, part)
-    # A lazy penalty comes once in so many critic steps.
+    # A lazy penalty comes once in `penalty_every` critic steps.
     repeats = 1 if candidate.name == TEXTBOOK else candidate.settings.penalty_every
     with _Operations() as counter:
         for _ in range(repeats):
@@ -327,7 +338,7 @@ def count_flops(candidate: Candidate, part: Part) -> float:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts by torch's own formulas. (Its `FlopCounterMode` hooks modules, which a gradient penalty doesn't bear.)"""
+    """Counts by torch's own formulas. (Its `FlopCounterMode` hooks modules, which a gradient penalty can't stand.)"""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A search beside the same trainings run one after another: what Ray Tune costs.
 
-Both train the same settings for the same number of images with KID measured as often, one training at a time and
-none stopped early. The search also draws its report; each single training registers its model, as trainings do. A
-short training before the clock fills caches. Everything is written into a temporary storage.
+Both train the same settings for the same number of images and measure KID as often, one training at a time, none
+stopped early. The search also draws its report; each single training registers its model, as trainings do. A short
+training before the clock fills caches. Everything goes to a temporary storage folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raygan.training.train import train
 from raygan.tuning.space import parse_space, settings_of
 from raygan.tuning.tune import trial_base, tune
 
-#: Thousands of images in the training before the clock.
+#: Length of the training before the clock, in thousands of images.
 _WARM_KIMG = 0.5
 
 

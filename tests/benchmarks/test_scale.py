@@ -1,52 +1,50 @@
-"""The model of how training scales, against cases that can be worked out by hand."""
+"""The model of how training scales, against cases worked out by hand."""
 
 import pytest
 
 from raygan.benchmarks.scale import Cost, Link, line_through
 
-NOTHING_BETWEEN = Link(bandwidth=float("inf"), latency=0.0)
+PERFECT_LINK = Link(bandwidth=float("inf"), latency=0.0)
 
 
-def test_work_that_divides_scales_without_loss():
+def test_divisible_work_scales_perfectly():
     cost = Cost(fixed=0.0, slope=0.01, critic_bytes=10**6, generator_bytes=10**6, n_critic=5)
-    assert [cost.efficiency(w, 64, NOTHING_BETWEEN, weak=weak) for w in (1, 2, 64) for weak in (False, True)] == [
-        1.0
-    ] * 6
+    assert [cost.efficiency(w, 64, PERFECT_LINK, weak=weak) for w in (1, 2, 64) for weak in (False, True)] == [1.0] * 6
 
 
-def test_fixed_work_is_done_by_every_worker():
+def test_every_worker_does_the_fixed_work():
     cost = Cost(fixed=0.32, slope=0.01, critic_bytes=0, generator_bytes=0, n_critic=1)
     # Alone 0.32 + 32 * 0.01 = 0.64 s; over 4 workers 0.32 + 8 * 0.01 = 0.40 s.
-    assert cost.efficiency(4, 32, NOTHING_BETWEEN, weak=False) == pytest.approx(0.64 / (4 * 0.40))
-    assert cost.efficiency(4, 32, NOTHING_BETWEEN, weak=True) == 1.0
+    assert cost.efficiency(4, 32, PERFECT_LINK, weak=False) == pytest.approx(0.64 / (4 * 0.40))
+    assert cost.efficiency(4, 32, PERFECT_LINK, weak=True) == 1.0
 
 
-def test_gradients_of_both_networks_go_round_the_ring():
+def test_both_networks_gradients_go_round_the_ring():
     cost = Cost(fixed=0.0, slope=0.01, critic_bytes=4_000_000, generator_bytes=10_000_000, n_critic=5)
     link = Link(bandwidth=1e8, latency=0.001)
-    # In each batch 4 MB, and 10 MB in every fifth: 6 MB in 1.2 sums; each of 3 workers sends 4 messages a sum.
+    # 4 MB in each batch and 10 MB in every fifth: 6 MB in 1.2 sums; each of 3 workers sends 4 messages per sum.
     assert cost.seconds(3, 20, link) == pytest.approx(20 * 0.01 + 4 * 2_000_000 / 1e8 + 4 * 1.2 * 0.001)
 
 
-def test_workers_are_added_while_they_are_half_used():
-    # Over w workers a batch takes 1 / w + 1 / 8 s: efficiency 9 / (8 + w), a half at 10 workers.
+def test_workers_are_added_down_to_an_efficiency_of_a_half():
+    # Over w workers a batch takes 1 / w + 1 / 8 s: the efficiency 9 / (8 + w) is a half at 10 workers.
     cost = Cost(fixed=0.125, slope=1 / 64, critic_bytes=0, generator_bytes=0, n_critic=1)
-    assert cost.most_workers(64, NOTHING_BETWEEN, weak=False) == 8
+    assert cost.most_workers(64, PERFECT_LINK, weak=False) == 8
 
 
-def test_a_worker_has_an_image_at_least():
+def test_each_worker_has_at_least_one_image():
     cost = Cost(fixed=0.0, slope=0.01, critic_bytes=0, generator_bytes=0, n_critic=1)
-    assert cost.most_workers(64, NOTHING_BETWEEN, weak=False) == 64
-    assert cost.most_workers(48, NOTHING_BETWEEN, weak=False) == 32
-    assert cost.most_workers(64, NOTHING_BETWEEN, weak=True) == 4096
+    assert cost.most_workers(64, PERFECT_LINK, weak=False) == 64
+    assert cost.most_workers(48, PERFECT_LINK, weak=False) == 32
+    assert cost.most_workers(64, PERFECT_LINK, weak=True) == 4096
 
 
-def test_no_batch_takes_less_than_no_time():
+def test_fixed_seconds_are_never_negative():
     assert line_through({4: 0.7, 8: 0.9, 16: 1.3}) == pytest.approx((0.5, 0.05))
     assert line_through({4: 0.3, 8: 0.7, 16: 1.5})[0] == 0.0
 
 
-def test_batch_norms_of_all_ranks_send_messages_in_every_pass():
+def test_batch_norms_over_all_ranks_send_messages_in_every_pass():
     cost = Cost(fixed=0.0, slope=0.0, critic_bytes=0, generator_bytes=0, n_critic=1, norms=4)
-    # A critic step, a generator step forwards and backwards: 12 sums of 2 messages, beside two sums of gradients of 4.
+    # Critic step, generator forwards and backwards: 12 sums of 2 messages, beside two sums of gradients with 4.
     assert cost.seconds(3, 20, Link(1e8, 0.001)) == pytest.approx((12 * 2 + 2 * 4) * 0.001)

@@ -1,4 +1,4 @@
-"""The benchmarks of training run through, on tiny ones, and their numbers belong together."""
+"""The benchmarks of training, run on tiny ones: their numbers agree with each other."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_a_training_under_ray_stands_beside_the_bare_loop(write_shards, tmp_path
 
 @takes_long
 @pytest.mark.usefixtures("ray_cluster")
-def test_quality_trains_each_once_and_judges_it_at_equal_times(write_shards, new_storage, tmp_path, capsys):
+def test_quality_trains_each_once_and_judges_at_equal_times(write_shards, new_storage, tmp_path, capsys):
     settings = settings_of(
         QualityBenchmarkSettings,
         data=str(write_shards(per_label=96)),
@@ -62,14 +62,16 @@ def test_quality_trains_each_once_and_judges_it_at_equal_times(write_shards, new
     assert "training quick" in capsys.readouterr().err
     assert quality.benchmark(settings)["rows"] == first["rows"]
     assert "training quick" not in capsys.readouterr().err
-    assert quality._name(settings.model_copy(update={"minutes": 1.0}), "quick") != quality._name(settings, "quick")
+    assert quality.run_name(settings.model_copy(update={"minutes": 1.0}), "quick") != quality.run_name(
+        settings, "quick"
+    )
 
 
-def test_the_textbook_is_trained_again_for_other_times_and_a_preset_is_not(write_shards):
+def test_other_points_in_time_retrain_the_textbook_but_no_preset(write_shards):
     data = str(write_shards())
     four, eight = (settings_of(QualityBenchmarkSettings, data=data, points=points) for points in (4, 8))
-    assert quality._name(four, quality.TEXTBOOK) != quality._name(eight, quality.TEXTBOOK)
-    assert quality._name(four, "quick") == quality._name(eight, "quick")
+    assert quality.run_name(four, quality.TEXTBOOK) != quality.run_name(eight, quality.TEXTBOOK)
+    assert quality.run_name(four, "quick") == quality.run_name(eight, "quick")
 
 
 def test_numbers_of_workers_are_checked_before_work(write_shards):
@@ -81,7 +83,7 @@ def test_numbers_of_workers_are_checked_before_work(write_shards):
 
 @pytest.mark.parametrize(("gpus", "uses"), [(1, False), (2, True)])
 @pytest.mark.parametrize(("module", "kind"), [(train, TrainBenchmarkSettings), (scale, ScaleBenchmarkSettings)])
-def test_no_ratio_is_one_of_devices(write_shards, monkeypatch, module, kind, gpus, uses):
+def test_no_ratio_compares_devices(write_shards, monkeypatch, module, kind, gpus, uses):
     used = []
 
     def measured(settings, *_):
@@ -94,12 +96,12 @@ def test_no_ratio_is_one_of_devices(write_shards, monkeypatch, module, kind, gpu
     monkeypatch.setattr(module, "cores", lambda: 2)
     for name in ("apart", "under_ray"):
         monkeypatch.setattr(module, name, measured)
-    monkeypatch.setattr(scale, "_gloo", lambda: scale.Link(1e9, 1e-4))
+    monkeypatch.setattr(scale, "measure_gloo", lambda: scale.Link(1e9, 1e-4))
     module.benchmark(settings_of(kind, data=str(write_shards()), measure_kimg=0.12, rounds=1, workers=[1, 2]))
     assert set(used) == {uses}
 
 
-def test_the_bare_loop_leaves_a_gpu_alone_that_workers_do_not_get(write_shards, tmp_path, monkeypatch):
+def test_the_bare_loop_uses_no_gpu_that_workers_do_not_get(write_shards, tmp_path, monkeypatch):
     class Devices(list):
         def __call__(self, networks, settings, device):
             self.append(device.type)
@@ -112,10 +114,10 @@ def test_the_bare_loop_leaves_a_gpu_alone_that_workers_do_not_get(write_shards, 
     settings = settings_of(TrainBenchmarkSettings, data=str(write_shards()))
     base = train.shared_settings(settings, str(tmp_path)).model_copy(update={"gpu": False})
     with pytest.raises(InterruptedError):
-        train._loop(base, torch.get_num_threads())
+        train.bare_loop(base, torch.get_num_threads())
     assert devices == ["cpu"]
 
 
-def test_a_file_of_numbers_without_a_folder_is_said_before_work():
+def test_a_missing_folder_for_the_numbers_is_reported_before_work():
     with pytest.raises(ValueError, match="json_file: there is no folder /nowhere"):
         settings_of(TrainBenchmarkSettings, data="shards", json_file="/nowhere/numbers.json")

@@ -1,4 +1,4 @@
-"""The yardstick computes what raygan computes, operations are counted right, and ratios are what they say."""
+"""The textbook computes what raygan computes, operations are counted right, and ratios follow from the rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train_step import TEXTBOOK, Candidate, benchmark, candidate_of, count_flops, losses_apart
 from raygan.errors import RayganError
 from raygan.models.gan import NetworkSettings
-from raygan.training.step import StepSettings
+from raygan.training.settings import StepOptions
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Tiny steps on several threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for the benchmark's processes
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -30,47 +40,47 @@ def make(tiny):
     return candidate
 
 
-def test_losses_are_the_textbooks(make):
+def test_losses_equal_the_textbooks(make):
     assert losses_apart(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK)) < 1e-5
 
 
-def test_the_yardstick_is_made_of_torchs_own_layers():
-    critic = TextbookStep(NetworkSettings(32, 4, 2), StepSettings()).critic
+def test_the_textbook_has_torchs_own_layers():
+    critic = TextbookStep(NetworkSettings(32, 4, 2), StepOptions()).critic
     kinds = {type(layer) for layer in critic.modules() if not list(layer.children())}
     assert kinds == {nn.Conv2d, nn.InstanceNorm2d, nn.LeakyReLU}
 
 
-def test_another_objective_is_found_out(make):
+def test_another_objective_is_noticed(make):
     ours = make("wgan-gp-128")
-    changed = replace(ours, settings=replace(ours.settings, penalty_weight=10.1))
+    changed = replace(ours, settings=ours.settings.model_copy(update={"penalty_weight": 10.1}))
     with pytest.raises(RayganError, match="not the same objective"):
         losses_apart(changed, make("wgan-gp-128", TEXTBOOK))
 
 
-def test_operations_of_a_critic_step_are_those_of_its_convolutions(make):
-    """DCGAN at 32 px, by hand: a generator's forward, and forward and backward of the critic on reals and fakes."""
+def test_a_critic_step_costs_its_convolutions(make):
+    """DCGAN at 32 px by hand: the generator forwards, the critic forwards and backwards on reals and fakes."""
     candidate = make("dcgan-64")
     z_dim, width = candidate.networks.z_dim, candidate.networks.width
     taps = 2 * 4 * 4  # a multiplication and an addition for each tap of a 4 x 4 kernel
-    # A transposed convolution has as many taps as inputs, a convolution as outputs; three blocks and the exit.
+    # A transposed convolution applies its taps to each input, a convolution to each output. Three blocks and the exit.
     generator = taps * (z_dim * 4 * width + 4**2 * 4 * width * 2 * width + 8**2 * 2 * width * width + 16**2 * width * 3)
     first = taps * 16**2 * 3 * width
     critic = first + taps * (8**2 * width * 2 * width + 4**2 * 2 * width * 4 * width + 4 * width)
-    # Backward takes a product for the weights and one for the inputs, of which the images' isn't needed.
+    # Backward takes a product for the weights and one for the inputs, except for the images.
     by_hand = generator + 2 * (3 * critic - first)
     assert count_flops(candidate, "critic") == by_hand
 
 
-def test_a_lazy_penalty_is_counted_as_often_as_it_is_taken(make):
+def test_a_lazy_penalty_counts_as_often_as_it_is_taken(make):
     lazy = make("wgan-gp-64")
-    always = replace(lazy, settings=replace(lazy.settings, penalty_every=1))
-    never = replace(lazy, settings=replace(lazy.settings, penalty_weight=0.0))
+    always = replace(lazy, settings=lazy.settings.model_copy(update={"penalty_every": 1}))
+    never = replace(lazy, settings=lazy.settings.model_copy(update={"penalty_weight": 0.0}))
     wanted = (count_flops(always, "critic") + 3 * count_flops(never, "critic")) / 4
     assert lazy.settings.penalty_every == 4
     assert count_flops(lazy, "critic") == pytest.approx(wanted)
 
 
-def test_the_table(tiny, tmp_path, capsys):
+def test_rates_ratios_and_shares_agree(tiny, tmp_path, capsys):
     file = tmp_path / "numbers.json"
     presets = {"presets": ["wgan-gp-128"], "precisions": ["fp32"], "json_file": str(file)}
     result = benchmark(tiny.model_copy(update=presets))
@@ -82,6 +92,6 @@ def test_the_table(tiny, tmp_path, capsys):
         assert ours[part]["ratio"] == pytest.approx(rates)
         share = ours[part]["images_per_second"] * ours[part]["flops_per_image"] / result["matrix_peak"]["fp32"]
         assert ours[part]["share_of_peak"] == pytest.approx(share)
-        # The generator's graph is kept by the textbook only.
+        # Only the textbook keeps the generator's graph.
         assert ours[part]["flops_per_image"] < yardstick[part]["flops_per_image"]
     assert "losses of an iteration" in capsys.readouterr().out
