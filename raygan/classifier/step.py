@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from raygan.errors import RayganError
 from raygan.models.averages import move_average
 from raygan.models.distributed import Share, distributed
 from raygan.models.googlenet import build_googlenet, to_input
+from raygan.models.hardware import pick_precision
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
 
@@ -57,29 +58,30 @@ class ClassifierStep:
         share: Share | None = None,
         weights: dict[str, Tensor] | None = None,
         *,
-        precision: Literal["fp32", "bf16", "fp64"] = "fp32",
         sync_batch_norm: bool = False,
+        float64: bool = False,
     ):
         """Build the network. More than one rank needs a `torch.distributed` process group.
 
         Args:
             labels: number of classes.
-            options: hyperparameters; their `precision` is the user's wish, this device's is `precision` below.
+            options: hyperparameters; precision "auto" is decided for the device.
             batches: length of the learning rate schedule.
             device: where the network lives.
             share: this rank's part of each batch; by default all of it.
             weights: initial weights by name, such as `load_imagenet_weights` gives; others stay random.
-            precision: bf16 runs convolutions in bfloat16 by autocast; fp64 computes everything in float64, for checks.
             sync_batch_norm: compute batch statistics over all ranks.
+            float64: compute everything in float64, to check the arithmetic.
         """
         self.options, self.batches, self.batches_done = options, batches, 0
-        self.device, self.share, self.precision = torch.device(device), share or Share(), precision
+        self.device, self.share = torch.device(device), share or Share()
+        self.precision = "fp64" if float64 else pick_precision(options.precision, self.device)
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self.net = build_googlenet(labels, auxiliary=options.auxiliary_weight > 0)
         if weights is not None:
             self.net.load_state_dict({**self.net.state_dict(), **weights})
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.dtype = torch.float64 if float64 else torch.float32
         self.net.to(self.device, self.dtype, memory_format=torch.channels_last).train()
         if sync_batch_norm:
             synchronize(self.net)

@@ -21,7 +21,6 @@ from raygan.classifier.settings import ClassifySettings
 from raygan.classifier.step import ClassifierStep
 from raygan.data.batches import Photos
 from raygan.models.googlenet import save_classifier
-from raygan.models.hardware import pick_precision
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime.progress import Seen
 from raygan.training.worker import place_of
@@ -93,7 +92,6 @@ def classify_worker(config: dict[str, Any]) -> None:
         device,
         share,
         task.weights,
-        precision=pick_precision(settings.precision, device),
         sync_batch_norm=settings.sync_batch_norm,
     )
     best = Best()

@@ -29,7 +29,7 @@ def without_dropout(net):
 def one_step(config):
     context = ray.train.get_context()
     share = Share(context.get_world_rank(), context.get_world_size())
-    step = ClassifierStep(2, OPTIONS, 4, "cpu", share, precision="fp64", sync_batch_norm=True)
+    step = ClassifierStep(2, OPTIONS, 4, "cpu", share, sync_batch_norm=True, float64=True)
     without_dropout(step.net)
     step.step(torch.from_numpy(config["images"][share.rows(7)]), torch.from_numpy(config["targets"][share.rows(7)]))
     if share.rank == 0:

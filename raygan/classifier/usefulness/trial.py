@@ -15,7 +15,7 @@ from raygan.classifier.loop import ClassifierLoop
 from raygan.classifier.settings import UsefulnessSettings
 from raygan.classifier.step import ClassifierStep
 from raygan.data.batches import Photos
-from raygan.models.hardware import keep_freed_memory, pick_precision
+from raygan.models.hardware import keep_freed_memory
 from raygan.runtime import storage
 from raygan.runtime.progress import Seen
 
@@ -88,8 +88,7 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
     device = torch.device("cuda" if settings.gpus_per_trial and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     keep_freed_memory()
-    precision = pick_precision(settings.precision, device)
-    step = ClassifierStep(task.labels, settings, task.batches, device, precision=precision)
+    step = ClassifierStep(task.labels, settings, task.batches, device)
 
     def progress(seen: int) -> None:
         task.events.actor.put_nowait.remote(Seen(seen, worker=trial.key))
