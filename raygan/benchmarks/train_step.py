@@ -66,24 +66,26 @@ class Candidate:
         name: `TEXTBOOK` or a preset's name.
         networks: size of the networks.
         settings: options of the step.
+        precision: that of `settings`.
         device: "cpu" or "cuda".
     """
 
     name: str
     networks: NetworkSettings
     settings: StepOptions
+    precision: Precision
     device: str
 
     @property
     def title(self) -> str:
-        return f"{self.name} {self.settings.precision}"
+        return f"{self.name} {self.precision}"
 
 
 def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     candidates = _candidates(settings, device)
-    precisions = list(dict.fromkeys(candidate.settings.precision for candidate in candidates))
+    precisions = list(dict.fromkeys(candidate.precision for candidate in candidates))
     differences = {each.title: losses_apart(each, candidates[0]) for each in candidates if each.name == _SOURCE}
     for title, difference in differences.items():
         print(f"{title}: the losses of an iteration are within {difference:.0e} of the textbook's")
@@ -95,7 +97,7 @@ def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
             row = rows[candidate.title][part]
             row["flops_per_image"] = count_flops(candidate, part)
             flops = row["flops_per_image"] * row["images_per_second"]
-            row["share_of_peak"] = flops / peaks[candidate.settings.precision]
+            row["share_of_peak"] = flops / peaks[candidate.precision]
             print(
                 f"{candidate.title:18} {part:9} {row['images_per_second']:8.1f} images/s  {row['ratio']:5.2f}x  "
                 f"{row['peak_megabytes']:6.0f} MB  {row['share_of_peak']:5.1%} of peak"
@@ -129,7 +131,7 @@ def candidate_of(
     values |= {"batch_size": settings.batch_size, "precision": precision}
     networks = NetworkSettings(settings.image_size, values["z_dim"], settings.width, values["critic_norm"])
     step = StepOptions(**{name: values[name] for name in StepOptions.model_fields if name in values})
-    return Candidate(name, networks, step, device.type)
+    return Candidate(name, networks, step, precision, device.type)
 
 
 # ---------------------------------------------------------------- what runs
@@ -196,7 +198,7 @@ def losses_apart(ours: Candidate, textbook: Candidate) -> float:
             its.take_weights(mine)
             for loss, wanted in zip(mine.step(), its.step(), strict=True):
                 worst = max(worst, abs(float(loss) - float(wanted)) / max(1.0, abs(float(wanted))))
-    if not worst <= _TOLERANCE[ours.settings.precision]:  # NaN, too
+    if not worst <= _TOLERANCE[ours.precision]:  # NaN, too
         raise RayganError(f"{ours.title}: its losses differ from the textbook's by {worst:.1e}: not the same objective")
     return worst
 
