@@ -35,8 +35,8 @@ from raygan.models.weights import read_tensors
 #: Mean and deviation of pixels for networks that take them in [-1, 1].
 HALF = 127.5
 
-#: Images that pass through a network at once on a CPU: few, so that their activations stay in the cache.
-_CPU_BATCH = 8
+#: Images that pass through a network at once: few, so that their activations stay in the CPU's cache.
+_BATCH = 8
 
 _WEIGHT_FILES = (".pth", ".safetensors")
 
@@ -69,23 +69,16 @@ class Features:
         """Vectors of images. Apart from rounding, an image's vector does not depend on the images beside it.
 
         Args:
-            images: uint8 (n, 3, S, S) of any size S.
+            images: uint8 (n, 3, S, S) of any size S, on the CPU.
 
         Returns:
-            float32 (n, dim) on the images' device.
+            float32 (n, dim).
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be uint8 (n, 3, S, S), not {images.dtype} {tuple(images.shape)}")
         if not len(images):
             return torch.empty(0, self.dim)
-        step = _CPU_BATCH if images.device.type == "cpu" else 256
-        return torch.cat([self.net(self._input(part)).flatten(1) for part in images.split(step)])
-
-    def to(self, device: torch.device | str) -> Features:
-        """Move the network to a device; returns itself."""
-        self.net.to(device)
-        self._mean, self._deviation = self._mean.to(device), self._deviation.to(device)
-        return self
+        return torch.cat([self.net(self._input(part)).flatten(1) for part in images.split(_BATCH)])
 
     def _input(self, images: Tensor) -> Tensor:
         pixels = images.float()
