@@ -32,13 +32,13 @@ class NetworkOptions(Settings):
 
 
 class ObjectiveOptions(Settings):
-    """What is minimized, and how."""
+    """Losses and how they are minimized."""
 
     group: ClassVar[str] = "objective and optimizers"
 
     objective: Annotated[str, OneOf(OBJECTIVES)] = option("wgan-gp", "adversarial objective")
     batch_size: int = option(64, "images in the global batch, all workers together", unit="images", ge=2)
-    n_critic: int = option(5, "critic steps to each generator step", ge=1, le=100)
+    n_critic: int = option(5, "critic steps per generator step", ge=1, le=100)
     generator_lr: float = option(1e-4, "Adam's learning rate of the generator", gt=0, le=1)
     critic_lr: float = option(1e-4, "Adam's learning rate of the critic", gt=0, le=1)
     beta1: float = option(0.0, "Adam's beta 1", ge=0, lt=1)
@@ -93,18 +93,18 @@ class LengthOptions(Settings):
         None, "stop after so much training, if the run is not over by then", unit="minutes", gt=0
     )
     log_every: float | None = option(
-        None, "between metrics; by default a hundredth of the run", unit="thousands of images", gt=0
+        None, "interval between metrics; by default a hundredth of the run", unit="thousands of images", gt=0
     )
     snapshot_every: float | None = option(
-        None, "between sample grids; by default a twentieth of the run", unit="thousands of images", gt=0
+        None, "interval between sample grids; by default a twentieth of the run", unit="thousands of images", gt=0
     )
     checkpoint_every: float | None = option(
-        None, "between checkpoints; by default a twentieth of the run", unit="thousands of images", gt=0
+        None, "interval between checkpoints; by default a twentieth of the run", unit="thousands of images", gt=0
     )
     quality_every: float | None = option(
         None,
-        "between measurements of quality (KID, memorization), which choose the best checkpoint; by default a tenth "
-        "of the run, but at least four images for each sample; 0 for never",
+        "interval between measurements of quality (KID, memorization), which choose the best checkpoint; by default "
+        "a tenth of the run, but at least four images for each sample; 0 for never",
         unit="thousands of images",
         ge=0,
     )

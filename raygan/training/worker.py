@@ -127,7 +127,7 @@ class TrainLoop:
         if self.step.batches == 0:
             self._snapshot()
         elif "metrics" in self.before:
-            # A session killed between a checkpoint and its record left a gap, which this fills.
+            # An earlier session may have been killed between a checkpoint and its record: fill the gap.
             ray.train.report(self.before["metrics"])
         for reals, classes in self.stream.starting_at(self.step.batches):
             if self.step.batches >= self.schedule.total:
@@ -197,7 +197,7 @@ class TrainLoop:
         }
 
     def _report(self, metrics: dict[str, float], *, keep: bool, measure: bool) -> None:
-        """Report to Ray Train, with a checkpoint to keep, which is to be measured or not."""
+        """Report to Ray Train, with a checkpoint if it is to be kept, and have the checkpoint measured if asked."""
         if not (keep and self.first_rank):
             ray.train.report(metrics)
             return
