@@ -94,7 +94,7 @@ def test_a_refused_token_is_reported(ray_cluster):
     assert job.returncode == 1
     assert job.stderr.splitlines()[-1] == (
         f"error: the Ray cluster {gcs_address()} refuses the token, or no token is set: set RAY_AUTH_MODE=token, and "
-        "RAY_AUTH_TOKEN to the cluster's, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        "RAY_AUTH_TOKEN to the cluster's token or RAY_AUTH_TOKEN_PATH to a file with it"
     )
 
 

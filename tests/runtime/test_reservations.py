@@ -47,7 +47,7 @@ def start_trial(folder):
 
 
 def wait_for_start(folder):
-    wait_until((folder / "started").exists, "the training starts", 60)
+    wait_until((folder / "started").exists, "the training starts")
     assert ray.available_resources().get("CPU", 0) == 0
 
 
