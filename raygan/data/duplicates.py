@@ -159,9 +159,9 @@ def close_pairs(phashes: np.ndarray, distance: int) -> np.ndarray:
     index.add(phashes)
     found = []
     for start in range(0, len(phashes), _QUERIES):
-        limits, distances, neighbours = index.range_search(phashes[start : start + _QUERIES], distance + 1)
+        limits, distances, neighbors = index.range_search(phashes[start : start + _QUERIES], distance + 1)
         ones = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)).astype(np.int64))
-        pairs = np.stack([ones, neighbours, distances.astype(np.int64)], axis=1)
+        pairs = np.stack([ones, neighbors, distances.astype(np.int64)], axis=1)
         found.append(pairs[(pairs[:, 0] < pairs[:, 1]) & (pairs[:, 2] <= distance)])
     joined = np.concatenate(found)
     return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
@@ -189,14 +189,14 @@ def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, n
     """
     count = len(ranks)
     repeats, bits = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-    neighbours: dict[int, list[tuple[int, int]]] = {}
+    neighbors: dict[int, list[tuple[int, int]]] = {}
     for one, other, distance in pairs.tolist():
-        neighbours.setdefault(one, []).append((other, distance))
-        neighbours.setdefault(other, []).append((one, distance))
-    for index in sorted(neighbours, key=lambda number: int(ranks[number])):
+        neighbors.setdefault(one, []).append((other, distance))
+        neighbors.setdefault(other, []).append((one, distance))
+    for index in sorted(neighbors, key=lambda number: int(ranks[number])):
         if repeats[index] >= 0:
             continue
-        for other, distance in neighbours[index]:
+        for other, distance in neighbors[index]:
             if ranks[other] > ranks[index] and repeats[other] < 0:
                 repeats[other], bits[other] = index, distance
     return repeats, bits

@@ -90,7 +90,7 @@ class Comparison(Filter):
 
 
 class TooLarge(Filter):
-    """More bytes or pixels than anyone wants to read."""
+    """Too many bytes to read, or pixels to decode."""
 
     def of_file(self, size: int, limits: Limits) -> Objection | None:
         return (size / 1e6, "megabytes") if size > limits.max_megabytes * 1e6 else None
@@ -100,7 +100,7 @@ class TooLarge(Filter):
 
 
 class TooSmall(Filter):
-    """Too few pixels to train on."""
+    """Too few pixels."""
 
     rejects_low = True
 
@@ -110,7 +110,7 @@ class TooSmall(Filter):
 
 
 class BadAspect(Filter):
-    """A strip, most of which a square would lose."""
+    """A strip, of which a square would show little."""
 
     def of_header(self, header: Header, limits: Limits) -> Objection | None:
         return (header.aspect, "long side over short side") if header.aspect > limits.max_aspect else None

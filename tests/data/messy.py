@@ -1,4 +1,4 @@
-"""A folder of photos with planted faults, and what each must get: the oracle of the preparation's tests."""
+"""A folder of photos with planted faults, and the verdict that each must get."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 
 def picture(seed: int, size: int = 160) -> Image.Image:
-    """A picture with content at all scales, unlike that of any other seed."""
+    """A picture with content at all scales, different for every seed."""
     random = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -37,7 +37,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def build(root: Path) -> dict[str, str]:
-    """Write the folder; each file's verdict: "kept", "ignored" or a reason."""
+    """Write the folder. Returns each file's verdict: "kept", "ignored" or a reason."""
     plain = {
         f"{label}/plain_{i:02}.jpg": jpeg(picture(100 * j + i))
         for j, label in enumerate(("cat", "dog"))
@@ -96,7 +96,7 @@ def build(root: Path) -> dict[str, str]:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG of side * side pixels, of which only the header is ever needed."""
+    """A PNG that claims side x side pixels, of which only the header should ever be read."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")

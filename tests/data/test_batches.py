@@ -1,4 +1,4 @@
-"""The stream of batches: each photo once an epoch, the same for any number of ranks."""
+"""The stream of batches: each photo once per epoch, the same for any number of ranks."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ ROWS = [5, 0, 7, 3]
 
 
 def read(shard):
-    """Pixels and classes that tell which photo they are of: value = 16 * shard + row."""
+    """Pixels and classes that identify their photo: 16 * shard + row."""
     values = 16 * shard + np.arange(ROWS[shard], dtype=np.uint8)
     return np.broadcast_to(values[:, None, None, None], (ROWS[shard], 3, 2, 2)), values.astype(np.int64)
 
@@ -29,8 +29,8 @@ def test_an_epoch_is_a_permutation_and_epochs_differ():
     assert not np.array_equal(orders[0], epoch_order(ROWS, 2, 0))
 
 
-def test_photos_of_many_shards_stay_within_their_group():
-    """Memory is bounded by the group, so photos of at most SHARDS_MIXED shards may mix."""
+def test_photos_are_mixed_within_a_group_of_shards_only():
+    """The group bounds memory: photos of at most SHARDS_MIXED shards may mix."""
     order = epoch_order([2] * (3 * SHARDS_MIXED), 0, 0)
     for group in range(3):
         part = order[group * 2 * SHARDS_MIXED : (group + 1) * 2 * SHARDS_MIXED]
@@ -38,7 +38,7 @@ def test_photos_of_many_shards_stay_within_their_group():
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_together_see_the_batch_of_one_process(world):
+def test_ranks_together_see_the_batch_of_a_single_process(world):
     for batch in range(9):
         parts = [stream(share=Share(rank, world)).fetch(batch) for rank in range(world)]
         for part, whole in zip(zip(*parts, strict=True), stream().fetch(batch), strict=True):
@@ -50,14 +50,14 @@ def test_classes_stay_with_their_photos():
     assert torch.equal(pixels[:, 0, 0, 0].long(), classes)
 
 
-def test_a_stream_started_late_goes_on_as_the_whole_one():
+def test_a_stream_started_late_continues_like_the_whole_one():
     whole, late = stream().starting_at(0), stream().starting_at(5)
     batches = [next(whole) for _ in range(10)]
     for batch in batches[5:]:
         assert torch.equal(next(late)[1], batch[1])
 
 
-def test_no_photo_comes_twice_in_an_epoch():
+def test_no_photo_occurs_twice_in_an_epoch():
     one = stream()
     assert one.batches_per_epoch == 3
     seen = torch.cat([one.fetch(k)[1] for k in range(3)]).tolist()

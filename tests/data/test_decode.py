@@ -1,4 +1,4 @@
-"""Bytes to pixels."""
+"""From bytes to pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raygan.data.decode import Unreadable, decode, looks_like_image, pixel_hash,
 from tests.data.messy import bomb, encoded, picture
 
 
-def test_a_bomb_is_known_by_its_header():
+def test_a_decompression_bomb_is_recognized_by_its_header():
     assert read_header(bomb(30_000)).megapixels == 900
 
 
@@ -23,12 +23,12 @@ def test_a_bomb_is_known_by_its_header():
         (b"%!PS-Adobe-3.0 EPSF", "not an"),
     ],
 )
-def test_what_is_no_image_is_said(data, says):
+def test_bytes_that_are_no_image_are_refused_with_the_reason(data, says):
     with pytest.raises(Unreadable, match=says):
         read_header(data)
 
 
-def test_sixteen_bit_and_floating_grey_keep_their_range():
+def test_16_bit_and_floating_point_gray_keep_their_range():
     ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (8, 1))
     deep = decode(read_header(encoded(Image.fromarray(ramp), "PNG")))
     floating = decode(read_header(encoded(Image.fromarray(ramp.astype(np.float32) / 65535), "TIFF")))
@@ -36,7 +36,7 @@ def test_sixteen_bit_and_floating_grey_keep_their_range():
         np.testing.assert_array_equal(np.asarray(image)[0, :, 1], np.arange(256))
 
 
-def test_transparency_lies_on_white():
+def test_transparent_pixels_are_on_white():
     clear = decode(read_header(encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "PNG")))
     half = decode(read_header(encoded(Image.new("LA", (4, 4), (0, 128)), "PNG")))
     assert clear.getpixel((0, 0)) == (255, 255, 255)
@@ -44,13 +44,13 @@ def test_transparency_lies_on_white():
 
 
 def test_resizing_antialiases():
-    """A board of single-pixel squares has no structure at a quarter of its size: it must come out grey."""
+    """A checkerboard of single pixels has no structure left at a quarter of its size: it must turn gray."""
     board = np.indices((256, 256)).sum(axis=0) % 2 * 255
     small = np.asarray(to_square(Image.fromarray(board.astype(np.uint8)).convert("RGB"), 64, "crop"), float)
     assert np.abs(small - 127.5).max() < 6
 
 
-def test_the_hash_is_of_pixels_not_of_files():
+def test_the_hash_depends_on_pixels_not_on_the_file():
     photo = picture(1)
     assert pixel_hash(decode(read_header(encoded(photo, "PNG")))) == pixel_hash(
         decode(read_header(encoded(photo, "BMP")))
@@ -60,6 +60,6 @@ def test_the_hash_is_of_pixels_not_of_files():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
-def test_formats_are_known_by_their_first_bytes(kind):
+def test_formats_are_recognized_by_their_first_bytes(kind):
     assert looks_like_image(encoded(picture(2), kind)[:16])
     assert not looks_like_image(b"just some text..")

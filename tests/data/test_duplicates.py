@@ -9,7 +9,7 @@ from raygan.data import duplicates
 
 
 def some_hashes(count: int, seed: int = 0) -> np.ndarray:
-    """Random 64-bit hashes, half of which are others with up to 12 bits flipped."""
+    """Random 64-bit hashes; half are copies of others with up to 12 bits flipped."""
     random = np.random.default_rng(seed)
     bits = random.integers(0, 2, (count, 64), dtype=np.uint8)
     for i in range(1, count, 2):
@@ -32,7 +32,7 @@ def test_the_index_finds_every_close_pair(distance):
     np.testing.assert_array_equal(duplicates.close_pairs(hashes, distance), expected)
 
 
-def test_links_connect_what_pairs_connect_and_are_few():
+def test_a_few_links_connect_the_same_photos_as_all_pairs():
     hashes = np.repeat(some_hashes(60, seed=4), 20, axis=0)[np.random.default_rng(5).permutation(1200)]
     contents = [f"{value:08x}" for value in np.random.default_rng(6).integers(2**32, size=1200)]
     pairs, links = duplicates.close_pairs(hashes, 6), duplicates.close_links(hashes, 6)
@@ -40,7 +40,7 @@ def test_links_connect_what_pairs_connect_and_are_few():
     assert len(links) < 1200 + 60 < 10_000 < len(pairs)
 
 
-def test_no_two_kept_photos_are_near_duplicates_and_none_goes_without_one():
+def test_kept_photos_are_no_near_duplicates_and_each_rejected_one_repeats_a_kept_one():
     hashes, ranks = some_hashes(400, seed=1), np.random.default_rng(2).permutation(400)
     pairs = duplicates.close_pairs(hashes, 8)
     repeats, bits = duplicates.near_duplicates(pairs, ranks)
@@ -59,7 +59,7 @@ def test_the_original_is_preferred_to_its_copies():
     assert duplicates.duplicates(["h", "h", "h", "i"], ranks).tolist() == [2, 2, -1, -1]
 
 
-def test_the_split_follows_content_and_never_parts_a_group():
+def test_the_split_follows_content_and_never_divides_a_group():
     random = np.random.default_rng(3)
     hashes = [random.bytes(32).hex() for _ in range(4000)]
     pairs = np.array([(i, i + 1) for i in range(0, 400, 3)])

@@ -1,4 +1,4 @@
-"""The filters by name: every one can be skipped, and rejects by its own limit."""
+"""The filters by name: each can be skipped, and each rejects by its own limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raygan.errors import ConfigurationError
 from raygan.settings import validate
 from tests.data import messy
 
-#: A photo for each filter of single photos, which this filter alone rejects, and the limit that then lets it pass.
+#: For each filter of single photos, a photo that it alone rejects, and a limit that lets the photo pass.
 REJECTED = {
     "too_large": (messy.picture(1, 400), {"max_megapixels": 0.2}),
     "too_small": (messy.picture(2, 24), {"min_side": 24}),
@@ -54,8 +54,8 @@ def test_the_first_filter_to_object_gives_the_reason():
     assert reason(strip, ["too_small"]) == "bad_aspect"
 
 
-def test_rules_depend_on_the_filters_of_single_photos_alone():
-    """Chunks are found by these rules, so skipping a comparison must not make them useless."""
+def test_rules_do_not_depend_on_comparisons():
+    """The names of chunks depend on the rules, and skipping a comparison must not invalidate the chunks."""
     values = {"input": ["photos"], "output": "shards"}
     one, other = (
         PrepareSettings(**values, skip=skip, hash_distance=bits) for skip, bits in (([], 6), (["outlier"], 3))

@@ -22,7 +22,7 @@ from raygan.errors import ConfigurationError
         (" dog ", "dog"),
     ],
 )
-def test_plural_and_case(given, label):
+def test_plural_and_case_variants_are_one_label(given, label):
     assert normalize(given) == label
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from raygan.data import outliers
 
 
-def test_scores_are_distances_to_the_nearest_neighbours(monkeypatch):
+def test_scores_are_mean_distances_to_the_nearest_neighbors(monkeypatch):
     random = np.random.default_rng(4)
     vectors = (random.normal(size=(300, 16)) + 1).astype(np.float16)
     unit = vectors.astype(float) / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
@@ -19,12 +19,12 @@ def test_scores_are_distances_to_the_nearest_neighbours(monkeypatch):
     assert np.corrcoef(outliers.scores(vectors), expected)[0, 1] > 0.99
 
 
-def test_equal_vectors_count_as_neighbours():
+def test_equal_vectors_count_as_neighbors():
     vectors = np.ones((20, 8), np.float16)
     np.testing.assert_allclose(outliers.scores(vectors), 0, atol=1e-5)
 
 
-def test_the_threshold_spares_a_clean_class_and_catches_a_few_outliers():
+def test_the_threshold_spares_a_clean_class_and_catches_outliers():
     random = np.random.default_rng(5)
     clean = np.exp(random.normal(-1.5, 0.25, 3000))
     assert (clean > outliers.threshold(clean, 3)).mean() < 0.005
@@ -38,7 +38,7 @@ def test_a_class_of_copies_has_no_outliers():
     assert not (scores > outliers.threshold(scores, 3)).any()
 
 
-def test_projection_keeps_cosines():
+def test_projection_preserves_cosines():
     features = np.abs(np.random.default_rng(6).normal(size=(50, 1280))).astype(np.float32)
     features[1] = features[0]
 

@@ -1,4 +1,4 @@
-"""`prepare` end to end: verdicts, counts, pixels, resuming, splits, refusals."""
+"""`prepare` end to end: verdicts, counts, pixels, resuming, splits, errors."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def test_pixels_equal_pillows(tmp_path, settings):
         with Image.open(tmp_path / "messy" / name) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
         np.testing.assert_array_equal(found[name], np.asarray(upright.resize((64, 64), Image.Resampling.BICUBIC)))
-    grey = np.asarray(messy.picture(501).convert("L").resize((64, 64), Image.Resampling.BICUBIC), float)
-    assert np.abs(found["dog/gray16.png"][..., 0] - grey).max() <= 1
+    gray = np.asarray(messy.picture(501).convert("L").resize((64, 64), Image.Resampling.BICUBIC), float)
+    assert np.abs(found["dog/gray16.png"][..., 0] - gray).max() <= 1
 
 
 def test_png_shards_hold_the_same_pixels(tmp_path, settings):

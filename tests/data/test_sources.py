@@ -1,4 +1,4 @@
-"""Finding photos and their labels."""
+"""Finding photos, with their labels."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_folders_of_one_class_need_a_label(tmp_path, names):
     assert set(labels(tmp_path, label="Dogs").values()) == {"dog"}
 
 
-def test_several_inputs_globs_and_single_files(tmp_path):
+def test_several_inputs_globs_and_single_files_are_listed(tmp_path):
     make(tmp_path, "a/cats/1.jpg", "b/cats/2.jpg", "b/dogs/3.jpg", "c/dog.1.jpg")
     assert set(labels(tmp_path / "*" / "cats", label="cat")) == {"a/cats/1.jpg", "b/cats/2.jpg"}
     assert set(labels(tmp_path / "**" / "*.jpg", label="x")) == {
@@ -82,24 +82,24 @@ def test_several_inputs_globs_and_single_files(tmp_path):
     assert labels(tmp_path / "a" / "cats", tmp_path / "b" / "dogs") == {"1.jpg": "cat", "3.jpg": "dog"}
 
 
-def test_everything_is_counted(tmp_path):
+def test_files_left_aside_are_counted_by_reason(tmp_path):
     make(tmp_path, "cat/1.jpg", "dog/2.jpg", "stray.jpg", "notes.txt", ".hidden.jpg", "__MACOSX/cat/._1.jpg")
     os.mkfifo(tmp_path / "cat" / "pipe.jpg")
     (tmp_path / "dog" / "nowhere.jpg").symlink_to(tmp_path / "gone")
     (tmp_path / "dog" / "around").symlink_to(tmp_path)
     listing = find_photos([str(tmp_path)])
-    assert listing.photos.num_rows == 3  # the link to nowhere is a photo that can't be read
+    assert listing.photos.num_rows == 3  # the dangling link is a photo that can't be read
     assert listing.ignored == {"no label": 1, "not an image": 1, "hidden file": 2, "not a regular file": 1}
 
 
-def test_names_that_are_not_utf8(tmp_path):
+def test_names_that_are_not_utf_8_are_escaped(tmp_path):
     make(tmp_path, "cat/a.jpg")
     with open(os.fsencode(tmp_path) + b"/cat/caf\xe9.jpg", "wb") as file:
         file.write(b"\xff\xd8\xff")
     assert set(labels(tmp_path)) == {"cat/a.jpg", "cat/caf\\xe9.jpg"}
 
 
-def test_parquet_labels_are_named_as_the_hub_names_them(tmp_path):
+def test_parquet_labels_get_the_names_in_the_metadata(tmp_path):
     names = b'{"info": {"features": {"label": {"names": ["Cat", "Dog"]}}}}'
     table = pa.table({"image": [{"bytes": b"a", "path": "x"}] * 3, "label": [0, 1, 1]})
     pq.write_table(table.replace_schema_metadata({b"huggingface": names}), tmp_path / "train.parquet")

@@ -1,4 +1,4 @@
-"""Variation: the mean over all pairs, and what it doesn't see."""
+"""Variation: a mean over all pairs, blind to brightness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_variation_is_the_mean_over_all_pairs():
     assert variation.variation(maps.sum(axis=0), 12) == pytest.approx(1 - between.mean(), abs=1e-5)
 
 
-def test_variation_knows_alike_from_different_and_not_bright_from_dark():
+def test_variation_tells_different_layouts_apart_but_not_bright_from_dark():
     alike = np.stack([np.asarray(picture(1, 64))] * 6)
     dimmed = (alike * np.linspace(0.5, 1, 6)[:, None, None, None]).astype(np.uint8)
     different = np.stack([np.asarray(picture(seed, 64)) for seed in range(30)])
