@@ -88,7 +88,8 @@ class Nodes:
             cores: number of cores of the head node, then of each further node.
         """
         self._checkout = checkout
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores[0], "include_dashboard": True})
+        head = {"num_cpus": cores[0], "include_dashboard": True, "dashboard_port": None}  # any free port
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._others: list[Any] = []
         self._added = 0
         for number in cores[1:]:
