@@ -28,7 +28,7 @@ class MostlyRed(Filter):
 
 
 @pytest.mark.cluster
-def test_a_filter_from_a_package_rejects_photos(tmp_path):
+def test_a_filter_from_a_package_rejects_photos(tmp_path, new_storage):
     package = make_package(tmp_path / "packages", "red", FILTER, "[raygan.filters]\nmostly_red = red:MostlyRed")
     photos = tmp_path / "photos" / "cat"
     photos.mkdir(parents=True)
@@ -38,7 +38,7 @@ def test_a_filter_from_a_package_rejects_photos(tmp_path):
     dark = gray.point(lambda level: level // 8)
     Image.merge("RGB", [gray, dark, dark]).save(photos / "red.png")
     output = tmp_path / "shards"
-    arguments = ["--input", str(photos.parent), "--output", str(output), "--storage", str(tmp_path / "storage")]
+    arguments = ["--input", str(photos.parent), "--output", str(output), "--storage", str(new_storage)]
     job = start_job(
         "prepare",
         [*arguments, "--skip", "outlier"],
@@ -46,7 +46,7 @@ def test_a_filter_from_a_package_rejects_photos(tmp_path):
         environment={"PYTHONPATH": str(package)},
         stderr=subprocess.PIPE,
     )
-    _, errors = job.communicate(timeout=120)
+    _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
     assert json.loads(Path(output, "report.json").read_text())["reasons"] == {"mostly_red": 1}
     (rejected,) = pq.read_table(output / "rejected.parquet").to_pylist()
