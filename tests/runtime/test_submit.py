@@ -37,7 +37,7 @@ def answer_as(monkeypatch, version):
 
 @pytest.fixture
 def dashboard(ray_cluster):
-    return f"http://{ray._private.worker.global_worker.node.address_info['webui_url']}"
+    return f"http://{ray.init(ignore_reinit_error=True).dashboard_url}"
 
 
 def test_a_job_is_followed_to_its_exit_status(dashboard):
