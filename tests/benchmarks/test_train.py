@@ -103,13 +103,13 @@ def test_no_ratio_compares_devices(write_shards, monkeypatch, module, kind, gpus
 
 def test_the_bare_loop_uses_no_gpu_that_workers_do_not_get(write_shards, tmp_path, monkeypatch):
     class Devices(list):
-        def __call__(self, networks, settings, device):
+        def __call__(self, settings, schedule, labels, device):
             self.append(device.type)
             raise InterruptedError
 
     devices = Devices()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(train, "GanStep", devices)
+    monkeypatch.setattr(train, "new_step", devices)
     monkeypatch.setattr(train, "keep_freed_memory", lambda: None)
     settings = settings_of(TrainBenchmarkSettings, data=str(write_shards()))
     base = train.shared_settings(settings, str(tmp_path)).model_copy(update={"gpu": False})
