@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def wait_until(
-    condition: Callable[[], Any], what: str, timeout_s: float = 120.0, *, alive: subprocess.Popen[Any] | None = None
+    condition: Callable[[], Any], what: str, timeout_s: float = 240.0, *, alive: subprocess.Popen[Any] | None = None
 ) -> Any:
     """Poll until `condition()` is true, and return what it gave. Fails, saying `what`, after `timeout_s` seconds.
 
