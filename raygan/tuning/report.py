@@ -97,7 +97,9 @@ def _against_kid(axes: Sequence[Axis], ranked: Sequence[TrialRecord], baseline: 
 
 def _ordered(trials: Sequence[TrialRecord], axis: Axis) -> list[TrialRecord]:
     """Trials in the order of the axis's choices; a categorical plot would use the order of appearance."""
-    return sorted(trials, key=lambda trial: axis.choices.index(trial.point[axis.name]) if axis.choices else 0)
+    order = {value: place for place, value in enumerate(axis.choices)}
+    # The baseline's value may be none of the choices, also in a trial whose other settings PBT has changed since.
+    return sorted(trials, key=lambda trial: order.get(trial.point[axis.name], len(order)))
 
 
 def _curves(trials: Sequence[TrialRecord], baseline: TrialRecord | None) -> bytes:
