@@ -1,4 +1,4 @@
-"""Comparing photos with each other: duplicates, near-duplicates, and the split.
+"""Comparing photos with each other: duplicates and near-duplicates.
 
 Decisions take a few bytes per photo (hashes, sizes) and no pixels, so one process can judge a data set of millions
 (`Verdicts`). Everything here is a pure function of content and paths; the order of tasks doesn't matter.
@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import faiss
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from raygan.data.shards import Split
+from raygan.data.split import split
 
 #: Hashes looked up at a time; bounds the memory of the answer.
 _QUERIES = 20_000
@@ -200,23 +199,3 @@ def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, n
             if ranks[other] > ranks[index] and repeats[other] < 0:
                 repeats[other], bits[other] = index, distance
     return repeats, bits
-
-
-def split(hashes: Sequence[str], pairs: np.ndarray, validation: float) -> list[Split]:
-    """Each photo's split, from its content hash: adding or renaming files moves no other photo.
-
-    Args:
-        hashes: of the kept photos, in hex.
-        pairs: near-duplicates that are both kept (none if that filter is on). Connected photos go where the smallest
-            of their hashes goes.
-        validation: share of photos to hold out, 0 to 1.
-    """
-    count = len(hashes)
-    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, group = connected_components(links, directed=False)
-    leader: dict[int, str] = {}
-    for index, value in enumerate(hashes):
-        number = int(group[index])
-        leader[number] = min(value, leader.get(number, value))
-    threshold = validation * 2**32
-    return ["validation" if int(leader[int(g)][:8], 16) < threshold else "train" for g in group]

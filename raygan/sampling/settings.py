@@ -22,9 +22,7 @@ class SampleSettings(StorageSettings):
     )
     seed: int = option(0, "sample i is the image of seed + i, as in the service", ge=0, lt=2**31)
     truncation: float = option(1.0, "factor on the latents; less gives more typical, less varied images", gt=0, le=1)
-    format: Literal["png", "parquet"] = option(
-        "png", "one PNG per sample, or Parquet files of PNG, label and seed"
-    )
+    format: Literal["png", "parquet"] = option("png", "one PNG per sample, or Parquet files of PNG, label and seed")
     chunk_images: int = option(
         500, "samples per task; a killed job draws at most this many again for each task", unit="images", ge=1
     )

@@ -5,8 +5,8 @@
    next batch gathers while calls are in flight, so nobody waits for a batch to fill and a lone request leaves at once.
 2. Each replica has one call in flight. A second one, ready when the first finishes, starts only if a whole batch
    (`batch` images, or `_ENOUGH_FOR_A_CALL`) is waiting: fewer images are cheaper in the next call than in their own.
-3. Sampling and classifying are idempotent. If a replica dies, its call is repeated on any replica until the time limit.
-   If a call fails for another reason, each request is retried alone, so one request can't spoil its neighbors.
+3. If a replica dies, its call is repeated on any replica (`raygan.serve.retries`). If a call fails for another reason,
+   each request is retried alone, so one request can't spoil its neighbors.
 4. With more than `limit` images waiting, `Busy` tells the client when to come back and the queue stops growing.
 """
 
@@ -23,12 +23,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from raygan.serve.messages import ModelVersion
 from raygan.serve.metrics import Metrics
+from raygan.serve.retries import ReplicaDied, repeated
 
 I = TypeVar("I")  # noqa: E741 (a request's item)
 A = TypeVar("A")
-
-#: Seconds before a retry, doubled each time up to the maximum.
-_FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0
 
 #: Images that always justify a second call. A batch of 32 is too much to wait for: 32 clients that each want one image
 #: rarely queue that many, and replicas ran idle.
@@ -45,10 +43,6 @@ class Busy(Exception):  # noqa: N818 - a state of the service, not a fault of th
     def __init__(self, seconds: int):
         super().__init__(f"try again in {seconds} s")
         self.seconds = seconds
-
-
-class ReplicaDied(Exception):  # noqa: N818 - as above
-    """A call's replica died or is unreachable; the call may be repeated."""
 
 
 class Caller(Protocol[I, A]):
@@ -196,19 +190,13 @@ class Batcher(Generic[I, A]):
 
     async def _call(self, batch: Sequence[_Waiting[I, A]]) -> tuple[list[A], float]:
         """Call until a replica answers or nobody is waiting any more."""
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                call = self._caller.call(batch[0].model, [waiting.item for waiting in batch])
-                return await asyncio.wait_for(call, self._seconds)
-            except TimeoutError:
-                raise ReplicaDied("no answer in time") from None  # no request has time left for a retry
-            except ReplicaDied:
-                if all(waiting.answer.done() for waiting in batch):
-                    raise
-                self._metrics.count("retries", stage=self.name)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MAX_PAUSE)
+        items = [waiting.item for waiting in batch]
+        return await repeated(
+            lambda: self._caller.call(batch[0].model, items),
+            seconds=self._seconds,
+            wanted=lambda: not all(waiting.answer.done() for waiting in batch),
+            on_retry=lambda: self._metrics.count("retries", stage=self.name),
+        )
 
     async def _failed(self, batch: list[_Waiting[I, A]], error: Exception) -> None:
         if len(batch) > 1 and not isinstance(error, Busy | ReplicaDied):

@@ -27,12 +27,13 @@ from starlette.types import ASGIApp
 from raygan.errors import last_line
 from raygan.serve.api import create_app
 from raygan.serve.auth import check_token, read_token
-from raygan.serve.batching import Batcher, Busy, ReplicaDied
+from raygan.serve.batching import Batcher, Busy
 from raygan.serve.listener import Address, Listener
 from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.metrics import RayMetrics
 from raygan.serve.middleware import GatewayMiddleware
 from raygan.serve.model_store import Fetch, Files, ModelStore
+from raygan.serve.retries import ReplicaDied
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 

@@ -17,7 +17,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from raygan.serve.batching import Busy, ReplicaDied
+from raygan.serve.batching import Busy
+from raygan.serve.retries import ReplicaDied
 
 log = logging.getLogger("raygan.serve")
 

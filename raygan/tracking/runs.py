@@ -3,6 +3,8 @@
 A job owns one `Run`, which is resumed by id and ends as FINISHED, FAILED or KILLED. If the server stops answering,
 nothing is lost: records wait on disk and are sent with later ones. A spool names its owner, the process that sends its
 records; the next job closes the runs of owners that were killed.
+
+Tags: `raygan.job` and `raygan.resumed` are set here, `raygan.label` and others by the job that calls `start_run`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raygan.data import duplicates
+from raygan.data.split import split
 
 
 def some_hashes(count: int, seed: int = 0) -> np.ndarray:
@@ -36,7 +37,7 @@ def test_a_few_links_connect_the_same_photos_as_all_pairs():
     hashes = np.repeat(some_hashes(60, seed=4), 20, axis=0)[np.random.default_rng(5).permutation(1200)]
     contents = [f"{value:08x}" for value in np.random.default_rng(6).integers(2**32, size=1200)]
     pairs, links = duplicates.close_pairs(hashes, 6), duplicates.close_links(hashes, 6)
-    assert duplicates.split(contents, links, 0.3) == duplicates.split(contents, pairs, 0.3)
+    assert split(contents, links, 0.3) == split(contents, pairs, 0.3)
     assert len(links) < 1200 + 60 < 10_000 < len(pairs)
 
 
@@ -57,14 +58,3 @@ def test_the_original_is_preferred_to_its_copies():
     ranks = duplicates.preference(["b/x copy.jpg", "b/x.jpg", "a/y.jpg", "z.jpg"], np.array([9, 9, 9, 4]))
     assert ranks.tolist() == [2, 1, 0, 3]
     assert duplicates.duplicates(["h", "h", "h", "i"], ranks).tolist() == [2, 2, -1, -1]
-
-
-def test_the_split_follows_content_and_never_divides_a_group():
-    random = np.random.default_rng(3)
-    hashes = [random.bytes(32).hex() for _ in range(4000)]
-    pairs = np.array([(i, i + 1) for i in range(0, 400, 3)])
-    splits = duplicates.split(hashes, pairs, 0.1)
-    assert splits.count("validation") / len(splits) == pytest.approx(0.1, abs=0.02)
-    assert all(splits[one] == splits[other] for one, other in pairs)
-    alone = duplicates.split(hashes[1000:], np.empty((0, 2), int), 0.1)
-    assert alone == splits[1000:]

@@ -7,9 +7,10 @@ import contextvars
 
 import pytest
 
-from raygan.serve.batching import Batcher, Busy, ReplicaDied
+from raygan.serve.batching import Batcher, Busy
 from raygan.serve.messages import ModelVersion
 from raygan.serve.metrics import NoMetrics
+from raygan.serve.retries import ReplicaDied
 from tests.serve.local import CAT, RecordingMetrics
 
 

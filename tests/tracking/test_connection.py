@@ -29,9 +29,7 @@ def test_a_package_that_artifacts_need_is_asked_for_before_the_work(settings, mo
     tracking.connect(settings)
     records = f"sqlite:///{settings.storage}/mlflow.db"
     bucket = StorageSettings(storage="s3://bucket/here", tracking_uri=records, experiment="another")
-    with pytest.raises(
-        RayganError, match=r"in s3://bucket/here/artifacts .* boto3 .*: pip install 'raygan\[s3\]'"
-    ):
+    with pytest.raises(RayganError, match=r"in s3://bucket/here/artifacts .* boto3 .*: pip install 'raygan\[s3\]'"):
         tracking.connect(bucket)
 
 
