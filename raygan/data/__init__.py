@@ -2,7 +2,8 @@
 
 `sources` lists photos, and `labels` takes their labels from names. `examine` turns each file (`decode`, and `faces` to
 crop it) into a square of pixels with measures and a verdict (`filters`), and `chunks` keeps them on disk, a few hundred
-at a time. `duplicates` and `outliers` compare photos with each other, `split` holds some out for validation. `shards` are what remains,
-and `batches` streams them to training. `prepare` is the job, `passes` its steps, and `tasks` their part on Ray's
-workers; `report`, `sheets` and `variation` tell people how it went. `synthetic` draws photos where there are none.
+at a time. `duplicates` and `outliers` compare photos with each other, `split` holds some out for validation. `shards`
+are what remains, and `batches` streams them to training. `prepare` is the job, `passes` its steps, and `tasks` their
+part on Ray's workers; `report`, `sheets` and `variation` tell people how it went. `synthetic` draws photos where there
+are none.
 """
