@@ -133,7 +133,7 @@ def under_ray(base: TrainSettings, run: dict[str, Any]) -> dict[str, float]:
     peak = [record["peak_resident_megabytes"] for record in records]
     return {
         "images_per_second": rate,
-        "around": wall - 60 * done.metrics["minutes"],
+        "around": wall - 60 * done.last_metrics["minutes"],
         "peak_megabytes": peak[-1],
         "growth_megabytes": peak[-1] - peak[0],
     }

@@ -32,6 +32,10 @@ class History:
         """The latest value of each metric."""
         return {name: value for record in self.records for name, value in record.items()}
 
+    def at(self, images: int) -> dict[str, float]:
+        """The metrics recorded when so many images had been seen."""
+        return {name: value for record in self.records if record["images"] == images for name, value in record.items()}
+
     def add(self, metrics: dict[str, float]) -> None:
         """Add a record, unless it is known already."""
         if not self.knows(metrics):

@@ -29,7 +29,7 @@ class Schedule:
         snapshot: batches between two sample grids.
         checkpoint: batches between two checkpoints.
         quality: batches between two quality measurements; 0 for none.
-        minutes: the run ends at the first log after so many minutes.
+        minutes: the run ends after so many minutes, to a few seconds.
     """
 
     total: int

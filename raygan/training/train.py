@@ -50,7 +50,8 @@ class TrainResult:
         model: the registered generator; None for a search's trial.
         checkpoint: address of the chosen checkpoint.
         pictures: address of the folder of pictures.
-        metrics: the latest value of each metric.
+        metrics: of the chosen checkpoint, which became the model.
+        last_metrics: the latest value of each metric.
     """
 
     run_id: str
@@ -58,12 +59,19 @@ class TrainResult:
     checkpoint: str
     pictures: str
     metrics: dict[str, float]
+    last_metrics: dict[str, float]
 
     def to_json(self) -> str:
         """The job's last line."""
         model = {"name": self.model.name, "version": int(self.model.version)} if self.model else None
         return json.dumps(
-            {"run_id": self.run_id, "model": model, "checkpoint": self.checkpoint, "metrics": self.metrics}
+            {
+                "run_id": self.run_id,
+                "model": model,
+                "checkpoint": self.checkpoint,
+                "metrics": self.metrics,
+                "last_metrics": self.last_metrics,
+            }
         )
 
 
@@ -105,9 +113,10 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         with reservations.addressed() if trial else reservations.returned_cores():
             outcome = training.fit(resources)
         model = _publish(training, outcome)
-        run.save(state="finished", images=outcome.images, minutes=outcome.metrics.get("minutes", 0.0))
+        run.save(state="finished", images=outcome.images, minutes=outcome.last_metrics.get("minutes", 0.0))
     checkpoint = address_of(run.folder, outcome.chosen)
-    return TrainResult(log.id, model, checkpoint, storage.join(run.folder, "pictures"), outcome.metrics)
+    folder = storage.join(run.folder, "pictures")
+    return TrainResult(log.id, model, checkpoint, folder, outcome.chosen_metrics, outcome.last_metrics)
 
 
 def check(settings: TrainSettings) -> DataSet:

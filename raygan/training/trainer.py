@@ -75,13 +75,15 @@ class Outcome:
     Attributes:
         chosen: the best checkpoint by KID, or the last where KID was not measured.
         last: the last checkpoint.
-        metrics: the latest value of each metric.
+        chosen_metrics: what was measured of the chosen one.
+        last_metrics: the latest value of each metric.
         images: real images seen.
     """
 
     chosen: ray.train.Checkpoint
     last: ray.train.Checkpoint
-    metrics: dict[str, float]
+    chosen_metrics: dict[str, float]
+    last_metrics: dict[str, float]
     images: int
 
 
@@ -125,7 +127,8 @@ class Training:
             self._collapsed(progress.collapse, result)
         if result.checkpoint is None:
             raise RayganError(f"run {self.run.name} ended without a checkpoint")
-        return Outcome(_best(result), result.checkpoint, self.history.latest, progress.images)
+        chosen, images = _best(result)
+        return Outcome(chosen, result.checkpoint, self.history.at(images), self.history.latest, images=progress.images)
 
     def _fit(self, resources: dict[str, float], monitor: Monitor | None, monitor_cores: float) -> ray.train.Result:
         """Ray Train to its end. It restarts failed workers; a dead controller is restarted here."""
@@ -218,7 +221,12 @@ class Training:
         )
 
 
-def _best(result: ray.train.Result) -> ray.train.Checkpoint:
-    """The checkpoint of the lowest KID, or the last one where KID was not measured."""
-    scored = [(metrics[SCORE], checkpoint) for checkpoint, metrics in result.best_checkpoints or [] if SCORE in metrics]
-    return max(scored, key=lambda pair: pair[0])[1] if scored else result.checkpoint
+def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, int]:
+    """The checkpoint of the lowest KID, or the last one where KID was not measured, and the images it has seen."""
+    kept = result.best_checkpoints or []
+    scored = [(checkpoint, metrics) for checkpoint, metrics in kept if SCORE in metrics]
+    if scored:
+        checkpoint, metrics = max(scored, key=lambda pair: float(pair[1][SCORE]))
+    else:
+        checkpoint, metrics = next(pair for pair in kept if pair[0].path == result.checkpoint.path)
+    return checkpoint, int(metrics["images"])

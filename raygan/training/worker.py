@@ -44,8 +44,8 @@ GRID_IMAGES, GRID_COLUMNS = 64, 8
 #: What only the first rank measures.
 _FIRST_RANKS = ("seconds", "minutes", "sample_spread", "resident_megabytes", "peak_resident_megabytes")
 
-#: Seconds, about, between two checks whether one of the training's nodes is about to be taken away.
-NOTICE_S = 5.0
+#: Seconds, about, between two looks at the clock, and whether one of the training's nodes is about to be taken away.
+LOOK_S = 5.0
 
 #: Samples from which each log tells whether samples still differ.
 SPREAD_IMAGES = 16
@@ -119,7 +119,8 @@ class TrainLoop:
         self.before = before
         self.minutes_before = float(before.get("minutes", 0.0))
         self.began = self.logged = self.ticked = time.monotonic()
-        self.noticed, self.look_every = False, self.schedule.log
+        self.first_batch = step.batches
+        self.noticed, self.look_every = False, 1
 
     def run(self) -> None:
         """Train to the end of the schedule, or until the training dies."""
@@ -134,20 +135,37 @@ class TrainLoop:
                 break
             self.means.add(self.step.step(reals, classes))
             self._tick()
-            last = self.step.batches == self.schedule.total
-            noticed = self._notice()
+            noticed, late = self._look()
+            last = late or self.step.batches == self.schedule.total
             due = last or noticed or self.step.batches % self.schedule.log == 0
             if due and not self._log(last, keep=noticed):
                 break
 
-    def _notice(self) -> bool:
-        """Whether it is news that a node is about to be taken away. All ranks check at the same batches."""
-        if self.noticed or self.step.batches % self.look_every:
-            return False
+    def _look(self) -> tuple[bool, bool]:
+        """Every few seconds: whether it is news that a node is about to be taken away, and whether time is up.
+
+        A collective call: all ranks look at the same batches, and the first one's clock counts.
+        """
+        if self.step.batches % self.look_every:
+            return False, False
+        seconds = self._first_ranks(time.monotonic() - self.began)
+        done = self.step.batches - self.first_batch
+        self.look_every = max(1, round(LOOK_S * done / max(seconds, 1e-9)))
+        late = self.minutes_before + seconds / 60 >= self.schedule.minutes
+        if self.noticed:
+            return False, late
         self.noticed = ray.train.get_preemption_info() is not None
         if self.noticed:
             self._tell(Notice(self.step.images_seen / 1000))
-        return self.noticed
+        return self.noticed, late
+
+    def _first_ranks(self, value: float) -> float:
+        """The first rank's number, on all ranks."""
+        if self.step.share.world_size == 1:
+            return value
+        shared = torch.tensor(value if self.first_rank else 0.0, dtype=torch.float64, device=self.step.device)
+        torch.distributed.all_reduce(shared)
+        return float(shared)
 
     def _log(self, last: bool, *, keep: bool) -> bool:
         """Report, with pictures and a checkpoint where they are due; returns whether to go on.
@@ -167,7 +185,6 @@ class TrainLoop:
         measure = schedule.quality > 0 and (last or batch % schedule.quality == 0)
         keep = keep or last or measure or batch % schedule.checkpoint == 0
         self._report(metrics, keep=keep, measure=measure)
-        self.look_every = max(1, round(NOTICE_S * metrics["images_per_second"] / self.settings.batch_size))
         self.logged = time.monotonic()
         return not last
 

@@ -146,7 +146,7 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert about["label"] == "cat"
     assert generator(torch.randn(2, 8)).shape == (2, 3, 32, 32)
     line = json.loads(result.to_json())
-    assert set(line) == {"run_id", "model", "checkpoint", "metrics"}
+    assert set(line) == {"run_id", "model", "checkpoint", "metrics", "last_metrics"}
     assert os.path.exists(os.path.join(line["checkpoint"], "training.safetensors"))
     # The name belongs to this run from now on.
     with pytest.raises(ConfigurationError, match="is finished: train it further"):
@@ -156,6 +156,13 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     other = str(write_shards(folder="other", seed=1))
     with pytest.raises(ConfigurationError, match="shards have changed"):
         train(settings.model_copy(update={"epochs": 4, "data": other}))
+
+
+def test_a_run_by_the_clock_ends_on_time_however_rarely_it_logs(train_settings):
+    settings = train_settings(num_workers=2, epochs=1_000_000, minutes=0.05, log_every=1000.0, snapshot_every=1000.0)
+    result = train(settings.model_copy(update={"checkpoint_every": 1000.0}))
+    assert result.last_metrics["minutes"] >= 0.05
+    assert result.last_metrics["images"] < 1_000_000  # the first log would have been then
 
 
 def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(train_settings, write_shards):
@@ -181,6 +188,10 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
     with open(os.path.join(result.checkpoint, "generator.json")) as file:
         about = json.load(file)["about"]
     assert about["metrics"]["images"] == best
+    # The metrics of a result are those of the checkpoint that became the model.
+    assert (result.metrics["images"], result.last_metrics["images"]) == (best, 160)
+    assert result.metrics["kid16_efficientnet_lite0"] == min(metric.value for metric in history)
+    assert result.metrics["critic_loss"] == about["metrics"]["critic_loss"]
     kept = checkpoints(os.path.dirname(result.checkpoint))
     assert len(kept) == (1 if best == 160 else 2)  # the best and the last
     assert "nearest-000000160-images.png" in os.listdir(result.pictures)
