@@ -133,12 +133,13 @@ def real_photos(data: DataSet, label: str, most: int, networks: Networks, storag
     if not len(found):
         raise RayganError(f"--data: {data.address} has no training photo of {label} to compare with")
     pixels = torch.from_numpy(found.pixels(found.spread(most)))
-    prefix = storage.join(storage_folder, "features", f"{data.manifest.fingerprint[:16]}-{label}-{len(pixels)}")
-    features = {
-        name: _kept_features(pixels, network, f"{prefix}-{network_digest(network)}.safetensors", label)
-        for name, network in networks.features.items()
-    }
-    return ImageSet(pixels, features)
+    which = f"{data.manifest.fingerprint[:16]}-{label}-{len(pixels)}"
+
+    def kept(network: str) -> Tensor:
+        address = storage.join(storage_folder, "features", f"{which}-{network_digest(network)}.safetensors")
+        return _kept_features(pixels, network, address, label)
+
+    return ImageSet(pixels, {name: kept(network) for name, network in networks.features.items()})
 
 
 def _kept_features(pixels: Tensor, network: str, address: str, label: str) -> Tensor:

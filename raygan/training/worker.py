@@ -185,21 +185,24 @@ class TrainLoop:
         measure = schedule.quality > 0 and (last or batch % schedule.quality == 0)
         keep = keep or last or measure or batch % schedule.checkpoint == 0
         self._report(metrics, keep=keep, measure=measure)
-        self.logged = time.monotonic()
         return not last
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last log over all ranks, and how far the run is. A collective call."""
+        if self.step.device.type == "cuda":
+            torch.cuda.synchronize(self.step.device)  # steps are queued: their work must be done when the clock is read
+        now = time.monotonic()
         own = dict.fromkeys(_FIRST_RANKS, 0.0)
         if self.first_rank:
             # Clocks differ between ranks, so the first one's counts; samples and memory need only be looked at once.
             own = {
-                "seconds": time.monotonic() - self.logged,
-                "minutes": (time.monotonic() - self.began) / 60,
+                "seconds": now - self.logged,  # with the pauses of the last log
+                "minutes": (now - self.began) / 60,
                 "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
                 "resident_megabytes": psutil.Process().memory_info().rss / 2**20,
                 "peak_resident_megabytes": peak_resident_bytes() / 2**20,
             }
+        self.logged = now
         batches = self.means.batches
         means = self.means.take(self.step.share.world_size, own)
         seconds, minutes = means.pop("seconds"), means.pop("minutes")

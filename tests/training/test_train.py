@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,11 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
         train(settings.model_copy(update={"epochs": 4, "data": other}))
 
 
+def records_of(result):
+    with open(os.path.join(os.path.dirname(result.pictures), "metrics.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
 def test_a_run_by_the_clock_ends_on_time_however_rarely_it_logs(train_settings):
     settings = train_settings(num_workers=2, epochs=1_000_000, minutes=0.05, log_every=1000.0, snapshot_every=1000.0)
     result = train(settings.model_copy(update={"checkpoint_every": 1000.0}))
@@ -195,6 +201,11 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
     kept = checkpoints(os.path.dirname(result.checkpoint))
     assert len(kept) == (1 if best == 160 else 2)  # the best and the last
     assert "nearest-000000160-images.png" in os.listdir(result.pictures)
+    # The rate is that of the whole time between two logs, with the pauses for pictures and checkpoints.
+    logs = [each for each in records_of(result) if "images_per_second" in each]
+    for before, after in pairwise(logs):
+        seconds = 60 * (after["minutes"] - before["minutes"])
+        assert seconds * after["images_per_second"] == pytest.approx(after["images"] - before["images"], rel=1e-6)
     # One generator serves both labels.
     served = tracking.serving_generators(client)
     assert served["cat"] == served["dog"] == result.model
