@@ -1,10 +1,15 @@
-"""An objective from an installed package, in a real training without a change to raygan."""
+"""An objective, an architecture and a feature network from packages, in one training without a change to raygan."""
+
+from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from raygan.errors import RayganError
+from raygan.models.gan import load_generator
 from tests.helpers import make_package, start_job
 
 OBJECTIVE = '''
@@ -28,23 +33,78 @@ class Hinge(Objective):
 '''
 
 
+ARCHITECTURE = '''
+from torch import nn
+
+from raygan.models.gan import Generator
+
+
+class LinearGenerator(Generator):
+    """A small image in one step, enlarged."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.layers = nn.Sequential(
+            nn.Linear(settings.z_dim, 192), nn.Tanh(), nn.Unflatten(1, (3, 8, 8)), nn.Upsample(settings.image_size)
+        )
+
+    def forward(self, latents, classes=None):
+        return self.layers(latents)
+
+
+class LinearCritic(nn.Sequential):
+    def __init__(self, settings):
+        super().__init__(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, images, classes=None):
+        return super().forward(images).flatten()
+
+
+class Linear:
+    generator, critic = LinearGenerator, LinearCritic
+'''
+
+FEATURES = '''
+from torch import nn
+
+from raygan.models.features import Features
+
+
+def colors():
+    """The mean color of each quarter of the image."""
+    net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    return Features("colors", net, size=16, dim=12, mean=[127.5] * 3, deviation=[127.5] * 3)
+'''
+
+
 def train(arguments, **options):
     return start_job("train", arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 @pytest.mark.cluster
-def test_a_training_uses_an_objective_from_a_package(tmp_path, train_settings):
-    make_package(tmp_path / "packages", "hinge_gan", OBJECTIVE, "[raygan.objectives]\nhinge = hinge_gan:Hinge")
-    installed = {"PYTHONPATH": str(tmp_path / "packages")}
+def test_a_training_uses_what_packages_offer(tmp_path, train_settings):
+    packages = tmp_path / "packages"
+    make_package(packages, "hinge_gan", OBJECTIVE, "[raygan.objectives]\nhinge = hinge_gan:Hinge")
+    make_package(packages, "linear_gan", ARCHITECTURE, "[raygan.architectures]\nlinear = linear_gan:Linear")
+    make_package(packages, "color_features", FEATURES, "[raygan.features]\ncolors = color_features:colors")
+    installed = {"PYTHONPATH": str(packages)}
     help_text, _ = train(["--help"], environment=installed).communicate(timeout=60)
     assert "--objective {wgan-gp,dcgan,r3gan,hinge}" in help_text
-    settings = train_settings(name="hinge", num_workers=1, epochs=1, critic_norm="batch", objective="dcgan")
-    job = train(["--objective", "hinge"], settings=settings, address="local", environment=installed)
-    output, errors = job.communicate(timeout=200)
+    toys = ["--objective", "hinge", "--architecture", "linear", "--quality-network", "colors"]
+    settings = train_settings(name="toys", num_workers=1, quality_samples=16, quality_every=0.08)
+    job = train(toys, settings=settings, address="local", environment=installed)
+    output, errors = job.communicate(timeout=280)
     assert job.returncode == 0, errors
-    metrics = json.loads(output.splitlines()[-1])["metrics"]
+    result = json.loads(output.splitlines()[-1])
+    metrics = result["metrics"]
+    assert "kid16_colors" in metrics
     # The critic's loss is the sum of its terms, means over the same images.
     assert metrics["critic_loss"] == pytest.approx(metrics["real_hinge"] + metrics["fake_hinge"], rel=1e-5)
+    description = json.loads(Path(result["checkpoint"], "generator.json").read_text())
+    assert description["networks"]["architecture"] == "linear"
+    # Without the packages, errors say what is missing.
+    with pytest.raises(RayganError, match="architecture must be one of dcgan, not 'linear'; install the package"):
+        load_generator(Path(result["checkpoint"]))
     refused = train(["--objective", "hinge", "--dry-run"], settings=settings)
     _, errors = refused.communicate(timeout=60)
     assert (refused.returncode, errors) == (

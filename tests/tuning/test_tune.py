@@ -19,6 +19,7 @@ from raygan.settings import validate
 from raygan.training.settings import TrainSettings
 from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import trial_base, tune
+from tests.conftest import takes_long
 from tests.helpers import start_job, wait_for_cores, wait_until
 
 #: Full name of the trials' KID.
@@ -85,6 +86,7 @@ def test_an_interrupted_then_killed_search_resumes_and_finds_what_train_takes(se
         tune(settings)
 
 
+@takes_long
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(900)
 def test_a_population_copies_weights_and_the_best_is_trained_to_full_length(
