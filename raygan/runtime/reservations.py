@@ -47,7 +47,9 @@ def returned_cores() -> Iterator[None]:
 
     def sweep() -> None:
         while not ended.wait(_EVERY_S):
-            remove_orphans()
+            # A head that doesn't answer for a moment must not end the sweeping, or cores stay taken again.
+            with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):
+                remove_orphans()
 
     sweeper = threading.Thread(target=sweep, name="returned-cores", daemon=True)
     sweeper.start()
