@@ -12,16 +12,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pillow_heif
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 Fit = Literal["crop", "pad"]
 
 #: Formats that are decoded, if Pillow was built with them. Others are left out on purpose: for EPS, Pillow would
 #: start Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA", "ICO")
 
-#: First bytes of the formats that start with a signature (those of WebP and AVIF come later).
+#: First bytes of the formats that start with a signature (those of WebP, AVIF and HEIF come later).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+
+#: Brands of the files of the ISO base media format that are photos: AVIF and HEIF.
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+#: First bytes of formats that photos come in but that nothing here decodes.
+_FOREIGN = {
+    b"\xff\x0a": "JPEG XL photo",
+    b"\0\0\0\x0cJXL ": "JPEG XL photo",
+    b"FUJIFILMCCD-RAW": "camera RAW file",
+    b"IIU\0": "camera RAW file",
+    b"IIRO": "camera RAW file",
+    b"8BPS": "Photoshop file",
+    b"%PDF": "PDF file",
+}
 
 
 class Unreadable(Exception):  # noqa: N818 - a verdict on a photo, not a program error
@@ -55,14 +70,16 @@ class Header:
 def looks_like_image(start: bytes) -> bool:
     """Whether a file's first bytes (at least 16) are those of an image."""
     riff = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
-    isobmff = start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1")
+    isobmff = start[4:8] == b"ftyp" and start[8:12] in _BRANDS
     return start.startswith(_SIGNATURES) or riff or isobmff
 
 
 def read_header(data: bytes) -> Header:
     """Open an image without decoding it. Raises Unreadable."""
-    # Turns off Pillow's own size limit: the caller has a limit of its own.
+    # Turns off Pillow's own size limit: the caller has a limit of its own. A PNG's text may be as long as all of it
+    # together: what made the picture often writes megabytes.
     Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     if not data:
         raise Unreadable("empty file")
     try:
@@ -77,7 +94,7 @@ def read_header(data: bytes) -> Header:
 def decode(header: Header) -> Image.Image:
     """The first frame as upright RGB. Raises Unreadable if the file is damaged.
 
-    Applies the orientation, puts white behind transparent pixels, and reduces 16-bit and floating-point gray to 8 bits.
+    Applies the orientation, puts white behind transparent pixels, and reduces wider gray to 8 bits.
     """
     try:
         header.image.load()
@@ -106,6 +123,7 @@ def pixel_hash(photo: Image.Image) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
+    pillow_heif.register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -132,18 +150,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits: the range is 0 to 65535, unless the values show that it can't be."""
-    values = np.asarray(image, dtype=np.float32)
+    """Gray in a type of more than 8 bits. What the values show decides what range they are in.
+
+    Up to 255, and above 1 in a floating-point image, they are 8-bit levels; else 0 to 65535, where they fit.
+    """
+    values: np.ndarray = np.nan_to_num(np.asarray(image, dtype=np.float32))
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535 or (image.mode == "F" and high <= 1):
-        values = (values - low) / max(high - low, 1e-6) * 65535
-    gray = Image.fromarray(np.round(values / 257).clip(0, 255).astype(np.uint8))
-    return gray.convert("RGB")
+        values = (values - low) / max(high - low, 1e-6) * 255
+    elif high > 255:
+        values = values / 257
+    return Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _not_an_image(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1"):
-        return "HEIC photo: convert it to JPEG or PNG"
+    if data[4:8] == b"ftyp" and data[8:12] in _BRANDS:
+        return "HEIC or AVIF photo, damaged or of a kind that is not decoded: convert it to JPEG or PNG"
+    foreign = next((name for start, name in _FOREIGN.items() if data.startswith(start)), None)
+    if foreign or data[4:12] == b"ftypcrx ":
+        return f"{foreign or 'camera RAW file'}: convert it to JPEG or PNG"
     if data.lstrip()[:1] == b"<":
         return "not an image: HTML or XML"
     return "not an image"

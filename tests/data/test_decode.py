@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from raygan.data.decode import Unreadable, decode, looks_like_image, pixel_hash, read_header, to_square
 from tests.data.messy import bomb, encoded, picture
@@ -20,6 +24,9 @@ def test_a_decompression_bomb_is_recognized_by_its_header():
         (b"", "empty"),
         (b"<html>", "HTML"),
         (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
+        (b"\xff\x0a" + bytes(99), "JPEG XL photo: convert"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99), "JPEG XL"),
+        (b"\0\0\0\x18ftypcrx " + bytes(99), "RAW"),
         (b"%!PS-Adobe-3.0 EPSF", "not an"),
     ],
 )
@@ -34,6 +41,38 @@ def test_16_bit_and_floating_point_gray_keep_their_range():
     floating = decode(read_header(encoded(Image.fromarray(ramp.astype(np.float32) / 65535), "TIFF")))
     for image in (deep, floating):
         np.testing.assert_array_equal(np.asarray(image)[0, :, 1], np.arange(256))
+
+
+def test_8_bit_gray_in_wider_types_is_read_as_what_it_is():
+    gray = np.tile(np.arange(12, 232, dtype=np.uint8), (8, 1))
+    wide = [
+        encoded(Image.fromarray(gray.astype(np.uint16)), "PNG"),
+        encoded(Image.fromarray(gray.astype(np.int32)), "TIFF"),
+        encoded(Image.fromarray(gray.astype(np.float32)), "TIFF"),
+    ]
+    for data in wide:
+        np.testing.assert_array_equal(np.asarray(decode(read_header(data)))[..., 0], gray)
+
+
+def test_a_png_may_carry_megabytes_of_text():
+    note = PngInfo()
+    note.add_text("prompt", "a cat " * 10**6, zip=True)
+    data = encoded(picture(3), "PNG", pnginfo=note)
+    assert pixel_hash(decode(read_header(data))) == pixel_hash(picture(3))
+
+
+def test_a_heic_photo_is_decoded_upright_like_a_phone_shows_it():
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    left_to_right = Image.linear_gradient("L").rotate(90).resize((96, 64)).convert("RGB")
+    heif = pillow_heif.from_pillow(left_to_right)
+    buffer = io.BytesIO()
+    heif.save(buffer, quality=95, exif=exif.tobytes())
+    assert looks_like_image(buffer.getvalue()[:16])
+    photo = decode(read_header(buffer.getvalue()))
+    as_jpeg = decode(read_header(encoded(left_to_right, "JPEG", quality=95, exif=exif.tobytes())))
+    assert photo.size == as_jpeg.size == (64, 96)
+    assert np.abs(np.asarray(photo, float) - np.asarray(as_jpeg, float)).mean() < 4
 
 
 def test_transparent_pixels_are_on_white():
