@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.registry import ARCHITECTURES
-from raygan.models.weights import fill, load_description, load_tensors, save_description, save_tensors
+from raygan.models.weights import check_fits, fill, load_description, load_tensors, save_description, save_tensors
 
 CriticNorm = Literal["instance", "batch", "none"]
 
 IMAGE_SIZES = (32, 64, 128, 256)
+
+#: A stranger's JSON file must not make a network that fills the memory.
+MAX_Z_DIM, MAX_WIDTH = 4096, 1024
 
 #: Format version of the JSON files.
 VERSION = 1
@@ -33,8 +36,8 @@ class NetworkSettings:
 
     Attributes:
         image_size: side of the square images in px: 32, 64, 128 or 256.
-        z_dim: length of the latents, at least 1.
-        width: channels of the block next to the image, at least 1.
+        z_dim: length of the latents, 1 to 4096.
+        width: channels of the block next to the image, 1 to 1024.
         critic_norm: "instance" normalizes the critic per image; "batch" over the batch, in all blocks but the first
             (DCGAN's discriminator); "none" not at all, and the critic sees brightness and contrast as they are.
         labels: the classes of a conditional generator; empty for a generator without classes.
@@ -51,8 +54,9 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if self.image_size not in IMAGE_SIZES:
             raise ValueError(f"image_size must be one of {IMAGE_SIZES}, not {self.image_size}")
-        if self.z_dim < 1 or self.width < 1:
-            raise ValueError("z_dim and width must be at least 1")
+        for name, value, most in (("z_dim", self.z_dim, MAX_Z_DIM), ("width", self.width, MAX_WIDTH)):
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name} must be 1 to {most}, not {value!r}")
         if self.critic_norm not in ("instance", "batch", "none"):
             raise ValueError(f"critic_norm must be instance, batch or none, not {self.critic_norm!r}")
         object.__setattr__(self, "labels", tuple(self.labels))  # JSON has lists only
@@ -157,8 +161,9 @@ def load_generator(folder: Path) -> tuple[Generator, dict[str, Any]]:
         RayganError: a file is missing or damaged, or has another version or architecture.
     """
     networks, description = load_networks(folder / "generator.json")
-    generator = build_generator(networks)
     weights = folder / "generator.safetensors"
+    check_fits(lambda: build_generator(networks), weights)
+    generator = build_generator(networks)
     fill(generator, load_tensors(weights), weights)
     return generator.eval(), dict(description.get("about", {}))
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torchvision.models import GoogLeNet
 
 from raygan.errors import RayganError
-from raygan.models.weights import fill, load_description, load_tensors, save_description, save_tensors
+from raygan.models.weights import check_fits, fill, load_description, load_tensors, save_description, save_tensors
 
 #: Format version of the JSON file.
 VERSION = 1
@@ -128,7 +128,12 @@ def load_classifier(folder: Path | str) -> Classifier:
         raise RayganError(f"{path} does not describe a classifier: {type(error).__name__} {error}") from None
     if not labels or not SMALLEST <= image_size <= LARGEST:
         raise RayganError(f"{path} does not describe a classifier: {len(labels)} labels at {image_size} px")
-    net = GoogLeNet(num_classes=len(labels), aux_logits=False, transform_input=False, init_weights=False)
+
+    def build() -> GoogLeNet:
+        return GoogLeNet(num_classes=len(labels), aux_logits=False, transform_input=False, init_weights=False)
+
     weights = folder / "classifier.safetensors"
+    check_fits(build, weights)
+    net = build()
     fill(net, load_tensors(weights), weights)
     return Classifier(net, labels, image_size, dict(description.get("about", {})))

@@ -6,15 +6,19 @@ All files hold data, never code: reading a stranger's folder can't run anything.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raygan.errors import RayganError
+
+#: Maximum size of a JSON file that describes a model, in bytes.
+_DESCRIPTION_BYTES = 2**20
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -34,6 +38,27 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     return dict(tensors) if isinstance(tensors, dict) else {}
 
 
+def check_fits(build: Callable[[], nn.Module], path: Path) -> None:
+    """Compare a network's shapes with a safetensors file's header, before memory for either is allocated.
+
+    Args:
+        build: makes the network; called on torch's meta device.
+        path: the file.
+
+    Raises:
+        RayganError: names or shapes differ, or the file is missing or damaged. The message names `path`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+    with torch.device("meta"):
+        expected = {name: list(value.shape) for name, value in build().state_dict().items()}
+    if found != expected:
+        raise _misfit(path)
+
+
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a model folder's safetensors file, on the CPU.
 
@@ -42,10 +67,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return read_tensors(path)
-    except FileNotFoundError:
-        raise RayganError(f"{path} is missing: its folder is incomplete") from None
     except (SafetensorError, OSError) as error:
-        raise RayganError(f"{path} is damaged or truncated: {error}") from None
+        raise _unreadable(path, error) from None
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -57,7 +80,17 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(tensors)
     except RuntimeError:
-        raise RayganError(f"{path} does not fit the architecture that its JSON file describes") from None
+        raise _misfit(path) from None
+
+
+def _unreadable(path: Path, error: Exception) -> RayganError:
+    if isinstance(error, FileNotFoundError):
+        return RayganError(f"{path} is missing: its folder is incomplete")
+    return RayganError(f"{path} is damaged or truncated: {error}")
+
+
+def _misfit(path: Path) -> RayganError:
+    return RayganError(f"{path} does not fit the architecture that its JSON file describes")
 
 
 def save_description(path: Path, version: int, values: dict[str, Any]) -> None:
@@ -77,10 +110,12 @@ def load_description(path: Path, version: int, *, kind: str = "model") -> dict[s
         RayganError: the file is missing, damaged or of another version.
     """
     try:
+        if path.stat().st_size > _DESCRIPTION_BYTES:
+            raise RayganError(f"{path} is larger than {_DESCRIPTION_BYTES // 2**20} MiB: it does not describe a model")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RayganError(f"{path} is missing: this is not a {kind} folder") from None
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         raise RayganError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(values, dict) or values.get("version") != version:
         found = values.get("version") if isinstance(values, dict) else None

@@ -22,7 +22,7 @@ from raygan.serve import encode, openapi
 from raygan.serve.headers import SAMPLE_HEADERS, WALK_HEADERS, sample_headers, walk_headers
 from raygan.serve.messages import ModelVersion, Pixels
 from raygan.serve.problems import Problem, add_error_handlers, unavailable
-from raygan.serve.schemas import Classified, ModelInfo, Models, SampleQuery, Verdict, WalkQuery
+from raygan.serve.schemas import Classified, ModelInfo, Models, Readiness, SampleQuery, Verdict, WalkQuery
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 from raygan.serve.uploads import decode_upload
@@ -40,7 +40,7 @@ def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[]
     Args:
         service: answers requests.
         settings: limits of uploads.
-        not_ready: names of models and deployments that aren't ready yet.
+        not_ready: names of what keeps the service from being ready.
     """
     app = fastapi.FastAPI(
         title="raygan",
@@ -160,13 +160,14 @@ def _add_status(app: fastapi.FastAPI, service: Service, not_ready: Callable[[], 
         return {"status": "alive"}
 
     @app.get("/readyz", responses=openapi.errors(503), tags=["status"])
-    async def readyz(request: fastapi.Request) -> dict[str, str]:
-        """Whether every model is loaded and has a replica; with the token, also which are not."""
+    async def readyz(request: fastapi.Request) -> Readiness:
+        """Whether the service has started and serves a label; with the token, also which models are not served."""
+        trusted = getattr(request.state, "trusted", True)
         missing = not_ready()
         if missing:
-            names = f": {', '.join(missing)}" if getattr(request.state, "trusted", True) else ""
-            raise unavailable(f"not ready{names}", 2)
-        return {"status": "ready"}
+            raise unavailable(f"not ready: {', '.join(missing)}" if trusted else "not ready", 2)
+        lacking = service.not_served(service.wanted) if trusted and service.wanted else []
+        return Readiness(status="ready", not_served=[str(model) for model in lacking])
 
 
 def _add_pages(app: fastapi.FastAPI) -> None:

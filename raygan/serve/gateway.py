@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from raygan.serve.listener import Address, Listener
 from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.metrics import RayMetrics
 from raygan.serve.middleware import GatewayMiddleware
-from raygan.serve.model_store import Fetch, Files, ModelStore
+from raygan.serve.model_store import Fetch, Files, Finish, ModelStore
 from raygan.serve.retries import ReplicaDied
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
@@ -127,12 +127,29 @@ def fetch_through(store: DeploymentHandle) -> Fetch:
     return fetch
 
 
-async def _try(prepare: Callable[[ModelVersion], Awaitable[Any]], model: ModelVersion) -> None:
-    """Load the champion; a broken one must not keep the replica from serving the version in force."""
+def finish_through(store: DeploymentHandle) -> Finish:
+    """The function with which replicas say that they have survived loading a version."""
+
+    async def finish(model: ModelVersion) -> None:
+        await store.finish.remote(model)
+
+    return finish
+
+
+async def _load_champions(
+    prepare: Callable[[ModelVersion], Awaitable[Any]],
+    store: DeploymentHandle,
+    wanted: Callable[[Champions], Iterable[ModelVersion | None]],
+) -> None:
+    """Load a starting replica's champions. Nothing wrong with them may keep it from serving other versions."""
     try:
-        await prepare(model)
+        for model in {model for model in wanted(await store.champions.remote()) if model}:
+            try:
+                await prepare(model)
+            except Exception as error:
+                log.warning("cannot load %s: %s", model, last_line(error))
     except Exception as error:
-        log.warning("cannot load %s: %s", model, last_line(error))
+        log.warning("cannot ask for the models: %s", last_line(error))
 
 
 class GeneratorDeployment:
@@ -141,11 +158,10 @@ class GeneratorDeployment:
     async def __init__(self, settings: ServeSettings, name: str, store: DeploymentHandle):  # type: ignore[misc]
         from raygan.serve.replicas import GeneratorReplica
 
-        self._replica = GeneratorReplica(settings, fetch_through(store))
-        champions: Champions = await store.champions.remote()
-        for model in set(champions.generators.values()):
-            if model.name == name:
-                await _try(self.prepare, model)
+        self._replica = GeneratorReplica(settings, fetch_through(store), finish_through(store))
+        await _load_champions(
+            self.prepare, store, lambda champions: (m for m in champions.generators.values() if m.name == name)
+        )
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         return await self._replica.prepare(model)
@@ -160,10 +176,8 @@ class ClassifierDeployment:
     async def __init__(self, settings: ServeSettings, store: DeploymentHandle):  # type: ignore[misc]
         from raygan.serve.replicas import ClassifierReplica
 
-        self._replica = ClassifierReplica(settings, fetch_through(store))
-        champions: Champions = await store.champions.remote()
-        if champions.classifier is not None:
-            await _try(self.prepare, champions.classifier)
+        self._replica = ClassifierReplica(settings, fetch_through(store), finish_through(store))
+        await _load_champions(self.prepare, store, lambda champions: [champions.classifier])
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         return await self._replica.prepare(model)
@@ -221,15 +235,15 @@ class GatewayDeployment:
             **{generator_deployment(name): batcher for name, batcher in generators.items()},
             "Classifier": classifier,
         }
-        self._missing = ["models"]
+        self._missing, self._stopped = ["models"], True
         self._following = asyncio.ensure_future(self._follow())
         # Serve sends requests once this returns; a model that fails to load must not delay the others.
         deadline = time.monotonic() + _START_SECONDS
-        while self._missing and time.monotonic() < deadline:
+        while (self._stopped or self._service.is_loading()) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         max_bytes = int(settings.max_request_megabytes * 1e6)
         self._app = GatewayMiddleware(
-            create_app(self._service, settings, lambda: self._missing),
+            create_app(self._service, settings, self._not_ready),
             metrics,
             token=read_token(settings),
             max_bytes=max_bytes,
@@ -250,6 +264,10 @@ class GatewayDeployment:
         """Serve's hook for an application that exists only after `__init__`."""
         return self._app
 
+    def _not_ready(self) -> list[str]:
+        """What keeps a started service from being ready: one label must not take the others away."""
+        return self._missing if self._service.serves_nothing() else []
+
     async def _follow(self) -> None:
         """Keep up with the registry and the number of replicas, forever."""
         while True:
@@ -269,6 +287,7 @@ class GatewayDeployment:
             await self._store.confirm.remote(self._service.champions)
         if time.monotonic() - began > _REPLICAS_FRESH:  # replicas may have started meanwhile
             stopped = await self._count_replicas()
+        self._stopped = bool(stopped)
         self._missing = stopped + [str(model) for model in self._service.not_served(champions)]
 
     async def _count_replicas(self) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,13 +21,22 @@ from raygan.serve.settings import ServeSettings
 
 log = logging.getLogger("raygan.serve")
 
-#: Models whose files stay in memory for replicas that start.
-_MAX_MODELS = 8
+#: Bytes of files that stay in memory for replicas that start.
+_CACHED_BYTES = 2e9
+
+#: Replicas that may begin to load a version before one has finished: if they all died of it, more would follow.
+_MAX_UNFINISHED = 3
+
+#: Seconds after which a load that never finished is forgotten.
+_FORGET_SECONDS = 3600.0
 
 Files = dict[str, bytes]
 
 #: Fetches a version's files; under Serve it asks the model store's deployment.
 Fetch = Callable[[ModelVersion], Awaitable[Files]]
+
+#: Tells the model store that a version was loaded or refused.
+Finish = Callable[[ModelVersion], Awaitable[None]]
 
 
 class ModelStore:
@@ -35,8 +45,11 @@ class ModelStore:
     def __init__(self, settings: ServeSettings):
         from raygan import tracking
 
+        self.settings = settings
         self._client = tracking.connect(settings)
         self._files: OrderedDict[ModelVersion, Files] = OrderedDict()
+        self._unfinished: dict[ModelVersion, list[float]] = {}
+        self._finished: set[ModelVersion] = set()
         self._lock = threading.Lock()
         self._last: Champions | None = None
         self._proven = Champions()
@@ -76,22 +89,45 @@ class ModelStore:
         return Champions(generators, ModelVersion(classifier.name, classifier.version) if classifier else None)
 
     def files(self, model: ModelVersion) -> Files:
-        """A version's files by name. Raises RayganError if MLflow can't provide them."""
+        """A version's files by name, for a replica that then loads them and says so with `finish`.
+
+        Raises:
+            RayganError: MLflow can't provide them, or loading them has killed replicas.
+        """
         with self._lock:
             if model not in self._files:
                 self._files[model] = self._download(model)
-                while len(self._files) > _MAX_MODELS:
+                while len(self._files) > 1 and sum(map(_size, self._files.values())) > _CACHED_BYTES:
                     self._files.popitem(last=False)
             self._files.move_to_end(model)
+            if model not in self._finished:
+                self._begin(model)
             return self._files[model]
+
+    def finish(self, model: ModelVersion) -> None:
+        """A replica has survived loading a version, whether or not it could use it."""
+        self._finished.add(model)
+        self._unfinished.pop(model, None)
+
+    def _begin(self, model: ModelVersion) -> None:
+        now = time.monotonic()
+        recent = [began for began in self._unfinished.get(model, []) if now - began < _FORGET_SECONDS]
+        if len(recent) >= _MAX_UNFINISHED:
+            raise RayganError(f"{model}: {len(recent)} replicas began to load it, and none has survived that so far")
+        self._unfinished[model] = [*recent, now]
 
     def _download(self, model: ModelVersion) -> Files:
         from raygan import tracking
 
         with tempfile.TemporaryDirectory() as scratch:
             registered = tracking.RegisteredModel(model.name, model.version, None)
-            folder = tracking.download_model(self._client, registered, Path(scratch))
+            limit = self.settings.max_model_megabytes
+            folder = tracking.download_model(self._client, registered, Path(scratch), max_megabytes=limit)
             return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def _size(files: Files) -> int:
+    return sum(map(len, files.values()))
 
 
 def write_files(files: Files, folder: Path) -> Path:

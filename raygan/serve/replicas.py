@@ -21,15 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
+from raygan.errors import RayganError
 from raygan.models.fuse import fast_classifier, fast_network
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
 from raygan.serve.executor import Executor, is_batch_invariant
 from raygan.serve.messages import ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
-from raygan.serve.model_store import Fetch, Files, write_files
+from raygan.serve.model_store import Fetch, Files, Finish, write_files
 from raygan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ MAX_BF16_SHIFT = 0.007
 #: Batch size where batches must be padded: at twice the size a lone image takes almost twice as long.
 _PADDED_BATCH = 16
 
+#: Memory for loading a version, in sizes of its files: the files, the weights, two networks, and a margin.
+_COPIES = 6
+
 T = TypeVar("T")
 
 
@@ -61,8 +66,8 @@ class Loaded(Generic[T]):
 class ModelReplica(Generic[T]):
     """Versions of one model, loaded on demand. Subclasses load and describe them."""
 
-    def __init__(self, settings: ServeSettings, fetch: Fetch):
-        self._settings, self._fetch = settings, fetch
+    def __init__(self, settings: ServeSettings, fetch: Fetch, finish: Finish | None = None):
+        self._settings, self._fetch, self._finish = settings, fetch, finish
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded[T]]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
@@ -91,7 +96,11 @@ class ModelReplica(Generic[T]):
 
     async def _load_version(self, model: ModelVersion) -> Loaded[T]:
         files = await self._fetch(model)
-        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load_files, files)
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load_files, files)
+        finally:  # unless loading kills this process
+            if self._finish:
+                await self._finish(model)
         while len(self._versions) > _MAX_VERSIONS:
             old = next(iter(self._versions.values()))
             if not old.done():
@@ -102,6 +111,9 @@ class ModelReplica(Generic[T]):
         return loaded
 
     def _load_files(self, files: Files) -> Loaded[T]:
+        needed, free = _COPIES * sum(map(len, files.values())), psutil.virtual_memory().available
+        if needed > free:
+            raise RayganError(f"loading it takes about {needed / 1e6:.0f} MB of memory; {free / 1e6:.0f} MB are free")
         with tempfile.TemporaryDirectory() as scratch:
             return self._load(write_files(files, Path(scratch)))
 

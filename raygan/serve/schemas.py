@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from raygan.serve.confident import MAX_IMAGES
 from raygan.serve.encode import Animation, Format
-from raygan.serve.service import MAX_IMAGES
 
 #: Seeds are below this: every JSON reader keeps such integers exact, with room for an image's index in the answer.
 SEED_LIMIT = 2**52
@@ -74,6 +74,13 @@ class Models(BaseModel):
     generators: dict[str, ModelInfo]
     classifier: ModelInfo | None
     classifier_labels: list[str]
+
+
+class Readiness(BaseModel):
+    """The service is ready. not_served: champions that failed to load, for clients with the token."""
+
+    status: str
+    not_served: list[str]
 
 
 class Verdict(BaseModel):

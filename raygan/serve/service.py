@@ -2,10 +2,9 @@
 
 1. `Service` knows each label's champion and each registered model's batcher; `refresh` follows the registry. A request
    takes the champion in force when it arrives and keeps it to the end.
-2. `sample` draws images of consecutive seeds and classifies them. With `min_confidence` it keeps drawing until enough
-   are accepted or the limit is reached. Which images are accepted depends only on the seed, never on rounds or load,
-   unless time runs out: then the answer has fewer images, or it is 503.
+2. `sample` draws images of consecutive seeds and classifies them; with `min_confidence` it searches (`confident`).
 3. `walk` draws the frames between two seeds.
+4. What isn't loaded yet is 503; 404 and 409 are for what the registry doesn't have.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from raygan.errors import last_line
 from raygan.serve.batching import Batcher
+from raygan.serve.confident import Search
 from raygan.serve.messages import (
     Champions,
     ClassifyRequest,
     ModelVersion,
     Pixels,
     Predictions,
-    Probabilities,
     SampleRequest,
 )
 from raygan.serve.metrics import Metrics
@@ -40,19 +35,8 @@ log = logging.getLogger("raygan.serve")
 GeneratorBatcher = Batcher[SampleRequest, Pixels]
 ClassifierBatcher = Batcher[ClassifyRequest, Predictions]
 
-#: Maximum number of images in an answer, and in a round of draws with a minimum confidence.
-MAX_IMAGES = 64
-
 #: Seconds that a refresh waits for a version: a deployment without a replica must not delay the other labels.
 PREPARE_SECONDS = 20.0
-
-#: An upper bound on how far a logit moves with its batch: each layer rounds by about 1e-7, which a network with steep
-#: outputs amplifies to 4e-4 per logit. A probability p moves by p (1 - p) times the difference of logits, and by its
-#: own rounding.
-_LOGIT_ROUNDING, _ROUNDING = 4e-3, 1e-6
-
-#: Share of a request's time limit for drawing with a minimum confidence; the rest is for answering with what was found.
-_DRAWING_SHARE = 0.7
 
 
 @dataclass(frozen=True)
@@ -94,6 +78,7 @@ class Service:
 
     Attributes:
         champions: the versions in force.
+        wanted: the registry's champions; None until it has answered.
         described: what replicas said about loaded versions.
     """
 
@@ -108,9 +93,12 @@ class Service:
     ):
         self.generators, self.classifier = generators, classifier
         self.champions = Champions()
+        self.wanted: Champions | None = None
         self.described: dict[ModelVersion, dict[str, Any]] = {}
         self._preparing: dict[ModelVersion, asyncio.Task[None]] = {}
-        self.metrics, self._max_draws, self._seconds = metrics, max_draws, seconds
+        self._failed: set[ModelVersion] = set()
+        self.metrics = metrics
+        self._search = Search(metrics, max_draws=max_draws, seconds=seconds)
 
     async def refresh(self, champions: Champions) -> None:
         """Switch to new champions, each as soon as its replicas have loaded it.
@@ -118,6 +106,7 @@ class Service:
         If one can't be loaded, or not in time, the version in force stays, or else the one proven before this process
         started. A slow load goes on, and the next refresh finds it done.
         """
+        self.wanted = champions
         proven = champions.proven or Champions()
         self._forget(champions, proven)
         late = frozenset(self._preparing)
@@ -151,8 +140,17 @@ class Service:
             for model in (*each.generators.values(), each.classifier)
         }
         self.described = {model: about for model, about in self.described.items() if model in wanted}
+        self._failed &= wanted
         for model in [model for model in self._preparing if model not in wanted]:
             self._preparing.pop(model).cancel()
+
+    def is_loading(self) -> bool:
+        """Whether the registry hasn't answered, or a champion without a stand-in has neither loaded nor failed to."""
+        return self.wanted is None or bool(set(self.not_served(self.wanted)) - self._failed)
+
+    def serves_nothing(self) -> bool:
+        """Whether no label is served although the registry has some, or hasn't answered."""
+        return self.wanted is None or (bool(self.wanted.generators) and not self.champions.generators)
 
     def not_served(self, champions: Champions) -> list[ModelVersion]:
         """Champions that should be served but aren't, with no older version standing in."""
@@ -186,9 +184,11 @@ class Service:
             return False
         except Exception as error:  # whatever loading raises: the version in force stays
             self._preparing.pop(model, None)
+            self._failed.add(model)
             log.warning("cannot serve %s: %s", model, last_line(error))
             return False
         self._preparing.pop(model, None)
+        self._failed.discard(model)
         labels = self.labels(model)
         return label is None or not labels or label in labels
 
@@ -212,89 +212,22 @@ class Service:
             Busy: too many images are waiting.
         """
         model, classifier = self._champion(label), self.champions.classifier
+        generator = self.generators[model.name]
         if min_confidence is not None:
-            return await self._sample_confident(
-                model, self._classifier_for(label), SampleRequest(label, (seed,), truncation), n, min_confidence
+            judge = self._classifier_for(label)
+            found = await self._search.run(
+                SampleRequest(label, (seed,), truncation),
+                n,
+                min_confidence,
+                draw=lambda request: generator.run(model, request),
+                classify=lambda request: self.classifier.run(judge, request),
             )
+            return Samples(label, found.images, found.seeds, found.drawn, model, judge, found.predictions)
         seeds = list(range(seed, seed + n))
-        images = await self.generators[model.name].run(model, SampleRequest(label, tuple(seeds), truncation))
+        images = await generator.run(model, SampleRequest(label, tuple(seeds), truncation))
         predictions = await self.classifier.run(classifier, ClassifyRequest(images)) if classifier else None
         self.metrics.count("samples", n, label=label, outcome="plain")
         return Samples(label, images, seeds, n, model, classifier, predictions)
-
-    async def _sample_confident(
-        self, model: ModelVersion, classifier: ModelVersion, first: SampleRequest, n: int, min_confidence: float
-    ) -> Samples:
-        """`n` images that reach the confidence, or as many as are found. first: the request for the first seed."""
-        label, seed = first.label, first.seeds[0]
-        limit = n * self._max_draws
-        deadline = time.monotonic() + _DRAWING_SHARE * self._seconds
-        found: list[tuple[int, Pixels, Predictions]] = []
-        examined, round_size, in_time = 0, min(n, MAX_IMAGES), True
-        while len(found) < n and examined < limit:
-            seeds = tuple(range(seed + examined, seed + examined + min(round_size, limit - examined)))
-            drawing = self._draw_round(model, classifier, replace(first, seeds=seeds), min_confidence)
-            try:
-                images, predictions, confident = await asyncio.wait_for(drawing, _time_left(deadline))
-            except TimeoutError:
-                in_time = False
-                break
-            for i in confident[: n - len(found)]:
-                found.append((examined + i, images[i], predictions.rows([i])))
-            examined += len(seeds)
-            # As many as probably suffice at the acceptance rate so far, taken as one image if none was accepted.
-            round_size = min(MAX_IMAGES, math.ceil((n - len(found)) * examined / max(len(found), 1)))
-        drawn = found[-1][0] + 1 if len(found) == n else examined
-        self.metrics.count("samples", drawn, label=label, outcome="drawn")
-        self.metrics.count("samples", len(found), label=label, outcome="accepted")
-        if not found and not in_time:
-            raise unavailable("found no sample with that confidence in time; try again, or lower the confidence", 2)
-        if not found:
-            raise Problem(
-                422,
-                f"none of the {drawn} samples drawn has a probability of {label} of {min_confidence:g} or more; "
-                f"lower it, or try another seed",
-                field="min_confidence",
-                drawn=drawn,
-                accepted=0,
-            )
-        probabilities = np.concatenate([predictions.probabilities for _, _, predictions in found])
-        return Samples(
-            label,
-            np.stack([image for _, image, _ in found]),
-            [seed + index for index, _, _ in found],
-            drawn,
-            model,
-            classifier,
-            Predictions(found[0][2].labels, probabilities),
-        )
-
-    async def _draw_round(
-        self, model: ModelVersion, classifier: ModelVersion, request: SampleRequest, min_confidence: float
-    ) -> tuple[Pixels, Predictions, list[int]]:
-        """One round: images, their predictions, and the indices of those that reach the confidence."""
-        images = await self.generators[model.name].run(model, request)
-        predictions = await self.classifier.run(classifier, ClassifyRequest(images))
-        return (
-            images,
-            predictions,
-            await self._confident(classifier, images, predictions, request.label, min_confidence),
-        )
-
-    async def _confident(
-        self, classifier: ModelVersion, images: Pixels, predictions: Predictions, label: str, min_confidence: float
-    ) -> list[int]:
-        """The indices of images that reach the confidence.
-
-        Rounding depends on the rest of a batch. Where it could decide, the image is classified again, alone.
-        """
-        probabilities = predictions.of(label)
-        accepted = probabilities >= min_confidence
-        close = np.flatnonzero(_is_close(probabilities, min_confidence)).tolist() if min_confidence > 0 else []
-        alone = [self.classifier.run(classifier, ClassifyRequest(images[i : i + 1], alone=True)) for i in close]
-        for i, again in zip(close, await asyncio.gather(*alone), strict=True):
-            accepted[i] = again.of(label)[0] >= min_confidence
-        return [int(i) for i in np.flatnonzero(accepted)]
 
     async def walk(self, label: str, seed: int, to: int, frames: int, truncation: float) -> tuple[Pixels, ModelVersion]:
         """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""
@@ -311,7 +244,7 @@ class Service:
     def current_classifier(self) -> ModelVersion:
         """The classifier in force. Raises Problem if there is none."""
         if self.champions.classifier is None:
-            raise Problem(409, "no classifier is registered")
+            raise self._no_classifier()
         return self.champions.classifier
 
     def labels(self, model: ModelVersion) -> list[str]:
@@ -324,32 +257,30 @@ class Service:
 
     def _champion(self, label: str) -> ModelVersion:
         model = self.champions.generators.get(label)
-        if model is None:
-            known = (
-                ", ".join(sorted(self.champions.generators))
-                or "none yet: train one, then deploy again with another `revision`"
-            )
-            raise Problem(404, f"no generator for {label!r}; available: {known}", field="label")
-        return model
+        if model is not None:
+            return model
+        if self.wanted is None:
+            raise unavailable("the models are not loaded yet", 2)
+        wanted = self.wanted.generators.get(label)
+        if wanted is not None and wanted.name in self.generators:
+            raise unavailable(f"the generator for {label!r} is not loaded yet", 5)
+        known = (
+            ", ".join(sorted(self.champions.generators))
+            or "none yet: train one, then deploy again with another `revision`"
+        )
+        raise Problem(404, f"no generator for {label!r}; available: {known}", field="label")
+
+    def _no_classifier(self, field: str | None = None) -> Problem:
+        if self.wanted is None or self.wanted.classifier is not None:
+            return unavailable("the classifier is not loaded yet", 5)
+        return Problem(409, "no classifier is registered", field=field)
 
     def _classifier_for(self, label: str) -> ModelVersion:
         """The classifier in force. Raises Problem if there is none, or if it doesn't know the label."""
         classifier = self.champions.classifier
         if classifier is None:
-            raise Problem(409, "no classifier is registered", field="min_confidence")
+            raise self._no_classifier("min_confidence")
         labels = self.labels(classifier)
         if label not in labels:
             raise Problem(409, f"the classifier knows {', '.join(labels)}, not {label}", field="min_confidence")
         return classifier
-
-
-def _is_close(probabilities: Probabilities, threshold: float) -> npt.NDArray[np.bool_]:
-    """Which probabilities could fall on the other side of the threshold in another batch."""
-    exact = probabilities.astype(np.float64)
-    tolerance = np.maximum(_LOGIT_ROUNDING * exact * (1 - exact), _ROUNDING)
-    close: npt.NDArray[np.bool_] = abs(exact - threshold) < tolerance
-    return close
-
-
-def _time_left(deadline: float) -> float | None:
-    return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())

@@ -28,11 +28,16 @@ class ServeSettings(StorageSettings):
     max_waiting_images: int = option(
         4096, "maximum number of images queued per model; requests beyond it get 503", unit="images", ge=64
     )
-    max_draws: int = option(16, "with min_confidence: maximum samples drawn per requested image", ge=1, le=64)
+    max_draws: int = option(
+        16, "with min_confidence: maximum samples drawn per requested image, and at most 256 in all", ge=1, le=64
+    )
     timeout_seconds: float = option(30.0, "time limit per request, after which it gets 503", unit="s", gt=0)
     max_upload_megabytes: float = option(10.0, "maximum size of an uploaded file", unit="MB", gt=0)
     max_request_megabytes: float = option(32.0, "maximum size of a request body", unit="MB", gt=0)
     max_upload_megapixels: float = option(24.0, "maximum megapixels of an upload, checked before decoding", gt=0)
+    max_model_megabytes: float = option(
+        1000.0, "maximum size of a model version's files; a larger one is not loaded", unit="MB", gt=0
+    )
     access_log: bool = option(True, "print one line of JSON per request")
     revision: str = option("", "any text: `serve deploy` looks for new labels only if its file has changed")
 

@@ -139,20 +139,42 @@ def _answer(ask: Callable[..., T], *arguments: str, **options: Any) -> T | None:
         raise RayganError(f"MLflow's registry does not answer: {first_line(error)}") from None
 
 
-def download_model(client: MlflowClient, model: RegisteredModel, folder: Path) -> Path:
+def download_model(
+    client: MlflowClient, model: RegisteredModel, folder: Path, *, max_megabytes: float | None = None
+) -> Path:
     """Download a registered version into `folder` and return the path of its files.
 
-    Raises RayganError if it can't be downloaded.
+    Args:
+        client: of MLflow.
+        model: the version.
+        folder: where to write.
+        max_megabytes: refuse larger versions, and those with folders inside, before the download.
+
+    Raises:
+        RayganError: it can't be downloaded, or is too large.
     """
     from mlflow.artifacts import download_artifacts
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # two small files
     try:
         source = client.get_model_version_download_uri(model.name, model.version)
+        if max_megabytes is not None:
+            _check_size(source, client.tracking_uri, max_megabytes)
         return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=client.tracking_uri))
     except Exception as error:
         reason = first_line(error)
         raise RayganError(f"cannot download {model.name} version {model.version} from MLflow: {reason}") from None
+
+
+def _check_size(source: str, tracking_uri: str, max_megabytes: float) -> None:
+    from mlflow.artifacts import list_artifacts
+
+    files = list_artifacts(artifact_uri=source, tracking_uri=tracking_uri)
+    if any(file.is_dir for file in files):
+        raise RayganError("it has folders inside, so it is no model of raygan's")
+    megabytes = sum(file.file_size or 0 for file in files) / 1e6
+    if megabytes > max_megabytes:
+        raise RayganError(f"its files have {megabytes:.0f} MB; the limit is {max_megabytes:g} MB")
 
 
 def _register(run: Run, folder: Path, name: str, kind: str, tags: dict[str, str], promote: bool) -> RegisteredModel:

@@ -1,12 +1,23 @@
 """DCGAN's layers, shapes and parameter counts against the papers', and what can't be built."""
 
+import json
+import resource
+
 import pytest
 import torch
 from torch import nn
 
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.models import gan
-from raygan.models.gan import Generator, NetworkSettings, build_critic, build_generator, load_networks
+from raygan.models.gan import (
+    Generator,
+    NetworkSettings,
+    build_critic,
+    build_generator,
+    load_generator,
+    load_networks,
+    save_generator,
+)
 from raygan.registry import Registry
 
 SIZES = [32, 64, 128, 256]
@@ -121,3 +132,28 @@ def test_settings_written_before_there_were_architectures_are_dcgans(tmp_path):
     networks, _ = load_networks(tmp_path / "generator.json")
     assert networks == NetworkSettings(z_dim=5, architecture="dcgan")
     assert isinstance(build_generator(networks), Generator)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"z_dim": 300_000}, "z_dim must be 1 to 4096"),
+        ({"z_dim": 4096, "width": 1024, "image_size": 256}, "does not fit the architecture"),
+    ],
+)
+def test_a_description_of_huge_networks_is_refused_before_they_are_built(tmp_path, change, says):
+    save_generator(tmp_path, build_generator(NetworkSettings(image_size=32, z_dim=2, width=2)), {})
+    description = json.loads((tmp_path / "generator.json").read_text())
+    description["networks"] |= change
+    (tmp_path / "generator.json").write_text(json.dumps(description))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RayganError, match=says):
+        load_generator(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB; the networks would take 1.7 GB
+
+
+def test_a_description_that_is_no_description_is_refused(tmp_path):
+    for text in ("[" * 100_000, '{"about": "' + "x" * 2**20 + '"}'):
+        (tmp_path / "generator.json").write_text(text)
+        with pytest.raises(RayganError, match=r"generator\.json"):
+            load_networks(tmp_path / "generator.json")

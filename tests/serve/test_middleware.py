@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from raygan.serve.batching import Busy
-from raygan.serve.messages import Champions
+from raygan.serve.messages import Champions, ModelVersion
 from raygan.serve.metrics import NoMetrics
 from raygan.serve.middleware import SECURITY_HEADERS, GatewayMiddleware
 from tests.serve.local import CAT, RecordingMetrics, local_service
@@ -150,5 +150,12 @@ async def test_only_clients_with_the_token_learn_what_is_not_ready(models):
     local.missing.append("raygan-generator-cat version 3")
     async with client_of(local.app) as client:
         asked = [await client.get("/readyz", headers=h) for h in ({}, {"Authorization": "Bearer s3cret"})]
-    assert [answer.status_code for answer in asked] == [503, 503]
-    assert ["cat version 3" in answer.text for answer in asked] == [False, True]
+        assert [answer.status_code for answer in asked] == [503, 503]
+        assert ["cat version 3" in answer.text for answer in asked] == [False, True]
+        local.missing.clear()
+        broken = ModelVersion("raygan-generator-cat", "4")
+        local.service.wanted = Champions({"cat": CAT, "dog": broken}, None)
+        local.service.generators["raygan-generator-dog"] = local.service.generators[CAT.name]
+        asked = [await client.get("/readyz", headers=h) for h in ({}, {"Authorization": "Bearer s3cret"})]
+    assert [answer.status_code for answer in asked] == [200, 200]
+    assert [answer.json()["not_served"] for answer in asked] == [[], [str(broken)]]

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from raygan import tracking
 from raygan.errors import RayganError
 from raygan.serve.messages import Champions, ModelVersion
 from raygan.serve.model_store import ModelStore
 from raygan.serve.settings import ServeSettings
-from tests.serve.local import CAT, CLASSIFIER, DOG
+from tests.serve.local import CAT, CLASSIFIER, DOG, make_generator, save
 
 
 def test_versions_that_were_served_are_remembered(monkeypatch):
@@ -25,6 +26,33 @@ def test_versions_that_were_served_are_remembered(monkeypatch):
     assert store.champions() == replace(answers[0], proven=answers[0])
     answers.append(Champions({"cat": ModelVersion(CAT.name, "2")}, None))
     assert store.champions() == replace(answers[1], proven=Champions({"cat": CAT}, None))
+
+
+@pytest.fixture
+def store(new_storage, tmp_path):
+    """A model store with one registered generator, in version 1."""
+    settings = ServeSettings(storage=str(new_storage), tracking_uri=None)
+    save(tmp_path / "cat", make_generator())
+    with tracking.start_run(settings, "trained", job="test", params={}) as run:
+        tracking.register_generator(run, tmp_path / "cat", "cat", labels=["cat"], promote=True)
+    return ModelStore(settings)
+
+
+def test_a_version_that_kills_replicas_is_handed_out_no_more(store):
+    for _ in range(3):
+        assert set(store.files(CAT)) == {"generator.json", "generator.safetensors"}
+    with pytest.raises(RayganError, match=r"raygan-generator-cat version 1: 3 replicas began to load it, and none"):
+        store.files(CAT)
+    store.finish(CAT)  # one of them was only slow
+    for _ in range(5):
+        store.files(CAT)
+
+
+def test_a_huge_version_is_refused_before_its_download(store, monkeypatch):
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", None)
+    small = ModelStore(ServeSettings(**{**store.settings.plain(), "max_model_megabytes": 0.001}))
+    with pytest.raises(RayganError, match=r"cannot download .* MB; the limit is 0.001 MB"):
+        small.files(CAT)
 
 
 def test_the_last_answer_of_the_registry_stands_while_mlflow_is_down(new_storage, monkeypatch):

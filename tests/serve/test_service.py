@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raygan.errors import RayganError
+from raygan.serve.batching import Busy
 from raygan.serve.messages import Champions, ModelVersion, Predictions
 from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
@@ -29,11 +30,41 @@ async def test_a_new_version_takes_over_and_a_broken_one_does_not(models, tmp_pa
         assert np.array_equal(samples.images, before.images) == (expected == "1")
 
 
-async def test_a_broken_champion_without_a_stand_in_is_missing(models):
+async def test_a_broken_champion_without_a_stand_in_is_missing_and_takes_nothing_else_away(models):
     broken = ModelVersion(CAT.name, "3")
-    wanted = Champions({"cat": broken}, None)
+    wanted = Champions({"cat": broken, "dog": DOG}, None)
     local = await local_service({**models, broken: {"generator.json": b"{"}}, wanted)
     assert local.service.not_served(wanted) == [broken]
+    assert not local.service.is_loading()  # it failed, and nobody needs to wait for it
+    assert not local.service.serves_nothing()
+    await local.service.sample("dog", 1, 5)
+    with pytest.raises(Problem) as caught:
+        await local.service.sample("cat", 1, 5)
+    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "5"})
+    await local.service.refresh(Champions({"cat": broken}, None))
+    assert local.service.serves_nothing()
+
+
+async def test_what_is_not_loaded_yet_is_503_and_what_the_registry_lacks_is_404_or_409():
+    async def statuses():
+        found = []
+        for ask in (
+            service.sample("cat", 1, 5),
+            service.classify(np.zeros((1, 32, 32, 3), np.uint8)),
+            service.sample("bird", 1, 5),
+        ):
+            with pytest.raises(Problem) as caught:
+                await ask
+            found.append(caught.value.status)
+        return found
+
+    service = Service({CAT.name: Preparing(CAT)}, Preparing(CLASSIFIER), NoMetrics(), max_draws=1)
+    assert service.is_loading()
+    assert await statuses() == [503, 503, 503]  # the registry has not answered
+    await service.refresh(Champions({"cat": CAT}, CLASSIFIER))
+    assert await statuses() == [503, 503, 404]
+    await service.refresh(Champions({}, None))
+    assert await statuses() == [404, 409, 404]
 
 
 class Preparing:
@@ -130,6 +161,31 @@ async def test_a_clear_prediction_is_not_made_again(share):
     samples = await confident_service(classifier, max_draws=1).sample("cat", 2, 7, min_confidence=1.0)
     assert samples.seeds == [8]
     assert classifier.asked_alone == [1]
+
+
+class Certain:
+    """A classifier's batcher that can't decide between 1 and almost 1, and counts its verdicts."""
+
+    def __init__(self):
+        self.verdicts = 0
+
+    async def run(self, model, request):
+        self.verdicts += len(request)
+        await asyncio.sleep(0)
+        return Predictions(("cat",), np.full((len(request), 1), 1 - 1e-7, np.float64))
+
+
+async def test_a_search_is_bounded_before_it_begins():
+    classifier = Certain()
+    service = confident_service(classifier, max_draws=64)
+    with pytest.raises(Problem, match="none of the 256 samples"):
+        await service.sample("cat", 64, 7, min_confidence=1.0)
+    assert classifier.verdicts == 2 * 256  # each once in a batch and once alone
+    searches = [service.sample("cat", 64, 7, min_confidence=1.0) for _ in range(40)]
+    ends = [type(end) for end in await asyncio.gather(*searches, return_exceptions=True)]
+    assert (ends.count(Problem), ends.count(Busy)) == (16, 24)
+    with pytest.raises(Problem):  # nothing stays reserved
+        await service.sample("cat", 64, 7, min_confidence=1.0)
 
 
 class Slow:
