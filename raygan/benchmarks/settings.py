@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import model_validator
 
-from raygan.models.registry import DEFAULT_FEATURES
+from raygan.models.registry import SECOND_FEATURES
 from raygan.runtime.settings import StorageSettings
 from raygan.settings import Address, ImageSize, Settings, option
 from raygan.training.settings import TrainSettings
@@ -95,7 +95,7 @@ class QualityBenchmarkSettings(NumbersFile, StorageSettings):
     points: int = option(4, "number of times at which KID is measured", ge=1, le=100)
     every: float = option(2.0, "images between two checkpoints", unit="thousands of images", gt=0)
     samples: int = option(1000, "samples for KID", unit="images", ge=16, le=50_000)
-    network: str = option(DEFAULT_FEATURES, "feature network, as in jobs/train.py --quality-network")
+    network: str = option(SECOND_FEATURES, "feature network, as in jobs/train.py --quality-network")
     picture: str | None = option(None, "PNG file for the plot of KID against time and the samples")
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from raygan.evaluation.candidates import Candidate, Source
 from raygan.evaluation.settings import EvaluateSettings
 from raygan.metrics.animals import animal_mass, knows
 from raygan.models.googlenet import Classifier, load_classifier
-from raygan.models.registry import INCEPTION
+from raygan.models.registry import INCEPTION, SECOND_FEATURES
 from raygan.runtime import cluster, storage
 from raygan.sampling.generators import ALL
 from raygan.tracking.networks import GOOGLENET, feature_network, load_network, registered_classifier
@@ -58,7 +58,8 @@ class ImageSet:
     Attributes:
         pixels: uint8 (n, 3, S, S).
         features: float32 (n, d) by network.
-        mass: animal mass (n,), 0 to 1; None for real photos, and for labels that ImageNet doesn't have.
+        mass: animal mass (n,) by `SECOND_FEATURES`, 0 to 1; None for real photos to compare with, and for labels that
+            ImageNet doesn't have.
         probabilities: the classifier's (n, labels), 0 to 1; None for real photos, and without a classifier.
     """
 
@@ -204,7 +205,7 @@ def _draw(source: Source, label: str, count: int, seed: int, first: int, network
     return ImageSet(
         pixels=pixels,
         features={name: load_network(network)(pixels) for name, network in networks.features.items()},
-        mass=animal_mass(pixels, label) if knows(label) else None,
+        mass=animal_mass(pixels, label, SECOND_FEATURES) if knows(label) else None,
         probabilities=classifier_at(networks.classifier).probabilities(pixels) if networks.classifier else None,
     )
 

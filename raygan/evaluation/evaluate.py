@@ -25,6 +25,7 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation import report
 from raygan.evaluation.candidates import Candidate, find_candidates, with_baselines
 from raygan.evaluation.collect import ImageSet, Networks, classifier_at, draw_samples, find_networks, real_photos
+from raygan.evaluation.decisions import decisions
 from raygan.evaluation.settings import EvaluateSettings
 from raygan.evaluation.verdict import Verdict, measure_all
 from raygan.metrics.distances import LEAST
@@ -137,6 +138,7 @@ def _record(
         "real_photos": {label: len(real) for label, real in reals.items()},
         "candidates": {candidate.name: list(candidate.made_of) for candidate in candidates},
         "networks": list(networks.features.values()),
+        "decided": decisions(networks.features, data.manifest.configuration, candidates),
         "classifier": networks.classifier,
         "flags": report.flags(verdicts, reals, settings.samples, about),
         "metrics": metrics,

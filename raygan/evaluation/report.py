@@ -1,8 +1,8 @@
 """The report card as one self-contained HTML page, with its images and charts inside.
 
-The page has a section for each label, and one for all together: a table with a column for each candidate, charts of the
-metrics that have a standard error, histograms of the classifier's confidence and of animal mass, samples, and samples
-beside their nearest real photos. Rows, arrows and explanations come from `METRICS`.
+The page has a section for each label, and one for all together: a table with a column for each candidate under each
+feature network, charts of the metrics that have a standard error, histograms of the classifier's confidence and of
+animal mass, samples, and samples beside their nearest real photos. Rows, arrows and explanations come from `METRICS`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ table{border-collapse:collapse;margin:1em 0}th,td{padding:.3em .7em;border-botto
 th:first-child,td:first-child{text-align:left}thead th{vertical-align:bottom;font-weight:600}
 .best{font-weight:700}.flag{background:#fff4d6;padding:.5em .8em;margin:.4em 0}img{max-width:100%}
 figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}figcaption{font-size:13px;color:#555}
-.scroll{overflow-x:auto}dt{font-weight:600}dd{margin:0 0 .4em 1em}
+.scroll{overflow-x:auto}thead .network{text-align:center;border-left:1px solid #ddd}
+dt{font-weight:600}dd{margin:0 0 .4em 1em}
 """
 
 
@@ -104,15 +105,35 @@ def page(name: str, record: Mapping[str, Any], verdicts: Sequence[Verdict], real
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>Report card {html.escape(name)}</h1>"
         f"<p>Compared with real photos: {html.escape(compared)}. {html.escape(made_of)}</p>"
-        f"{warnings}{''.join(sections)}<h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>\n"
+        f"{_decided(record['decided'])}{warnings}{''.join(sections)}"
+        f"<h2>What the numbers mean</h2><dl>{meanings}</dl></body></html>\n"
     )
+
+
+def _decided(decided: Mapping[str, Sequence[str]]) -> str:
+    """What each network has decided, as a list."""
+    items = "".join(
+        f"<li>{html.escape(network)} {html.escape(', and '.join(deeds) if deeds else 'decided nothing here')}</li>"
+        for network, deeds in decided.items()
+    )
+    return f"<p>A network flatters what it chose itself; judge by one that decided nothing:</p><ul>{items}</ul>"
 
 
 def _section(label: str, verdicts: Sequence[Verdict], reals: Mapping[str, ImageSet]) -> str:
     """Heading, table, charts and images of one label."""
-    rows = _rows(verdicts)
-    parts = [f"<h2>{html.escape(label)}</h2>", _table(rows, verdicts)]
-    parts += [_bars(name, row) for name, row in rows.items() if any(score.error is not None for score in row.values())]
+    scores = [(score, verdict.candidate) for verdict in verdicts for score in verdict.scores]
+    of_features = _rows([(score, candidate) for score, candidate in scores if score.network])
+    of_images = _rows([(score, candidate) for score, candidate in scores if not score.network])
+    candidates = [verdict.candidate for verdict in verdicts]
+    parts = [f"<h2>{html.escape(label)}</h2>", _table(of_features, candidates)]
+    if of_images:
+        parts.append(_table(of_images, candidates))
+    parts += [
+        _bars(next(iter(row.values())).name, row)
+        for networks in of_features.values()
+        for row in networks.values()
+        if any(score.error is not None for score in row.values())
+    ]
     parts.append(_histograms(label, verdicts))
     if label in reals:
         photos = reals[label].pixels
@@ -126,32 +147,49 @@ def _section(label: str, verdicts: Sequence[Verdict], reals: Mapping[str, ImageS
     return "".join(parts)
 
 
-def _rows(verdicts: Sequence[Verdict]) -> dict[str, dict[str, Score]]:
-    """Scores by recorded name and candidate, in the order of the registry."""
-    rows: dict[str, dict[str, Score]] = {}
+#: Scores by row title, network and candidate.
+_Rows = dict[str, dict[str, dict[str, Score]]]
+
+
+def _rows(scores: Sequence[tuple[Score, str]]) -> _Rows:
+    """The scores of a table, each with its candidate, as rows in the order of the registry."""
+    rows: _Rows = {}
     order = METRICS.names()
-    scores = [(score, verdict.candidate) for verdict in verdicts for score in verdict.scores]
     for score, candidate in sorted(scores, key=lambda pair: order.index(pair[0].metric)):
-        rows.setdefault(score.name, {})[candidate] = score
+        title = score.name.removesuffix(f"_{score.network}")
+        rows.setdefault(title, {}).setdefault(score.network or "", {})[candidate] = score
     return rows
 
 
-def _table(rows: Mapping[str, Mapping[str, Score]], verdicts: Sequence[Verdict]) -> str:
-    candidates = [verdict.candidate for verdict in verdicts]
-    head = "".join(f"<th>{html.escape(candidate)}</th>" for candidate in candidates)
-    body = "".join(_row(name, row, candidates) for name, row in rows.items())
-    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _table(rows: _Rows, candidates: Sequence[str]) -> str:
+    """The rows, with a column for each candidate under each network."""
+    networks = list(dict.fromkeys(network for row in rows.values() for network in row))
+    names = "".join(f"<th>{html.escape(candidate)}</th>" for candidate in candidates)
+    over = "".join(f'<th class="network" colspan="{len(candidates)}">{html.escape(name)}</th>' for name in networks)
+    head = f"<tr><th></th>{over}</tr>" if any(networks) else ""
+    head += f"<tr><th></th>{names * len(networks)}</tr>"
+    body = "".join(_row(title, row, networks, candidates) for title, row in rows.items())
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _row(name: str, row: Mapping[str, Score], candidates: Sequence[str]) -> str:
-    """A metric's row, with the best of the generators in bold."""
-    better = METRICS.load(next(iter(row.values())).metric).better
-    values = {score.value for candidate, score in row.items() if candidate not in BASELINES}
-    best = None
-    if better is not None and len(values) > 1:
-        best = max(values) if better == "higher" else min(values)
-    cells = "".join(_cell(row.get(candidate), best) for candidate in candidates)
-    return f"<tr><td>{html.escape(name)}{_ARROWS[better]}</td>{cells}</tr>"
+def _row(title: str, row: Mapping[str, Mapping[str, Score]], networks: Sequence[str], candidates: Sequence[str]) -> str:
+    """A metric's row, with the best of the generators in bold under each network."""
+    better = METRICS.load(next(iter(next(iter(row.values())).values())).metric).better
+    cells = "".join(
+        _cell(of_network.get(candidate), _best(of_network, better))
+        for network in networks
+        for of_network in [row.get(network, {})]
+        for candidate in candidates
+    )
+    return f"<tr><td>{html.escape(title)}{_ARROWS[better]}</td>{cells}</tr>"
+
+
+def _best(scores: Mapping[str, Score], better: str | None) -> float | None:
+    """The best generator's value; None if there is no best."""
+    values = {score.value for candidate, score in scores.items() if candidate not in BASELINES}
+    if better is None or len(values) < 2:
+        return None
+    return max(values) if better == "higher" else min(values)
 
 
 def _cell(score: Score | None, best: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from raygan.metrics.registry import METRICS
-from raygan.models.registry import DEFAULT_FEATURES, FEATURE_NETWORKS, INCEPTION
+from raygan.models.registry import DEFAULT_FEATURES, FEATURE_NETWORKS, INCEPTION, SECOND_FEATURES
 from raygan.runtime.settings import StorageSettings
 from raygan.settings import Address, NameOrAddress, option
 
@@ -32,8 +32,8 @@ class EvaluateSettings(StorageSettings):
     real_images: int = option(5000, "real photos of each label to compare with, at most", unit="photos", ge=1)
     network: list[NameOrAddress] = option(
         None,
-        f"feature networks: {FEATURE_NETWORKS}; googlenet is --classifier, if given",
-        default_factory=lambda: [DEFAULT_FEATURES],
+        f"feature networks, side by side in the table: {FEATURE_NETWORKS}; googlenet is --classifier, if given",
+        default_factory=lambda: [SECOND_FEATURES, DEFAULT_FEATURES],
     )
     inception_weights: str | None = option(
         None, f"file with torch-fidelity's Inception v3 weights; by default {INCEPTION} is downloaded"
@@ -52,7 +52,7 @@ class EvaluateSettings(StorageSettings):
     @model_validator(mode="after")
     def _networks(self) -> EvaluateSettings:
         if not self.network:
-            raise ValueError(f"network needs a name, such as {DEFAULT_FEATURES}")
+            raise ValueError(f"network needs a name, such as {SECOND_FEATURES}")
         if self.inception_weights and INCEPTION not in self.network:
             raise ValueError(f"inception_weights are for network {INCEPTION}, which is not among network")
         return self

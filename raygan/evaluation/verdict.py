@@ -1,8 +1,8 @@
 """The numbers of each candidate: Ray tasks compare its samples with the real photos, by label and over all labels.
 
-A recorded name consists of the metric's name in `METRICS`, the number of samples and the feature network, as in
-``fid2000_efficientnet_lite0``. Scores of ``inception_v3`` carry no network, as in ``fid2000``, and neither do those
-that compare no features.
+A recorded name consists of the metric's name in `METRICS`, the number of samples and the network, as in
+``fid2000_efficientnet_lite2``. Scores of ``inception_v3`` carry no network, as in ``fid2000``, and neither do the
+classifier's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raygan.evaluation.candidates import Candidate
 from raygan.evaluation.collect import ImageSet, joined
 from raygan.metrics.comparison import Comparison
 from raygan.metrics.registry import METRICS
-from raygan.models.registry import INCEPTION
+from raygan.models.registry import INCEPTION, SECOND_FEATURES
 from raygan.runtime import cluster
 from raygan.sampling.generators import ALL
 
@@ -33,12 +33,14 @@ class Score:
         name: name in records.
         value: finite for raygan's own metrics.
         error: standard error of the value, if the metric has one.
+        network: the feature network's name; None for metrics that compare no features.
     """
 
     metric: str
     name: str
     value: float
     error: float | None = None
+    network: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,29 +130,31 @@ def measure(samples: ImageSet, reals: ImageSet, label: str, classes: Sequence[st
     nearest = []
     for network, fake in samples.features.items():
         sets = Comparison(reals.features[network], fake)
-        scores += compare(sets, f"{len(fake)}" if network == INCEPTION else f"{len(fake)}_{network}")
+        scores += compare(sets, network)
         nearest.append(sets.nearest_real[1])
     per_image: dict[str, Tensor] = {}
     confidence = _confidence(samples, label, classes)
     if samples.probabilities is not None and confidence is not None:
         per_image["agreement"] = (samples.probabilities.argmax(1) == classes.index(label)).float()
         per_image["confidence"] = confidence
-    if samples.mass is not None:
-        per_image["animal_mass"] = samples.mass
     scores += [Score(name, f"{name}{len(values)}", float(values.mean())) for name, values in per_image.items()]
+    if samples.mass is not None:
+        name = f"animal_mass{len(samples.mass)}_{SECOND_FEATURES}"
+        scores.append(Score("animal_mass", name, float(samples.mass.mean())))
     return scores, nearest[0]
 
 
-def compare(sets: Comparison, suffix: str) -> list[Score]:
+def compare(sets: Comparison, network: str) -> list[Score]:
     """The scores that all metrics of features give.
 
     Args:
         sets: features of samples and of real photos.
-        suffix: what follows the metric's name in recorded names.
+        network: its name.
 
     Raises:
         RayganError: there are too few images, a feature isn't finite, or a metric failed.
     """
+    suffix = f"{len(sets.fake)}" if network == INCEPTION else f"{len(sets.fake)}_{network}"
     scores = []
     for name, metric in METRICS.items():
         if metric.compare is None:
@@ -158,7 +162,8 @@ def compare(sets: Comparison, suffix: str) -> list[Score]:
         try:
             found = metric.compare(sets)
             value, error = found if isinstance(found, tuple) else (found, None)
-            scores.append(Score(name, f"{name}{suffix}", float(value), None if error is None else float(error)))
+            error = None if error is None else float(error)
+            scores.append(Score(name, f"{name}{suffix}", float(value), error, network))
         except RayganError:
             raise
         except Exception as failure:  # a package's metric may raise anything

@@ -1,8 +1,8 @@
-"""Animal mass: how much of a cat or a dog an independent network sees in an image.
+"""Animal mass: how much of a cat or a dog an ImageNet network sees in an image.
 
-EfficientNet-Lite0 (see `raygan.models.features`) knows ImageNet's thousand classes; 5 are cats and 118 are dogs. Animal
-mass is the total probability of a label's classes. It needs no real photos to compare with, and no classifier of our
-own, which knows only cats from dogs and has to call noise one of them. Real cat faces average 0.87.
+The EfficientNets of `raygan.models.features` know ImageNet's thousand classes; 5 are cats and 118 are dogs. Animal mass
+is the total probability of a label's classes. It needs no real photos to compare with, and no classifier of our own,
+which knows only cats from dogs and has to call noise one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raygan.errors import ConfigurationError
-from raygan.models.features import HALF, build_efficientnet_lite0
+from raygan.models.features import HALF, build_efficientnet
+from raygan.models.registry import DEFAULT_FEATURES
 
 #: ImageNet's classes of each label (first, last + 1): tabby to Egyptian cat; Chihuahua to Mexican hairless.
 CLASSES = {"cat": (281, 286), "dog": (151, 269)}
@@ -31,12 +32,13 @@ def knows(label: str) -> bool:
 
 
 @torch.inference_mode()
-def animal_mass(images: Tensor, label: str) -> Tensor:
+def animal_mass(images: Tensor, label: str, network: str = DEFAULT_FEATURES) -> Tensor:
     """Probability of the label's classes, float32 (n,).
 
     Args:
         images: uint8 (n, 3, S, S) on the CPU, n at least 1.
         label: one of `CLASSES`.
+        network: the EfficientNet's name.
 
     Raises:
         ConfigurationError: ImageNet has no classes of the label.
@@ -44,13 +46,13 @@ def animal_mass(images: Tensor, label: str) -> Tensor:
     if label not in CLASSES:
         raise ConfigurationError(f"animal mass knows the labels {', '.join(CLASSES)}, not {label!r}")
     low, high = CLASSES[label]
-    net = _network()
+    net = _network(network)
     return torch.cat([net(_input(part)).softmax(1)[:, low:high].sum(1) for part in images.split(_BATCH)])
 
 
-@functools.lru_cache(maxsize=1)
-def _network() -> nn.Module:
-    return build_efficientnet_lite0().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+@functools.lru_cache(maxsize=2)
+def _network(name: str) -> nn.Module:
+    return build_efficientnet(name).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _input(images: Tensor) -> Tensor:

@@ -64,5 +64,5 @@ AGREEMENT = Metric(
 )
 CONFIDENCE = Metric(None, "higher", "mean probability that the classifier gives to the label")
 ANIMAL_MASS = Metric(
-    None, "higher", "mean ImageNet probability of the label's animals, by EfficientNet-Lite0 at 160 px"
+    None, "higher", "mean probability of the label's animals among ImageNet's classes, by the network in the row's name"
 )

@@ -26,8 +26,13 @@ class Architecture(Protocol):
 
 ARCHITECTURES: Registry[Architecture] = Registry("raygan.architectures", {"dcgan": "raygan.models.dcgan:DCGAN"})
 
-#: The feature network used by default. It comes with the installation.
+#: The network that decides by default: which photos are outliers, and which checkpoint is the best. Like
+#: `SECOND_FEATURES`, it comes with the installation.
 DEFAULT_FEATURES = "efficientnet_lite0"
+
+#: The network that decides nothing by default and so judges what the other has chosen. It is of the same family and
+#: was trained on the same images, so the two may share their errors.
+SECOND_FEATURES = "efficientnet_lite2"
 
 #: The network whose FID and KID carry no network in their names; ``inception_v3:FILE`` gives its weights.
 INCEPTION = "inception_v3"
@@ -37,6 +42,7 @@ FEATURES: Registry[Callable[..., object]] = Registry(
     "raygan.features",
     {
         DEFAULT_FEATURES: "raygan.models.features:efficientnet_lite0",
+        SECOND_FEATURES: "raygan.models.features:efficientnet_lite2",
         INCEPTION: "raygan.models.features:inception_v3",
     },
 )
@@ -44,5 +50,6 @@ FEATURES: Registry[Callable[..., object]] = Registry(
 #: What the settings that name a feature network accept, for their help.
 FEATURE_NETWORKS = (
     f"{', '.join(FEATURES.names())}, googlenet (the registered classifier), a classifier folder, "
-    f"or a .pth or .safetensors file of GoogLeNet weights"
+    f"a .pth or .safetensors file of GoogLeNet weights, or NAME:FILE with an architecture of timm, such as "
+    f"vit_large_patch14_dinov2:FILE"
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.models.features import Features, load_features
-from raygan.models.registry import DEFAULT_FEATURES, FEATURES
+from raygan.models.registry import DEFAULT_FEATURES, FEATURES, SECOND_FEATURES
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 
@@ -73,10 +73,11 @@ def feature_network(settings: StorageSettings, name: str, flag: str) -> str:
                 f"{flag}: no classifier is registered: train one with `python jobs/classify.py`, or give its folder"
             )
         name = folder
-    if name == DEFAULT_FEATURES:  # comes with the installation
+    if name in (DEFAULT_FEATURES, SECOND_FEATURES):  # come with the installation
         return name
-    if name not in FEATURES.names() and os.path.exists(name):
-        name = os.path.abspath(name)  # workers have other working directories
+    architecture, colon, file = name.rpartition(":")
+    if name not in FEATURES.names() and os.path.exists(file):
+        name = architecture + colon + os.path.abspath(file)  # workers have other working directories
     try:
         load_network(name)
     except ConfigurationError as error:

@@ -225,6 +225,7 @@ class TrainLoop:
             "label": self.settings.label or "all",
             "labels": list(self.task.labels),
             "objective": self.settings.objective,
+            "quality_network": self.settings.quality_network if self.schedule.quality else None,
             "fingerprint": self.task.fingerprint,
             "kimg": metrics["kimg"],
             "minutes": metrics["minutes"],

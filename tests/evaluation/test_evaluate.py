@@ -54,7 +54,7 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     settings = settings_of(
         model=generators,
         classifier=classifier,
-        network=["efficientnet_lite0", "googlenet"],
+        network=["efficientnet_lite2", "googlenet"],
         baselines=True,
         name="first",
     )
@@ -63,18 +63,22 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     assert set(result.metrics["real photos"]) == {"cat", "dog", "all"}
     assert set(result.metrics["cat"]) == {"cat"}
     found = result.metrics["cat"]["cat"]
-    networks = ("efficientnet_lite0", "googlenet_judge")
+    networks = ("efficientnet_lite2", "googlenet_judge")
     expected = {f"{name}12_{network}" for name, metric in METRICS.items() if metric.compare for network in networks}
     assert len(expected) == 18
     errors = {f"kid12_{network}_error" for network in networks}
-    assert set(found) == expected | errors | {"agreement12", "confidence12", "animal_mass12"}
+    assert set(found) == expected | errors | {"agreement12", "confidence12", "animal_mass12_efficientnet_lite2"}
     assert np.isfinite(list(found.values())).all()
     with open(os.path.join(result.folder, "report.html"), encoding="utf-8") as file:
         page = file.read()
     assert "biased upwards" in page
     assert "the classifier learned from generated images" in page
+    # Under each network the table has a column for each candidate, and a third time without features.
     for candidate in result.metrics:
-        assert f"<th>{candidate}</th>" in page
+        assert page.count(f"<th>{candidate}</th>") == 3 * len(result.metrics[candidate])
+    for network in networks:
+        assert page.count(f'colspan="4">{network}</th>') == 2
+    assert "efficientnet_lite2 decided nothing here" in page
     for name in METRICS.names():
         assert f"<dt>{name}</dt>" in page
     outside = [link for link in re.findall(r'(?:src|href)="([^"]{,30})', page) if not link.startswith("data:")]
@@ -84,13 +88,13 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     client = tracking.connect(settings)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["cat/cat/fid12_efficientnet_lite0"] == pytest.approx(found["fid12_efficientnet_lite0"])
+    assert run.data.metrics["cat/cat/fid12_efficientnet_lite2"] == pytest.approx(found["fid12_efficientnet_lite2"])
     assert {a.path for a in client.list_artifacts(result.run_id)} == {"report.html", "report.json"}
     # The features of the real photos are kept for the next report, which has the same numbers.
     kept = sorted(os.listdir(os.path.join(settings.storage, "features")))
     assert len(kept) == 4
     assert kept[0].startswith("0-20-cat-30-")
-    assert network_digest("efficientnet_lite0") in kept[0]
+    assert network_digest("efficientnet_lite2") in kept[0]
     again = evaluate(settings.model_copy(update={"name": "second"}))
     assert again.metrics == result.metrics
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.models import GoogLeNet
+from torchvision.models import GoogLeNet, resnet18
+from torchvision.transforms.functional import normalize
 
 from raygan.errors import ConfigurationError
 from raygan.models.features import load_features
@@ -20,12 +21,13 @@ def test_an_images_features_do_not_depend_on_the_images_beside_it():
     assert features(images[:0]).shape == (0, features.dim)
 
 
-def test_the_weights_are_those_of_a_network_that_knows_images():
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_the_weights_are_those_of_a_network_that_knows_images(name):
     """Stripes in two directions are more similar to each other than to a ramp.
 
     With weights in the wrong layers, all images would be about equally similar.
     """
-    features = load_features("efficientnet_lite0")
+    features = load_features(name)
     y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
     stripes = ((x // 4) % 2 * 255).to(torch.uint8).expand(1, 3, 128, 128)
     ramp = (y * 2).clamp(0, 255).to(torch.uint8).expand(1, 3, 128, 128)
@@ -43,6 +45,23 @@ def test_googlenet_from_a_file(tmp_path):
     assert features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 1024)
 
 
+def test_a_timm_network_with_weights_from_a_file(tmp_path):
+    """Against torchvision's own network: its weights, its mean and deviation."""
+    net = resnet18()
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    features = load_features(f"resnet18:{tmp_path}/mine.pth")
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    net.fc = torch.nn.Identity()
+    scaled = normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        torch.testing.assert_close(features(images), net.eval()(scaled), rtol=1e-4, atol=1e-4)
+    assert (features.name, features.dim) == ("resnet18_mine", 512)
+    with pytest.raises(ConfigurationError, match=r"does not hold weights of resnet34: \d+ are missing"):
+        load_features(f"resnet34:{tmp_path}/mine.pth")
+    with pytest.raises(ConfigurationError, match=r"'resnet' in .* is not an architecture of timm"):
+        load_features(f"resnet:{tmp_path}/mine.pth")
+
+
 @pytest.mark.parametrize("content", [None, b"no weights"])
 def test_files_and_names_of_no_network_are_refused(tmp_path, content):
     path = tmp_path / "net.pth"
@@ -52,5 +71,7 @@ def test_files_and_names_of_no_network_are_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="GoogLeNet"):
         load_features(str(path))
-    with pytest.raises(ConfigurationError, match="give efficientnet_lite0, inception_v3, a classifier"):
+    with pytest.raises(
+        ConfigurationError, match="give efficientnet_lite0, efficientnet_lite2, inception_v3, a classifier"
+    ):
         load_features("resnet")
