@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
 from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
-from raygan.settings import OneOf, S, Settings, allowed_range, closest, preset_names, resolve
+from raygan.settings import OneOf, S, Settings, Switch, allowed_range, closest, preset_names, resolve
 
 
 @dataclass(frozen=True)
@@ -215,14 +215,21 @@ def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
         metavar = "{" + ",".join(choices) + "}"
     else:
         metavar = {int: "N", float: "X"}.get(item, name.rsplit("_", 1)[-1].upper())
+    switch = any(isinstance(note, Switch) for note in field.metadata)
     group.add_argument(
         flag,
         dest=name,
-        nargs=("+" if field.is_required() else "*") if several else None,
+        nargs="?" if switch else ("+" if field.is_required() else "*") if several else None,
+        const=True if switch else None,
         default=argparse.SUPPRESS,
         metavar=metavar,
         help=help_text,
     )
+    if switch:
+        opposite = f"--no-{flag.removeprefix('--')}"
+        group.add_argument(
+            opposite, dest=name, action="store_false", default=argparse.SUPPRESS, help=f"turns {flag} off"
+        )
 
 
 def _choices(item: Any, field: FieldInfo) -> list[str]:

@@ -89,6 +89,13 @@ JOBS = {
         notes="Run the same command again to resume an interrupted job. The last line of standard output is one JSON "
         "object: model, output and n.",
     ),
+    "promote": Job(
+        summary="Serve another version of a registered model: move its serving alias.",
+        settings="raygan.runtime.settings:PromoteSettings",
+        function="raygan.tracking.promotion:promote",
+        examples=("--model raygan-generator-cat/3", "--model raygan-generator-cat --rollback"),
+        notes="The service follows within seconds. Each move is recorded in the version's tags in MLflow.",
+    ),
     "serve": Job(
         summary="Serve samples of the promoted generators over HTTP, until Ctrl-C.",
         settings="raygan.serve.settings:ServeJobSettings",

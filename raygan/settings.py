@@ -20,7 +20,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
-from pydantic_core.core_schema import no_info_after_validator_function
+from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
 from raygan.addresses import absolute, password, public_value
 from raygan.errors import ConfigurationError
@@ -75,6 +75,25 @@ class OneOf:
         if name not in known:
             raise ValueError(f"must be one of {', '.join(known)}{closest(name, known)}")
         return name
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A pydantic annotation of a choice that also works as a switch: ``--flag`` is one choice, ``--no-flag`` another.
+
+    Attributes:
+        on: the choice that true and the bare flag stand for.
+        off: the choice that false and the negated flag stand for.
+    """
+
+    on: str
+    off: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self._choice, handler(source))
+
+    def _choice(self, value: Any) -> Any:
+        return (self.on if value else self.off) if isinstance(value, bool) else value
 
 
 def _image_size(size: int) -> int:

@@ -87,14 +87,22 @@ def new_storage(tmp_path, empty_records):
 def write_shards(tmp_path):
     """A function that writes a data set of random photos: two labels, two training shards, one validation."""
 
-    def write(per_label: int = 20, size: int = 32, folder: str = "shards", seed: int = 0) -> Path:
+    def write(
+        per_label: int = 20,
+        size: int = 32,
+        folder: str = "shards",
+        seed: int = 0,
+        held_out: int = 3,
+        brightest: int = 255,
+    ) -> Path:
         root = tmp_path / folder
         root.mkdir()
         random = np.random.default_rng(seed)
         shards = []
-        for name, split, count in (("a", "train", per_label), ("b", "train", per_label // 2), ("c", "validation", 3)):
+        splits = (("a", "train", per_label), ("b", "train", per_label // 2), ("c", "validation", held_out))
+        for name, split, count in splits:
             labels = ["cat", "dog"] * count
-            pixels = random.integers(0, 256, (len(labels), size * size * 3), dtype=np.uint8)
+            pixels = random.integers(0, brightest + 1, (len(labels), size * size * 3), dtype=np.uint8)
             table = pa.table(
                 {
                     "image": pa.array([row.tobytes() for row in pixels], pa.binary(size * size * 3)),

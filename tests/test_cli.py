@@ -138,6 +138,26 @@ def test_a_mistake_names_the_flag_and_the_remedy(argv, says):
 
 
 @pytest.mark.parametrize(
+    ("argv", "chosen"),
+    [
+        ((), "better"),
+        (("--promote",), "always"),
+        (("--promote", "--width", "8"), "always"),
+        (("--promote", "never"), "never"),
+        (("--promote", "--no-promote"), "never"),
+        (("--no-promote", "--promote", "better"), "better"),
+    ],
+)
+def test_a_choice_may_be_a_switch(argv, chosen, tmp_path):
+    assert train("--data", "x", *argv).promote == chosen
+    file = tmp_path / "switched.yaml"
+    file.write_text(f"promote: {'true' if chosen == 'always' else 'false'}\n")
+    assert train("--data", "x", "--config", str(file)).promote == ("always" if chosen == "always" else "never")
+    with pytest.raises(ConfigurationError, match=r"--promote: .*'better', 'always' or 'never' \(got 'worse'\)$"):
+        train("--data", "x", "--promote", "worse")
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("widht: 3", "did you mean width?"),

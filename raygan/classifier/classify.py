@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from raygan import tracking
+from raygan.classifier import promotion
 from raygan.classifier.imagenet import load_imagenet_weights
 from raygan.classifier.mixture import check_data, choose_generators, training_images
 from raygan.classifier.report import log_validation
@@ -40,6 +41,7 @@ from raygan.runtime.progress import ImageProgress, InBackground
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.callback import MLflowCallback
+from raygan.tracking.promotion import carry_out
 
 #: Settings that may differ when a run is resumed.
 MAY_CHANGE = {
@@ -157,16 +159,13 @@ def _register(
     checkpoint: ray.train.Checkpoint, images: int, task: ClassifyTask, origin: dict[str, Any], log: tracking.Run
 ) -> tuple[tracking.RegisteredModel, dict[str, float]]:
     """Register the checkpoint's classifier; the registered model, and its metrics on the validation photos."""
-    settings = task.settings
     with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as scratch:
-        metrics = log_validation(load_classifier(Path(folder)), task.validation, log, images)
+        classifier = load_classifier(Path(folder))
+        metrics = log_validation(classifier, task.validation, log, images)
         exported = Path(scratch, "classifier")
         _export(Path(folder), exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
-        # A classifier trained on generated images must not judge generators.
-        promote = settings.real_fraction == 1 if settings.promote is None else settings.promote
-        model = tracking.register_classifier(log, exported, task.labels, promote=promote)
-    if not promote:
-        print(f"the alias of {model.name} stays where it is; --promote moves it to version {model.version}")
+        model = tracking.register_classifier(log, exported, task.labels)
+    carry_out(log.client, model, promotion.decide(task.settings, classifier, task.validation, log))
     return model, metrics
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from raygan.runtime.settings import BatchNormOptions, StorageSettings, WorkerOptions
+from raygan.runtime.settings import BatchNormOptions, Promotion, StorageSettings, WorkerOptions
 from raygan.settings import Address, NameOrAddress, Settings, option
 
 
@@ -80,9 +80,11 @@ class ClassifySettings(ImageSources, BatchNormOptions, WorkerOptions, Classifier
         None, "start from ImageNet weights: a file (.pth or .safetensors), or imagenet for torchvision's download"
     )
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
-    promote: bool | None = option(
-        None,
-        "move the registered classifier's serving alias to this version; by default if it trained on real photos only",
+    promote: Promotion = option(
+        "better",
+        "when to move the registered classifier's serving alias to this version: if it trained on real photos only and "
+        "its accuracy is better than the champion's by more than the standard error (or if there is no champion), "
+        "always (the bare flag) or never",
     )
     allow_changes: bool = option(False, "resume a run even if settings or shards have changed since it began")
 

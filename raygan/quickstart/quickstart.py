@@ -117,6 +117,7 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
             "label": label,
             "name": name,
             "image_size": settings.image_size,
+            "promote": "always",
         }
         train(validate(TrainSettings, values))
     return storage.join(folder, "pictures")

@@ -1,14 +1,14 @@
-"""Settings that jobs share: storage and tracking, workers, submission."""
+"""Settings that jobs share (storage and tracking, workers), and those of jobs without a room of their own."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from raygan.addresses import absolute, password
-from raygan.settings import Address, Settings, option
+from raygan.settings import Address, Settings, Switch, option
 
 
 def _worker_range(value: Any) -> int | tuple[int, int]:
@@ -62,6 +62,10 @@ class StorageSettings(Settings):
         repr=False,  # a database's address may contain a password, and Ray logs what it passes on
     )
     experiment: str = option("raygan", "MLflow experiment of the run")
+
+
+#: When a new version gets the serving alias of its registered model.
+Promotion = Annotated[Literal["better", "always", "never"], Switch(on="always", off="never")]
 
 
 class WorkerOptions(Settings):
@@ -123,3 +127,12 @@ class SubmitSettings(Settings):
     )
     wait: bool = option(True, "show the job's output and end with its exit status")
     name: str | None = option(None, "submission id of the job; by default Ray chooses one")
+
+
+class PromoteSettings(StorageSettings):
+    """The settings of `raygan promote`."""
+
+    group: ClassVar[str] = "promotion"
+
+    model: str = option(..., "registered version to serve, NAME/VERSION; with --rollback, NAME")
+    rollback: bool = option(False, "serve the version that was served before the present one")

@@ -48,7 +48,9 @@ def generator_name(label: str) -> str:
     return f"raygan-generator-{label}"
 
 
-def register_generator(run: Run, folder: Path, label: str, *, labels: list[str], promote: bool) -> RegisteredModel:
+def register_generator(
+    run: Run, folder: Path, label: str, *, labels: list[str], promote: bool = False
+) -> RegisteredModel:
     """Log a generator folder as the run's artifact and register it as a new version.
 
     Args:
@@ -56,7 +58,7 @@ def register_generator(run: Run, folder: Path, label: str, *, labels: list[str],
         folder: with generator.json and the weights.
         label: names the registered model.
         labels: what the generator can draw; several if it is conditional.
-        promote: point the serving alias at the new version.
+        promote: point the serving alias at the new version, without a reason on record.
 
     Raises:
         RayganError: the registry refuses.
@@ -65,14 +67,14 @@ def register_generator(run: Run, folder: Path, label: str, *, labels: list[str],
     return _register(run, folder, generator_name(label), "generator", tags, promote)
 
 
-def register_classifier(run: Run, folder: Path, labels: Sequence[str], *, promote: bool) -> RegisteredModel:
+def register_classifier(run: Run, folder: Path, labels: Sequence[str], *, promote: bool = False) -> RegisteredModel:
     """Log a classifier folder as the run's artifact and register it as a new version.
 
     Args:
         run: the open run.
         folder: with classifier.json and the weights.
         labels: in the order of the classifier's outputs.
-        promote: point the serving alias at the new version.
+        promote: point the serving alias at the new version, without a reason on record.
 
     Raises:
         RayganError: the registry refuses.

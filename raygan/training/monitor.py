@@ -28,6 +28,7 @@ from torch import Tensor
 from raygan import pictures
 from raygan.data.batches import Photos, load_photos
 from raygan.data.shards import DataSet
+from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
 from raygan.runtime import cluster
@@ -162,13 +163,18 @@ def measure_reference(train: Photos, validation: Photos, network: str) -> Refere
     """What generators are compared with."""
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     features = load_network(network)
-    held_out = [validation.block(number) for number in range(len(validation.rows)) if validation.rows[number]]
-    vectors = torch.cat([features(torch.from_numpy(pixels.copy())) for pixels, _ in held_out])
-    classes = torch.from_numpy(np.concatenate([numbers for _, numbers in held_out]))
+    vectors, classes = features_of(validation, features)
     places = train.spread(TRAIN_PHOTOS)
     shards = np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1)
     trained = torch.cat([features(torch.from_numpy(train.pixels(part))) for part in shards])
     return Reference(vectors, classes, trained, places)
+
+
+def features_of(photos: Photos, network: Features) -> tuple[Tensor, Tensor]:
+    """Features (n, d) and class numbers (n,) of all photos."""
+    blocks = [photos.block(number) for number in range(len(photos.rows)) if photos.rows[number]]
+    vectors = torch.cat([network(torch.from_numpy(pixels.copy())) for pixels, _ in blocks])
+    return vectors, torch.from_numpy(np.concatenate([classes for _, classes in blocks]))
 
 
 def start_measuring(

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import model_validator
 
 from raygan.models.registry import ARCHITECTURES, DEFAULT_FEATURES, FEATURE_NETWORKS
-from raygan.runtime.settings import BatchNormOptions, StorageSettings, WorkerOptions
+from raygan.runtime.settings import BatchNormOptions, Promotion, StorageSettings, WorkerOptions
 from raygan.settings import Address, ImageSize, NameOrAddress, OneOf, Settings, option
 from raygan.training.registry import OBJECTIVES, Policy
 
@@ -126,7 +126,11 @@ class TrainSettings(WorkerOptions, LengthOptions, StepOptions, NetworkOptions, S
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels")
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
-    promote: bool = option(True, "point the registered model's serving alias at this run's generator")
+    promote: Promotion = option(
+        "better",
+        "when to point the registered model's serving alias at this run's generator: if its KID is better than the "
+        "champion's by more than the standard error (or if there is no champion), always (the bare flag) or never",
+    )
     allow_changes: bool = option(False, "resume a run even if settings or shards have changed since it began")
 
     @model_validator(mode="after")

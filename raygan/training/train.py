@@ -26,7 +26,8 @@ from raygan.models.gan import load_generator
 from raygan.runtime import cluster, reservations, storage
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
-from raygan.training import monitor, plots
+from raygan.tracking.promotion import carry_out
+from raygan.training import monitor, plots, promotion
 from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import Schedule
 from raygan.training.settings import LengthOptions, TrainSettings
@@ -171,7 +172,10 @@ def _publish(training: Training, outcome: Outcome) -> tracking.RegisteredModel |
             return None
         label = settings.label or "all"
         labels = training.data.manifest.classes if settings.conditional else [label]
-        return tracking.register_generator(log, folder, label, labels=labels, promote=settings.promote)
+        model = tracking.register_generator(log, folder, label, labels=labels)
+        verdict = promotion.decide(settings, training.data, load_generator(folder)[0], model, log)
+        carry_out(log.client, model, verdict)
+        return model
 
 
 def _export(checkpoint: Path, folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_classifier_trained_on_generated_images_is_not_promoted(classify_setti
     about = load_classifier(folder).about
     assert (about["real"], about["generated"], about["generators"]) == (0, 8, "cat-generator, dog-generator")
     printed = capsys.readouterr()
-    assert "--promote moves it to version 1" in printed.out
+    assert "raygan-classifier/1 is not promoted: it learned from generated images" in printed.out
     assert "cat-generator was trained on other shards" in printed.err
 
 

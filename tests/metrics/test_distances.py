@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raygan.errors import RayganError
-from raygan.metrics.distances import density_coverage, diversity, fid, kid, nearest, precision_recall
+from raygan.metrics.distances import density_coverage, diversity, fid, kid, kid_difference, nearest, precision_recall
 
 
 def plain_kid(real, fake):
@@ -119,3 +119,20 @@ def test_diversity_and_nearest_match_their_definitions():
 def test_too_few_images_are_refused(metric):
     with pytest.raises(RayganError, match="needs at least"):
         metric(normal(20, 3), normal(3, 3))
+
+
+def test_a_difference_of_kids_is_that_of_the_whole_sets_and_its_error_the_spread_over_repeated_samples():
+    found = []
+    for i in range(150):
+        real, first, second = (
+            normal(40, 5, seed=i),
+            normal(60, 5, 0.5, seed=1000 + i),
+            normal(60, 5, 0.3, seed=2000 + i),
+        )
+        value, error = kid_difference(real, first, second)
+        found.append(
+            (value, error, plain_kid(real.double(), first.double()) - plain_kid(real.double(), second.double()))
+        )
+    values, errors, expected = np.array(found).T
+    np.testing.assert_allclose(values, expected, rtol=1e-9)
+    assert 0.8 < np.sqrt(np.mean(errors**2)) / np.std(values) < 1.25

@@ -143,6 +143,7 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert "checkpoints/last/training.safetensors" in kept
     served = tracking.serving_generators(client)["cat"]
     assert (served.name, served.version) == (result.model.name, result.model.version)
+    assert "there was none before" in client.get_model_version(served.name, served.version).tags["raygan.promoted"]
     generator, about = load_generator(tracking.download_model(client, served, tmp_path / "fetched"))
     assert about["label"] == "cat"
     assert generator(torch.randn(2, 8)).shape == (2, 3, 32, 32)

@@ -1,0 +1,107 @@
+"""Who gets the serving alias, and why: each move is recorded with the version.
+
+A version that gets the alias is tagged with the time and the reason (``raygan.promoted``) and with the version that had
+the alias before (``raygan.replaced``), to which `roll_back` returns. A version that doesn't get it is tagged with the
+reason, too (``raygan.not_promoted``).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from raygan.errors import ConfigurationError, RayganError, first_line
+from raygan.runtime.settings import PromoteSettings
+from raygan.tracking.connection import connect
+from raygan.tracking.models import SERVING_ALIAS, RegisteredModel, find_model
+
+_PROMOTED, _REPLACED, _DECLINED = "raygan.promoted", "raygan.replaced", "raygan.not_promoted"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version gets the serving alias, and why, in words that begin after a colon."""
+
+    promote: bool
+    reason: str
+
+
+def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) -> None:
+    """Move the alias to a version or leave it, record the reason, and say so.
+
+    Raises:
+        RayganError: the registry refuses.
+    """
+    try:
+        if decision.promote:
+            _move(client, model, decision.reason)
+        else:
+            client.set_model_version_tag(model.name, model.version, _DECLINED, _dated(decision.reason))
+            print(
+                f"{model.name}/{model.version} is not promoted: {decision.reason}; "
+                f"`python jobs/promote.py --model {model.name}/{model.version}` promotes it anyway",
+                flush=True,
+            )
+    except MlflowException as error:
+        raise _refused(model.name, error) from None
+
+
+def promote(settings: PromoteSettings) -> None:
+    """Move the alias of a registered model because a person says so.
+
+    Raises:
+        ConfigurationError: there is no such version, or no earlier champion is recorded.
+        RayganError: the registry doesn't answer.
+    """
+    client = connect(settings)
+    name, _, number = settings.model.partition("/")
+    try:
+        if settings.rollback:
+            _move(client, _predecessor(client, name), "rolled back by hand", back=True)
+            return
+        model = find_model(client, settings.model) if number else None
+        if model is None:
+            raise ConfigurationError(
+                f"--model: {settings.model!r} is not a registered version: give NAME/VERSION, or NAME with --rollback"
+            )
+        _move(client, model, "by hand")
+    except MlflowException as error:
+        raise _refused(name, error) from None
+
+
+def _predecessor(client: MlflowClient, name: str) -> RegisteredModel:
+    champion = find_model(client, name)
+    if champion is None:
+        raise ConfigurationError(f"--model: {name!r} is not a registered model with a version under {SERVING_ALIAS!r}")
+    before = client.get_model_version(name, champion.version).tags.get(_REPLACED)
+    model = find_model(client, f"{name}/{before}") if before else None
+    if model is None:
+        raise ConfigurationError(
+            f"--rollback: no version before {name}/{champion.version} is recorded: give --model NAME/VERSION"
+        )
+    return model
+
+
+def _move(client: MlflowClient, model: RegisteredModel, reason: str, *, back: bool = False) -> None:
+    before = find_model(client, model.name)
+    if before is not None and before.version == model.version:
+        print(f"{model.name}/{model.version} is the {SERVING_ALIAS} already", flush=True)
+        return
+    # The tags first: what is served has its reason, even if this process dies in between.
+    client.set_model_version_tag(model.name, model.version, _PROMOTED, _dated(reason))
+    if before is not None and not back:  # else rolling back twice would lead nowhere
+        client.set_model_version_tag(model.name, model.version, _REPLACED, before.version)
+    client.set_registered_model_alias(model.name, SERVING_ALIAS, model.version)
+    after = f", after version {before.version}" if before else ""
+    print(f"{model.name}/{model.version} is the {SERVING_ALIAS} now{after}: {reason}", flush=True)
+
+
+def _dated(reason: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {reason}"
+
+
+def _refused(name: str, error: MlflowException) -> RayganError:
+    return RayganError(f"MLflow did not move the alias of {name}: {first_line(error)}")

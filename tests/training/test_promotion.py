@@ -1,0 +1,86 @@
+"""A new generator takes the champion's place if it is better, and only then."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raygan import tracking
+from raygan.data import synthetic
+from raygan.data.prepare import prepare
+from raygan.data.settings import PrepareSettings
+from raygan.data.shards import DataSet
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from raygan.training.promotion import decide
+from raygan.training.train import train
+from tests.conftest import takes_long
+
+NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
+
+
+def painted(brightness, networks=NETWORKS):
+    """A generator of images of about this brightness, from -3 to 3."""
+    torch.manual_seed(0)
+    generator = build_generator(networks).eval()
+    with torch.no_grad():
+        generator.exit[0].bias.fill_(brightness)
+    return generator
+
+
+def register(run, folder, generator):
+    save_generator(folder, generator, {"label": "cat"})
+    return tracking.register_generator(run, folder, "cat", labels=["cat"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_better_generator_is_the_champion(train_settings, write_shards, tmp_path):
+    settings = train_settings(
+        label="cat", data=str(write_shards(held_out=12, brightest=40)), quality_samples=32, promote="better"
+    )
+    data = DataSet.open(settings.data)
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+
+        def decision(generator, **changes):
+            return decide(settings.model_copy(update=changes), data, generator, model, run)
+
+        bright, dark = painted(2), painted(-2)
+        model = register(run, tmp_path / "bright", bright)
+        assert decision(bright).promote
+        run.client.set_registered_model_alias(model.name, tracking.SERVING_ALIAS, "1")
+        better = decision(dark)
+        assert better.promote
+        assert "of version 1 is better (difference -" in better.reason
+        same = decision(painted(2))
+        assert not same.promote
+        assert "not better by more than the standard error" in same.reason
+        # Not compared, or not allowed to decide.
+        large = decision(painted(-2, replace(NETWORKS, image_size=64)))
+        assert (large.promote, large.reason) == (False, "it draws 64 px images, and version 1 draws 32 px ones")
+        assert "draws cat, dog" in decision(painted(-2, replace(NETWORKS, labels=("cat", "dog")))).reason
+        unmeasured = decision(dark, quality_network="/nowhere.pth")
+        assert not unmeasured.promote
+        assert "could not be compared with the champion: --quality-network" in unmeasured.reason
+        assert decision(bright, promote="always").promote
+        assert not decision(dark, promote="never").promote
+        run.client.set_registered_model_alias(
+            model.name, tracking.SERVING_ALIAS, register(run, tmp_path / "dark", dark).version
+        )
+        assert "of version 2 is not better" in decision(bright).reason
+
+
+@takes_long
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_short_training_does_not_replace_a_long_one(train_settings, tmp_path, capsys):
+    synthetic.draw_folder(tmp_path / "faces", 300)
+    values = {"input": [str(tmp_path / "faces")], "output": str(tmp_path / "drawn"), "image_size": 32}
+    prepare(PrepareSettings.model_validate({**values, "storage": str(tmp_path / "storage"), "tracking_uri": None}))
+    settings = train_settings(
+        data=str(tmp_path / "drawn"), label="cat", width=16, z_dim=64, batch_size=32, num_workers=1, log_every=1
+    )
+    champion = train(settings.model_copy(update={"kimg": 100.0, "cpus_per_worker": 2.0, "name": "long"}))
+    again = train(settings.model_copy(update={"kimg": 2.0, "name": "short"}))
+    assert (champion.model.version, again.model.version) == ("1", "2")
+    client = tracking.connect(settings)
+    assert tracking.serving_generators(client) == {"cat": champion.model}
+    assert "raygan-generator-cat/2 is not promoted: its kid200_efficientnet_lite0" in capsys.readouterr().out
