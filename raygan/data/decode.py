@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,13 @@ Fit = Literal["crop", "pad"]
 #: Formats that are decoded, if Pillow was built with them. Others are left out on purpose: for EPS, Pillow would
 #: start Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "TGA", "ICO")
+
+#: Maximum number of scans in a progressive JPEG; encoders write about ten. Each may cost as much as a whole photo.
+MAX_SCANS = 64
+
+#: A marker in a JPEG file other than those without a length: stuffed bytes, TEM, RST, SOI.
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")
+_END, _SCAN = 0xD9, 0xDA
 
 #: First bytes of the formats that start with a signature (those of WebP, AVIF and HEIF come later).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -75,7 +83,7 @@ def looks_like_image(start: bytes) -> bool:
 
 
 def read_header(data: bytes) -> Header:
-    """Open an image without decoding it. Raises Unreadable."""
+    """Open an image without decoding it. Raises Unreadable, also for a JPEG with so many scans that it is an attack."""
     # Turns off Pillow's own size limit: the caller has a limit of its own. A PNG's text may be as long as all of it
     # together: what made the picture often writes megabytes.
     Image.MAX_IMAGE_PIXELS = None
@@ -88,7 +96,21 @@ def read_header(data: bytes) -> Header:
         raise Unreadable(_not_an_image(data)) from None
     except Exception as error:  # damaged bytes can make Pillow raise anything
         raise Unreadable(f"damaged header: {error}") from None
+    if image.format in ("JPEG", "MPO") and (scans := jpeg_scans(data)) > MAX_SCANS:
+        raise Unreadable(f"JPEG with {scans} scans; the limit is {MAX_SCANS}")
     return Header(image, *image.size)
+
+
+def jpeg_scans(data: bytes) -> int:
+    """The number of scans of a JPEG file's first picture, found as libjpeg finds them: from marker to marker."""
+    scans, position = 0, 2
+    while found := _MARKER.search(data, position):
+        marker = found[1][0]
+        if marker == _END:
+            break
+        scans += marker == _SCAN
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return scans
 
 
 def decode(header: Header) -> Image.Image:

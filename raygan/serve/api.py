@@ -25,8 +25,7 @@ from raygan.serve.problems import Problem, add_error_handlers, unavailable
 from raygan.serve.schemas import Classified, ModelInfo, Models, Readiness, SampleQuery, Verdict, WalkQuery
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
-from raygan.serve.uploads import decode_upload
-from raygan.serve.workers import PictureWorkers
+from raygan.serve.workers import Decoders, PictureWorkers
 
 #: Maximum number of uploads in one request.
 MAX_UPLOADS = 32
@@ -55,7 +54,7 @@ def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[]
     _add_status(app, service, not_ready)
     encoding = PictureWorkers("encode", 2, service.metrics)
     _add_sample(app, service, encoding)
-    _add_interpolate(app, service, encoding)
+    _add_interpolate(app, service)
     _add_classify(app, service, settings)
     openapi.describe(app)
     return app
@@ -67,54 +66,60 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
         **openapi.errors(401, 404, 409, 413, 422, 503),
     }
 
-    async def answer(query: SampleQuery) -> Response:
+    async def answer(query: SampleQuery, client: str) -> Response:
         seed = secrets.randbelow(2**31) if query.seed is None else query.seed
         samples = await service.sample(query.label, query.n, seed, query.truncation, query.min_confidence)
         if query.n <= 2 and query.format in ("grid", "json"):
             body = encoding.run_here(encode.samples_body, samples, query.format)
         else:
-            body = await encoding.run(encode.samples_body, samples, query.format)
+            body = await encoding.run(client, encode.samples_body, samples, query.format)
         headers = sample_headers(samples, query.format)
         return Response(body, media_type=encode.MEDIA_TYPES[query.format], headers=headers)
 
     @app.get("/v1/sample", responses=responses, response_class=Response, tags=["sample"])
-    async def sample(query: Annotated[SampleQuery, Query()]) -> Response:
+    async def sample(request: fastapi.Request, query: Annotated[SampleQuery, Query()]) -> Response:
         """Images of one label. The same label, seed, n and model version give the same pixels."""
-        return await answer(query)
+        return await answer(query, _client(request))
 
     responses = {**responses, **openapi.errors(400, 408)}
 
     @app.post("/v1/sample", responses=responses, response_class=Response, tags=["sample"])
-    async def sample_posted(query: Annotated[SampleQuery, Body()]) -> Response:
+    async def sample_posted(request: fastapi.Request, query: Annotated[SampleQuery, Body()]) -> Response:
         """The same with parameters in JSON."""
-        return await answer(query)
+        return await answer(query, _client(request))
 
 
-def _add_interpolate(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers) -> None:
+def _client(request: fastapi.Request) -> str:
+    """Whose request it is, for fairness among clients."""
+    return request.client.host if request.client else ""
+
+
+def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
+    # One thread of their own: an animation takes as long as a hundred grids.
+    animating = PictureWorkers("animate", 1, service.metrics, limit=16)
     responses = {**openapi.images(WALK_HEADERS, "webp", "gif"), **openapi.errors(401, 404, 422, 503)}
 
     @app.get("/v1/interpolate", responses=responses, response_class=Response, tags=["sample"])
-    async def interpolate(query: Annotated[WalkQuery, Query()]) -> Response:
+    async def interpolate(request: fastapi.Request, query: Annotated[WalkQuery, Query()]) -> Response:
         """An animated walk through latent space, from one seed's image to another's."""
         to = query.seed + 1 if query.to is None else query.to
         frames, model = await service.walk(query.label, query.seed, to, query.frames, query.truncation)
         if query.bounce:
             frames = np.concatenate([frames, frames[-2:0:-1]])
         milliseconds = round(1000 / query.fps)
-        body = await encoding.run(encode.animation, frames, query.format, milliseconds=milliseconds)
+        body = await animating.run(_client(request), encode.animation, frames, query.format, milliseconds=milliseconds)
         headers = walk_headers(model, query.seed, to)
         return Response(body, media_type=encode.MEDIA_TYPES[query.format], headers=headers)
 
 
 def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSettings) -> None:
-    decoding = PictureWorkers("decode", 1, service.metrics)  # one: a decoded photo's memory grows with its pixels
-    max_megabytes, max_megapixels = settings.max_upload_megabytes, settings.max_upload_megapixels
+    decoders = Decoders(2, service.metrics, max_megapixels=settings.max_upload_megapixels)
+    max_megabytes = settings.max_upload_megabytes
 
-    async def decoded(upload: UploadFile, size: int, field: str) -> Pixels:
+    async def decoded(client: str, upload: UploadFile, size: int, field: str) -> Pixels:
         if (upload.size or 0) > max_megabytes * 1e6:
             raise Problem(413, f"the limit is {max_megabytes:g} MB", field=field)
-        data = await upload.read()
-        return await decoding.run(decode_upload, data, size, max_megapixels=max_megapixels, field=field)
+        return await decoders.decode(client, await upload.read(), size, field)
 
     @app.post(
         "/v1/classify",
@@ -123,13 +128,14 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
         tags=["classify"],
     )
     async def classify(
+        request: fastapi.Request,
         images: Annotated[list[UploadFile], File(description=f"1 to {MAX_UPLOADS} image files")],
     ) -> Classified:
         """The classifier's probabilities for uploaded images, each cropped to its central square."""
         if len(images) > MAX_UPLOADS:
             raise Problem(422, f"{len(images)} files; the limit is {MAX_UPLOADS}", field="images")
         size = service.image_size(service.current_classifier())
-        arrays = [await decoded(upload, size, f"images[{i}]") for i, upload in enumerate(images)]
+        arrays = [await decoded(_client(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
         predictions, model = await service.classify(np.stack(arrays))
         verdicts = [
             Verdict(probabilities={label: round(float(p), 4) for label, p in zip(predictions.labels, row, strict=True)})

@@ -89,13 +89,21 @@ def samples_body(samples: Samples, kind: Format) -> bytes:
 
 def animation(frames: Pixels, kind: Animation, *, milliseconds: int) -> bytes:
     """An endlessly repeating animation that shows each frame for some milliseconds."""
-    pictures = [Image.fromarray(frame) for frame in frames]
+    pictures = [Image.fromarray(frame) for frame in frames] if kind == "webp" else _in_one_palette(frames)
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"quality": 85, "method": 1} if kind == "webp" else {"disposal": 1}
+    options: dict[str, Any] = {"quality": 85, "method": 1} if kind == "webp" else {"disposal": 1, "optimize": False}
     pictures[0].save(
         buffer, kind.upper(), save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, **options
     )
     return buffer.getvalue()
+
+
+def _in_one_palette(frames: Pixels) -> list[Image.Image]:
+    """Frames in 256 colors, chosen once for all of them: a palette for each costs five times as much."""
+    count, height, width = frames.shape[:3]
+    strip = Image.fromarray(frames.reshape(count * height, width, 3))
+    quantized = strip.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    return [quantized.crop((0, i * height, width, (i + 1) * height)) for i in range(count)]
 
 
 def _about(samples: Samples) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from raygan.data.decode import Unreadable, decode, read_header, to_square
 from raygan.serve.messages import Pixels
-from raygan.serve.problems import Problem
 
 #: Accepted formats. MPO is what many phones write: a JPEG with further pictures behind it.
 ACCEPTED = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "AVIF")
@@ -19,18 +18,29 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 _UNSUPPORTED = f"not a supported image; the formats are {', '.join(ACCEPTED)}"
 
 
-def decode_upload(data: bytes, size: int, *, max_megapixels: float, field: str) -> Pixels:
+class Refused(Exception):  # noqa: N818 - a verdict on a file, not a program error
+    """The upload isn't decoded. The message says why.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+def decode_upload(data: bytes, size: int, *, max_megapixels: float) -> Pixels:
     """An upload's central square.
 
     Args:
         data: the file.
         size: side of the returned image, in px.
         max_megapixels: limit on the upload's own pixels.
-        field: the upload's name in problems.
     Returns:
         uint8 (size, size, 3).
     Raises:
-        Problem: 413 for too many pixels, 422 for an unreadable or unsupported file.
+        Refused: 413 for too many pixels, 422 for an unreadable or unsupported file.
     """
     try:
         if not _has_signature(data):
@@ -40,12 +50,12 @@ def decode_upload(data: bytes, size: int, *, max_megapixels: float, field: str) 
             raise Unreadable(_UNSUPPORTED)
         if header.megapixels > max_megapixels:
             pixels = f"{header.width} x {header.height} pixels"
-            raise Problem(413, f"{pixels}; the limit is {max_megapixels:g} megapixels", field=field)
+            raise Refused(413, f"{pixels}; the limit is {max_megapixels:g} megapixels")
         if header.image.format in ("JPEG", "MPO"):
             header.image.draft("RGB", (2 * size, 2 * size))  # decodes at down to an eighth of the size if that suffices
         square = to_square(decode(header), size, "crop")
     except Unreadable as error:
-        raise Problem(422, _public(str(error)), field=field) from None
+        raise Refused(422, _public(str(error))) from None
     return np.asarray(square, np.uint8)
 
 

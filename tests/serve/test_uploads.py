@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 import zlib
@@ -9,6 +10,11 @@ import zlib
 import httpx
 import pytest
 from PIL import Image
+
+from raygan.data.decode import jpeg_scans, read_header
+from raygan.serve.metrics import NoMetrics
+from raygan.serve.problems import Problem
+from raygan.serve.workers import Decoders, Slots
 
 
 def png_header(width, height):
@@ -24,6 +30,14 @@ def whole_png():
     return buffer.getvalue()
 
 
+def many_scans(count, size=64):
+    """A progressive JPEG whose last scan is repeated."""
+    buffer = io.BytesIO()
+    Image.new("L", (size, size), 128).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    return whole[:-2] + whole[whole.rfind(b"\xff\xda") : -2] * count + whole[-2:]
+
+
 HOSTILE = {
     "empty": b"",
     "html": b"<!doctype html><script>alert(1)</script>",
@@ -37,6 +51,7 @@ HOSTILE = {
     "text": b"http://127.0.0.1/secret",
     "bomb": png_header(50000, 50000) + b"\0" * 32,
     "no pixels": png_header(0, 0),
+    "scans": many_scans(200),
 }
 
 
@@ -46,6 +61,62 @@ def test_a_hostile_upload_is_named_and_rejected(http, name):
     assert answer.status_code == (413 if name == "bomb" else 422)
     assert answer.json()["field"] == "images[1]"
     assert "0x" not in answer.text
+
+
+def phone_photo(movie):
+    """A JPEG with what could be a preview inside and a movie behind it, as phones write them."""
+    buffer = io.BytesIO()
+    photo = Image.effect_noise((64, 64), 50).convert("RGB")
+    photo.save(buffer, "JPEG", comment=b"\xff\xda" * 3000, progressive=True)
+    return buffer.getvalue() + movie
+
+
+def test_only_scans_of_the_picture_itself_count():
+    """Not what looks like one in a preview, or in the movie behind the picture."""
+    plain = many_scans(0)
+    assert 1 <= jpeg_scans(plain) <= 10
+    assert jpeg_scans(many_scans(30)) == jpeg_scans(plain) + 30
+    fill = plain.replace(b"\xff\xda", b"\xff\xff\xff\xda")
+    assert jpeg_scans(fill) == jpeg_scans(plain)
+    assert jpeg_scans(phone_photo(b"\xff\xda" * 1000)) <= 12
+    assert read_header(phone_photo(b"\xff\xda" * 1000)).image.format == "JPEG"
+
+
+async def test_an_upload_that_takes_too_long_holds_up_nobody_and_ends_with_its_process():
+    decoders = Decoders(2, NoMetrics(), max_megapixels=1000, seconds=60)
+    large = io.BytesIO()
+    Image.new("L", (15000, 15000)).save(large, "PNG", compress_level=1)
+    await decoders.decode("b", whole_png(), 32, "images[0]")  # a process has started
+    decoders.seconds = 0.02
+    with pytest.raises(Problem, match=r"takes more than 0\.02 s") as caught:
+        await decoders.decode("a", large.getvalue(), 32, "images[0]")
+    assert caught.value.status == 413
+    await decoders.close()
+
+
+async def test_waiting_work_is_taken_in_turn_by_client_and_limited():
+    slots, order = Slots("decode", 1, NoMetrics(), limit=6, share=4), []
+
+    async def work(client):
+        async with slots.taken(client):
+            order.append(client)
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.ensure_future(work(client)) for client in "aaaaaabbc"]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end).__name__ for end in ends] == [
+        "NoneType",
+        "CancelledError",
+        *["NoneType"] * 3,
+        "Busy",
+        *["NoneType"] * 2,
+        "Busy",
+    ]
+    assert order == ["a", "b", "a", "b", "a", "a"]
+    async with slots.taken("d"):  # nothing stays taken
+        pass
 
 
 def test_too_many_too_large_and_endless_uploads_are_rejected(http):
