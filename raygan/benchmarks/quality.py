@@ -39,7 +39,6 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.metrics.distances import kid
 from raygan.models.gan import load_generator, save_generator
-from raygan.models.latents import seeded
 from raygan.runtime.runs import is_finished, recorded
 from raygan.settings import load_preset
 from raygan.tracking.networks import feature_network, load_network
@@ -166,13 +165,13 @@ def _loop(settings: QualityBenchmarkSettings, source: TrainSettings, folder: Pat
     device = "cuda" if torch.cuda.is_available() else "cpu"
     step = TextbookStep(network_settings(source, ()), source, device)
     batch, done, kept, began = source.batch_size, 0, 0, time.monotonic()
+    torch.manual_seed(source.seed)
     bar = tqdm(total=settings.minutes, desc="training", unit="min", bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f} min")
     while kept < settings.points:
-        draws = seeded(source.seed, done, "textbook")
-        step.critic_step(photos[torch.randint(len(photos), (batch,), generator=draws)], draws)
+        step.critic_step(photos[torch.randint(len(photos), (batch,))])
         done += 1
         if done % source.n_critic == 0:
-            step.generator_step(draws)
+            step.generator_step()
         minutes = (time.monotonic() - began) / 60
         bar.update(min(minutes, settings.minutes) - bar.n)
         if minutes >= settings.minutes * (kept + 1) / settings.points:

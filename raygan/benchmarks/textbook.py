@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
-from raygan.models.gan import NetworkSettings, build_critic, build_generator, draw_latents
+from raygan.models.gan import NetworkSettings, build_critic, build_generator
 from raygan.training.settings import StepOptions
 
 
@@ -28,16 +28,17 @@ class TextbookStep:
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas)
 
-    def critic_step(self, reals: Tensor, draws: torch.Generator) -> float:
+    def critic_step(self, reals: Tensor, latents: Tensor | None = None, mix: Tensor | None = None) -> float:
         """Take a critic step, and return the loss before it.
 
         Args:
             reals: uint8 (n, 3, S, S).
-            draws: draws the latents and the interpolation weights.
+            latents: standard normal (n, z_dim); by default drawn from torch's global generator, as `mix` is.
+            mix: weights of the fakes in the interpolates, (n, 1) in [0, 1].
         """
         reals = (reals.to(self.device) / 255 - 0.5) / 0.5
-        latents = draw_latents(len(reals), self.networks.z_dim, draws).to(self.device)
-        mix = torch.rand(len(reals), 1, 1, 1, generator=draws).to(self.device)
+        latents = self._draw(latents)
+        mix = (torch.rand(len(reals), 1, device=self.device) if mix is None else mix)[:, :, None, None]
         fakes = self.generator(latents)
         interpolates = ((1 - mix) * reals + mix * fakes).detach().requires_grad_()
         on_real, on_fake, on_between = self.critic(reals), self.critic(fakes), self.critic(interpolates)
@@ -51,14 +52,18 @@ class TextbookStep:
         self.critic_optimizer.step()
         return float(loss.item())
 
-    def generator_step(self, draws: torch.Generator) -> float:
-        """Take a generator step with latents from `draws`, and return the loss before it."""
-        latents = draw_latents(self.settings.batch_size, self.networks.z_dim, draws).to(self.device)
-        loss = -self.critic(self.generator(latents)).mean()
+    def generator_step(self, latents: Tensor | None = None) -> float:
+        """Take a generator step, and return the loss before it; latents as for `critic_step`."""
+        loss = -self.critic(self.generator(self._draw(latents))).mean()
         self.generator_optimizer.zero_grad()
         loss.backward()
         self.generator_optimizer.step()
         return float(loss.item())
+
+    def _draw(self, latents: Tensor | None) -> Tensor:
+        if latents is not None:
+            return latents
+        return torch.randn(self.settings.batch_size, self.networks.z_dim, device=self.device)
 
 
 def _of_torch(critic: nn.Module) -> nn.Module:

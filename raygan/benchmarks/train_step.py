@@ -41,7 +41,6 @@ from raygan.benchmarks.textbook import TextbookStep
 from raygan.errors import RayganError, first_line
 from raygan.models.gan import NetworkSettings
 from raygan.models.hardware import computes_bf16, keep_freed_memory, peak_resident_bytes
-from raygan.models.latents import seeded
 from raygan.settings import load_preset
 from raygan.training.settings import StepOptions, TrainSettings
 from raygan.training.step import GanStep, Precision
@@ -149,6 +148,7 @@ class Runner:
         self.reals = self.reals.to(candidate.device)
         if candidate.name == TEXTBOOK:
             self._textbook = TextbookStep(candidate.networks, settings, candidate.device)
+            self._leader: GanStep | None = None
             self.step: Callable[[], list[Tensor | float]] = self._textbook_step
         else:
             if part == "critic":
@@ -165,8 +165,9 @@ class Runner:
         """Take a critic step or a full iteration, and return its losses in order."""
         return [loss for _ in range(self._critic_steps) for loss in self.step()]
 
-    def take_weights(self, ours: Runner) -> None:
-        """As the textbook, continue from the weights of raygan's networks."""
+    def follow(self, ours: Runner) -> None:
+        """As the textbook, continue from the weights of raygan's networks, with its draws."""
+        self._leader = ours._ours
         self._textbook.generator.load_state_dict(ours._ours.generator.state_dict())
         self._textbook.critic.load_state_dict(ours._ours.critic.state_dict())
 
@@ -176,11 +177,15 @@ class Runner:
         return [loss / self.candidate.settings.batch_size for loss in losses]
 
     def _textbook_step(self) -> list[Tensor | float]:
-        settings, batch = self.candidate.settings, self.batch
+        batch = self.batch
         self.batch += 1
-        losses: list[Tensor | float] = [self._textbook.critic_step(self.reals, seeded(settings.seed, batch, "critic"))]
-        if self.part == "iteration" and self.batch % settings.n_critic == 0:
-            losses.append(self._textbook.generator_step(seeded(settings.seed, batch, "generator")))
+        critic: dict[str, Tensor] = self._leader.critic_draws.of(batch) if self._leader else {}
+        generator: dict[str, Tensor] = self._leader.generator_draws.of(batch) if self._leader else {}
+        losses: list[Tensor | float] = [
+            self._textbook.critic_step(self.reals, critic.get("latents"), critic.get("mix"))
+        ]
+        if self.part == "iteration" and self.batch % self.candidate.settings.n_critic == 0:
+            losses.append(self._textbook.generator_step(generator.get("latents")))
         return losses
 
 
@@ -195,7 +200,7 @@ def losses_apart(ours: Candidate, textbook: Candidate) -> float:
     # TF32 rounds by more than the two formulas may differ.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for _ in range(ours.settings.n_critic):
-            its.take_weights(mine)
+            its.follow(mine)
             for loss, wanted in zip(mine.step(), its.step(), strict=True):
                 worst = max(worst, abs(float(loss) - float(wanted)) / max(1.0, abs(float(wanted))))
     if not worst <= _TOLERANCE[ours.precision]:  # NaN, too

@@ -1,8 +1,8 @@
 """One optimizer step of GoogLeNet on one rank's part of a global batch.
 
 As in `raygan.training.step`, a step depends only on the weights, the photos and the batch number. Flips and shifts are
-drawn for the whole global batch from the seed and that number, and each rank takes its rows; dropout is seeded per
-step and rank. So a resumed run needs no random state beyond the batch number.
+functions of the seed and the image's number; dropout is seeded per step and rank. So a resumed run needs no random
+state beyond the batch number. The host never waits for the device.
 
 The loss is the paper's (section 5): cross-entropy of the head plus 0.3 times that of each auxiliary head. With AdamW
 (Loshchilov and Hutter 2017), the learning rate warms up linearly and then falls linearly to zero. Validation and users
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from raygan.errors import RayganError
 from raygan.models.averages import move_average
 from raygan.models.distributed import Share, distributed
+from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.googlenet import build_googlenet, to_input
-from raygan.models.hardware import pick_precision
+from raygan.models.hardware import pick_precision, to_device
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
 
@@ -47,6 +48,7 @@ class ClassifierStep:
         ema: its moving average, in evaluation mode, which users get; `net` itself if `ema_ramp` is 0.
         batches: length of the learning rate schedule.
         batches_done: steps taken so far.
+        draws: kind of the random draws.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ClassifierStep:
         self.net.to(self.device, self.dtype, memory_format=torch.channels_last).train()
         if sync_batch_norm:
             synchronize(self.net)
+        self.use_draws("philox")
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
@@ -103,8 +106,8 @@ class ClassifierStep:
             Sums over this rank's images: `loss` (of the main head) and `train_accuracy`.
         """
         batch, options = self.batches_done, self.options
-        pixels = to_input(self._augment(images, batch).to(self.device), images.shape[-1]).to(self.dtype)
-        targets = targets.to(self.device)
+        pixels = to_input(self._augment(to_device(images, self.device), batch), images.shape[-1]).to(self.dtype)
+        targets = to_device(targets, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self.rate(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -126,6 +129,17 @@ class ClassifierStep:
             self._average(since or _EMA_EVERY)
         correct = (heads[0].detach().argmax(1) == targets).sum()
         return {"loss": losses[0].detach(), "train_accuracy": correct.float()}
+
+    def use_draws(self, kind: Kind) -> None:
+        """Take random numbers of this kind from now on; a resumed run keeps those that it began with."""
+        self.draws = kind
+        batches = Batches(self.options.seed, self.options.batch_size, self.share, self.device, torch.float32)
+        place = {"place": 3}
+        self._draws: ImageDraws
+        if kind == "philox":
+            self._draws = Draws(batches, "classify", normals={}, uniforms=place)
+        else:
+            self._draws = SerialDraws(batches, {"classify": place})
 
     def rate(self, batch: int) -> float:
         """A batch's learning rate as a share of the peak, 0 to 1."""
@@ -194,12 +208,10 @@ class ClassifierStep:
         move_average(self.ema.state_dict().values(), self.net.state_dict().values(), keep)
 
     def _augment(self, images: Tensor, batch: int) -> Tensor:
-        """This rank's images, flipped and shifted by its rows of the global batch's draws."""
-        options = self.options
-        rows = self.share.rows(options.batch_size)
-        draws = torch.rand(options.batch_size, 3, generator=seeded(options.seed, batch, "classify"))[rows]
-        reach = round(options.shift * images.shape[-1])
-        return flip_and_shift(images, draws[: len(images)], reach=reach, mirror=options.mirror)
+        """This rank's images, flipped and shifted."""
+        reach = round(self.options.shift * images.shape[-1])
+        draws = self._draws.of(batch)["place"]
+        return flip_and_shift(images, draws[: len(images)], reach=reach, mirror=self.options.mirror)
 
     def _heads(self, outputs: Any) -> list[Tensor]:
         """The network's outputs as logits (n, labels): the main head's, then the auxiliary heads' if they train."""
@@ -208,12 +220,13 @@ class ClassifierStep:
 
     @contextmanager
     def _dropout_seed(self, batch: int) -> Iterator[None]:
-        with torch.random.fork_rng():
+        # By default this would save and restore the random states of all of the machine's GPUs.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seeded(self.options.seed, batch, f"dropout {self.share.rank}").initial_seed())
             yield
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
 def flip_and_shift(images: Tensor, draws: Tensor, *, reach: int, mirror: bool) -> Tensor:
@@ -230,12 +243,13 @@ def flip_and_shift(images: Tensor, draws: Tensor, *, reach: int, mirror: bool) -
     """
     count, size = len(images), images.shape[-1]
     shifts = (draws[:, 1:] * (2 * reach + 1)).long().clamp_(max=2 * reach) - reach
-    places = torch.arange(size)
+    places = torch.arange(size, device=images.device)
     rows, columns = places + shifts[:, :1], places + shifts[:, 1:]
     if mirror:
         columns = torch.where(draws[:, :1] < 0.5, size - 1 - columns, columns)
     rows, columns = _reflected(rows, size), _reflected(columns, size)
-    picked = images[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    batch = torch.arange(count, device=images.device)
+    picked = images[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 

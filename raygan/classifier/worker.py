@@ -125,7 +125,7 @@ def _report(metrics: dict[str, float], step: ClassifierStep, task: ClassifyTask,
     folder = Path(tempfile.mkdtemp(prefix="raygan-checkpoint-"))
     save_classifier(folder, step.ema, labels=task.labels, image_size=task.image_size, about=about)
     save_tensors(folder / "fit.safetensors", step.state())
-    state = {"batches": step.batches_done, "best": vars(best)}
+    state = {"batches": step.batches_done, "draws": step.draws, "best": vars(best)}
     save_description(folder / "fit.json", _VERSION, state)
     # The next epoch begins while the files are copied to storage; Ray deletes the folder afterwards.
     ray.train.report(
@@ -138,4 +138,5 @@ def _report(metrics: dict[str, float], step: ClassifierStep, task: ClassifyTask,
 def _load(folder: Path, step: ClassifierStep) -> Best:
     state = load_description(folder / "fit.json", _VERSION)
     step.load_state(load_tensors(folder / "fit.safetensors"), int(state["batches"]))
+    step.use_draws(state.get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return Best(**state["best"])

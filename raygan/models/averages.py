@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class MovingAverage(AveragedModel):
+    """torch's `AveragedModel` of parameters and buffers, with a weight that depends on the number of updates.
+
+    torch's reads that number from a tensor in each update. This one counts along, and never waits for a device.
+    """
+
+    def __init__(self, network: nn.Module, keep: Callable[[int], float]):
+        """Start with a copy of the network.
+
+        Args:
+            network: on any device.
+            keep: weight in [0, 1] of the old average after so many updates.
+        """
+        super().__init__(network, use_buffers=True)
+        self._keep = keep
+        self._updates: int | None = 0
+        self.register_load_state_dict_post_hook(_forget_count)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move toward the network; the first update copies it."""
+        updates = int(self.n_averaged) if self._updates is None else self._updates
+        averages = [each.detach() for each in (*self.module.parameters(), *self.module.buffers())]
+        currents = [each.detach() for each in (*model.parameters(), *model.buffers())]
+        if updates:
+            move_average(averages, currents, self._keep(updates))
+        else:
+            for average, current in zip(averages, currents, strict=True):
+                average.copy_(current)
+        self.n_averaged += 1
+        self._updates = updates + 1
+
+
+def _forget_count(average: nn.Module, _: Any) -> None:
+    average._updates = None  # type: ignore[assignment]  # read from what was loaded when it is needed
 
 
 def move_average(averages: Iterable[Tensor], currents: Iterable[Tensor], keep: float) -> None:

@@ -17,7 +17,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
 from raygan.models.gan import Generator, NetworkSettings
@@ -97,7 +96,8 @@ def _channels(settings: NetworkSettings) -> list[int]:
 
 def _one_hot(classes: Tensor, count: int, like: Tensor) -> Tensor:
     """Classes (N,) as rows (N, count) with a single 1 each."""
-    return F.one_hot(classes.to(like.device), count).to(like.dtype)
+    # `functional.one_hot` would look at the classes, and the host wait for them.
+    return (classes.to(like.device)[:, None] == torch.arange(count, device=like.device)).to(like.dtype)
 
 
 def _generator_block(channels_in: int, channels_out: int, stride: int, padding: int) -> nn.Sequential:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 
 def keep_freed_memory() -> None:
@@ -45,3 +46,11 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # Private to torch; `torch.backends.cpu.get_cpu_capability` is public but doesn't tell bfloat16 support.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values on the device, from this process's memory without waiting for the device."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        # From memory that may be paged out, a copy waits until all earlier work is done.
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

@@ -51,7 +51,7 @@ def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
     else:
         variance = mean = images.new_zeros(images.shape[1])
-    own = torch.cat([images.new_tensor([count]), mean, variance])
+    own = torch.cat([images.new_full((1,), count), mean, variance])
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
     everyone = torch.stack(gathered)

@@ -8,6 +8,7 @@ random numbers are passed in, so a step can be repeated exactly and split betwee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,14 +64,33 @@ def _color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Ten
 
 
 def _translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    count, _, side, _ = images.shape
-    reach = side // 8
-    padded = functional.pad(images, (reach,) * 4)
-    rows = _offsets(down, 2 * reach + 1)[:, None] + torch.arange(side, device=images.device)
-    cols = _offsets(right, 2 * reach + 1)[:, None] + torch.arange(side, device=images.device)
-    batch = torch.arange(count, device=images.device)[:, None, None]
-    # Advanced indices around a slice put the channel last; move it back.
-    return padded[batch, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    reach = images.shape[-1] // 8
+    moved: Tensor = _Move.apply(images, *(_offsets(draw, 2 * reach + 1) - reach for draw in (down, right)), reach)
+    return moved
+
+
+class _Move(torch.autograd.Function):
+    """Images moved by whole pixels, zero where nothing was. The gradient moves back by as much.
+
+    torch's derivative of an index adds to places, which on GPUs means sorting them first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, down: Tensor, right: Tensor, reach: int) -> Tensor:
+        ctx.save_for_backward(down, right)
+        ctx.reach, ctx.contiguous = reach, images.is_contiguous()
+        padded = functional.pad(images, (reach,) * 4)
+        places = reach + torch.arange(images.shape[-1], device=images.device)
+        rows, columns = down[:, None] + places, right[:, None] + places
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        # Advanced indices around a slice put the channel last; move it back.
+        return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        down, right = ctx.saved_tensors
+        back: Tensor = _Move.apply(gradient, -down, -right, ctx.reach)
+        return back.contiguous() if ctx.contiguous else back, None, None, None
 
 
 def _cutout(images: Tensor, down: Tensor, right: Tensor) -> Tensor:

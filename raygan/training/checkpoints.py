@@ -63,6 +63,7 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     for part, optimizer in _optimizers(step).items():
         _fill_optimizer(optimizer, _under(tensors, part))
     step.batches = int(description["batches"])
+    step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
 
 

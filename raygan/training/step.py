@@ -1,28 +1,28 @@
 """One critic or generator step on one rank's part of a global batch.
 
 A step depends on the weights, the reals and the batch number, and on nothing else. Every random draw (latents,
-interpolation, mirroring, augmentation) comes from a generator seeded with the run's seed and the batch number. It is
-drawn for the whole global batch, and each rank takes its own rows. So N ranks compute what one process computes on
-the whole batch, whatever N is, and a resumed run needs no random state beyond the batch number. (Batch norm is the
-exception unless it is synchronized: each rank normalizes its own rows.)
+interpolation, mirroring, augmentation) is a function of the run's seed and the image's number (`raygan.models.draws`).
+So N ranks compute what one process computes on the whole batch, whatever N is, and a resumed run needs no random state
+beyond the batch number. (Batch norm is the exception unless it is synchronized: each rank normalizes its own rows.)
+
+The host queues a step's kernels and never waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from raygan.models.averages import move_average
+from raygan.models.averages import MovingAverage
 from raygan.models.distributed import Share, distributed
-from raygan.models.gan import NetworkSettings, build_critic, build_generator, draw_latents, to_signed
-from raygan.models.hardware import pick_precision
-from raygan.models.latents import seeded
+from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
+from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
+from raygan.models.hardware import pick_precision, to_device
 from raygan.models.sync_norm import synchronize
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.training.objectives import CriticFunction, Terms, at_least_float32
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
+#: Draws that change reals and fakes, in the order of a batch of both.
+_CHANGES = "augment reals", "augment fakes"
+
 
 class GanStep:
     """Generator, critic, EMA and optimizers, and the two steps that change them.
@@ -41,8 +44,9 @@ class GanStep:
     Attributes:
         generator: the network that is trained.
         critic: its opponent.
-        ema: `AveragedModel` of the generator; its `.module` is what users get.
+        ema: moving average of the generator; its `.module` is what users get.
         batches: global batches of reals seen so far.
+        draws: kind of the random draws: `critic_draws` and `generator_draws`.
         precision: "bf16" runs convolutions in bfloat16 by autocast; losses, penalty norms, weights and optimizer
             states stay float32. "fp64" computes everything in float64.
     """
@@ -80,7 +84,7 @@ class GanStep:
         if options.sync_batch_norm:
             synchronize(self.generator)
         self.objective = OBJECTIVES.load(options.objective)()
-        self.ema = AveragedModel(self.generator, multi_avg_fn=self._average, use_buffers=True)
+        self.ema = MovingAverage(self.generator, self._keep)
         self.ema.requires_grad_(False).eval()
         betas = (float(options.beta1), float(options.beta2))
         self.generator_optimizer = torch.optim.Adam(
@@ -88,6 +92,7 @@ class GanStep:
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), options.critic_lr, betas, fused=True)
         self.batches = 0
+        self.use_draws("philox")
         zeros = partial(torch.zeros, 1, device=self.device, dtype=self.dtype)
         z_dim, size = networks.z_dim, networks.image_size
         # Networks without labels ignore the class.
@@ -106,7 +111,25 @@ class GanStep:
 
     def settings(self) -> dict[str, Any]:
         """How the networks are stepped, JSON-ready, as checkpoints record it."""
-        return {**self.options.plain(), "precision": self.precision, "total_kimg": self.total_kimg}
+        decided = {"precision": self.precision, "total_kimg": self.total_kimg, "draws": self.draws}
+        return {**self.options.plain(), **decided}
+
+    def use_draws(self, kind: Kind) -> None:
+        """Take random numbers of this kind from now on; a resumed run keeps those that it began with."""
+        self.draws = kind
+        options, z_dim = self.options, {"latents": self.networks.z_dim}
+        batches = Batches(options.seed, options.batch_size, self.share, self.device, self.dtype)
+        changes = dict.fromkeys(_CHANGES, DRAWS_PER_IMAGE) if options.augment else {}
+        flips = {"mirror": 1} if options.mirror else {}
+        self.critic_draws: ImageDraws
+        self.generator_draws: ImageDraws
+        if kind == "philox":
+            self.critic_draws = Draws(batches, "critic", normals=z_dim, uniforms={"mix": 1, **changes, **flips})
+            self.generator_draws = Draws(batches, "generator", normals=z_dim, uniforms=changes, every=options.n_critic)
+        else:
+            sequences = {"critic": {**z_dim, "mix": 1, **changes}, "mirror": flips}
+            self.critic_draws = SerialDraws(batches, sequences, normals=z_dim)
+            self.generator_draws = SerialDraws(batches, {"generator": {**z_dim, **changes}}, normals=z_dim)
 
     def step(self, reals: Tensor, classes: Tensor | None = None) -> Terms:
         """One critic step, and a generator step after every `n_critic` critic steps.
@@ -118,13 +141,13 @@ class GanStep:
         Returns:
             This rank's sums of each term over its images, on the device, which is never waited for.
         """
-        batch = self.batches
-        scaled = self._prepare_reals(reals, batch)
-        classes = None if classes is None or not self.networks.labels else classes.to(self.device)
+        draws = self.critic_draws.of(self.batches)
+        scaled = self._prepare_reals(reals, draws)
+        classes = None if classes is None or not self.networks.labels else to_device(classes, self.device)
         self._set_rates()
-        terms = self._critic_step(scaled, classes, batch)
-        if (batch + 1) % self.options.n_critic == 0:
-            terms |= self._generator_step(scaled, classes, batch)
+        terms = self._critic_step(scaled, classes, draws)
+        if (self.batches + 1) % self.options.n_critic == 0:
+            terms |= self._generator_step(scaled, classes, self.generator_draws.of(self.batches))
         self.batches += 1
         return terms
 
@@ -143,31 +166,27 @@ class GanStep:
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
 
-    def _critic_step(self, reals: Tensor, classes: Tensor | None, batch: int) -> Terms:
+    def _critic_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor]) -> Terms:
         options = self.options
-        random = self._random(batch, "critic")
-        latents = self._rows(draw_latents(options.batch_size, self.networks.z_dim, random))
-        mix = self._rows(torch.rand(options.batch_size, 1, 1, 1, generator=random))
         # Lazy regularization (Karras et al. 2020, appendix B): a rare penalty weighs as much as a steady one.
-        penalized = batch % options.penalty_every == 0
+        penalized = self.batches % options.penalty_every == 0
         weight = options.penalty_weight * options.penalty_every if penalized else 0.0
         with self._autocast():
             with torch.no_grad():
-                fakes = self.generator(latents, classes).to(self.dtype)
-            reals, fakes = self._augment_pair(reals, fakes, random)
+                fakes = self.generator(draws["latents"], classes).to(self.dtype)
+            reals, fakes = self._augment_pair(reals, fakes, draws)
+            mix = draws["mix"][:, :, None, None]
             critic = _scores_of(self._ddp_critic, classes)
             losses, terms = self.objective.critic_loss(critic, reals, fakes, mix, weight)
         norm = self._descend(losses, self.critic, self.critic_optimizer)
         return {**_sums(terms), "critic_loss": losses.detach().sum(), "critic_gradient": norm * len(losses)}
 
-    def _generator_step(self, reals: Tensor, classes: Tensor | None, batch: int) -> Terms:
-        random = self._random(batch, "generator")
-        latents = self._rows(draw_latents(self.options.batch_size, self.networks.z_dim, random))
+    def _generator_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor]) -> Terms:
         # The critic only passes gradients on to the images; its own would be thrown away.
         self.critic.requires_grad_(False)
         with self._autocast():
-            fakes = self._ddp_generator(latents, classes).to(self.dtype)
-            reals, fakes = self._augment_pair(reals, fakes, random)
+            fakes = self._ddp_generator(draws["latents"], classes).to(self.dtype)
+            reals, fakes = self._augment_pair(reals, fakes, draws)
             losses, terms = self.objective.generator_loss(_scores_of(self.critic, classes), reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
         self.critic.requires_grad_(True)
@@ -193,39 +212,27 @@ class GanStep:
         optimizer.step()
         return norm
 
-    def _prepare_reals(self, reals: Tensor, batch: int) -> Tensor:
-        images = to_signed(reals.to(self.device, non_blocking=True), self.dtype)
-        if self.options.mirror:
-            random = self._random(batch, "mirror")
-            images = mirror(images, self._rows(torch.rand(self.options.batch_size, generator=random)))
-        return images
+    def _prepare_reals(self, reals: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        images = to_signed(to_device(reals, self.device), self.dtype)
+        return mirror(images, draws["mirror"][:, 0]) if self.options.mirror else images
 
-    def _augment_pair(self, reals: Tensor, fakes: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _augment_pair(self, reals: Tensor, fakes: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.options.augment:
             return reals, fakes
-        draws = torch.rand(2, self.options.batch_size, DRAWS_PER_IMAGE, generator=random)
-        both = torch.cat([self._rows(draws[0]), self._rows(draws[1])])
-        changed = augment(torch.cat([reals, fakes]), both, self.options.augment)
-        first, second = changed.split(len(reals))
+        both = torch.cat([draws[change] for change in _CHANGES])
+        first, second = augment(torch.cat([reals, fakes]), both, self.options.augment).split(len(reals))
         return first, second
 
-    def _rows(self, batch: Tensor) -> Tensor:
-        return batch[self.share.rows(len(batch))].to(self.device, self.dtype, non_blocking=True)
-
-    def _random(self, batch: int, purpose: str) -> torch.Generator:
-        return seeded(self.options.seed, batch, purpose)
-
-    def _average(self, averages: Sequence[Tensor], currents: Sequence[Tensor], updates: Tensor | int) -> None:
-        """Move the EMA toward the generator (Karras et al. 2020: half-life in images, with ramp-up)."""
+    def _keep(self, updates: int) -> float:
+        """The EMA's weight after so many updates (Karras et al. 2020: half-life in images, with ramp-up)."""
         images_per_update = self.options.batch_size * self.options.n_critic
         half_life = self.options.ema_kimg * 1000
         if self.options.ema_ramp:
-            half_life = min(half_life, int(updates) * images_per_update * self.options.ema_ramp)
-        keep = 0.5 ** (images_per_update / max(half_life, 1e-8))
-        move_average(averages, currents, keep)
+            half_life = min(half_life, updates * images_per_update * self.options.ema_ramp)
+        return float(0.5 ** (images_per_update / max(half_life, 1e-8)))
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
 def _scores_of(critic: Callable[..., Tensor], classes: Tensor | None) -> CriticFunction:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from raygan.classifier.settings import ClassifierOptions
 from raygan.classifier.step import ClassifierStep
 from raygan.models.distributed import Share
+from raygan.models.draws import Batches, Draws
 from raygan.models.googlenet import build_googlenet
-from raygan.models.latents import seeded
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -60,7 +60,8 @@ def test_a_step_on_two_workers_equals_a_single_process(tmp_path):
     torch.manual_seed(0)
     net = build_googlenet(2).double().train()
     without_dropout(net)
-    draws = torch.rand(7, 3, generator=seeded(0, 0, "classify"))
+    batches = Batches(0, 7, Share(), torch.device("cpu"), torch.float32)
+    draws = Draws(batches, "classify", normals={}, uniforms={"place": 3}).of(0)["place"]
     pixels = np.stack([augment_with_numpy(image, draw) for image, draw in zip(images, draws, strict=True)])
     outputs = net(((torch.from_numpy(pixels).float() - 127.5) / 127.5).double())
     correct = torch.from_numpy(targets)

@@ -39,6 +39,24 @@ def test_a_step_resumes_bit_for_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
 
 
+def test_a_checkpoint_of_an_older_version_keeps_the_draws_it_began_with(tmp_path):
+    whole, first, resumed = (GanStep(NETWORKS, OPTIONS) for _ in range(3))
+    for step, batches in ((whole, 4), (first, 2)):
+        step.use_draws("serial")
+        for number in range(batches):
+            step.step(batch(number))
+    save_training(tmp_path, first, {})
+    file = tmp_path / "training.json"
+    described = json.loads(file.read_text())
+    assert described["step"].pop("draws") == "serial"
+    file.write_text(json.dumps(described))
+    load_training(tmp_path, resumed)
+    for number in (2, 3):
+        resumed.step(batch(number))
+    assert resumed.draws == "serial"
+    assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
+
+
 def test_a_generator_comes_back_with_its_pixels_and_its_about(tmp_path):
     generator = build_generator(NETWORKS).eval()
     save_generator(tmp_path, generator, {"label": "cat"})

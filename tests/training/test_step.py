@@ -5,7 +5,6 @@ import torch
 
 from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings, to_signed, to_uint8
-from raygan.models.latents import seeded
 from raygan.training.registry import OBJECTIVES
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
@@ -114,9 +113,8 @@ def test_the_first_critic_step_equals_adam_on_the_written_out_loss():
     """The reference shares only the networks and the documented draws with the step."""
     step = GanStep(NETWORKS, options(mirror=False))
     critic, generator = step.critic, step.generator
-    random = seeded(0, 0, "critic")
-    latents = torch.randn(6, 8, generator=random)
-    mix = torch.rand(6, 1, 1, 1, generator=random)
+    draws = step.critic_draws.of(0)
+    latents, mix = draws["latents"], draws["mix"][:, :, None, None]
     x = reals().float() / 127.5 - 1
     with torch.no_grad():
         fakes = generator(latents)
@@ -142,7 +140,12 @@ def test_both_optimizers_get_their_share_of_the_learning_rate():
 def test_settings_are_recorded_with_what_was_decided_for_the_run():
     step = GanStep(NETWORKS, options(sync_batch_norm=True), total_kimg=0.24)
     recorded = step.settings()
-    assert recorded == {**options(sync_batch_norm=True).plain(), "precision": "fp32", "total_kimg": 0.24}
+    assert recorded == {
+        **options(sync_batch_norm=True).plain(),
+        "precision": "fp32",
+        "total_kimg": 0.24,
+        "draws": "philox",
+    }
     assert set(StepOptions.model_fields) < set(recorded)
 
 

@@ -22,7 +22,6 @@ from raygan.benchmarks.processes import find_processes
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_generator
-from raygan.models.latents import seeded
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
 from raygan.training.train import train
@@ -67,9 +66,8 @@ def one_iteration(config):
 
 def textbook_critic_loss(critic, generator, reals, batch):
     """WGAN-GP as in the paper: three forward passes, means over the whole batch."""
-    random = seeded(0, batch, "critic")
-    latents = torch.randn(7, 8, generator=random).double()
-    mix = torch.rand(7, 1, 1, 1, generator=random).double()
+    draws = GanStep(NETWORKS, OPTIONS, float64=True).critic_draws.of(batch)
+    latents, mix = draws["latents"], draws["mix"][:, :, None, None]
     fakes = generator(latents).detach()
     between = (reals + mix * (fakes - reals)).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
@@ -105,7 +103,7 @@ def assert_a_single_process_does_the_same(folder):
             # The exit's bias cancels between reals and fakes; its gradient is only rounding.
             gradients = {name: p.grad.clone() for name, p in critic.named_parameters() if name != "exit.bias"}
         critic_adam.step()
-    latents = torch.randn(7, 8, generator=seeded(0, 1, "generator")).double()
+    latents = GanStep(NETWORKS, OPTIONS, float64=True).generator_draws.of(1)["latents"]
     generator_adam.zero_grad()
     (-critic(generator(latents)).mean()).backward()
     generator_adam.step()
