@@ -248,6 +248,7 @@ class GatewayDeployment:
             token=read_token(settings),
             max_bytes=max_bytes,
             seconds=settings.timeout_seconds,
+            max_sending=settings.max_sending_megabytes * 1e6,
             access_log=settings.access_log,
             has_proxies=has_proxies,
         )

@@ -4,6 +4,10 @@ In this order: a request id (the client's, if it is plain text), the token, the 
 limit on the body's size, the route with its time limit, and an answer without internals for whatever it raises; then
 security headers, a line of JSON in the access log, and the request's metrics. HEAD is GET without the body. Plain
 ASGI, since every request passes through it.
+
+Large answers go out in pieces, so that the server's buffer holds one piece of what a client doesn't read, and the rest
+counts here: against a limit for all answers together, half of it per client, and with a deadline that even a slow line
+meets. What would exceed the limit gets 503 instead.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +41,12 @@ _PARAMETER_BYTES = 64_000
 
 #: Maximum number of requests in progress, and of uploads among them, whose bodies stay in memory and on disk meanwhile.
 MAX_REQUESTS, _MAX_UPLOADING = 1000, 128
+
+#: Bytes of an answer that are handed to the server at once; one up to twice the size goes out whole.
+_PIECE_BYTES = 2**16
+
+#: An answer has this many seconds to get out, and longer at this many bytes per second; the same for a stream's line.
+_WRITE_SECONDS, _SLOWEST = 20.0, 50_000
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -62,7 +73,8 @@ class GatewayMiddleware:
         metrics: where counts and times go.
         token: bearer token that requests must carry; None for an open service.
         max_bytes: maximum size of an upload's body.
-        seconds: time limit per request.
+        seconds: time limit per request until its answer begins.
+        max_sending: maximum bytes of all answers that clients have yet to read.
         access_log: whether to print a line per request.
         has_proxies: Serve's proxies are in front; they add the request id to the answer, and cancel requests whose
             clients have disconnected.
@@ -76,6 +88,7 @@ class GatewayMiddleware:
         token: str | None,
         max_bytes: int,
         seconds: float,
+        max_sending: float = 256e6,
         access_log: bool,
         has_proxies: bool = False,
     ):
@@ -84,6 +97,7 @@ class GatewayMiddleware:
         self._token = token.encode() if token else None
         self._max_bytes = max_bytes
         self._in_progress, self._uploading = 0, 0
+        self._max_sending, self._sending = max_sending, Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,6 +132,21 @@ class GatewayMiddleware:
             self._in_progress -= 1
             self._uploading -= uploads
 
+    def may_send(self, client: str, size: int) -> bool:
+        """Count an answer's bytes as being sent, unless there are too many; `sent` takes them off."""
+        limit = self._max_sending
+        if self._sending.total() + size > limit or (self._sending[client] + size > limit / 2 and self._sending[client]):
+            self.metrics.count("rejected", stage="answers")
+            return False
+        self._sending[client] += size
+        return True
+
+    def sent(self, client: str, size: int) -> None:
+        """An answer is out, or given up."""
+        self._sending[client] -= size
+        if not self._sending[client]:
+            del self._sending[client]
+
 
 def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith("/pages/")
@@ -135,7 +164,10 @@ class _Exchange:
         self.id = given.decode() if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
         self._status, self._bytes_in, self._bytes_out = 0, 0, 0
         self._max_bytes = middleware.max_bytes(scope["path"])
-        self._withheld, self._reading, self._disconnected = False, False, False
+        self._reading, self._disconnected = False, False
+        self._withheld: Exception | None = None
+        self._client, self._sending = (scope.get("client") or ("",))[0], 0
+        self._limit: asyncio.Timeout | None = None
         self._trusted = middleware.trusts(self._headers)
         state: MutableMapping[str, Any] = self._scope.setdefault("state", {})
         state["request_id"] = self.id
@@ -150,6 +182,8 @@ class _Exchange:
             await self._answer()
         finally:
             del self._servers_scope[DISCONNECT]  # it refers back to the scope
+            if self._sending:
+                self._middleware.sent(self._client, self._sending)
             self._record(time.perf_counter() - began)
 
     def _disconnect(self) -> None:
@@ -166,11 +200,10 @@ class _Exchange:
             if self._declared_bytes() > self._max_bytes:
                 raise TooLarge(self._max_bytes)
             with middleware.admitted(self._scope["path"]):
-                route = middleware.app(self._scope, self._counted_receive, self._send_on)
-                await asyncio.wait_for(route, middleware.seconds)
+                await self._route()
             if self._withheld:
-                self._withheld = False
-                raise TooLarge(self._max_bytes)
+                instead, self._withheld = self._withheld, None
+                raise instead
         except asyncio.CancelledError:
             if middleware.has_proxies:  # the client left; a replica that stops lets its requests finish first
                 raise
@@ -182,6 +215,13 @@ class _Exchange:
                 return
             late = isinstance(error, TimeoutError) and self._reading
             await self._say(Problem(408, "the request body did not arrive in time") if late else as_problem(error))
+
+    async def _route(self) -> None:
+        try:
+            async with asyncio.timeout(self._middleware.seconds) as self._limit:
+                await self._middleware.app(self._scope, self._counted_receive, self._send_on)
+        finally:
+            self._limit = None
 
     async def _say(self, problem: Problem) -> None:
         await problem.response(self.id)(self._scope, self._receive, self._send_on)
@@ -203,8 +243,7 @@ class _Exchange:
 
     async def _send_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            # The route may have mistaken TooLarge for an unreadable body.
-            self._withheld = message["status"] == 400 and self._bytes_in > self._max_bytes
+            self._withheld = self._objection(message)
         if self._withheld:
             return
         if message["type"] == "http.response.start":
@@ -212,12 +251,35 @@ class _Exchange:
             headers = list(message.get("headers", []))
             if not self._middleware.has_proxies:
                 headers.append((b"x-request-id", self.id.encode()))
-            message = {**message, "headers": [*headers, *_SECURITY]}
-        elif self._method == "HEAD":
-            message = {**message, "body": b""}
+            await self._send({**message, "headers": [*headers, *_SECURITY]})
         else:
-            self._bytes_out += len(message.get("body", b""))
-        await self._send(message)
+            await self._send_body(message)
+
+    def _objection(self, start: Message) -> Exception | None:
+        """What to answer instead of what the route has begun to answer, if anything."""
+        if start["status"] == 400 and self._bytes_in > self._max_bytes:
+            return TooLarge(self._max_bytes)  # the route mistook it for an unreadable body
+        length = next((value for name, value in start.get("headers", []) if name == b"content-length"), b"0")
+        size = int(length) if self._method != "HEAD" else 0
+        if size > 2 * _PIECE_BYTES:
+            if not self._middleware.may_send(self._client, size):
+                return Busy(2)
+            self._sending = size
+        return None
+
+    async def _send_body(self, message: Message) -> None:
+        body = message.get("body", b"") if self._method != "HEAD" else b""
+        self._bytes_out += len(body)
+        if self._limit is not None:
+            ends = asyncio.get_running_loop().time() + _WRITE_SECONDS + len(body) / _SLOWEST
+            if message.get("more_body"):  # the next part has to be made first
+                ends += self._middleware.seconds
+            self._limit.reschedule(ends)
+        view = memoryview(body)
+        while len(view) > 2 * _PIECE_BYTES:
+            await self._send({"type": "http.response.body", "body": view[:_PIECE_BYTES].tobytes(), "more_body": True})
+            view = view[_PIECE_BYTES:]
+        await self._send({**message, "body": view.tobytes() if len(view) < len(body) else body})
 
     def _record(self, seconds: float) -> None:
         route = getattr(self._scope.get("route"), "path", "other")

@@ -34,6 +34,9 @@ class ServeSettings(StorageSettings):
     timeout_seconds: float = option(30.0, "time limit per request, after which it gets 503", unit="s", gt=0)
     max_upload_megabytes: float = option(10.0, "maximum size of an uploaded file", unit="MB", gt=0)
     max_request_megabytes: float = option(32.0, "maximum size of a request body", unit="MB", gt=0)
+    max_sending_megabytes: float = option(
+        256.0, "maximum size of all answers that clients have yet to read; further large ones get 503", unit="MB", ge=32
+    )
     max_upload_megapixels: float = option(24.0, "maximum megapixels of an upload, checked before decoding", gt=0)
     max_model_megabytes: float = option(
         1000.0, "maximum size of a model version's files; a larger one is not loaded", unit="MB", gt=0

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from types import SimpleNamespace
 
+import fastapi
 import httpx
+import psutil
 import pytest
 
 from raygan.serve.batching import Busy
 from raygan.serve.messages import Champions, ModelVersion
 from raygan.serve.metrics import NoMetrics
 from raygan.serve.middleware import SECURITY_HEADERS, GatewayMiddleware
+from tests.helpers import wait_until
+from tests.serve.conftest import Running
 from tests.serve.local import CAT, RecordingMetrics, local_service
 
 
@@ -112,6 +118,54 @@ async def test_requests_in_progress_are_limited_except_for_operators(monkeypatch
         go_on.set()
         assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
         assert (await client.get("/v1/sample")).status_code == 200
+
+
+def large_answers(size, **options):
+    """An application whose every answer has `size` bytes, the same ones, in the middleware."""
+    body = bytes(size)
+
+    async def app(scope, receive, send):
+        await fastapi.Response(body)(scope, receive, send)
+
+    options = {"token": None, "max_bytes": 10, "seconds": 5, "access_log": False, **options}
+    return GatewayMiddleware(app, NoMetrics(), **options)
+
+
+def test_clients_that_do_not_read_hold_little_memory_and_not_for_long(monkeypatch):
+    monkeypatch.setattr("raygan.serve.middleware._WRITE_SECONDS", 3.0)
+    monkeypatch.setattr("raygan.serve.middleware._SLOWEST", 1e12)
+
+    async def start():
+        return SimpleNamespace(app=large_answers(20_000_000, max_sending=500e6))
+
+    with Running(start) as server:
+        httpx.get(server.address)
+        before = psutil.Process().memory_info().rss
+        port, sockets = int(server.address.rpartition(":")[2]), []
+        for _ in range(20):
+            sockets.append(socket.create_connection(("127.0.0.1", port)))
+            sockets[-1].sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            sockets[-1].recv(1)
+        assert psutil.Process().memory_info().rss - before < 50e6  # 400 MB wait to be read
+        assert httpx.get(server.address).status_code == 503  # more than half of the limit for one client
+        wait_until(lambda: httpx.get(server.address).status_code == 200, "the answers are given up", 20)
+        for each in sockets:
+            each.close()
+
+
+async def test_an_answer_goes_out_whole_however_slowly_it_is_read(monkeypatch):
+    monkeypatch.setattr("raygan.serve.middleware._WRITE_SECONDS", 0.3)
+    received, sent = bytearray(), []
+
+    async def send(message):
+        await asyncio.sleep(0.002)
+        sent.append(message.get("status"))
+        received.extend(message.get("body", b""))
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("a", 1)}
+    application = large_answers(1_000_000, seconds=0.05)  # the time limit is for making the answer
+    await application(dict(scope), None, send)
+    assert (sent[0], len(received)) == (200, 1_000_000)
 
 
 @pytest.mark.parametrize(("has_proxies", "status", "says"), [(True, "499", []), (False, "503", [503])])
