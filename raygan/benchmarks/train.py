@@ -6,7 +6,7 @@ Same preset, same photos, one candidate after another in every round, each in fr
     1 worker    the whole of `jobs/train.py` without quality: one worker with all cores
     2 workers   the same, each with half of the cores
 
-All compute on GPUs if the cluster has one for each of the most workers, else on cores, so no ratio compares devices.
+All compute on GPUs if the cluster has any, which must be enough for the most workers, so no ratio compares devices.
 
 Images/s run from the first metrics to the last, by the clock, with everything in between. What comes before and after
 (processes, imports, shards, the export) stands beside them, as does the peak resident memory of the training process
@@ -33,7 +33,7 @@ from raygan.benchmarks.settings import TrainBenchmarkSettings
 from raygan.data.shards import DataSet, Split, read_shard
 from raygan.errors import ConfigurationError
 from raygan.models.hardware import keep_freed_memory, peak_resident_bytes
-from raygan.runtime import cluster
+from raygan.runtime import capacity, cluster
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.train import check, train
@@ -102,7 +102,7 @@ def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSetti
 
 def on_one_kind_of_device(base: TrainSettings, most_workers: int) -> TrainSettings:
     """Decide between GPUs and cores once for all numbers of workers, and print it. Needs a connected cluster."""
-    gpu = cluster.use_gpus(base.gpu, most_workers)
+    gpu = capacity.use_gpus(base.gpu, most_workers)
     print(f"device: {'a GPU per worker' if gpu else 'cores only'}", flush=True)
     return base.model_copy(update={"gpu": gpu})
 

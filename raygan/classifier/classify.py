@@ -36,7 +36,7 @@ from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.googlenet import load_classifier
-from raygan.runtime import cluster, reservations, storage
+from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.progress import ImageProgress, InBackground
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
@@ -83,8 +83,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     tracking.connect(settings)
     weights = _initial_weights(settings)
     cluster.connect(settings)
-    resources = cluster.worker_resources(settings)
-    cluster.require(settings.fewest_workers, resources)
+    resources = capacity.place(settings)
     generators = choose_generators(settings, data)
     run = RunRecord.open(
         # With the generators pinned: a new champion must not change a run that began with another.

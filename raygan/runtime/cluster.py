@@ -1,4 +1,4 @@
-"""The Ray cluster: connecting to it, and checking that it has what a job needs.
+"""The Ray cluster: connecting to it, and waiting for what runs there.
 
 This is the only module that imports Ray's private `find_bootstrap_address`, which names the cluster last started on
 this machine. A public `ray.init(address="auto")` that fails at once if nobody listens there would replace it.
@@ -22,8 +22,8 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from raygan.errors import ConfigurationError, RayganError, Terminated, first_line, last_line
-from raygan.runtime.settings import StorageSettings, WorkerOptions
+from raygan.errors import RayganError, Terminated, first_line, last_line
+from raygan.runtime.settings import StorageSettings
 from raygan.runtime.shared import check_shared
 
 #: Seconds within which a cluster's head must accept a connection.
@@ -167,21 +167,6 @@ def total(resource: str) -> float:
     return float(sum(node.get(resource, 0) for node in nodes()))
 
 
-def use_gpus(wanted: bool | None, workers: int) -> bool:
-    """Whether each worker gets a GPU: as wanted, or by default if the cluster has one for each."""
-    if wanted is None:
-        return total("GPU") >= workers
-    return wanted
-
-
-def worker_resources(options: WorkerOptions) -> dict[str, float]:
-    """What each training worker reserves: its cores, and a GPU if wanted. Needs a connected cluster."""
-    resources: dict[str, float] = {"CPU": options.cpus_per_worker}
-    if use_gpus(options.gpu, options.fewest_workers):
-        resources["GPU"] = 1
-    return resources
-
-
 def wait_for(tasks: Sequence[ray.ObjectRef], doing: str, *, unit: str = "task", leave: bool = False) -> None:
     """Show a progress bar until all tasks are done.
 
@@ -210,31 +195,3 @@ def fetch(tasks: Any) -> Any:
         return ray.get(tasks)
     except ray.exceptions.RayError as error:
         raise failure(error) from error
-
-
-def room(resources: dict[str, float]) -> int:
-    """How many workers with these resources fit the cluster's nodes if nothing else runs."""
-    return sum(_fitting(node, resources) for node in nodes())
-
-
-def require(workers: int, resources: dict[str, float]) -> None:
-    """Raise ConfigurationError unless `workers` workers with these resources fit the cluster's nodes.
-
-    Without this check Ray would wait forever for nodes that never come.
-    """
-    fitting = room(resources)
-    if fitting >= workers:
-        return
-    each = ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-    everything = ", ".join(f"{total(name):g} {name}" for name in resources)
-    smaller = ", give each less with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
-    raise ConfigurationError(
-        f"--num-workers: {workers} workers with {each} each do not fit this cluster "
-        f"({everything} in total, room for {fitting}): ask for {max(fitting, 1)} or fewer{smaller}, ask for a range "
-        f"such as 1:{workers}, which adapts to the cluster, or add nodes"
-    )
-
-
-def _fitting(node: dict[str, Any], resources: dict[str, float]) -> int:
-    needed = {name: amount for name, amount in resources.items() if amount > 0}
-    return int(min((node.get(name, 0) + 1e-6) // amount for name, amount in needed.items()))

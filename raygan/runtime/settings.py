@@ -77,7 +77,9 @@ class WorkerOptions(Settings):
         1, "data-parallel training workers (DDP); a range such as 1:8 adapts to the cluster", unit="workers"
     )
     cpus_per_worker: float = option(1.0, "CPU cores reserved for each worker, and its threads", unit="cores", gt=0)
-    gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has enough")
+    gpu: bool | None = option(
+        None, "give each worker a GPU; by default if the cluster has GPUs, or could start nodes with some"
+    )
     max_failures: int = option(3, "times a failed worker group is restarted from the last checkpoint", ge=0)
 
     @model_validator(mode="after")

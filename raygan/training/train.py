@@ -23,7 +23,7 @@ from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.gan import load_generator
-from raygan.runtime import cluster, reservations, storage
+from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import carry_out
@@ -92,8 +92,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     tracking.connect(settings)
     cluster.connect(settings)
     settings = monitor.with_network(settings)
-    resources = cluster.worker_resources(settings)
-    cluster.require(settings.fewest_workers, resources)
+    resources = capacity.place(settings, quiet=trial is not None)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)

@@ -25,7 +25,7 @@ from raygan import tracking
 from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
-from raygan.runtime import cluster, reservations, storage
+from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.training.monitor import start_measuring, with_network
@@ -91,9 +91,8 @@ def tune(settings: TuneSettings) -> TuneResult:
     tracking.connect(settings)
     cluster.connect(settings)
     base = with_network(base)
-    resources = cluster.worker_resources(base)
-    cluster.require(base.fewest_workers, resources)
-    at_once = min(settings.trials, settings.concurrent or cluster.room(resources) // base.fewest_workers)
+    resources = capacity.place(base)
+    at_once = min(settings.trials, settings.concurrent or capacity.room(resources) // base.fewest_workers)
     name = settings.name or time.strftime(f"search-{settings.label or 'all'}-%Y%m%d-%H%M%S")
     record = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="searches")
     values = recorded(settings)

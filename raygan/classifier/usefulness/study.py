@@ -32,7 +32,7 @@ from raygan.classifier.usefulness.trial import SharedTask, Trial, load_results, 
 from raygan.data.batches import Photos, load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError, last_line
-from raygan.runtime import cluster, storage
+from raygan.runtime import capacity, cluster, storage
 from raygan.runtime.progress import ImageProgress, InBackground
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings
@@ -139,7 +139,7 @@ def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
 
 def _check_room(settings: UsefulnessSettings) -> None:
     needs = _resources(settings)
-    if not cluster.room(needs):
+    if not capacity.room(needs):
         raise ConfigurationError(
             f"--cpus-per-trial: no node of this cluster has {needs['CPU']:g} CPU and {needs['GPU']:g} GPU: ask for less"
         )

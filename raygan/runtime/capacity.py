@@ -1,0 +1,108 @@
+"""What workers reserve, and whether the cluster has it or could have it.
+
+An autoscaling cluster counts with the nodes that it may still start. Ray knows them only through the private
+`get_cluster_config`, which Ray Train and Ray Data use for the same purpose; this is the only module that calls it. A
+public `ray.cluster_resources()` of the largest possible cluster would replace it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import ray._private.state
+
+from raygan.errors import ConfigurationError
+from raygan.runtime import cluster
+from raygan.runtime.settings import WorkerOptions
+
+Resources = dict[str, float]
+
+
+def place(options: WorkerOptions, *, quiet: bool = False) -> Resources:
+    """What each training worker reserves: its cores, and a GPU if wanted. Needs a connected cluster.
+
+    Args:
+        options: of the training.
+        quiet: don't print where the workers run.
+
+    Raises:
+        ConfigurationError: the workers don't fit the cluster, or it has GPUs, but too few.
+    """
+    resources: Resources = {"CPU": options.cpus_per_worker}
+    if use_gpus(options.gpu, options.fewest_workers):
+        resources["GPU"] = 1
+    _require(options.fewest_workers, resources)
+    if not quiet:
+        print(_said(options, resources), flush=True)
+    return resources
+
+
+def use_gpus(wanted: bool | None, workers: int) -> bool:
+    """Whether each worker gets a GPU: as wanted, or by default if the cluster has GPUs.
+
+    Raises:
+        ConfigurationError: it has GPUs, and can't ever have one for each worker.
+    """
+    if wanted is not None:
+        return wanted
+    gpus = _room({"GPU": 1}, could=True)
+    if 0 < gpus < workers:
+        raise ConfigurationError(
+            f"{workers} workers need a GPU each, and this cluster has {gpus:g}: ask for {gpus:g} or fewer, ask for a "
+            f"range such as 1:{workers}, which adapts to the cluster, or compute on cores with --no-gpu"
+        )
+    return gpus > 0
+
+
+def room(resources: Resources) -> int:
+    """How many workers with these resources fit the cluster's nodes of now if nothing else runs."""
+    return int(_room(resources, could=False))
+
+
+def _require(workers: int, resources: Resources) -> None:
+    """Raise ConfigurationError unless so many workers fit; without this check Ray would wait forever."""
+    fitting, most = room(resources), _room(resources, could=True)
+    if fitting >= workers:
+        return
+    each = _listed(resources)
+    if most >= workers:
+        print(f"waiting for nodes: there is room for {fitting} of {workers} workers with {each} each", flush=True)
+        return
+    everything = ", ".join(f"{cluster.total(name):g} {name}" for name in resources)
+    smaller = ", give each less with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
+    raise ConfigurationError(
+        f"--num-workers: {workers} workers with {each} each do not fit this cluster "
+        f"({everything} in total, room for {most:g}): ask for {max(most, 1):g} or fewer{smaller}, ask for a range "
+        f"such as 1:{workers}, which adapts to the cluster, or add nodes"
+    )
+
+
+def _said(options: WorkerOptions, resources: Resources) -> str:
+    """Where the workers run, in words."""
+    fewest, most = options.fewest_workers, options.most_workers
+    number = f"{fewest} worker{'s' * (fewest > 1)}" if fewest == most else f"{fewest} to {most} workers"
+    why = "" if "GPU" in resources else ", without a GPU" if options.gpu is False else "; this cluster has no GPU"
+    return f"training with {number} of {_listed(resources)}{why}"
+
+
+def _listed(resources: Resources) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _room(resources: Resources, *, could: bool) -> float:
+    """How many workers fit the nodes of now, or also those that could be started. It may be infinite."""
+    now = sum(_fitting(node, resources) for node in cluster.nodes())
+    config = ray._private.state.state.get_cluster_config() if could else None
+    if config is None:
+        return now
+    fitting = [
+        (group.max_count if group.max_count >= 0 else math.inf) * each
+        for group in config.node_group_configs
+        if (each := _fitting(dict(group.resources), resources))
+    ]
+    return max(now, sum(fitting))
+
+
+def _fitting(node: Resources, resources: Resources) -> int:
+    needed = {name: amount for name, amount in resources.items() if amount > 0}
+    return int(min((node.get(name, 0) + 1e-6) // amount for name, amount in needed.items()))
