@@ -226,7 +226,7 @@ def _fits(image: Image.Image, settings: PrepareSettings) -> bool:
     short, long = sorted(image.size)
     return (
         image.width * image.height <= settings.max_megapixels * 1e6
-        and short >= settings.min_side
+        and short >= (settings.min_side or 1)
         and long / short <= settings.max_aspect
     )
 

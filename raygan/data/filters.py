@@ -100,13 +100,18 @@ class TooLarge(Filter):
 
 
 class TooSmall(Filter):
-    """Too few pixels."""
+    """Too few pixels: of the photo, and then of the face cut out of it."""
 
     rejects_low = True
 
     def of_header(self, header: Header, limits: Limits) -> Objection | None:
-        side = min(header.width, header.height)
-        return (side, "pixels on the short side") if side < limits.min_side else None
+        return self._of(min(header.width, header.height), limits)
+
+    def of_photo(self, photo: Photo, limits: Limits) -> Objection | None:
+        return self._of(min(photo.width, photo.height), limits)
+
+    def _of(self, side: int, limits: Limits) -> Objection | None:
+        return (side, "pixels on the short side") if side < (limits.min_side or 1) else None
 
 
 class BadAspect(Filter):

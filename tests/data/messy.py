@@ -73,7 +73,7 @@ def build(root: Path) -> dict[str, str]:
         },
         "too_small": {
             "cat/pixel.png": encoded(good.resize((1, 1)), "PNG"),
-            "dog/thumb.jpg": jpeg(good.resize((24, 24))),
+            "dog/thumb.jpg": jpeg(good.resize((12, 12))),
         },
         "too_large": {"cat/bomb.png": bomb(30_000)},
         "bad_aspect": {"dog/strip.jpg": jpeg(picture(514, 800).crop((0, 0, 800, 40)))},

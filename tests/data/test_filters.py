@@ -21,7 +21,7 @@ REJECTED = {
     "flat": (messy.picture(4).point(lambda level: 100 + level // 8), {"min_contrast": 0}),
     "blurry": (messy.picture(5).filter(ImageFilter.GaussianBlur(14)), {"min_sharpness": 0}),
 }
-LIMITS = {"max_megapixels": 0.1}
+LIMITS = {"max_megapixels": 0.1, "min_side": 32}
 
 
 def reason(picture: Image.Image, skip: list[str], **limits: float) -> str | None:
@@ -46,6 +46,25 @@ def test_a_large_file_is_rejected_by_its_size_before_it_is_read():
     found = rules.objection(lambda each: each.of_file(1_500_000, rules.limits))
     assert found == {"reason": "too_large", "score": 1.5, "detail": "megabytes"}
     assert not rules.objection(lambda each: each.of_file(1_000_000, rules.limits))
+
+
+@pytest.mark.parametrize(("given", "side"), [({}, 32), ({"image_size": 128}, 64), ({"min_side": 20}, 20)])
+def test_by_default_no_photo_is_enlarged_more_than_twice(given, side):
+    settings = validate(PrepareSettings, {"input": ["photos"], "output": "shards", **given})
+    rules = Rules.choose(settings, [])
+    for width, expected in ((side, None), (side - 1, "too_small")):
+        photo = messy.encoded(messy.picture(7, width), "PNG")
+        assert examine(photo, settings.image_size, "crop", rules).reason == expected
+
+
+def test_a_face_is_as_large_as_what_is_cut_out_not_as_the_photo():
+    rules = Rules.choose(Limits(min_side=32), [])
+    photo = messy.encoded(messy.picture(8, 400), "PNG")
+    for side, expected in ((16, "too_small"), (32, None)):
+        cut = examine(
+            photo, 64, "crop", rules, cut_face=lambda image, side=side: image.crop((9, 9, 9 + side, 9 + side))
+        )
+        assert (cut.reason, cut.width) == (expected, side)
 
 
 def test_the_first_filter_to_object_gives_the_reason():
