@@ -167,10 +167,10 @@ def bare_loop(settings: TrainSettings, threads: int) -> tuple[float, dict[str, f
     began = time.monotonic()
     first: tuple[int, float, float] | None = None
     memory = 0.0
-    while step.batches < schedule.total:
+    while step.images_seen < schedule.total:
         rows = torch.randint(len(photos), (settings.batch_size,))
         terms = step.step(photos[rows], classes[rows])
-        if step.batches % schedule.log == 0:
+        if step.images_seen % schedule.log.images == 0:
             float(terms["critic_loss"])  # waits for the device
             memory = peak_resident_bytes() / 2**20
             first = first or (step.images_seen, time.monotonic(), memory)

@@ -10,17 +10,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class MovingAverage(AveragedModel):
-    """torch's `AveragedModel` of parameters and buffers, with a weight that depends on the number of updates.
+    """torch's `AveragedModel` of parameters and buffers, with a weight that may change from update to update.
 
-    torch's reads that number from a tensor in each update. This one counts along, and never waits for a device.
+    torch's reads the number of updates from a tensor in each. This one counts along, and never waits for a device.
     """
 
-    def __init__(self, network: nn.Module, keep: Callable[[int], float]):
+    def __init__(self, network: nn.Module, keep: Callable[[], float]):
         """Start with a copy of the network.
 
         Args:
             network: on any device.
-            keep: weight in [0, 1] of the old average after so many updates.
+            keep: tells the weight in [0, 1] of the old average at an update.
         """
         super().__init__(network, use_buffers=True)
         self._keep = keep
@@ -33,7 +33,7 @@ class MovingAverage(AveragedModel):
         averages = [each.detach() for each in (*self.module.parameters(), *self.module.buffers())]
         currents = [each.detach() for each in (*model.parameters(), *model.buffers())]
         if updates:
-            move_average(averages, currents, self._keep(updates))
+            move_average(averages, currents, self._keep())
         else:
             for average, current in zip(averages, currents, strict=True):
                 average.copy_(current)

@@ -4,10 +4,10 @@ A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) a
 
     generator.json          format version, network settings, and metrics of the moment
     generator.safetensors   weights and batch statistics of the EMA generator
-    training.json           format version, network and step settings, batches seen
+    training.json           format version, network and step settings, images seen
     training.safetensors    both networks, the EMA and both optimizers
 
-Random states are not stored: `GanStep` derives every draw from the seed and the batch number.
+Random states are not stored: `GanStep` derives every draw from the seed and the images seen.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     save_description(
         folder / "training.json",
         VERSION,
-        {"networks": step.networks.to_dict(), "step": step.settings(), "batches": step.batches},
+        {"networks": step.networks.to_dict(), "step": step.settings(), "images": step.images_seen},
     )
 
 
@@ -62,9 +62,16 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
         fill(module, _under(tensors, part), path)
     for part, optimizer in _optimizers(step).items():
         _fill_optimizer(optimizer, _under(tensors, part))
-    step.batches = int(description["batches"])
+    step.images_seen = _images_seen(description)
     step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
+
+
+def _images_seen(description: dict[str, Any]) -> int:
+    """What training.json says, which once counted batches."""
+    if "images" in description:
+        return int(description["images"])
+    return int(description["batches"]) * int(description["step"]["batch_size"])
 
 
 def _modules(step: GanStep) -> dict[str, nn.Module]:

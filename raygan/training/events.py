@@ -22,9 +22,9 @@ _MEASURED = "judged"
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress: batches trained so far."""
+    """Progress: real images seen so far."""
 
-    batches: int
+    images: int
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ class Progress:
     def __init__(
         self,
         schedule: Schedule,
-        batch_size: int,
         folder: str,
         history: History,
         log: tracking.Run,
@@ -41,7 +40,6 @@ class Progress:
 
         Args:
             schedule: the training's.
-            batch_size: images in a global batch.
             folder: the run's folder.
             history: where metrics are kept.
             log: the MLflow run.
@@ -49,7 +47,7 @@ class Progress:
         """
         self.collapse: Collapse | None = None
         self.images = 0
-        self._batch_size, self._most, self._minutes = batch_size, schedule.total * batch_size, schedule.minutes
+        self._most, self._minutes = schedule.total, schedule.minutes
         self._folder, self._history, self._log, self._told = folder, history, log, told
         total = self._most if schedule.minutes == math.inf else None
         self._bar = ImageProgress(total, "training", hidden=told is not None)
@@ -66,7 +64,7 @@ class Progress:
     def handle(self, event: Any) -> None:
         """Handle an event of `raygan.training.events`."""
         if isinstance(event, Tick):
-            self._show(event.batches * self._batch_size)
+            self._show(event.images)
         elif isinstance(event, Picture):
             self._pass_on(event)
         elif isinstance(event, Report):

@@ -1,4 +1,8 @@
-"""When things happen in a training: its length and cadences in batches, and its learning rates."""
+"""When things happen in a training: its length and cadences, and its learning rates.
+
+The clock is images seen, so that a run resumed with another batch size goes on where it was. A run that ends by the
+clock on the wall (`--minutes`) divides its minutes, too.
+"""
 
 from __future__ import annotations
 
@@ -18,51 +22,118 @@ _TRAINED_PER_SAMPLE = 4
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long a run is, and the batches between two events of each kind, all of which also happen at the end.
-
-    Snapshots and checkpoints fall on logs. Quality measurements fall on checkpoints, which they measure.
+class Every:
+    """An interval: over when so many images have been seen, or when so much time has passed.
 
     Attributes:
-        total: batches in the run.
-        log: batches between two logs.
-        snapshot: batches between two sample grids.
-        checkpoint: batches between two checkpoints.
-        quality: batches between two quality measurements; 0 for none.
+        images: between two events.
+        minutes: between two events.
+        least: images between two events for which the time has come.
+    """
+
+    images: int
+    minutes: float = math.inf
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is, and the intervals between events of each kind, all of which also happen at the end.
+
+    Snapshots and checkpoints come with a log. Quality measurements come with a checkpoint, which they measure.
+
+    Attributes:
+        total: images in the run.
+        log: interval between logs.
+        snapshot: interval between sample grids.
+        checkpoint: interval between checkpoints.
+        quality: interval between quality measurements; None for none.
         minutes: the run ends after so many minutes, to a few seconds.
     """
 
     total: int
-    log: int
-    snapshot: int
-    checkpoint: int
-    quality: int
+    log: Every
+    snapshot: Every
+    checkpoint: Every
+    quality: Every | None
     minutes: float = math.inf
 
     @classmethod
     def of(cls, settings: LengthOptions, photos: int, batch_size: int) -> Schedule:
-        """The schedule of a run on `photos` photos, which must fill a batch."""
-        thousand = 1000 / batch_size
-        total = max(1, round(settings.kimg * thousand)) if settings.kimg else settings.epochs * (photos // batch_size)
+        """The schedule of a run on `photos` photos, which must fill a batch. All its images are whole batches."""
+        epochs = settings.epochs * (photos // batch_size)
+        total = batch_size * (max(1, round(settings.kimg * 1000 / batch_size)) if settings.kimg else epochs)
+        minutes = settings.minutes or math.inf
 
-        def every(kimg: float | None, parts: int, least: float = 0.0) -> float:
-            return max(total / parts, least) if kimg is None else kimg * thousand
+        def every(kimg: float | None, parts: int, whole: int, *, least: int = 0, at_most: float = math.inf) -> Every:
+            """A given interval, or one of so many parts of the run, in `whole` images."""
+            images = max(total / parts, least) if kimg is None else kimg * 1000
+            images = whole * max(1, round(images / whole))
+            return Every(images, min(minutes / parts if kimg is None else math.inf, at_most), least)
 
-        def multiple(batches: float, of: int) -> int:
-            return of * max(1, round(batches / of))
-
-        log = multiple(every(settings.log_every, _LOGS), 1)
-        checkpoint = multiple(every(settings.checkpoint_every, _CHECKPOINTS), log)
-        rarely = _TRAINED_PER_SAMPLE * settings.quality_samples / batch_size
-        judged = every(settings.quality_every, _QUALITIES, rarely)
+        log = every(settings.log_every, _LOGS, batch_size)
+        checkpoint = every(settings.checkpoint_every, _CHECKPOINTS, log.images, at_most=settings.checkpoint_minutes)
+        rarely = _TRAINED_PER_SAMPLE * settings.quality_samples
         return cls(
             total=total,
             log=log,
-            snapshot=multiple(every(settings.snapshot_every, _SNAPSHOTS), log),
+            snapshot=every(settings.snapshot_every, _SNAPSHOTS, log.images),
             checkpoint=checkpoint,
-            quality=multiple(judged, checkpoint) if judged else 0,
-            minutes=settings.minutes or math.inf,
+            quality=every(settings.quality_every, _QUALITIES, checkpoint.images, least=rarely)
+            if settings.quality_every != 0
+            else None,
+            minutes=minutes,
         )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What has to happen after a batch."""
+
+    log: bool
+    snapshot: bool
+    checkpoint: bool
+    quality: bool
+    last: bool
+
+
+class Agenda:
+    """Tells what is due. Ranks that ask at the same batches with the same numbers hear the same."""
+
+    def __init__(self, schedule: Schedule, images: int, minutes: float):
+        """Begin, or resume.
+
+        Args:
+            schedule: of the run.
+            images: seen so far.
+            minutes: trained so far.
+        """
+        self.schedule, self._images = schedule, images
+        self._since = dict.fromkeys(("log", "snapshot", "checkpoint", "quality"), (images, minutes))
+
+    def due(self, images: int, minutes: float) -> Due:
+        """What is due now.
+
+        Args:
+            images: seen so far.
+            minutes: trained so far, as of the last look at the clock.
+        """
+        schedule = self.schedule
+        last = images >= schedule.total or minutes >= schedule.minutes
+        quality = schedule.quality is not None and (last or self._over("quality", schedule.quality, images, minutes))
+        checkpoint = quality or last or self._over("checkpoint", schedule.checkpoint, images, minutes)
+        snapshot = last or self._over("snapshot", schedule.snapshot, images, minutes)
+        log = snapshot or checkpoint or self._over("log", schedule.log, images, minutes)
+        due = Due(log, snapshot, checkpoint, quality, last)
+        self._since |= {kind: (images, minutes) for kind in self._since if getattr(due, kind)}
+        self._images = images
+        return due
+
+    def _over(self, kind: str, every: Every, images: int, minutes: float) -> bool:
+        """Whether the interval of that kind is over."""
+        since, began = self._since[kind]
+        timed = minutes - began >= every.minutes and images - since >= every.least
+        return timed or images // every.images > self._images // every.images
 
 
 def learning_rate_share(options: StepOptions, images: int, total_kimg: float) -> float:

@@ -93,13 +93,19 @@ class LengthOptions(Settings):
         None, "stop after so much training, if the run is not over by then", unit="minutes", gt=0
     )
     log_every: float | None = option(
-        None, "interval between metrics; by default a hundredth of the run", unit="thousands of images", gt=0
+        None,
+        "interval between metrics; by default a hundredth of the run, in time if --minutes ends it",
+        unit="thousands of images",
+        gt=0,
     )
     snapshot_every: float | None = option(
         None, "interval between sample grids; by default a twentieth of the run", unit="thousands of images", gt=0
     )
     checkpoint_every: float | None = option(
         None, "interval between checkpoints; by default a twentieth of the run", unit="thousands of images", gt=0
+    )
+    checkpoint_minutes: float = option(
+        10.0, "longest time between checkpoints: what a run that dies loses at most", unit="minutes", gt=0
     )
     quality_every: float | None = option(
         None,

@@ -45,7 +45,7 @@ class GanStep:
         generator: the network that is trained.
         critic: its opponent.
         ema: moving average of the generator; its `.module` is what users get.
-        batches: global batches of reals seen so far.
+        images_seen: real images shown to the critic so far, all ranks together.
         draws: kind of the random draws: `critic_draws` and `generator_draws`.
         precision: "bf16" runs convolutions in bfloat16 by autocast; losses, penalty norms, weights and optimizer
             states stay float32. "fp64" computes everything in float64.
@@ -91,7 +91,7 @@ class GanStep:
             self.generator.parameters(), options.generator_lr, betas, fused=True
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), options.critic_lr, betas, fused=True)
-        self.batches = 0
+        self.images_seen = 0
         self.use_draws("philox")
         zeros = partial(torch.zeros, 1, device=self.device, dtype=self.dtype)
         z_dim, size = networks.z_dim, networks.image_size
@@ -100,9 +100,9 @@ class GanStep:
         self._ddp_critic = distributed(self.critic, self.share, lambda net: net(zeros(3, size, size), zeros().long()))
 
     @property
-    def images_seen(self) -> int:
-        """Real images shown to the critic so far, all ranks together."""
-        return self.batches * self.options.batch_size
+    def batches(self) -> int:
+        """Number of the next global batch: how many of today's size the images seen so far would fill."""
+        return self.images_seen // self.options.batch_size
 
     @property
     def learning_rate_share(self) -> float:
@@ -148,7 +148,7 @@ class GanStep:
         terms = self._critic_step(scaled, classes, draws)
         if (self.batches + 1) % self.options.n_critic == 0:
             terms |= self._generator_step(scaled, classes, self.generator_draws.of(self.batches))
-        self.batches += 1
+        self.images_seen += self.options.batch_size
         return terms
 
     def sample(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -223,12 +223,14 @@ class GanStep:
         first, second = augment(torch.cat([reals, fakes]), both, self.options.augment).split(len(reals))
         return first, second
 
-    def _keep(self, updates: int) -> float:
-        """The EMA's weight after so many updates (Karras et al. 2020: half-life in images, with ramp-up)."""
+    def _keep(self) -> float:
+        """The old EMA's weight in an update (Karras et al. 2020: half-life in images, with ramp-up)."""
         images_per_update = self.options.batch_size * self.options.n_critic
         half_life = self.options.ema_kimg * 1000
         if self.options.ema_ramp:
-            half_life = min(half_life, updates * images_per_update * self.options.ema_ramp)
+            # Images up to the last update; this batch's are not counted yet. (Updates may have been of other sizes.)
+            averaged = self.images_seen + self.options.batch_size - images_per_update
+            half_life = min(half_life, averaged * self.options.ema_ramp)
         return float(0.5 ** (images_per_update / max(half_life, 1e-8)))
 
     def _autocast(self) -> AbstractContextManager[Any]:

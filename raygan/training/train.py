@@ -150,7 +150,7 @@ def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> Run
         data.manifest.fingerprint,
         may_change=MAY_CHANGE,
         allow_changes=settings.allow_changes,
-        images=schedule.total * settings.batch_size,
+        images=schedule.total,
         minutes=settings.minutes,
     )
 

@@ -119,8 +119,7 @@ class Training:
         cluster.poll_training_often()
         fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training")
         told = self.trial.told if self.trial else None
-        batch_size = self.settings.batch_size
-        with Progress(self.schedule, batch_size, self.run.folder, self.history, self.log, told) as progress:
+        with Progress(self.schedule, self.run.folder, self.history, self.log, told) as progress:
             result = follow(self.events, fitting, progress.handle)
             progress.catch_up(result)
         if progress.collapse:

@@ -31,7 +31,7 @@ from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import Collapse, Notice, Picture, Tick, measurement, written
 from raygan.training.health import Health, spread
 from raygan.training.means import Means
-from raygan.training.schedule import Schedule
+from raygan.training.schedule import Agenda, Due, Schedule
 from raygan.training.settings import StepOptions, TrainSettings
 from raygan.training.step import GanStep
 
@@ -121,43 +121,46 @@ class TrainLoop:
         self.began = self.logged = self.ticked = time.monotonic()
         self.first_batch = step.batches
         self.noticed, self.look_every = False, 1
+        self.minutes = self.minutes_before
+        self.agenda = Agenda(task.schedule, step.images_seen, self.minutes)
 
     def run(self) -> None:
         """Train to the end of the schedule, or until the training dies."""
-        self._tell(Tick(self.step.batches))
-        if self.step.batches == 0:
+        self._tell(Tick(self.step.images_seen))
+        if self.step.images_seen == 0:
             self._snapshot()
         elif "metrics" in self.before:
             # An earlier session may have been killed between a checkpoint and its record: fill the gap.
             ray.train.report(self.before["metrics"])
         for reals, classes in self.stream.starting_at(self.step.batches):
-            if self.step.batches >= self.schedule.total:
+            if self.step.images_seen >= self.schedule.total:
                 break
             self.means.add(self.step.step(reals, classes))
             self._tick()
-            noticed, late = self._look()
-            last = late or self.step.batches == self.schedule.total
-            due = last or noticed or self.step.batches % self.schedule.log == 0
-            if due and not self._log(last, keep=noticed):
+            noticed = self._look()
+            due = self.agenda.due(self.step.images_seen, self.minutes)
+            if (due.log or noticed) and not self._log(due, keep=noticed):
                 break
 
-    def _look(self) -> tuple[bool, bool]:
-        """Every few seconds: whether it is news that a node is about to be taken away, and whether time is up.
+    def _look(self) -> bool:
+        """Every few seconds: look at the clock, and tell whether it is news that a node is about to be taken away.
 
         A collective call: all ranks look at the same batches, and the first one's clock counts.
         """
         if self.step.batches % self.look_every:
-            return False, False
+            return False
         seconds = self._first_ranks(time.monotonic() - self.began)
+        self.minutes = self.minutes_before + seconds / 60
         done = self.step.batches - self.first_batch
-        self.look_every = max(1, round(LOOK_S * done / max(seconds, 1e-9)))
-        late = self.minutes_before + seconds / 60 >= self.schedule.minutes
+        # In a short run by the clock, logs are due more often than every few seconds.
+        pause = min(LOOK_S, 30 * self.schedule.log.minutes)
+        self.look_every = max(1, round(pause * done / max(seconds, 1e-9)))
         if self.noticed:
-            return False, late
+            return False
         self.noticed = ray.train.get_preemption_info() is not None
         if self.noticed:
             self._tell(Notice(self.step.images_seen / 1000))
-        return self.noticed, late
+        return self.noticed
 
     def _first_ranks(self, value: float) -> float:
         """The first rank's number, on all ranks."""
@@ -167,25 +170,21 @@ class TrainLoop:
         torch.distributed.all_reduce(shared)
         return float(shared)
 
-    def _log(self, last: bool, *, keep: bool) -> bool:
+    def _log(self, due: Due, *, keep: bool) -> bool:
         """Report, with pictures and a checkpoint where they are due; returns whether to go on.
 
         All ranks come to the same decisions, because they decide by numbers summed over ranks.
         """
         metrics = self._metrics()
         trouble = self.health.diagnose(metrics)
-        last = last or metrics["minutes"] >= self.schedule.minutes
         if trouble:
             ray.train.report(metrics)
             self._tell(Collapse(trouble, metrics["kimg"]))
             return False
-        batch, schedule = self.step.batches, self.schedule
-        if last or batch % schedule.snapshot == 0:
+        if due.snapshot:
             self._snapshot()
-        measure = schedule.quality > 0 and (last or batch % schedule.quality == 0)
-        keep = keep or last or measure or batch % schedule.checkpoint == 0
-        self._report(metrics, keep=keep, measure=measure)
-        return not last
+        self._report(metrics, keep=keep or due.checkpoint, measure=due.quality)
+        return not due.last
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last log over all ranks, and how far the run is. A collective call."""
@@ -271,7 +270,7 @@ class TrainLoop:
     def _tick(self) -> None:
         """Tell the driver every two seconds how far the training is."""
         if time.monotonic() - self.ticked > 2:
-            self._tell(Tick(self.step.batches))
+            self._tell(Tick(self.step.images_seen))
             self.ticked = time.monotonic()
 
     def _tell(self, event: Tick | Picture | Notice | Collapse) -> None:
@@ -300,6 +299,6 @@ def new_step(
     share: Share | None = None,
 ) -> GanStep:
     """A training's step before its first batch; labels as for `network_settings`."""
-    total_kimg = schedule.total * settings.batch_size / 1000
+    total_kimg = schedule.total / 1000
     networks = network_settings(settings, labels)
     return GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)

@@ -33,7 +33,7 @@ def test_a_step_resumes_bit_for_bit(tmp_path):
     save_training(tmp_path, first, {})
     resumed = GanStep(NETWORKS, OPTIONS)
     load_training(tmp_path, resumed)
-    assert resumed.batches == 3
+    assert resumed.images_seen == 12
     for number in range(3, 7):
         resumed.step(batch(number))
     assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
@@ -55,6 +55,30 @@ def test_a_checkpoint_of_an_older_version_keeps_the_draws_it_began_with(tmp_path
         resumed.step(batch(number))
     assert resumed.draws == "serial"
     assert all(torch.equal(a, b) for a, b in zip(everything(whole), everything(resumed), strict=True))
+
+
+@pytest.mark.parametrize("counts", ["images", "batches"])
+def test_another_batch_size_changes_no_images_seen(tmp_path, counts):
+    """Also from checkpoints that count batches, as they once did. The average moves by images."""
+    options = OPTIONS.model_copy(update={"ema_kimg": 1.0, "ema_ramp": 0.5})
+    first = GanStep(NETWORKS, options)
+    for number in range(6):
+        first.step(batch(number))
+    save_training(tmp_path, first, {})
+    path = tmp_path / "training.json"
+    saved = json.loads(path.read_text())
+    assert saved.pop("images") == 24
+    path.write_text(json.dumps({**saved, counts: {"images": 24, "batches": 6}[counts]}))
+    resumed = GanStep(NETWORKS, options.model_copy(update={"batch_size": 2}))
+    load_training(tmp_path, resumed)
+    assert resumed.images_seen == 24
+    before = [value.clone() for value in resumed.ema.module.parameters()]
+    resumed.step(batch(6)[:2])
+    resumed.step(batch(7)[:2])
+    assert resumed.images_seen == 28
+    keep = 0.5 ** (4 / (24 * 0.5))  # 4 images in an update, a half-life of half of the 24 images before it
+    for old, new, average in zip(before, resumed.generator.parameters(), resumed.ema.module.parameters(), strict=True):
+        torch.testing.assert_close(average, keep * old + (1 - keep) * new.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_generator_comes_back_with_its_pixels_and_its_about(tmp_path):

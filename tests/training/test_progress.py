@@ -8,7 +8,7 @@ import pytest
 from raygan.training.events import Collapse, Picture, Quality, Report, Tick, measurement
 from raygan.training.history import History
 from raygan.training.progress import Progress
-from raygan.training.schedule import Schedule
+from raygan.training.schedule import Every, Schedule
 
 
 @pytest.fixture
@@ -29,8 +29,9 @@ def progress(tmp_path, history, logged):
             log_bytes=lambda content, path: logged.update({path: content}),
             log_metrics=lambda metrics, images: logged.update({images: metrics}),
         )
-        schedule = Schedule(total=10, log=1, snapshot=1, checkpoint=1, quality=1, minutes=minutes)
-        return Progress(schedule, 8, str(tmp_path), history, log, told)
+        each = Every(8)
+        schedule = Schedule(total=80, log=each, snapshot=each, checkpoint=each, quality=each, minutes=minutes)
+        return Progress(schedule, str(tmp_path), history, log, told)
 
     return make
 
@@ -51,7 +52,7 @@ def test_a_picture_that_cannot_be_read_does_not_end_a_training(tmp_path, progres
 
 def test_reports_and_measurements_are_shown_and_kept(tmp_path, progress, logged, capsys):
     with progress() as follower:
-        follower.handle(Tick(2))
+        follower.handle(Tick(16))
         follower.handle(report(24))
         follower.handle(Quality({"kid16_net": 3.0, "kid16_net_error": 0.1}, 16, 3.0, "somewhere"))
         follower.handle(report(32))

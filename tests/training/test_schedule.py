@@ -1,10 +1,12 @@
-"""Epochs and thousands of images in batches, and learning rates."""
+"""When events are due, by images and by the clock, and learning rates."""
+
+from itertools import pairwise
 
 import pytest
 
 from raygan.errors import ConfigurationError
 from raygan.settings import validate
-from raygan.training.schedule import Schedule, learning_rate_share
+from raygan.training.schedule import Agenda, Schedule, learning_rate_share
 from raygan.training.settings import TrainSettings
 
 
@@ -13,32 +15,89 @@ def of(photos=1000, batch_size=10, **changes):
     return Schedule.of(settings, photos, batch_size)
 
 
+def images_of(schedule):
+    """The intervals between logs, snapshots, checkpoints and measurements."""
+    return tuple(
+        every and every.images for every in (schedule.log, schedule.snapshot, schedule.checkpoint, schedule.quality)
+    )
+
+
 def test_by_default_events_divide_the_run_evenly():
     schedule = of(quality_samples=100)
-    assert (schedule.total, schedule.log, schedule.snapshot, schedule.checkpoint, schedule.quality) == (
-        800, 8, 40, 40, 80,
-    )  # fmt: skip
+    assert (schedule.total, *images_of(schedule)) == (8000, 80, 400, 400, 800)
 
 
 def test_kimg_counts_instead_of_epochs():
-    assert of(kimg=2.5).total == 250
+    assert of(kimg=2.5).total == 2500
 
 
 def test_cadences_in_kimg_fall_on_logs_and_measurements_on_checkpoints():
     schedule = of(log_every=0.07, checkpoint_every=0.2, snapshot_every=0.01, quality_every=0.5)
-    assert schedule.log == 7
-    assert schedule.snapshot == 7
-    assert schedule.checkpoint == 21  # 20 batches, to the nearest whole number of logs
-    assert schedule.quality == 42  # 50 batches, to the nearest whole number of checkpoints
+    # 200 images between checkpoints, to the nearest whole number of logs; 500 to that of checkpoints.
+    assert images_of(schedule) == (70, 70, 210, 420)
 
 
 def test_short_runs_are_not_measured_longer_than_trained():
-    assert of(quality_samples=300).quality == 120  # 1200 images, of 8000
+    assert of(quality_samples=300).quality.images == 1200  # of 8000
 
 
 def test_a_tiny_run_without_measurements():
     schedule = of(photos=25, epochs=1, quality_every=0)
-    assert (schedule.total, schedule.log, schedule.checkpoint, schedule.quality) == (2, 1, 1, 0)
+    assert (schedule.total, *images_of(schedule)) == (20, 10, 10, 10, None)
+
+
+def events(schedule, batch_size, seconds_per_batch, images=0, minutes=0.0):
+    """(images, minutes) of each kind of event of a run at a steady pace, which looks at the clock at every batch."""
+    agenda = Agenda(schedule, images, minutes)
+    found = {"log": [], "snapshot": [], "checkpoint": [], "quality": []}
+    while True:
+        images, minutes = images + batch_size, minutes + seconds_per_batch / 60
+        due = agenda.due(images, minutes)
+        for kind, moments in found.items():
+            if getattr(due, kind):
+                moments.append((images, round(minutes, 6)))
+        if due.last:
+            return found
+
+
+def test_a_run_of_given_length_is_clocked_by_images_alone():
+    schedule = of(quality_samples=100)
+    fast, slow = (events(schedule, 10, seconds) for seconds in (1e-6, 0.01))
+    for kind, interval in (("log", 80), ("snapshot", 400), ("checkpoint", 400), ("quality", 800)):
+        assert [images for images, _ in fast[kind]] == list(range(interval, 8001, interval))
+        assert [images for images, _ in slow[kind]] == list(range(interval, 8001, interval))
+
+
+def test_a_run_by_the_clock_divides_its_minutes():
+    """Twenty minutes at 170 images/s of a preset of a million images show twenty grids, not four."""
+    schedule = of(photos=2000, batch_size=32, kimg=1000, minutes=20)
+    found = events(schedule, 32, 32 / 170)
+    assert found["log"][-1] == pytest.approx((204_000, 20.0), rel=1e-3)
+    assert 95 <= len(found["log"]) <= 125
+    for kind, least, most in (("snapshot", 20, 24), ("checkpoint", 20, 24), ("quality", 10, 12)):
+        assert least <= len(found[kind]) <= most
+        moments = [0.0, *(minutes for _, minutes in found[kind])]
+        assert max(later - earlier for earlier, later in pairwise(moments)) < 20 / least + 0.01
+
+
+def test_a_slow_run_is_not_measured_longer_than_trained_by_the_clock_either():
+    found = events(of(photos=2000, batch_size=32, kimg=1000, minutes=20), 32, 32 / 2)  # 2 images/s: 2400 in all
+    assert [images for images, _ in found["quality"]] == [2016, 2400]  # 500 samples need 2000 images
+
+
+def test_a_long_slow_run_loses_no_more_than_ten_minutes():
+    schedule = of(photos=2000, batch_size=32, kimg=1000)
+    found = events(schedule, 32, 32 / 2, images=900_000, minutes=7500.0)  # a checkpoint takes 7 hours by images
+    moments = [7500.0, *(minutes for _, minutes in found["checkpoint"])]
+    assert max(later - earlier for earlier, later in pairwise(moments)) < 10.5
+
+
+def test_the_clock_is_images_whatever_the_batch_size():
+    """Resumed with batches of 64 at an odd number of images, everything still comes at every so many images."""
+    schedule = of(photos=2000, batch_size=64, kimg=64, quality_every=0)
+    found = events(schedule, 64, 1e-6, images=8 * 1001)
+    assert [images // 3200 for images, _ in found["checkpoint"]] == list(range(3, 21))
+    assert found["log"][-1][0] - schedule.total < 64
 
 
 @pytest.mark.parametrize(("given", "workers"), [("3", (3, 3)), (2, (2, 2)), ("1:8", (1, 8)), ([2, 4], (2, 4))])

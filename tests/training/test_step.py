@@ -100,11 +100,12 @@ def test_ema_ramp_shortens_the_half_life_of_a_young_generator():
     for _ in range(10):
         step.ema.update_parameters(step.generator)
     before = [p.clone() for p in step.ema.module.parameters()]
+    step.images_seen = 60
     with torch.no_grad():
         for parameter in step.generator.parameters():
             parameter.add_(1.0)
     step.ema.update_parameters(step.generator)
-    expected = 1 - 0.5 ** (6 / (10 * 6 * 0.5))
+    expected = 1 - 0.5 ** (6 / (60 * 0.5))
     for old, new in zip(before, step.ema.module.parameters(), strict=True):
         torch.testing.assert_close(new - old, torch.full_like(old, expected), rtol=1e-3, atol=1e-5)
 
