@@ -128,7 +128,8 @@ def candidate_of(
 ) -> Candidate:
     values = load_preset(TrainSettings, preset)
     values |= {"batch_size": settings.batch_size, "precision": precision}
-    networks = NetworkSettings(settings.image_size, values["z_dim"], settings.width, values["critic_norm"])
+    shape = {key: values[key] for key in ("z_dim", "critic_norm", "architecture") if key in values}
+    networks = NetworkSettings(settings.image_size, width=settings.width, **shape)
     step = StepOptions(**{name: values[name] for name in StepOptions.model_fields if name in values})
     return Candidate(name, networks, step, precision, device.type)
 

@@ -6,20 +6,18 @@ mirrors the critic.
 
 Sources: Radford et al. 2015 (DCGAN, arXiv 1511.06434) for the generator and the batch-normalized discriminator;
 Gulrajani et al. 2017 (WGAN-GP, arXiv 1704.00028) for a critic without batch statistics, because the gradient penalty is
-defined per image; Mescheder et al. 2018 (arXiv 1801.04406) for the conditioning: the generator gets the class beside
-the latent, and the critic has one score per class.
+defined per image.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 
-import torch
 from torch import Tensor, nn
 
 from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
 from raygan.models.gan import Generator, NetworkSettings
+from raygan.models.layers import scores_of_classes, stage_channels, with_classes
 
 Norm = type[nn.BatchNorm2d] | type[InstanceNorm2d]
 
@@ -32,21 +30,17 @@ class DCGANGenerator(Generator):
 
     def __init__(self, settings: NetworkSettings):
         super().__init__(settings)
-        channels = _channels(settings)[::-1]
+        channels = stage_channels(settings)[::-1]
         inputs = settings.z_dim + len(settings.labels)
         blocks: list[nn.Module] = [_generator_block(inputs, channels[0], stride=1, padding=0)]
         for wide, narrow in itertools.pairwise(channels):
             blocks.append(_generator_block(wide, narrow, stride=2, padding=1))
         self.blocks = nn.Sequential(*blocks)
         self.exit = nn.Sequential(nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1), nn.Tanh())
-        self.apply(_init_dcgan)
+        self.apply(draw_small)
 
     def forward(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
-        if self.labels:
-            if classes is None:
-                raise ValueError(f"a conditional generator needs classes, numbers below {len(self.labels)}")
-            latents = torch.cat([latents, _one_hot(classes, len(self.labels), latents)], 1)
-        images: Tensor = self.exit(self.blocks(latents[:, :, None, None]))
+        images: Tensor = self.exit(self.blocks(with_classes(latents, classes, len(self.labels))))
         return images
 
 
@@ -60,7 +54,7 @@ class DCGANCritic(nn.Module):
     def __init__(self, settings: NetworkSettings):
         super().__init__()
         self.classes = len(settings.labels)
-        channels = _channels(settings)
+        channels = stage_channels(settings)
         norms: dict[str, Norm | None] = {"instance": InstanceNorm2d, "batch": nn.BatchNorm2d, "none": None}
         norm = norms[settings.critic_norm]
         first_norm = None if norm is nn.BatchNorm2d else norm
@@ -69,16 +63,11 @@ class DCGANCritic(nn.Module):
             blocks.append(_critic_block(narrow, wide, norm))
         self.blocks = nn.Sequential(*blocks)
         self.exit = nn.Conv2d(channels[-1], max(1, self.classes), 4, 1, 0)
-        self.apply(_init_he if norm is None else _init_dcgan)
+        self.apply(draw_he if norm is None else draw_small)
 
     def forward(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
         scores: Tensor = self.exit(self.blocks(images)).flatten(1)
-        if self.classes:
-            if classes is None:
-                raise ValueError(f"a conditional critic needs classes, numbers below {self.classes}")
-            # A product, not an index: its second derivative is as fast as its first.
-            scores = (scores * _one_hot(classes, self.classes, scores)).sum(1, keepdim=True)
-        return scores.flatten()
+        return scores_of_classes(scores, classes, self.classes)
 
 
 class DCGAN:
@@ -86,18 +75,6 @@ class DCGAN:
 
     generator = DCGANGenerator
     critic = DCGANCritic
-
-
-def _channels(settings: NetworkSettings) -> list[int]:
-    """Channels of each block, counted from the image."""
-    blocks = int(math.log2(settings.image_size)) - 2
-    return [settings.width * min(2**k, 16) for k in range(blocks)]
-
-
-def _one_hot(classes: Tensor, count: int, like: Tensor) -> Tensor:
-    """Classes (N,) as rows (N, count) with a single 1 each."""
-    # `functional.one_hot` would look at the classes, and the host wait for them.
-    return (classes.to(like.device)[:, None] == torch.arange(count, device=like.device)).to(like.dtype)
 
 
 def _generator_block(channels_in: int, channels_out: int, stride: int, padding: int) -> nn.Sequential:
@@ -116,7 +93,7 @@ def _critic_block(channels_in: int, channels_out: int, norm: Norm | None) -> nn.
     return nn.Sequential(*layers)
 
 
-def _init_dcgan(module: nn.Module) -> None:
+def draw_small(module: nn.Module) -> None:
     """DCGAN's initialization (section 4): weights from N(0, 0.02), norm scales from N(1, 0.02)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -127,7 +104,7 @@ def _init_dcgan(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _init_he(module: nn.Module) -> None:
+def draw_he(module: nn.Module) -> None:
     """He et al. 2015 for LeakyReLU(0.2). Without a norm, DCGAN's small weights would shrink every score to nothing."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, a=0.2)

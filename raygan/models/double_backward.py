@@ -1,18 +1,23 @@
 """Layers with fast second derivatives, for critics with a gradient penalty.
 
 A gradient penalty is a function of the critic's gradient, so training differentiates that gradient again. In torch,
-each LeakyReLU then passes on a tensor of zeros, with which all layers before it compute as usual; and a norm's backward
-pass is differentiated operation by operation, in a dozen passes over images and temporaries. Both second derivatives
-have a closed form. Values and parameters are those of the torch layers that these replace.
+each LeakyReLU then passes on a tensor of zeros, with which all layers before it compute as usual; a norm's backward
+pass is differentiated operation by operation, in a dozen passes over images and temporaries; and a convolution's
+weights get their gradient from a convolution whose kernels are whole images, which oneDNN computes slowly and, in
+bfloat16 with kernels of 32x32 px, not at all: the process dies of a division by zero (torch 2.14). All these second
+derivatives have a closed form. Values and parameters are those of the torch layers that these replace.
 
 `torch.native_group_norm` and `torch.ops.aten` are the kernels behind torch's layers, without a stable interface. The
-public way to them is `torch.autograd.grad` through `functional.group_norm` and `functional.leaky_relu`, which would
+public way to them is `torch.autograd.grad` through `functional.group_norm`, `leaky_relu` and `conv2d`, which would
 repeat each forward pass.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +43,102 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         wide = values.to(self.weight.dtype)
         normal: Tensor = _Normalize.apply(wide.contiguous(), self.weight, self.bias, self.eps)
         return normal.to(values.dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` with zero padding and without dilation."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        padding = cast("tuple[int, ...]", self.padding)
+        return convolve(values, self.weight, self.bias, self.stride[0], padding[0], self.groups)
+
+
+def convolve(
+    values: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0, groups: int = 1
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, also under autocast."""
+    device = values.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        values, weight, bias = values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    convolved: Tensor = _Convolve.apply(values, weight, bias, stride, padding, groups)
+    return convolved
+
+
+@contextmanager
+def no_weight_gradients() -> Iterator[None]:
+    """A block in which backward passes through `convolve` leave out weights and biases.
+
+    Autograd tells its own layers which gradients were asked for, but not a `torch.autograd.Function`.
+    """
+    before = _skip_weights.set(True)
+    try:
+        yield
+    finally:
+        _skip_weights.reset(before)
+
+
+_skip_weights = ContextVar("skip_weights", default=False)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(values, weight)
+        ctx.shape = stride, padding, groups
+        return nn.functional.conv2d(values, weight, bias, stride, padding, groups=groups)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad[:3])
+        if _skip_weights.get():
+            wanted[1:] = False, False
+        return *_ConvolveBackward.apply(gradient, *ctx.saved_tensors, ctx.shape, wanted), None, None, None
+
+
+class _ConvolveBackward(torch.autograd.Function):
+    """For y's gradient g, the gradients on values and weights, each linear in g and in the other, and on the bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, values: Tensor, weight: Tensor, shape: tuple[int, int, int], wanted: list[bool]
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(gradient, values, weight)
+        ctx.shape = shape
+        ctx.set_materialize_grads(False)
+        return _convolution_backward(gradient, values, weight, shape, wanted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, on_values: Tensor | None, on_weight: Tensor | None, on_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        gradient, values, weight = ctx.saved_tensors
+        stride, padding, groups = ctx.shape
+        to_gradient = to_values = to_weight = None
+        if on_values is not None:
+            to_gradient = nn.functional.conv2d(on_values, weight, None, stride, padding, groups=groups)
+            to_weight = _convolution_backward(gradient, on_values, weight, ctx.shape, [False, True, False])[1]
+        if on_weight is not None:
+            more = nn.functional.conv2d(values, on_weight, None, stride, padding, groups=groups)
+            to_gradient = more if to_gradient is None else to_gradient + more
+            to_values = _convolution_backward(gradient, values, on_weight, ctx.shape, [True, False, False])[0]
+        if on_bias is not None:
+            flat = on_bias[:, None, None].expand_as(gradient)
+            to_gradient = flat if to_gradient is None else to_gradient + flat
+        return to_gradient, to_values, to_weight, None, None
+
+
+def _convolution_backward(
+    gradient: Tensor, values: Tensor, weight: Tensor, shape: tuple[int, int, int], wanted: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """A convolution's gradients on values, weights and bias; None for those that are not wanted."""
+    stride, padding, groups = shape
+    sizes = [len(weight)], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups
+    found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(gradient, values, weight, *sizes, wanted)
+    return found
 
 
 class _Bend(torch.autograd.Function):

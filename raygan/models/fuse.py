@@ -1,7 +1,7 @@
 """Networks made fast for serving: the same function in fewer and cheaper operations.
 
 1. In evaluation mode, a batch norm is a scale and a shift per channel. `fold_batch_norms` moves it into the convolution
-   before it, which saves a pass over memory.
+   before it, which saves a pass over memory. Kernels that are filtered in every call are filtered once.
 2. Convolutions on CPUs and tensor cores are fastest with channels last.
 3. On CPUs, oneDNN reorders a convolution's weights in every call, which for a single image takes longer than the
    convolution. `_Packed` reorders them once, and computes the ReLU in the same pass. `ReluMaxPool2d` replaces torch's
@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from raygan.models.double_backward import Conv2d
 from raygan.models.hardware import computes_bf16
+from raygan.models.layers import UpConvolution
 from raygan.models.pooling import ReluMaxPool2d
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ M = TypeVar("M", bound=nn.Module)
 # Private to torch. The public way to these operators is `torch.compile` with frozen weights, which puts them in place
 # of such modules, at the price of a compilation in each process.
 _ops = torch.ops.mkldnn
+
+# Exactly these: another subclass may compute something else.
+_PACKABLE = (nn.Conv2d, nn.ConvTranspose2d, Conv2d)
 
 
 def fast_network(network: M, example: Sequence[Tensor], device: torch.device, dtype: torch.dtype = torch.float32) -> M:
@@ -87,6 +92,10 @@ def fold_batch_norms(network: M) -> M:
     if network.training:
         raise ValueError("batch norms fold in evaluation mode only: in training they depend on the batch")
     network = copy.deepcopy(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, UpConvolution):
+                setattr(module, name, child.plain())
     for module in network.modules():
         if type(module).__name__ == "BasicConv2d":
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)  # type: ignore[type-var, arg-type]
@@ -153,7 +162,7 @@ def _packed(module: nn.Module, shape: torch.Size) -> _Packed | None:
     """What replaces a convolution of a folded network that has its final device and type; None to keep it."""
     if type(module).__name__ == "BasicConv2d":  # whose forward has a ReLU
         return _Packed(module.conv, shape, relu=True)  # type: ignore[arg-type]
-    if type(module) is not nn.Conv2d and type(module) is not nn.ConvTranspose2d:
+    if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or type(module) not in _PACKABLE:
         return None
     plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return _Packed(module, shape, relu=False) if plain else None

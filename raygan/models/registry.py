@@ -24,7 +24,14 @@ class Architecture(Protocol):
     critic: Callable[..., nn.Module]
 
 
-ARCHITECTURES: Registry[Architecture] = Registry("raygan.architectures", {"dcgan": "raygan.models.dcgan:DCGAN"})
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "raygan.architectures",
+    {
+        "dcgan": "raygan.models.dcgan:DCGAN",
+        "skip": "raygan.models.skip:Skip",
+        "residual": "raygan.models.residual:Residual",
+    },
+)
 
 #: The network that decides by default: which photos are outliers, and which checkpoint is the best. Like
 #: `SECOND_FEATURES`, it comes with the installation.

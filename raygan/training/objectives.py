@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raygan.models.double_backward import no_weight_gradients
+
 CriticFunction = Callable[[Tensor], Tensor]
 Terms = dict[str, Tensor]
 
@@ -140,7 +142,8 @@ class RelativisticR1R2(Objective):
 
 def gradient_norms(scores: Tensor, images: Tensor) -> Tensor:
     """Euclidean norm (N,) of each score's gradient with respect to its image, differentiable."""
-    (gradients,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
+    with no_weight_gradients():
+        (gradients,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
     norms: Tensor = at_least_float32(gradients).flatten(1).norm(dim=1)
     return norms
 

@@ -17,7 +17,11 @@ class NetworkOptions(Settings):
 
     group: ClassVar[str] = "networks"
 
-    architecture: Annotated[str, OneOf(ARCHITECTURES)] = option("dcgan", "layers of the generator and the critic")
+    architecture: Annotated[str, OneOf(ARCHITECTURES)] = option(
+        "dcgan",
+        "layers of the generator and the critic: dcgan's blocks, with skip connections (skip), or residual stages as "
+        "in R3GAN (residual)",
+    )
     image_size: ImageSize = option(
         64, "side of the square images; must equal the shards'", unit="px: 32, 64, 128 or 256"
     )
@@ -26,7 +30,8 @@ class NetworkOptions(Settings):
         64, "channels of the block next to the image; deeper blocks have up to 16 times as many", ge=1, le=512
     )
     critic_norm: Literal["instance", "batch", "none"] = option(
-        "instance", "normalization in the critic: per image, over the batch (DCGAN), or none"
+        "instance",
+        "normalization in dcgan's critic: per image, over the batch (Radford et al.), or none; others have none",
     )
     conditional: bool = option(False, "one generator for all labels, which is told what to draw; not with --label")
 

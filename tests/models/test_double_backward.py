@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
+from raygan.models.double_backward import Conv2d, InstanceNorm2d, LeakyReLU, no_weight_gradients
+
+#: Channels in and out, kernel, stride, padding, dilation, groups.
+CONVOLUTIONS = {
+    "convolution": (5, 6, 3, 1, 1),
+    "pointwise": (5, 6, 1),
+    "strided": (5, 4, 4, 2, 1),
+    "grouped": (5, 10, 3, 1, 1, 1, 5),
+}
 
 
 def pair(layer):
@@ -15,6 +23,10 @@ def pair(layer):
         nn.init.normal_(theirs.bias)
         ours.load_state_dict(theirs.state_dict())
         return theirs.double(), ours.double()
+    if layer in CONVOLUTIONS:
+        theirs, ours = nn.Conv2d(*CONVOLUTIONS[layer]), Conv2d(*CONVOLUTIONS[layer])
+        ours.load_state_dict(theirs.state_dict())
+        return theirs.double(), ours.double()
     return nn.LeakyReLU(0.2), LeakyReLU(0.2)
 
 
@@ -23,12 +35,13 @@ def images(seed=0, dtype=torch.float64):
     return 2 + torch.randn(3, 5, 4, 6, generator=random, dtype=dtype)
 
 
-@pytest.mark.parametrize("layer", ["norm", "bend"])
+@pytest.mark.parametrize("layer", ["norm", "bend", *CONVOLUTIONS])
 def test_values_and_both_derivatives_equal_torchs(layer):
     def derivatives(network):
-        values, weights = images().requires_grad_(), images(1).requires_grad_()
+        values = images().requires_grad_()
         parameters = list(network.parameters())
         out = network(values)
+        weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out).requires_grad_()
         first = torch.autograd.grad(out, [values, *parameters], weights, create_graph=True)
         # All first derivatives count in the penalty, those of the parameters too.
         penalty = sum((part.square() * (2 + part.sin())).sum() for part in first)
@@ -58,6 +71,26 @@ def test_the_second_derivative_of_a_leaky_relu_is_none_rather_than_zeros():
     values, weights = images().requires_grad_(), images(1).requires_grad_()
     (first,) = torch.autograd.grad(LeakyReLU(0.2)(values), values, weights, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), [values], allow_unused=True) == (None,)
+
+
+def test_weights_have_no_gradient_where_only_the_images_is_asked_for():
+    layer, values = Conv2d(5, 6, 3).double(), images().requires_grad_()
+    with no_weight_gradients():
+        layer(values).sum().backward()
+    assert values.grad is not None
+    assert layer.weight.grad is None
+    layer(values).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_a_convolution_follows_autocast():
+    layer, values = Conv2d(5, 6, 3), images(dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(values)
+    assert out.dtype == torch.bfloat16
+    (first,) = torch.autograd.grad(out.float().sum(), values, create_graph=True)
+    first.square().sum().backward()
+    assert first.dtype == layer.weight.grad.dtype == torch.float32
 
 
 def test_half_precision_is_normalized_in_single_precision():

@@ -103,7 +103,9 @@ def test_a_training_uses_what_packages_offer(tmp_path, train_settings):
     description = json.loads(Path(result["checkpoint"], "generator.json").read_text())
     assert description["networks"]["architecture"] == "linear"
     # Without the packages, errors say what is missing.
-    with pytest.raises(RayganError, match="architecture must be one of dcgan, not 'linear'; install the package"):
+    with pytest.raises(
+        RayganError, match="architecture must be one of dcgan, skip, residual, not 'linear'; install the package"
+    ):
         load_generator(Path(result["checkpoint"]))
     refused = train(["--objective", "hinge", "--dry-run"], settings=settings)
     _, errors = refused.communicate(timeout=60)
