@@ -1,4 +1,4 @@
-"""The HTTP API's routes around a `Service`.
+"""The HTTP API around a `Service`: uploads, status and pages here, what draws in `draw`.
 
 Everything under /v1 is stable. pydantic checks parameters before a route runs (`schemas`), and errors of all kinds
 leave as problem documents (`problems`). The application is plain FastAPI: it runs in the gateway's replica, and in
@@ -7,30 +7,38 @@ tests without Ray.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from importlib import resources
 from typing import Annotated
 
 import fastapi
 import numpy as np
-from fastapi import Body, File, Query, UploadFile
+from fastapi import File, UploadFile
 from fastapi.responses import Response
 
 from raygan import __version__
-from raygan.serve import encode, openapi
-from raygan.serve.headers import SAMPLE_HEADERS, WALK_HEADERS, sample_headers, walk_headers
+from raygan.serve import draw, openapi
+from raygan.serve.draw import client_of
 from raygan.serve.messages import ModelVersion, Pixels
 from raygan.serve.problems import Problem, add_error_handlers, unavailable
-from raygan.serve.schemas import Classified, ModelInfo, Models, Readiness, SampleQuery, Verdict, WalkQuery
+from raygan.serve.schemas import Classified, ModelInfo, Models, Readiness, Verdict
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
-from raygan.serve.workers import Decoders, PictureWorkers
+from raygan.serve.workers import Decoders
 
 #: Maximum number of uploads in one request.
 MAX_UPLOADS = 32
 
 _PAGE_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+
+_DESCRIPTION = """Samples from face-image GANs, scored by a classifier. From Python:
+
+    import httpx
+    open("cats.png", "wb").write(httpx.get("http://127.0.0.1:8000/v1/sample?label=cat&n=16&seed=7").content)
+
+With a seed, answers carry an ETag; with a model version too, they may be kept forever. HEAD computes nothing.
+"""
 
 
 def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[], list[str]]) -> fastapi.FastAPI:
@@ -44,7 +52,8 @@ def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[]
     app = fastapi.FastAPI(
         title="raygan",
         version=__version__,
-        description="Samples from face-image GANs, scored by a classifier.",
+        description=_DESCRIPTION,
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -52,64 +61,10 @@ def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[]
     add_error_handlers(app)
     _add_pages(app)
     _add_status(app, service, not_ready)
-    encoding = PictureWorkers("encode", 2, service.metrics)
-    _add_sample(app, service, encoding)
-    _add_interpolate(app, service)
+    draw.add_routes(app, service, seconds=settings.timeout_seconds)
     _add_classify(app, service, settings)
     openapi.describe(app)
     return app
-
-
-def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers) -> None:
-    responses = {
-        **openapi.images(SAMPLE_HEADERS, "grid", "zip", "json", "npz", "webp", "jpeg"),
-        **openapi.errors(401, 404, 409, 413, 422, 503),
-    }
-
-    async def answer(query: SampleQuery, client: str) -> Response:
-        seed = secrets.randbelow(2**31) if query.seed is None else query.seed
-        samples = await service.sample(query.label, query.n, seed, query.truncation, query.min_confidence)
-        if query.n <= 2 and query.format in ("grid", "json"):
-            body = encoding.run_here(encode.samples_body, samples, query.format)
-        else:
-            body = await encoding.run(client, encode.samples_body, samples, query.format)
-        headers = sample_headers(samples, query.format)
-        return Response(body, media_type=encode.MEDIA_TYPES[query.format], headers=headers)
-
-    @app.get("/v1/sample", responses=responses, response_class=Response, tags=["sample"])
-    async def sample(request: fastapi.Request, query: Annotated[SampleQuery, Query()]) -> Response:
-        """Images of one label. The same label, seed, n and model version give the same pixels."""
-        return await answer(query, _client(request))
-
-    responses = {**responses, **openapi.errors(400, 408)}
-
-    @app.post("/v1/sample", responses=responses, response_class=Response, tags=["sample"])
-    async def sample_posted(request: fastapi.Request, query: Annotated[SampleQuery, Body()]) -> Response:
-        """The same with parameters in JSON."""
-        return await answer(query, _client(request))
-
-
-def _client(request: fastapi.Request) -> str:
-    """Whose request it is, for fairness among clients."""
-    return request.client.host if request.client else ""
-
-
-def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
-    # One thread of their own: an animation takes as long as a hundred grids.
-    animating = PictureWorkers("animate", 1, service.metrics, limit=16)
-    responses = {**openapi.images(WALK_HEADERS, "webp", "gif"), **openapi.errors(401, 404, 422, 503)}
-
-    @app.get("/v1/interpolate", responses=responses, response_class=Response, tags=["sample"])
-    async def interpolate(request: fastapi.Request, query: Annotated[WalkQuery, Query()]) -> Response:
-        """An animated walk through latent space, from one seed's image to another's."""
-        to = query.seed + 1 if query.to is None else query.to
-        frames, model = await service.walk(query.label, query.seed, to, query.frames, query.truncation)
-        if query.bounce:
-            frames = np.concatenate([frames, frames[-2:0:-1]])
-        milliseconds = round(1000 / query.fps)
-        body = await animating.run(_client(request), encode.animation, frames, query.format, milliseconds=milliseconds)
-        headers = walk_headers(model, query.seed, to)
-        return Response(body, media_type=encode.MEDIA_TYPES[query.format], headers=headers)
 
 
 def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSettings) -> None:
@@ -135,7 +90,7 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
         if len(images) > MAX_UPLOADS:
             raise Problem(422, f"{len(images)} files; the limit is {MAX_UPLOADS}", field="images")
         size = service.image_size(service.current_classifier())
-        arrays = [await decoded(_client(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
+        arrays = [await decoded(client_of(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
         predictions, model = await service.classify(np.stack(arrays))
         verdicts = [
             Verdict(probabilities={label: round(float(p), 4) for label, p in zip(predictions.labels, row, strict=True)})

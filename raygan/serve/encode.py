@@ -33,10 +33,14 @@ MEDIA_TYPES = {
     "webp": "image/webp",
     "jpeg": "image/jpeg",
     "gif": "image/gif",
+    "ndjson": "application/x-ndjson",
 }
 
 #: Pixels between the images of a grid.
 _GAP = 2
+
+#: The first bytes of a compressed body.
+GZIP = b"\x1f\x8b"
 
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 
@@ -137,6 +141,11 @@ def _document(samples: Samples) -> dict[str, Any]:
         for seed, each, image in zip(samples.seeds, probabilities, samples.images, strict=True)
     ]
     return {**_about(samples), "images": images}
+
+
+def lines(samples: Samples) -> bytes:
+    """A line of JSON per image, as in the images of a JSON answer."""
+    return b"".join(json.dumps(image).encode() + b"\n" for image in _document(samples)["images"])
 
 
 def _archive(samples: Samples) -> bytes:

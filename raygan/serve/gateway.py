@@ -28,6 +28,7 @@ from raygan.errors import last_line
 from raygan.serve.api import create_app
 from raygan.serve.auth import check_token, read_token
 from raygan.serve.batching import Batcher, Busy
+from raygan.serve.cors import with_cors
 from raygan.serve.listener import Address, Listener
 from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.metrics import RayMetrics
@@ -229,7 +230,12 @@ class GatewayDeployment:
         }
         classifier = Batcher("classifier", ClassifierCaller(handles.classifier), len, metrics, **limits)
         self._service = Service(
-            generators, classifier, metrics, max_draws=settings.max_draws, seconds=settings.timeout_seconds
+            generators,
+            classifier,
+            metrics,
+            max_draws=settings.max_draws,
+            seconds=settings.timeout_seconds,
+            exists=handles.store.exists.remote,
         )
         self._batchers: dict[str, Batcher[Any, Any]] = {
             **{generator_deployment(name): batcher for name, batcher in generators.items()},
@@ -242,7 +248,7 @@ class GatewayDeployment:
         while (self._stopped or self._service.is_loading()) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
         max_bytes = int(settings.max_request_megabytes * 1e6)
-        self._app = GatewayMiddleware(
+        self._app: ASGIApp = GatewayMiddleware(
             create_app(self._service, settings, self._not_ready),
             metrics,
             token=read_token(settings),
@@ -252,6 +258,7 @@ class GatewayDeployment:
             access_log=settings.access_log,
             has_proxies=has_proxies,
         )
+        self._app = with_cors(self._app, settings.cors_origins)
         if not has_proxies:
             self._listener = Listener(self._app, address, settings.timeout_seconds, max_bytes)
             await self._listener.open()

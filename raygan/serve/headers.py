@@ -24,6 +24,13 @@ _MODEL_HEADERS = {
     "X-Raygan-Version": header_schema("the generator's version"),
 }
 
+STREAM_HEADERS = {**_MODEL_HEADERS, "X-Raygan-Seeds": header_schema("the range of seeds, such as 7-1006")}
+
+CACHE_HEADERS = {
+    "ETag": header_schema("names the answer, if the seed is given", required=False),
+    "Cache-Control": header_schema("immutable, if seed and version are given and no verdict is in the body"),
+}
+
 WALK_HEADERS = {**_MODEL_HEADERS, "X-Raygan-Seeds": header_schema("seeds of the first and the last frame")}
 
 SAMPLE_HEADERS = {
@@ -43,13 +50,13 @@ SAMPLE_HEADERS = {
 
 def walk_headers(model: ModelVersion, seed: int, to: int) -> dict[str, str]:
     """The headers of an animation between two seeds."""
-    return {**_model_headers(model), "X-Raygan-Seeds": f"{seed},{to}"}
+    return {**model_headers(model), "X-Raygan-Seeds": f"{seed},{to}"}
 
 
 def sample_headers(samples: Samples, kind: Format) -> dict[str, str]:
     """The headers of an answer with samples."""
     headers = {
-        **_model_headers(samples.model),
+        **model_headers(samples.model),
         "X-Raygan-Seed": str(samples.seeds[0]),
         "X-Raygan-Seeds": _ranges(samples.seeds),
         "X-Raygan-Drawn": str(samples.drawn),
@@ -69,7 +76,8 @@ def sample_headers(samples: Samples, kind: Format) -> dict[str, str]:
     return headers
 
 
-def _model_headers(model: ModelVersion) -> dict[str, str]:
+def model_headers(model: ModelVersion) -> dict[str, str]:
+    """The headers that name a generator's version."""
     name = urllib.parse.quote(model.name, safe=" !#$&'()*+,-./:;=?@[]^_`{|}~")
     return {"X-Raygan-Model": name, "X-Raygan-Version": model.version}
 

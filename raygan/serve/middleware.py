@@ -171,6 +171,7 @@ class _Exchange:
         self._trusted = middleware.trusts(self._headers)
         state: MutableMapping[str, Any] = self._scope.setdefault("state", {})
         state["request_id"] = self.id
+        state["head"] = self._method == "HEAD"
         state["trusted"] = self._trusted
         self._servers_scope = scope
 

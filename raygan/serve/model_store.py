@@ -88,6 +88,12 @@ class ModelStore:
         classifier = tracking.serving_classifier(self._client)
         return Champions(generators, ModelVersion(classifier.name, classifier.version) if classifier else None)
 
+    def exists(self, model: ModelVersion) -> bool:
+        """Whether the registry has a version. Raises RayganError if MLflow doesn't answer."""
+        from raygan import tracking
+
+        return model in self._files or tracking.find_model(self._client, f"{model.name}/{model.version}") is not None
+
     def files(self, model: ModelVersion) -> Files:
         """A version's files by name, for a replica that then loads them and says so with `finish`.
 

@@ -9,20 +9,31 @@ import fastapi
 from raygan.serve import problems
 from raygan.serve.encode import MEDIA_TYPES
 from raygan.serve.headers import header_schema
-from raygan.serve.schemas import ProblemDocument, SamplesDocument
+from raygan.serve.schemas import ProblemDocument, SampleDocument, SamplesDocument
 
 _SCHEMAS = "#/components/schemas/"
 
 _ERRORS = {
     400: "The body is unreadable",
     401: "The token is missing or wrong",
-    404: "Unknown label",
+    404: "Unknown label or version",
+    406: "No format that Accept permits",
     408: "The body did not arrive in time",
-    409: "There is no classifier, or it does not know the label",
+    409: "There is no classifier, or it does not know the label; or the version can't be loaded",
     413: "Too many bytes or pixels",
     422: "A parameter is wrong, or no sample reaches the confidence",
     503: "Overloaded, or a replica is being replaced: try again after Retry-After seconds",
 }
+
+
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "If-None-Match names this answer"}}
+
+
+def stream(headers: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The description of a response with lines of JSON. headers: their descriptions."""
+    schema = {"$ref": _SCHEMAS + SampleDocument.__name__}
+    content = {MEDIA_TYPES["ndjson"]: {"schema": schema}}
+    return {200: {"description": "A line of JSON per image", "content": content, "headers": headers}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -62,6 +73,9 @@ def describe(app: fastapi.FastAPI) -> None:
                 definition = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
                 schemas.update(definition.pop("$defs", {}))
                 schemas[model.__name__] = definition
+            for parameter in schema["paths"]["/v1/sample"]["get"]["parameters"]:
+                if parameter["name"] == "seeds":
+                    parameter |= {"style": "form", "explode": False}  # seeds=1,5,9
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}, {}]
             app.openapi_schema = schema

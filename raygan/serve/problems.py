@@ -49,6 +49,10 @@ class Problem(Exception):  # noqa: N818 - an answer, not a fault of the program
 
     def response(self, request_id: str = "") -> Response:
         """The HTTP response with the problem document."""
+        return Response(json.dumps(self.document(request_id)), self.status, self.headers, media_type=MEDIA_TYPE)
+
+    def document(self, request_id: str = "") -> dict[str, Any]:
+        """The problem document, JSON-ready."""
         content: dict[str, Any] = {
             "type": "about:blank",
             "title": http.HTTPStatus(self.status).phrase,
@@ -59,7 +63,7 @@ class Problem(Exception):  # noqa: N818 - an answer, not a fault of the program
             content["field"] = self.field
         if request_id:
             content["request_id"] = request_id
-        return Response(json.dumps({**content, **self.more}), self.status, self.headers, media_type=MEDIA_TYPE)
+        return {**content, **self.more}
 
 
 class TooLarge(Exception):  # noqa: N818 - the client's fault, not the program's

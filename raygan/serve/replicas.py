@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raygan.serve")
 
-#: Versions a replica holds: the champion, and the previous one for requests in flight and for rollbacks.
-_MAX_VERSIONS = 2
+#: Versions a replica holds, the most recently used ones: the champion, the previous one for requests in flight and for
+#: rollbacks, and two that requests pin.
+_MAX_VERSIONS = 4
 
 #: bfloat16 is used only if no probability of a trial image moves this far; the promised limit is 0.01.
 MAX_BF16_SHIFT = 0.007

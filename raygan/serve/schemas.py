@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from raygan.serve.confident import MAX_IMAGES
@@ -16,6 +16,9 @@ from raygan.serve.encode import Animation, Format
 
 #: Seeds are below this: every JSON reader keeps such integers exact, with room for an image's index in the answer.
 SEED_LIMIT = 2**52
+
+#: Maximum number of images in a stream.
+MAX_STREAMED = 10_000
 
 
 def _digits(value: Any) -> Any:
@@ -25,39 +28,80 @@ def _digits(value: Any) -> Any:
     return value
 
 
+def _separated(value: Any) -> Any:
+    """Split "1,5,9", which in a URL arrives as a list with one text."""
+    given = [value] if isinstance(value, str) else value
+    if isinstance(given, list) and all(isinstance(each, str) for each in given):
+        return [part for each in given for part in each.split(",")]
+    return given
+
+
 Whole = Annotated[int, BeforeValidator(_digits)]
+Seed = Annotated[int, BeforeValidator(_digits), Field(ge=0, lt=SEED_LIMIT)]
+Seeds = Annotated[list[Seed], BeforeValidator(_separated), Field(min_length=1, max_length=MAX_IMAGES)]
 
 
-class SampleQuery(BaseModel):
-    """A request for samples."""
+class LabelQuery(BaseModel):
+    """What every request for images says."""
 
     model_config = ConfigDict(extra="forbid")
 
-    label: str = Field(min_length=1, max_length=100, description="which generator, such as cat")
+    label: str = Field(min_length=1, max_length=100, description="which generator", examples=["cat"])
+    version: str | None = Field(
+        None,
+        pattern="^[1-9][0-9]{0,8}$",
+        description="version of the generator's registered model; the champion by default",
+        examples=["3"],
+    )
+    truncation: float = Field(1.0, gt=0, le=1, description="lower is more typical and less varied", examples=[0.7])
+
+
+class SampleQuery(LabelQuery):
+    """A request for samples."""
+
     n: Whole = Field(16, ge=1, le=MAX_IMAGES, description="number of images")
     seed: Whole | None = Field(
-        None, ge=0, lt=SEED_LIMIT, description="of the first image, the next has seed + 1; random by default"
+        None,
+        ge=0,
+        lt=SEED_LIMIT,
+        description="of the first image, the next has seed + 1; random by default",
+        examples=[7],
     )
-    truncation: float = Field(1.0, gt=0, le=1, description="lower is more typical and less varied")
+    seeds: Seeds | None = Field(
+        None, description="one per image, instead of n and seed; not with min_confidence", examples=[[1, 5, 9]]
+    )
     min_confidence: float | None = Field(
         None, ge=0, le=1, description="only images to which the classifier gives at least this probability of the label"
     )
-    format: Format = Field("grid", description="grid is one PNG of all images; webp and jpeg are grids too")
+    format: Format | None = Field(
+        None, description="grid is one PNG of all images, webp and jpeg are grids too; by default, Accept decides"
+    )
+
+    @model_validator(mode="after")
+    def _seeds_stand_alone(self) -> SampleQuery:
+        if self.seeds is not None and {"n", "seed", "min_confidence"} & self.model_fields_set:
+            raise PydanticCustomError("seeds", "seeds can't be combined with n, seed or min_confidence")
+        return self
 
 
-class WalkQuery(BaseModel):
+class StreamQuery(LabelQuery):
+    """A request for a stream of samples."""
+
+    n: Whole = Field(1000, ge=1, le=MAX_STREAMED, description="number of images", examples=[100])
+    seed: Whole | None = Field(
+        None, ge=0, lt=SEED_LIMIT, description="of the first image, the next has seed + 1; random by default"
+    )
+
+
+class WalkQuery(LabelQuery):
     """A request for an animation between two seeds."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    label: str = Field(min_length=1, max_length=100, description="which generator, such as cat")
     seed: Whole = Field(0, ge=0, lt=SEED_LIMIT, description="of the first frame")
     to: Whole | None = Field(None, ge=0, lt=SEED_LIMIT, description="seed of the last frame; seed + 1 by default")
     frames: Whole = Field(24, ge=2, le=MAX_IMAGES, description="number of frames, both ends included")
     fps: Whole = Field(12, ge=1, le=50, description="frames per second")
-    truncation: float = Field(1.0, gt=0, le=1, description="lower is more typical and less varied")
     bounce: bool = Field(False, description="play backward before repeating")
-    format: Animation = Field("webp", description="of the animation")
+    format: Animation | None = Field(None, description="of the animation; by default, Accept decides")
 
 
 class ModelInfo(BaseModel):

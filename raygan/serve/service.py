@@ -28,6 +28,7 @@ from raygan.serve.messages import (
     SampleRequest,
 )
 from raygan.serve.metrics import Metrics
+from raygan.serve.pins import Exists, Pins, always
 from raygan.serve.problems import Problem, unavailable
 
 log = logging.getLogger("raygan.serve")
@@ -75,6 +76,7 @@ class Service:
         metrics: where counts and times go.
         max_draws: with a minimum confidence, maximum images drawn per requested image.
         seconds: time limit of a request.
+        exists: whether the registry has a version.
 
     Attributes:
         champions: the versions in force.
@@ -90,6 +92,7 @@ class Service:
         *,
         max_draws: int,
         seconds: float = math.inf,
+        exists: Exists = always,
     ):
         self.generators, self.classifier = generators, classifier
         self.champions = Champions()
@@ -97,7 +100,7 @@ class Service:
         self.described: dict[ModelVersion, dict[str, Any]] = {}
         self._preparing: dict[ModelVersion, asyncio.Task[None]] = {}
         self._failed: set[ModelVersion] = set()
-        self.metrics = metrics
+        self.metrics, self.pins = metrics, Pins(exists)
         self._search = Search(metrics, max_draws=max_draws, seconds=seconds)
 
     async def refresh(self, champions: Champions) -> None:
@@ -196,8 +199,33 @@ class Service:
         self.described[model] = await batcher.prepare(model)
         log.info("serving %s", model)
 
+    async def version(self, label: str, version: str | None = None) -> ModelVersion:
+        """The version that answers a request for a label: the given one, else the champion.
+
+        Raises:
+            Problem: unknown label or version, or not loaded yet.
+            Busy: too many versions are being loaded.
+        """
+        champion = self._champion(label)
+        if version in (None, champion.version):
+            return champion
+        model = replace(champion, version=str(version))
+        if model not in self.described:
+            about = await self.pins.described(model, self.generators[model.name].prepare)
+            if about.get("labels") and label not in about["labels"]:
+                raise Problem(404, f"{model} doesn't draw {label!r}", field="version")
+        return model
+
     async def sample(
-        self, label: str, n: int, seed: int, truncation: float = 1.0, min_confidence: float | None = None
+        self,
+        label: str,
+        n: int,
+        seed: int,
+        truncation: float = 1.0,
+        min_confidence: float | None = None,
+        *,
+        model: ModelVersion | None = None,
+        seeds: list[int] | None = None,
     ) -> Samples:
         """Images of the seeds from `seed` on.
 
@@ -205,13 +233,15 @@ class Service:
             label: which generator.
             n: number of images.
             seed: of the first image.
+            model: from `version`; the champion by default.
+            seeds: instead of `n` and `seed`.
             truncation: scales the latents, in (0, 1].
             min_confidence: keep only images with at least this probability of the label, in [0, 1].
         Raises:
             Problem: unknown label, no fitting classifier, or no image accepted.
             Busy: too many images are waiting.
         """
-        model, classifier = self._champion(label), self.champions.classifier
+        model, classifier = model or self._champion(label), self.champions.classifier
         generator = self.generators[model.name]
         if min_confidence is not None:
             judge = self._classifier_for(label)
@@ -223,15 +253,17 @@ class Service:
                 classify=lambda request: self.classifier.run(judge, request),
             )
             return Samples(label, found.images, found.seeds, found.drawn, model, judge, found.predictions)
-        seeds = list(range(seed, seed + n))
+        seeds = list(range(seed, seed + n)) if seeds is None else seeds
         images = await generator.run(model, SampleRequest(label, tuple(seeds), truncation))
         predictions = await self.classifier.run(classifier, ClassifyRequest(images)) if classifier else None
-        self.metrics.count("samples", n, label=label, outcome="plain")
-        return Samples(label, images, seeds, n, model, classifier, predictions)
+        self.metrics.count("samples", len(seeds), label=label, outcome="plain")
+        return Samples(label, images, seeds, len(seeds), model, classifier, predictions)
 
-    async def walk(self, label: str, seed: int, to: int, frames: int, truncation: float) -> tuple[Pixels, ModelVersion]:
+    async def walk(
+        self, label: str, seed: int, to: int, frames: int, truncation: float, *, model: ModelVersion | None = None
+    ) -> tuple[Pixels, ModelVersion]:
         """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""
-        model = self._champion(label)
+        model = model or self._champion(label)
         fractions = tuple(i / (frames - 1) for i in range(frames))
         request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions)
         return await self.generators[model.name].run(model, request), model
@@ -249,11 +281,14 @@ class Service:
 
     def labels(self, model: ModelVersion) -> list[str]:
         """The labels that a served model knows; empty for an unconditional generator."""
-        return list(self.described.get(model, {}).get("labels", []))
+        return list(self._about(model).get("labels", []))
 
     def image_size(self, model: ModelVersion) -> int:
         """The side of a served model's images, in px."""
-        return int(self.described.get(model, {}).get("image_size", 64))
+        return int(self._about(model).get("image_size", 64))
+
+    def _about(self, model: ModelVersion) -> dict[str, Any]:
+        return self.described.get(model) or self.pins.about(model)
 
     def _champion(self, label: str) -> ModelVersion:
         model = self.champions.generators.get(label)

@@ -17,6 +17,9 @@ class ServeSettings(StorageSettings):
         None, "file with the bearer token that requests must carry; default: RAYGAN_TOKEN, if set"
     )
     public: bool = option(False, "serve without a token even though other machines can reach the port")
+    cors_origins: list[str] = option(
+        [], "websites whose pages may use the API, such as https://example.org; * is all of them"
+    )
     poll_seconds: float = option(5.0, "interval between checks for new model versions", unit="s", gt=0, le=3600)
     threads: int | None = option(
         None, "compute threads per replica, each with its own batch; default: one per core", ge=1, le=256

@@ -16,6 +16,7 @@ from raygan.models.gan import Generator, NetworkSettings, build_generator, save_
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.serve.api import create_app
 from raygan.serve.batching import Batcher
+from raygan.serve.cors import with_cors
 from raygan.serve.messages import Champions, ModelVersion, Predictions
 from raygan.serve.metrics import NoMetrics
 from raygan.serve.middleware import GatewayMiddleware
@@ -136,10 +137,14 @@ async def local_service(
     metrics = NoMetrics()
     batchers = {name: Batcher(name, caller, len, metrics, **limits) for name, caller in callers.items()}
     classifier = batchers.pop("classifier")
-    service = Service(batchers, classifier, metrics, max_draws=settings.max_draws)
+
+    async def exists(model: ModelVersion) -> bool:
+        return model in models
+
+    service = Service(batchers, classifier, metrics, max_draws=settings.max_draws, exists=exists)
     await service.refresh(champions)
     local = Local(service, None, callers)
-    local.app = GatewayMiddleware(
+    app = GatewayMiddleware(
         create_app(service, settings, lambda: local.missing),
         metrics,
         token=token,
@@ -147,6 +152,7 @@ async def local_service(
         seconds=settings.timeout_seconds,
         access_log=settings.access_log,
     )
+    local.app = with_cors(app, settings.cors_origins)
     return local
 
 

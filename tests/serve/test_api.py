@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 import zipfile
 
 import httpx
@@ -16,8 +17,9 @@ from PIL import Image
 
 from raygan.models.gan import to_uint8
 from raygan.models.latents import seeded
-from raygan.serve.messages import Champions
-from tests.serve.local import CAT, NETWORKS, local_service, make_generator
+from raygan.serve.messages import Champions, ModelVersion
+from tests.helpers import wait_until
+from tests.serve.local import CAT, NETWORKS, local_service, make_generator, save
 
 
 def pixels(content):
@@ -209,6 +211,165 @@ def test_every_number_of_images_fits_its_grid(http, n):
     assert rows * columns >= n > (rows - 1) * columns
 
 
+# versions, caches, negotiation
+
+
+async def test_a_pinned_version_is_loaded_on_demand(models, tmp_path):
+    newer, broken = (ModelVersion(CAT.name, version) for version in "23")
+    files = {**models, newer: save(tmp_path / "newer", make_generator(9)), broken: {"generator.json": b"{"}}
+    local = await local_service(files, Champions({"cat": newer}, None))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+
+        async def ask(path="sample", **query):
+            return await client.get(f"/v1/{path}", params={"label": "cat", "n": 2, "seed": 5, **query})
+
+        newest, pinned = await ask(), await ask(version=1)
+        assert [each.headers["X-Raygan-Version"] for each in (newest, pinned)] == ["2", "1"]
+        assert newest.content != pinned.content
+        latents = torch.cat([torch.randn(1, NETWORKS.z_dim, generator=seeded(5 + i, 0, "sample")) for i in range(2)])
+        with torch.no_grad():
+            expected = to_uint8(make_generator(0)(latents)).permute(0, 2, 3, 1).numpy()
+        assert abs(pixels(pinned.content)[:, :32].astype(int) - expected[0]).max() <= 1
+        line = json.loads((await ask("stream", version=1)).text.splitlines()[1])
+        assert abs(pixels(base64.b64decode(line["png"])).astype(int) - expected[1]).max() <= 1
+        assert (await client.get("/v1/interpolate?label=cat&version=1")).headers["X-Raygan-Version"] == "1"
+        for version, status in (("4", 404), ("3", 409), ("0", 422), ("x", 422), ("-1", 422)):
+            answer = await ask(version=version)
+            assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (status, "version")
+        await local.service.refresh(Champions({"cat": newer}, None))
+        assert (await ask(version=1)).content == pinned.content
+
+
+def test_a_client_that_has_the_answer_gets_304_and_head_computes_nothing(running, http):
+    calls = running.local.callers[CAT.name].calls
+    first = http.get("/v1/sample?label=cat&n=2&seed=771&version=1")
+    assert first.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    computed = len(calls)
+    for tag in (first.headers["ETag"], f'"other", W/{first.headers["ETag"]}', "*"):
+        again = http.get("/v1/sample?label=cat&n=2&seed=771&version=1", headers={"If-None-Match": tag})
+        assert (again.status_code, again.content, again.headers["ETag"]) == (304, b"", first.headers["ETag"])
+    for path in ("sample?label=cat&n=2&seed=771&version=1", "interpolate?label=cat&version=1", "stream?label=cat"):
+        head = http.head(f"/v1/{path}")
+        assert (head.status_code, head.content, head.headers["X-Raygan-Version"]) == (200, b"", "1")
+    assert http.head("/v1/sample?label=cat&n=2&seed=771&version=1").headers["ETag"] == first.headers["ETag"]
+    assert len(calls) == computed
+    assert http.get("/v1/sample?label=cat&n=2&seed=771", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        ("seed=5&version=1", "public, max-age=31536000, immutable"),
+        ("seed=5", "no-cache"),  # until the next champion
+        ("version=1", "no-store"),  # the seed is random
+        ("seed=5&version=1&format=json", "no-cache"),  # until the next classifier
+        ("seed=5&version=1&min_confidence=0.1", "no-cache"),
+    ],
+)
+def test_an_answer_is_kept_as_long_as_it_stays_right(http, query, kept):
+    answer = http.get(f"/v1/sample?label=cat&n=2&{query}")
+    assert (answer.headers["Cache-Control"], "ETag" in answer.headers) == (kept, "seed" in query)
+    kinds = [http.get(f"/v1/sample?label=cat&n=2&{query}&truncation={t}").headers.get("ETag") for t in (0.5, 0.6, 0.6)]
+    assert kinds[0] != kinds[1] or kinds[0] is None
+    assert kinds[1] == kinds[2]
+
+
+def test_answers_to_a_token_are_kept_by_their_client_alone(http):
+    answer = http.get("/v1/sample?label=cat&n=1&seed=5&version=1", headers={"Authorization": "Bearer x"})
+    assert answer.headers["Cache-Control"].startswith("private")
+
+
+def test_seeds_are_drawn_one_by_one(http):
+    expected = [images(http, n=1, seed=seed)["images"][0] for seed in (9, 1, 5)]
+    for answer in (
+        http.get("/v1/sample?label=cat&format=npz&seeds=9,1,5"),
+        http.get("/v1/sample?label=cat&format=npz&seeds=9&seeds=1&seeds=5"),
+        http.post("/v1/sample", json={"label": "cat", "format": "npz", "seeds": [9, 1, 5]}),
+    ):
+        assert np.array_equal(np.load(io.BytesIO(answer.content))["images"], expected)
+        assert answer.headers["X-Raygan-Seeds"] == "9,1,5"
+    for wrong in ("seeds=1,,2", "seeds=", "seeds=1,x", "seeds=1&n=4", "seeds=1&seed=2", "seeds=1&min_confidence=0.5"):
+        assert http.get(f"/v1/sample?label=cat&{wrong}").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (None, "image/png"),
+        ("*/*", "image/png"),
+        ("application/json", "application/json"),
+        ("application/json;q=0.9, image/*;q=0.8", "application/json"),
+        ("image/webp", "image/webp"),
+        ("image/jpeg, image/png;q=0.1", "image/jpeg"),
+        ("image/avif,image/webp,image/apng,*/*;q=0.8", "image/png"),  # a browser; WebP would lose detail
+        ("text/html, application/*;q=0.2, application/json;q=0", "application/zip"),
+        ("text/html", None),
+        ("image/png;q=0", None),
+        ("image/png;q=x", None),
+    ],
+)
+def test_the_format_is_what_the_client_accepts(http, accept, kind):
+    request = http.build_request("GET", "/v1/sample?label=cat&n=1&seed=3")
+    del request.headers["Accept"]
+    if accept:
+        request.headers["Accept"] = accept
+    answer = http.send(request)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (
+        (200, kind) if kind else (406, "application/problem+json")
+    )
+    if kind:
+        assert "Accept" in answer.headers["Vary"]
+        assert http.get("/v1/sample?label=cat&n=1&format=grid", headers={"Accept": "text/html"}).status_code == 200
+
+
+def test_json_is_compressed_for_those_who_take_it(http):
+    query = "/v1/sample?label=cat&n=8&seed=3&format=json"
+    plain, packed = (http.get(query, headers={"Accept-Encoding": coding}) for coding in ("identity", "br, gzip"))
+    assert ("Content-Encoding" in plain.headers, packed.headers["Content-Encoding"]) == (False, "gzip")
+    assert plain.json() == packed.json()
+    assert int(packed.headers["Content-Length"]) < 0.9 * len(plain.content)
+    assert plain.headers["ETag"] != packed.headers["ETag"]
+    assert "Content-Encoding" not in http.get(query, headers={"Accept-Encoding": "gzip;q=0"}).headers
+
+
+def test_a_stream_has_a_line_per_image(http):
+    expected = images(http, n=40, seed=100)
+    with http.stream("GET", "/v1/stream?label=cat&n=40&seed=100") as answer:
+        assert answer.headers["Content-Type"] == "application/x-ndjson"
+        lines = [json.loads(line) for line in answer.iter_lines()]
+    assert [line["seed"] for line in lines] == list(range(100, 140))
+    assert np.array_equal(np.stack([pixels(base64.b64decode(line["png"])) for line in lines]), expected["images"])
+    assert set(lines[0]["probabilities"]) == {"cat", "dog"}
+    assert http.get("/v1/stream?label=bird").status_code == 404
+    assert http.get("/v1/stream?label=cat&n=10001").status_code == 422
+
+
+def test_a_stream_ends_when_its_client_goes(running, http):
+    calls = running.local.callers[CAT.name].calls
+    with http.stream("GET", "/v1/stream?label=cat&n=10000&seed=0") as answer:
+        next(answer.iter_lines())
+    wait_until(lambda: len(calls) == (time.sleep(0.5), len(calls))[1], "nothing is drawn for the stream", 20)
+    assert sum(map(sum, calls[-50:])) < 10_000
+
+
+async def test_other_websites_use_the_api_if_they_are_named(models):
+    local = await local_service(
+        models,
+        Champions({"cat": CAT}, None),
+        token="s3cret",  # noqa: S106
+        cors_origins=["https://a.example"],
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+        for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+            asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+            preflight = await client.options("/v1/sample", headers=asked)
+            answer = await client.get("/v1/models", headers={"Origin": origin, "Authorization": "Bearer s3cret"})
+            assert preflight.status_code == (200 if allowed else 400)
+            assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+        assert "X-Raygan-Seeds" in answer.headers["Access-Control-Expose-Headers"]
+        assert (await client.get("/v1/models", headers={"Origin": "https://a.example"})).status_code == 401
+
+
 # mistakes
 
 
@@ -247,7 +408,7 @@ def test_numbers_must_be_written_in_digits(http, given):
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, name)
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/", "/v1/models", "/v1/sample?label=cat&n=1&seed=3", "/v1/sample?n=x"])
+@pytest.mark.parametrize("path", ["/healthz", "/", "/v1/models", "/v1/sample?n=x"])
 def test_head_is_get_without_the_body(http, path):
     head, get = http.head(path), http.get(path)
     assert (head.status_code, head.content) == (get.status_code, b"")

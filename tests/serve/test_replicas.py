@@ -148,8 +148,8 @@ async def test_a_conditional_generator_serves_each_of_its_labels(models, tmp_pat
     assert not np.array_equal(cat.images, dog.images)
 
 
-async def test_a_replica_keeps_two_versions_and_fetches_others_again(tmp_path):
-    versions = [ModelVersion(CAT.name, str(i)) for i in range(1, 5)]
+async def test_a_replica_keeps_four_versions_and_fetches_others_again(tmp_path):
+    versions = [ModelVersion(CAT.name, str(i)) for i in range(1, 7)]
     files = {version: save(tmp_path / version.version, make_generator(i)) for i, version in enumerate(versions)}
     fetched = []
 
@@ -160,7 +160,7 @@ async def test_a_replica_keeps_two_versions_and_fetches_others_again(tmp_path):
     replica = GeneratorReplica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch)
     for version in [*versions, *versions[2:]]:
         await replica.prepare(version)
-    assert fetched == versions  # the last two were still there
+    assert fetched == versions  # the last four were still there
     pixels, _ = await replica.sample(versions[0], [SampleRequest("cat", (1,))])
     assert pixels.shape == (1, 32, 32, 3)
     assert fetched == [*versions, versions[0]]

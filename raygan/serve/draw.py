@@ -1,0 +1,201 @@
+"""The routes that draw: samples at once or as a stream, and walks between them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Annotated, get_args
+
+import fastapi
+import numpy as np
+from fastapi import Body, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from raygan.serve import encode, openapi
+from raygan.serve.batching import Busy
+from raygan.serve.encode import MEDIA_TYPES, Animation, Format
+from raygan.serve.headers import (
+    CACHE_HEADERS,
+    SAMPLE_HEADERS,
+    STREAM_HEADERS,
+    WALK_HEADERS,
+    model_headers,
+    sample_headers,
+    walk_headers,
+)
+from raygan.serve.messages import ModelVersion
+from raygan.serve.negotiation import Caching, chosen_format, gzipped, is_head, takes_gzip
+from raygan.serve.problems import as_problem
+from raygan.serve.schemas import SampleQuery, StreamQuery, WalkQuery
+from raygan.serve.service import Samples, Service
+from raygan.serve.workers import PictureWorkers
+
+#: Images that a stream draws at once, and maximum number of streams at once.
+_STREAM_IMAGES, _MAX_STREAMS = 16, 32
+
+#: Formats whose answers hold the classifier's verdicts.
+_WITH_VERDICTS = ("json", "zip", "npz")
+
+
+def client_of(request: Request) -> str:
+    """Whose request it is, for fairness among clients."""
+    return request.client.host if request.client else ""
+
+
+def add_routes(app: fastapi.FastAPI, service: Service, *, seconds: float) -> None:
+    """Add the routes. seconds: for which a stream waits for its next images when the service is busy."""
+    encoding = PictureWorkers("encode", 2, service.metrics)
+    _add_sample(app, service, encoding)
+    _add_stream(app, service, encoding, seconds)
+    _add_interpolate(app, service)
+
+
+def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers) -> None:
+    responses = {
+        **openapi.images({**SAMPLE_HEADERS, **CACHE_HEADERS}, *get_args(Format)),
+        **openapi.NOT_MODIFIED,
+        **openapi.errors(401, 404, 406, 409, 413, 422, 503),
+    }
+
+    async def answer(request: Request, query: SampleQuery) -> Response:
+        model = await service.version(query.label, query.version)
+        kind = query.format or chosen_format(request, get_args(Format))
+        first = query.seeds[0] if query.seeds else query.seed
+        caching = _sample_caching(request, query, kind)
+        packed = kind == "json" and takes_gzip(request)
+
+        def headers_for(classifier: ModelVersion | None) -> dict[str, str]:
+            return caching.headers(model, classifier, query.model_dump_json(), kind, packed)
+
+        headers = {**model_headers(model), **headers_for(service.champions.classifier)}
+        if request.method == "GET" and (short := caching.shortcut(headers, MEDIA_TYPES[kind])):
+            return short
+        seed = secrets.randbelow(2**31) if first is None else first
+        samples = await service.sample(
+            query.label, query.n, seed, query.truncation, query.min_confidence, model=model, seeds=query.seeds
+        )
+        if samples.accepted <= 2 and kind in ("grid", "json"):
+            body = encoding.run_here(_body, samples, kind, packed)
+        else:
+            body = await encoding.run(client_of(request), _body, samples, kind, packed)
+        headers = sample_headers(samples, kind)
+        if request.method == "GET":
+            headers |= headers_for(samples.classifier)
+        if packed and body.startswith(encode.GZIP):
+            headers["Content-Encoding"] = "gzip"
+        return Response(body, media_type=MEDIA_TYPES[kind], headers=headers)
+
+    @app.get("/v1/sample", responses=responses, response_class=Response, tags=["sample"])
+    async def sample(request: Request, query: Annotated[SampleQuery, Query()]) -> Response:
+        """Images of one label. The same label, seeds, truncation and model version give the same pixels."""
+        return await answer(request, query)
+
+    responses = {
+        **openapi.images(SAMPLE_HEADERS, *get_args(Format)),
+        **openapi.errors(400, 401, 404, 406, 408, 409, 413, 422, 503),
+    }
+
+    @app.post("/v1/sample", responses=responses, response_class=Response, tags=["sample"])
+    async def sample_posted(request: Request, query: Annotated[SampleQuery, Body()]) -> Response:
+        """The same with parameters in JSON."""
+        return await answer(request, query)
+
+
+def _sample_caching(request: Request, query: SampleQuery, kind: Format) -> Caching:
+    has_verdicts = kind in _WITH_VERDICTS or query.min_confidence is not None
+    return Caching(
+        request,
+        seeded=bool(query.seeds) or query.seed is not None,
+        lasting=query.version is not None and not has_verdicts,
+        vary=[*(["Accept"] if query.format is None else []), *(["Accept-Encoding"] if kind == "json" else [])],
+    )
+
+
+def _body(samples: Samples, kind: Format, packed: bool) -> bytes:
+    body = encode.samples_body(samples, kind)
+    return gzipped(body) if packed else body
+
+
+def _add_stream(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers, seconds: float) -> None:
+    responses = {**openapi.stream(STREAM_HEADERS), **openapi.errors(401, 404, 422, 503)}
+    streams = asyncio.Semaphore(_MAX_STREAMS)
+
+    @app.get("/v1/stream", responses=responses, response_class=Response, tags=["sample"])
+    async def stream(request: Request, query: Annotated[StreamQuery, Query()]) -> Response:
+        """Up to 10,000 images, a line of JSON for each as soon as it is drawn: seed, probabilities, png in base64.
+
+        If the service can't go on, the last line is a problem document. Disconnect to end the stream.
+        """
+        model = await service.version(query.label, query.version)
+        seed = secrets.randbelow(2**31) if query.seed is None else query.seed
+        headers = {
+            **model_headers(model),
+            "X-Raygan-Seeds": f"{seed}-{seed + query.n - 1}",
+            "Cache-Control": "no-store",
+        }
+        if is_head(request):
+            return Response(headers=headers, media_type=MEDIA_TYPES["ndjson"])
+        if streams.locked():
+            raise Busy(10)
+
+        async def part(start: int) -> bytes:
+            count = min(_STREAM_IMAGES, query.n - start)
+            samples = await service.sample(query.label, count, seed + start, query.truncation, model=model)
+            return await encoding.run(client_of(request), encode.lines, samples)
+
+        async def lines(first: bytes) -> AsyncIterator[bytes]:
+            async with streams:
+                yield first
+                for start in range(_STREAM_IMAGES, query.n, _STREAM_IMAGES):
+                    try:
+                        yield await _patiently(partial(part, start), seconds)
+                    except Exception as error:  # the status is out already
+                        yield json.dumps(as_problem(error).document(request.state.request_id)).encode() + b"\n"
+                        return
+
+        # The first part comes before the status, so that a problem has its own.
+        return StreamingResponse(lines(await part(0)), headers=headers, media_type=MEDIA_TYPES["ndjson"])
+
+
+async def _patiently(ask: Callable[[], Awaitable[bytes]], seconds: float) -> bytes:
+    """What `ask` gives, asked again while the service is busy."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return await ask()
+        except Busy as busy:
+            if time.monotonic() + busy.seconds > deadline:
+                raise
+            await asyncio.sleep(busy.seconds)
+
+
+def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
+    # One thread of their own: an animation takes as long as a hundred grids.
+    animating = PictureWorkers("animate", 1, service.metrics, limit=16)
+    responses = {
+        **openapi.images({**WALK_HEADERS, **CACHE_HEADERS}, *get_args(Animation)),
+        **openapi.NOT_MODIFIED,
+        **openapi.errors(401, 404, 406, 409, 422, 503),
+    }
+
+    @app.get("/v1/interpolate", responses=responses, response_class=Response, tags=["sample"])
+    async def interpolate(request: Request, query: Annotated[WalkQuery, Query()]) -> Response:
+        """An animated walk through latent space, from one seed's image to another's."""
+        model = await service.version(query.label, query.version)
+        kind = query.format or chosen_format(request, get_args(Animation))
+        to = query.seed + 1 if query.to is None else query.to
+        vary = ["Accept"] if query.format is None else []
+        caching = Caching(request, seeded=True, lasting=query.version is not None, vary=vary)
+        headers = walk_headers(model, query.seed, to) | caching.headers(model, query.model_dump_json(), kind)
+        if short := caching.shortcut(headers, MEDIA_TYPES[kind]):
+            return short
+        frames, _ = await service.walk(query.label, query.seed, to, query.frames, query.truncation, model=model)
+        if query.bounce:
+            frames = np.concatenate([frames, frames[-2:0:-1]])
+        milliseconds = round(1000 / query.fps)
+        body = await animating.run(client_of(request), encode.animation, frames, kind, milliseconds=milliseconds)
+        return Response(body, media_type=MEDIA_TYPES[kind], headers=headers)
