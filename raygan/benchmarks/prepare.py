@@ -43,11 +43,11 @@ from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.settings import PrepareBenchmarkSettings
 from raygan.data import duplicates
-from raygan.data.labels import is_image_name
+from raygan.data.kinds import is_image_name
+from raygan.data.listing import Listing, find_photos
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import write_shard
-from raygan.data.sources import Listing, find_photos
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster
 

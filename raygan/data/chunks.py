@@ -25,10 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygan.data import faces, outliers, variation
+from raygan.data.columns import choose
 from raygan.data.decode import Fit, looks_like_image
 from raygan.data.examine import judge, look
 from raygan.data.filters import Photo, Rules
-from raygan.data.labels import columns, is_image_name
+from raygan.data.kinds import is_image_name
 from raygan.data.sources import Source, image_bytes, shown
 from raygan.errors import RayganError, first_line
 from raygan.runtime.storage import parent, resolve, write_bytes
@@ -226,7 +227,7 @@ def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterat
     done = 0
     try:
         with source.parquet(path) as parquet:
-            name = columns(parquet.schema_arrow, source.image_column)[0]
+            name = choose(parquet.schema_arrow, source.image_column).image
             groups, skip = _row_groups(parquet.metadata, first, count)
             for batch in parquet.iter_batches(batch_size=64, row_groups=groups, columns=[name]):
                 for data in image_bytes(batch[name]):

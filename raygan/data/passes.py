@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from raygan.data import chunks, duplicates, outliers, report, sheets, tasks, variation
 from raygan.data.chunks import PixelSettings
+from raygan.data.listing import Listing
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST, Manifest, ShardFile, Split
-from raygan.data.sources import Listing
 from raygan.errors import RayganError
 from raygan.runtime import cluster, storage
 

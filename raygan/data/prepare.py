@@ -28,10 +28,10 @@ from raygan import tracking
 from raygan.data import chunks, faces, report
 from raygan.data.chunks import PixelSettings
 from raygan.data.filters import Rules
+from raygan.data.listing import Listing, find_photos
 from raygan.data.passes import Passes
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST
-from raygan.data.sources import Listing, find_photos
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster, storage
 from raygan.runtime.runs import recorded
@@ -71,6 +71,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             return known
         tracking.connect(settings)  # a wrong address should fail now, not after the work
     with cluster.ray_data(settings, **_TASKS_QUEUE), _work_folder(settings, configuration) as folder:
+        listing.sources = listing.decompressed(folder)
         passes = Passes(settings, pixel_settings, listing, folder)
         passes.examine()
         records, outlier_notes = passes.compare()

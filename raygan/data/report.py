@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raygan.data import variation
-from raygan.data.sources import Listing
+from raygan.data.listing import Listing
 from raygan.runtime import storage
 
 REPORT = "report.json"

@@ -1,11 +1,12 @@
-"""Spelling of labels, and the rules that find them in names."""
+"""Spelling of labels, and labels that are refused."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raygan.data import labels
-from raygan.data.labels import normalize
+from raygan.data.labels import check_guess, check_labels, normalize
 from raygan.errors import ConfigurationError
 
 
@@ -16,27 +17,43 @@ from raygan.errors import ConfigurationError
         ("puppies", "puppy"),
         ("foxes", "fox"),
         ("Maine Coon", "maine_coon"),
+        ("black-cats", "black_cat"),
+        (" dog ", "dog"),
         ("bus", "bus"),
         ("grass", "grass"),
         ("iris", "iris"),
-        (" dog ", "dog"),
+        ("great_pyrenees", "great_pyrenees"),
+        ("species", "species"),
+        ("Tom_Hanks", "tom_hanks"),
+        ("Cat, tabby", "cat,_tabby"),
+        ("...", ""),
     ],
 )
-def test_plural_and_case_variants_are_one_label(given, label):
+def test_plural_and_case_variants_are_one_label_and_other_words_stay(given, label):
     assert normalize(given) == label
 
 
+@given(st.text())
+def test_the_spelling_of_a_spelled_label_is_itself(text):
+    assert normalize(normalize(text)) == normalize(text)
+
+
 @pytest.mark.parametrize(
-    ("layout", "expected"), [("auto", ["a", "b"]), ("folders", ["a", "b"]), ("names", ["cat", "dog"])]
+    ("label", "says"),
+    [("x" * 201, "201 characters"), ("a\0b", "U\\+0000"), ("line\nbreak", "U\\+000A"), ("all", "all labels together")],
 )
-def test_the_layout_decides_between_folders_and_names(layout, expected):
-    paths = [f"{folder}/{name}.{i}.jpg" for folder, name in (("a", "cat"), ("b", "dog")) for i in range(6)]
-    _, label_of = labels.rule(paths, "photos", label=None, layout=layout, fallback=None)
-    assert sorted({label_of(path) for path in paths}) == expected
+def test_labels_that_can_not_be_used_are_refused(label, says):
+    with pytest.raises(ConfigurationError, match=says):
+        check_labels(["cat", label])
 
 
-def test_the_input_folder_names_the_class_only_as_a_last_resort():
-    how, label_of = labels.rule(["1.jpg"], "photos", label=None, layout="auto", fallback="cats")
-    assert (how, label_of("1.jpg")) == ("the input folder's name", "cats")
-    with pytest.raises(ConfigurationError, match="--label"):
-        labels.rule(["1.jpg"], "photos", label=None, layout="auto", fallback="photos")
+@pytest.mark.parametrize("label", ["x" * 200, "dog:_big", 'say_"meow"', "🐱", "قط", "a/b", "naïve's"])
+def test_labels_of_any_text_are_taken(label):
+    check_labels([label])
+
+
+def test_a_guess_that_gives_a_class_to_each_photo_is_refused_with_two_flags():
+    with pytest.raises(ConfigurationError, match=r"4 labels for 5 photos .*--label or --layout"):
+        check_guess("names", {"a": 2, "b": 1, "c": 1, "d": 1}, ["--label", "--layout"])
+    check_guess("names", {"a": 2, "b": 2, "c": 1}, ["--label", "--layout"])
+    check_guess("names", {"a": 1}, ["--label", "--layout"])

@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 
 from raygan.data import chunks, outliers, tasks
 from raygan.data import report as photo_report
+from raygan.data.listing import Listing
 from raygan.data.passes import Passes
 from raygan.data.prepare import list_photos, pixel_settings_of, prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet, read_shard
-from raygan.data.sources import Listing
 from raygan.errors import ConfigurationError, RayganError
 from tests.data import messy
 from tests.helpers import REPOSITORY, start_job, wait_until

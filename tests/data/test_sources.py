@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygan.data.labels import columns
-from raygan.data.sources import find_photos, shown
+from raygan.data.columns import choose
+from raygan.data.listing import find_photos
+from raygan.data.sources import shown
 from raygan.errors import ConfigurationError
 
 
@@ -43,7 +44,7 @@ def labels(*inputs, **options):
             ),
             {"cat", "dog"},
         ),
-        (tuple(f"great_pyrenees_{i}.jpg" for i in range(5)), {"great_pyrenee"}),
+        (tuple(f"great_pyrenees_{i}.jpg" for i in range(5)), {"great_pyrenees"}),
         (tuple(f"photos/{label}_{i:05}.jpg" for i in range(8) for label in ("cat", "dog")), {"cat", "dog"}),
         (("wolf/1.jpg", "fox/2.jpg", *(f"cat.{i}.jpg" for i in range(4))), {"wolf", "fox", "cat"}),
         (("only/cats/1.jpg", "only/cats/2.jpg"), {"cat"}),
@@ -104,6 +105,6 @@ def test_parquet_labels_get_the_names_in_the_metadata(tmp_path):
     table = pa.table({"image": [{"bytes": b"a", "path": "x"}] * 3, "label": [0, 1, 1]})
     pq.write_table(table.replace_schema_metadata({b"huggingface": names}), tmp_path / "train.parquet")
     assert labels(tmp_path) == {"train.parquet#0": "cat", "train.parquet#1": "dog", "train.parquet#2": "dog"}
-    assert columns(table.schema) == ("image", "label")
+    assert (choose(table.schema).image, choose(table.schema).label) == ("image", "label")
     with pytest.raises(ConfigurationError, match="--label-column"):
         labels(tmp_path, label_column="kind")

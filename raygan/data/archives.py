@@ -1,0 +1,161 @@
+"""Archives as folders: the files in a local ``.zip``, ``.tar`` or compressed ``.tar``, read in place.
+
+Nothing is unpacked, so no name in an archive can lead outside of it, and links are never followed. A file is found by
+its place in the archive. Only a compressed tar has no places: `plain_copy` writes it once without its compression.
+"""
+
+from __future__ import annotations
+
+import calendar
+import functools
+import hashlib
+import os
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from raygan.data.kinds import split_path
+from raygan.errors import ConfigurationError, RayganError, first_line
+
+#: What damaged archives make the standard library raise.
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive.
+
+    Attributes:
+        path: as the archive spells it.
+        size: in bytes, decompressed.
+        changed: modification time, in ns.
+        regular: neither a link nor a device.
+        place: where its bytes begin in a plain tar.
+    """
+
+    path: str
+    size: int
+    changed: int
+    regular: bool
+    place: int = 0
+
+
+def is_compressed_tar(path: str) -> bool:
+    """Whether the archive has to be copied without its compression before files can be read from it."""
+    name = path.lower()
+    return not name.endswith((".zip", ".tar"))
+
+
+def members(path: str) -> list[Member]:
+    """The files in an archive; of several with one name, the last. Raises ConfigurationError if it is damaged."""
+    try:
+        found = list(_zipped(path) if path.lower().endswith(".zip") else _in_tar(path))
+    except (OSError, *_DAMAGED) as error:
+        raise ConfigurationError(f"--input: cannot read the archive {path}: {first_line(error)}") from None
+    return list({name_of(member.path): member for member in found}.values())
+
+
+def read(path: str, plain: str, member: str, count: int = -1) -> bytes:
+    """The content of a file in an archive, or its first `count` bytes.
+
+    Args:
+        path: of the archive.
+        plain: of the archive without its compression.
+        member: the file's path in the archive.
+        count: bytes to read; negative for all.
+
+    Raises:
+        OSError: there is no such file, or its bytes are damaged.
+    """
+    opened = _open(path, plain, os.stat(path).st_mtime_ns)
+    try:
+        return opened.read(member, count)
+    except KeyError:
+        raise FileNotFoundError(member) from None
+    except _DAMAGED as error:
+        raise OSError(0, first_line(error)) from None
+
+
+def plain_copy(path: str, folder: str) -> str:
+    """Write a compressed tar without its compression into a folder, unless that was done; its path."""
+    about = os.stat(path)
+    digest = hashlib.sha256(repr((path, about.st_size, about.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+    copy = os.path.join(folder, f"{digest.hexdigest()[:16]}.tar")
+    if os.path.exists(copy):
+        return copy
+    os.makedirs(folder, exist_ok=True)
+    try:
+        with tarfile.open(path) as packed, open(f"{copy}.part", "wb") as file:
+            stream = packed.fileobj
+            with tqdm(desc=f"decompressing {os.path.basename(path)}", unit="B", unit_scale=True, leave=False) as bar:
+                stream.seek(0)
+                while block := stream.read(1 << 22):
+                    file.write(block)
+                    bar.update(len(block))
+        os.replace(f"{copy}.part", copy)
+    except (OSError, *_DAMAGED) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise RayganError(f"cannot decompress {path} into {folder}: {reason}") from None
+    return copy
+
+
+def name_of(path: str) -> str:
+    """One spelling of a path in an archive, for comparison: ``./cat/1.jpg`` is ``cat/1.jpg``."""
+    return "/".join(split_path(path))
+
+
+def _zipped(path: str) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.flag_bits & 1:
+                raise ConfigurationError(f"--input: the archive {path} is encrypted: unpack it first")
+            kind = (info.external_attr >> 16) & 0o170000
+            if not info.is_dir():
+                changed = calendar.timegm(info.date_time) if all(info.date_time[:3]) else 0
+                # Archives made on other systems say nothing about the kind.
+                yield Member(info.filename, info.file_size, changed * 10**9, kind in (0, 0o100000))
+
+
+def _in_tar(path: str) -> Iterator[Member]:
+    with tarfile.open(path) as archive:
+        for info in archive:
+            if not info.isdir():
+                regular = info.isreg() and not info.issparse()
+                yield Member(info.name, info.size, int(info.mtime) * 10**9, regular, info.offset_data)
+
+
+class _Zip:
+    def __init__(self, path: str):
+        self._archive = zipfile.ZipFile(path)
+        self._files = {name_of(info.filename): info for info in self._archive.infolist()}
+
+    def read(self, member: str, count: int) -> bytes:
+        with self._archive.open(self._files[name_of(member)]) as file:
+            return file.read(count)
+
+
+class _Tar:
+    def __init__(self, path: str):
+        self._file = open(path, "rb")  # noqa: SIM115 - as long as the process
+        self._files = {name_of(member.path): member for member in _in_tar(path)}
+        self._lock = threading.Lock()
+
+    def read(self, member: str, count: int) -> bytes:
+        found = self._files[name_of(member)]
+        with self._lock:
+            self._file.seek(found.place)
+            return self._file.read(found.size if count < 0 else min(count, found.size))
+
+
+@functools.lru_cache(maxsize=4)
+def _open(path: str, plain: str, changed: int) -> _Zip | _Tar:
+    """An open archive with its index, kept for the next file; `changed` makes a new one if the archive is replaced."""
+    try:
+        return _Zip(path) if path.lower().endswith(".zip") else _Tar(plain)
+    except _DAMAGED as error:
+        raise OSError(0, first_line(error)) from None

@@ -1,0 +1,79 @@
+"""Kinds of files by their names alone: photos, archives, and what is left aside without being read."""
+
+from __future__ import annotations
+
+#: Endings of image files. Files with other endings are photos only if their first bytes say so.
+IMAGE_ENDINGS = frozenset(
+    """
+    .jpg .jpeg .jpe .jfif .png .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .avif .heic .heif .hif
+    .tga .ico
+    """.split()  # noqa: SIM905 - a list of quoted words would fill a screen
+)
+
+#: Endings of photos that are not decoded, by kind. They are counted, never read.
+FOREIGN_ENDINGS = {
+    ".jxl": "JPEG XL photo",
+    **dict.fromkeys(
+        [
+            ".3fr",
+            ".arw",
+            ".cr2",
+            ".cr3",
+            ".dng",
+            ".erf",
+            ".kdc",
+            ".mrw",
+            ".nef",
+            ".nrw",
+            ".orf",
+            ".pef",
+            ".raf",
+            ".raw",
+            ".rw2",
+            ".sr2",
+            ".srf",
+            ".srw",
+            ".x3f",
+        ],
+        "camera RAW file",
+    ),
+    **dict.fromkeys([".psd", ".psb", ".xcf", ".kra", ".svg", ".eps", ".ai", ".pdf"], "drawing or document"),
+    **dict.fromkeys([".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"], "video"),
+}
+
+#: Endings of archives that can be an input.
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+
+def split_path(path: str) -> list[str]:
+    """A path's folders and its file name. Archives made on Windows may have backslashes between them."""
+    return [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def ending(path: str) -> str:
+    """The ending of a file's name in lower case, with its dot; empty without one."""
+    name = split_path(path)[-1:] or [""]
+    stem, dot, last = name[0].rpartition(".")
+    return f".{last.lower()}" if stem and dot else ""
+
+
+def is_image_name(path: str) -> bool:
+    """Whether the file's ending is that of an image."""
+    return ending(path) in IMAGE_ENDINGS
+
+
+def is_archive_name(path: str) -> bool:
+    """Whether the file's ending is that of an archive that can be an input."""
+    return path.lower().endswith(ARCHIVE_ENDINGS)
+
+
+def left_aside(path: str) -> str | None:
+    """Why a file is left aside by its name alone, such as "hidden file"; None if it isn't."""
+    parts = split_path(path)
+    if ".." in parts or path.startswith("/"):
+        return "outside the archive"
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return "hidden file"
+    if is_archive_name(path):
+        return "archive"
+    return FOREIGN_ENDINGS.get(ending(path))

@@ -1,0 +1,100 @@
+"""Archives are read as folders, and nothing in them leads outside."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from raygan.data import archives
+from raygan.data.listing import find_photos
+from raygan.errors import ConfigurationError
+
+PHOTOS = {f"{label}/{i}.jpg": f"{label}{i}".encode() * 100 for label in ("cats", "dogs") for i in range(3)}
+
+
+def pack(path, files, prefix=""):
+    """An archive with these contents by name; the path's ending says of which kind."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(prefix + name, content)
+        return path
+    with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz", "photos.tar.xz"])
+@pytest.mark.parametrize("prefix", ["", "./", "set\\"])
+def test_archives_are_read_as_folders(tmp_path, name, prefix):
+    listing = find_photos([str(pack(tmp_path / name, PHOTOS, prefix))])
+    (source,) = listing.decompressed(str(tmp_path / "work"))
+    rows = listing.photos.to_pylist()
+    assert [row["label"] for row in rows] == ["cat"] * 3 + ["dog"] * 3
+    for row in rows:
+        content = PHOTOS[archives.name_of(row["path"].decode()).removeprefix("set/")]
+        assert row["size"] == len(content)
+        assert source.read(row["path"]) == content
+        assert source.read(row["path"], 4) == content[:4]
+    with pytest.raises(FileNotFoundError):
+        source.read(b"cats/9.jpg")
+
+
+def test_several_archives_are_class_folders(tmp_path):
+    packed = [str(pack(tmp_path / f"{name}.zip", {"1.jpg": b"1"})) for name in ("cats", "dogs")]
+    assert find_photos(packed).photos["label"].to_pylist() == ["cat", "dog"]
+
+
+def test_what_leads_outside_and_links_are_left_aside(tmp_path):
+    path = pack(tmp_path / "photos.tar", {**PHOTOS, "../up.jpg": b"x", "/etc/root.jpg": b"x", "__MACOSX/._1.jpg": b"x"})
+    with tarfile.open(path, "a") as archive:
+        for kind, target in ((tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "cats/0.jpg"), (tarfile.CHRTYPE, "")):
+            info = tarfile.TarInfo(f"cats/link{kind!r}.jpg")
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    listing = find_photos([str(path)])
+    assert listing.photos.num_rows == 6
+    assert listing.ignored == {"outside the archive": 2, "hidden file": 1, "not a regular file": 3}
+
+
+def test_an_archive_inside_a_folder_is_counted(tmp_path):
+    for name in ("cat/1.jpg", "dog/1.jpg", "more.tar.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    listing = find_photos([str(tmp_path)])
+    assert listing.ignored == {"archive": 1}
+    assert "give archives to --input" in listing.describe()
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz"])
+def test_damaged_archives_are_refused_in_one_line(tmp_path, name):
+    content = pack(tmp_path / name, PHOTOS).read_bytes()
+    for damaged in (b"", b"not an archive", content[: len(content) // 2]):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ConfigurationError, match=r"cannot read the archive|no files"):
+            find_photos([str(tmp_path / name)])
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        find_photos([str(tmp_path / f"gone-{name}")])
+
+
+def test_bytes_that_are_damaged_in_an_archive_can_not_be_read(tmp_path):
+    path = pack(tmp_path / "photos.zip", PHOTOS)
+    content = bytearray(path.read_bytes())
+    content[40:45] = b"\xff" * 5
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"."):
+        archives.read(str(path), str(path), "cats/0.jpg")
+
+
+def test_a_plain_copy_is_made_once_and_again_for_another_archive(tmp_path):
+    path = pack(tmp_path / "photos.tar.gz", PHOTOS)
+    first = archives.plain_copy(str(path), str(tmp_path))
+    assert archives.plain_copy(str(path), str(tmp_path)) == first
+    pack(path, {"new.jpg": b"1"})
+    assert archives.plain_copy(str(path), str(tmp_path)) != first

@@ -1,0 +1,166 @@
+"""Folders as people have them: what hubs, phones, other systems and their tools leave beside photos."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raygan.data.listing import find_photos
+from raygan.data.sources import shown
+from raygan.errors import ConfigurationError
+from tests.data.messy import jpeg, picture
+
+NAMES = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
+
+
+def listed(*inputs, **options):
+    """Each photo's label by its path, and counts of what is left aside."""
+    listing = find_photos([str(path) for path in inputs], **options)
+    return {shown(row["path"], row["row"]): row["label"] for row in listing.photos.to_pylist()}, listing.ignored
+
+
+def write(path, content=b"\xff\xd8\xff"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def write_rows(path, columns, metadata=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+def structs(count):
+    return [{"bytes": b"\xff\xd8\xff", "path": f"{i}.jpg"} for i in range(count)]
+
+
+def test_files_of_a_hub_beside_parquet_are_left_aside(tmp_path):
+    write_rows(tmp_path / "data" / "train.parquet", {"image": structs(4), "label": [0, 1, 0, 1]}, NAMES)
+    for name in ("README.md", "data/_SUCCESS", ".gitattributes", "assets/logo.png"):
+        write(tmp_path / name)
+    found, ignored = listed(tmp_path)
+    assert sorted(found.values()) == ["cat", "cat", "dog", "dog"]
+    assert ignored == {"not an image": 2, "hidden file": 1, "no label": 1}
+
+
+@pytest.mark.parametrize("labels", [[0, 1, -1, 0, 1], [0, 1, None, 0, 1], [["x"], ["y"], [], ["x"], ["y"]]])
+def test_rows_without_a_label_are_counted(tmp_path, labels):
+    write_rows(tmp_path / "t.parquet", {"image": structs(5), "label": labels}, NAMES if labels[0] == 0 else None)
+    found, ignored = listed(tmp_path)
+    assert set(found) == {f"t.parquet#{row}" for row in (0, 1, 3, 4)}
+    assert ignored == {"no label": 1}
+
+
+def test_a_column_of_file_names_is_read_as_file_names(tmp_path):
+    names = [f"cat_{i}.jpg" for i in range(8)]
+    write_rows(tmp_path / "t.parquet", {"image": [b"\xff\xd8\xff"] * 8, "file_name": names})
+    assert set(listed(tmp_path)[0].values()) == {"cat"}
+    assert set(listed(tmp_path, label_column="file_name")[0].values()) == {"cat"}
+
+
+def test_paths_in_the_image_column_are_read_like_paths(tmp_path):
+    rows = [{"bytes": b"\xff\xd8\xff", "path": f"train/{label}/{i}.jpg"} for i in range(4) for label in ("cats", "dog")]
+    write_rows(tmp_path / "t.parquet", {"image": rows})
+    assert set(listed(tmp_path)[0].values()) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("kind", [f"{i:032x}" for i in range(8)], "8 labels for 8 photos .*--label-column.*--label"),
+        ("text", [f"a cat on mat {i}" for i in range(8)], "its columns are image, text"),
+    ],
+)
+def test_ids_and_captions_are_no_labels(tmp_path, column, values, says):
+    write_rows(tmp_path / "t.parquet", {"image": [b"\xff\xd8\xff"] * 8, column: values})
+    with pytest.raises(ConfigurationError, match=says):
+        listed(tmp_path)
+    assert set(listed(tmp_path, label="cat")[0].values()) == {"cat"}
+
+
+def test_rows_by_path_are_read_relative_to_the_file(tmp_path):
+    for i in range(3):
+        write(tmp_path / "data" / "photos" / f"{i}.jpg", jpeg(picture(i)))
+    rows = [{"bytes": None, "path": f"photos\\{i}.jpg"} for i in range(4)]  # the last is gone
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"image": pa.array(rows, kind), "label": ["cat", "dog", "cat", "dog"]}
+    write_rows(tmp_path / "data" / "t.parquet", columns)
+    expected = {f"data/photos/{i}.jpg": label for i, label in enumerate(columns["label"])}
+    assert listed(tmp_path) == (expected, {})
+    write_rows(tmp_path / "data" / "t.parquet", {"path": [row["path"] for row in rows], "label": columns["label"]})
+    assert listed(tmp_path) == (expected, {})
+    assert set(listed(tmp_path / "data" / "t.parquet")[0]) == {f"photos/{i}.jpg" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("gone.jpg", "not there"), ("/etc/x.jpg", "outside"), ("../x.jpg", "outside"), ("http://x/y.jpg", "download")],
+)
+def test_rows_by_paths_that_lead_nowhere_are_refused_with_the_reason(tmp_path, path, says):
+    write_rows(tmp_path / "t.parquet", {"file": [path] * 4, "label": ["cat"] * 4})
+    with pytest.raises(ConfigurationError, match=f"column file, .*{says}"):
+        listed(tmp_path)
+
+
+def test_folders_named_by_spark_are_labels(tmp_path):
+    for label in ("cats", "dog"):
+        write_rows(tmp_path / f"label={label}" / "part-0.parquet", {"image": structs(2)})
+    assert set(listed(tmp_path)[0].values()) == {"cat", "dog"}
+
+
+def test_links_that_lead_to_themselves_are_counted(tmp_path):
+    write(tmp_path / "cat" / "1.jpg")
+    write(tmp_path / "dog" / "1.jpg")
+    (tmp_path / "cat" / "self").symlink_to("self")
+    (tmp_path / "cat" / "a").symlink_to("b")
+    (tmp_path / "cat" / "b").symlink_to("a")
+    found, ignored = listed(tmp_path)
+    assert set(found) == {"cat/1.jpg", "dog/1.jpg"}
+    assert ignored == {"not a regular file": 3}
+
+
+def test_photos_in_formats_that_are_not_decoded_are_named(tmp_path):
+    for name in ("cat/1.jxl", "cat/2.JXL", "dog/1.NEF", "dog/clip.mp4"):
+        write(tmp_path / name)
+    with pytest.raises(
+        ConfigurationError, match=r"JPEG XL photo \(2\).*camera RAW file \(1\).*convert .* to JPEG or PNG"
+    ):
+        listed(tmp_path)
+    write(tmp_path / "cat" / "3.jpg")
+    assert listed(tmp_path)[1] == {"JPEG XL photo": 2, "camera RAW file": 1, "video": 1}
+
+
+def test_the_output_may_not_be_an_input(tmp_path):
+    write(tmp_path / "cat" / "1.jpg")
+    write(tmp_path / "dog" / "1.jpg")
+    for inputs in (str(tmp_path), str(tmp_path / "*" / "*.jpg"), f"{tmp_path}/cat/.."):
+        with pytest.raises(ConfigurationError, match=r"--output: .* is an input"):
+            find_photos([inputs], exclude=str(tmp_path))
+
+
+def test_names_that_are_not_utf_8_make_labels_with_escapes(tmp_path):
+    for name in (b"/caf\xe9", b"/dog"):
+        os.makedirs(os.fsencode(tmp_path) + name)
+        with open(os.fsencode(tmp_path) + name + b"/1.jpg", "wb") as file:
+            file.write(b"\xff\xd8\xff")
+    assert set(listed(tmp_path)[0].values()) == {"caf\\xe9", "dog"}
+
+
+def test_a_damaged_parquet_file_is_one_photo_that_can_not_be_read(tmp_path):
+    write(tmp_path / "bad.parquet", b"PAR1 no more")
+    write_rows(tmp_path / "good.parquet", {"image": structs(4), "label": ["cat", "dog"] * 2})
+    found, _ = listed(tmp_path)
+    assert found.pop("bad.parquet") == "unknown"
+    assert list(found.values()) == ["cat", "dog"] * 2
+
+
+def test_what_is_found_and_left_aside_is_said(tmp_path):
+    for name in ("train/cat.0.jpg", *(f"train/dog.{i}.jpg" for i in range(7)), "test1/1.jpg", "notes.txt"):
+        write(tmp_path / name)
+    assert find_photos([str(tmp_path)]).describe() == (
+        f"{tmp_path}: labels in file names, which are few for so many files: 7 dog, 1 cat\n"
+        "left aside: no label (1), not an image (1)"
+    )

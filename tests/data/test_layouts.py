@@ -1,0 +1,123 @@
+"""Labels from paths: each layout of the table in `raygan.data.labels`, and their kin."""
+
+from __future__ import annotations
+
+import pytest
+
+from raygan.data.layouts import annotation_paths, guess
+from raygan.errors import ConfigurationError
+
+
+def found(paths, **options):
+    """The label of each path."""
+    label_of = guess(paths, "photos", **options).label_of
+    return [label_of(path) for path in paths]
+
+
+def several(*patterns, count=6):
+    """Paths from patterns with a number in them."""
+    return [pattern.format(i) for pattern in patterns for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "labels"),
+    [
+        # Kaggle Dogs vs. Cats, with its test folder, as unpacked, and inside a folder of its name
+        (("train/cat.{}.jpg", "train/dog.{}.jpg", "test1/{}.jpg"), ["cat", "dog", None]),
+        (("dogs-vs-cats/train/cat.{}.jpg", "dogs-vs-cats/train/dog.{}.jpg"), ["cat", "dog"]),
+        (("mydata/cat.{}.jpg", "mydata/dog.{}.jpg"), ["cat", "dog"]),
+        (("PetImages/Cat/{}.jpg", "PetImages/Dog/{}.jpg"), ["cat", "dog"]),
+        (("training_set/cats/cat.{}.jpg", "test_set/dogs/dog.{}.jpg"), ["cat", "dog"]),
+        # class folders beside a test folder without
+        (("train/cat/{}.jpg", "train/dog/{}.jpg", "test/{}.jpg"), ["cat", "dog", None]),
+        (("train_images/a/{}.jpg", "val2017/b/{}.jpg"), ["a", "b"]),
+        # Oxford-IIIT Pet
+        (("images/great_pyrenees_{}.jpg", "images/Abyssinian_{}.jpg"), ["great_pyrenees", "abyssinian"]),
+        # AFHQ: the names tell where photos come from, the folder what they show
+        (("train/cat/flickr_cat_{:06}.jpg", "train/cat/pixabay_cat_{:06}.jpg"), ["cat", "cat"]),
+        (("cat/whiskers_{}.jpg", "cat/tom_{}.jpg"), ["cat", "cat"]),
+        (("train/cat/flickr_{}.jpg", "val/dog/pixabay_{}.jpg"), ["cat", "dog"]),
+        # Stanford Dogs, and other folders whose numbers are no part of the name
+        (
+            ("Images/n02085620-Chihuahua/n02085620_{}.jpg", "Images/n02085782-Japanese_spaniel/n02085782_{}.jpg"),
+            ["chihuahua", "japanese_spaniel"],
+        ),
+        (
+            ("001.Black_footed_Albatross/{}.jpg", "002.Laysan_Albatross/{}.jpg"),
+            ["black_footed_albatross", "laysan_albatross"],
+        ),
+        # the same name for two of them: the numbers stay
+        (("n02012849-crane/{}.jpg", "n03126707-crane/{}.jpg"), ["n02012849_crane", "n03126707_crane"]),
+        # identities, years, a depth that varies
+        (("Aaron_Eckhart/Aaron_Eckhart_{:04}.jpg", "Tom_Hanks/Tom_Hanks_{:04}.jpg"), ["aaron_eckhart", "tom_hanks"]),
+        (("2019/cats/{}.jpg", "2020/dogs/{}.jpg"), ["cat", "dog"]),
+        (("cats/{}.jpg", "cats/indoor/{}.jpg", "dogs/{}.jpg"), ["cat", "cat", "dog"]),
+        # names made on Windows, and by Roboflow
+        (("train\\cats\\{}.jpg", "train\\dogs\\{}.jpg"), ["cat", "dog"]),
+        (("train/cat_{}_jpg.rf.3f2a9c.jpg", "train/dog_{}_jpg.rf.77aa01.jpg"), ["cat", "dog"]),
+    ],
+)
+def test_layouts_give_their_labels(patterns, labels):
+    paths = several(*patterns)
+    assert found(paths) == [label for label in labels for _ in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"), [("auto", ["a", "b"]), ("folders", ["a", "b"]), ("names", ["cat", "dog"])]
+)
+def test_the_layout_decides_between_folders_and_names(layout, expected):
+    paths = several("a/cat.{}.jpg", "b/dog.{}.jpg")
+    assert sorted(set(found(paths, layout=layout))) == expected
+
+
+def test_numbers_are_classes_only_on_request():
+    paths = several("0/{}.jpg", "1/{}.jpg")
+    with pytest.raises(ConfigurationError, match="--label, or give --layout folders"):
+        found(paths)
+    assert set(found(paths, layout="folders")) == {"0", "1"}
+
+
+@pytest.mark.parametrize("folders", [("CAT_00", "CAT_01", "CAT_02"), ("cats (1)", "cats (2)"), ("batch1", "batch2")])
+def test_folders_that_differ_by_a_number_only_are_asked_about(folders):
+    paths = several(*(f"{folder}/{{}}.jpg" for folder in folders))
+    with pytest.raises(ConfigurationError, match=r"--label .* makes them one class; --layout folders"):
+        found(paths)
+    assert len(set(found(paths, layout="folders"))) == len(folders)
+    with pytest.raises(ConfigurationError, match="--label"):
+        found(several("{}.jpg"), folder=folders[0], inputs=folders)
+
+
+def test_an_input_among_others_is_a_class_folder():
+    paths = several("flickr_cat_{}.jpg", "pixabay_cat_{}.jpg")
+    assert set(found(paths, folder="cat", inputs=["cat", "dog"])) == {"cat"}
+    assert set(found(several("{}.jpg"), folder="cats", inputs=["cats", "dogs"])) == {"cat"}
+    # but not if it has class folders itself
+    paths = several("cats/{}.jpg", "dogs/{}.jpg")
+    assert set(found(paths, folder="mine", inputs=["mine", "yours"])) == {"cat", "dog"}
+
+
+def test_a_single_input_is_the_class_only_where_the_names_repeat_it():
+    paths = several("flickr_cat_{}.jpg", "pixabay_cat_{}.jpg")
+    assert set(found(paths, folder="cat")) == {"cat"}
+    with pytest.raises(ConfigurationError, match="--label"):
+        found(several("{}.jpg"), folder="cats")
+
+
+def test_a_folder_and_names_that_disagree_are_asked_about():
+    paths = several("kakapo/red_{}.jpg", "kakapo/blue_{}.jpg")
+    with pytest.raises(ConfigurationError, match="--layout folders or --layout names"):
+        found(paths)
+    assert set(found(paths, layout="folders")) == {"kakapo"}
+    assert set(found(paths, layout="names")) == {"red", "blue"}
+
+
+def test_a_name_for_each_photo_gives_no_labels():
+    with pytest.raises(ConfigurationError, match="3 different ones in 3 file names"):
+        found(["rex_1.jpg", "bella_2.jpg", "tom_3.jpg"])
+
+
+def test_annotations_beside_photos_are_no_photos():
+    photos = several("pets/images/Abyssinian_{}.jpg")
+    masks = several("pets/annotations/trimaps/Abyssinian_{}.png", "pets/masks/{}.png")
+    assert annotation_paths([*photos, *masks]) == set(masks)
+    assert not annotation_paths(several("mask/{}.jpg", "no_mask/{}.jpg"))
