@@ -89,7 +89,7 @@ def choose(schema: pa.Schema, image: str = "", label: str = "") -> Columns:
         raise ConfigurationError(f"--image-column: column {image!r} holds {schema.field(image).type}, no photos")
     if label and not (_is_label(schema.field(label).type) or _is_binary(schema.field(label).type)):
         raise ConfigurationError(f"--label-column: column {label!r} holds {schema.field(label).type}, no labels")
-    images = _in_order([item.name for item in schema if _holds_bytes(item.type)], _IMAGE_COLUMNS)
+    images = _in_order([item.name for item in schema if _holds_bytes(item.type) and item.name != label], _IMAGE_COLUMNS)
     fields = [item for item in schema if _is_label(item.type) and item.name not in images[:1]]
     named = [item.name for item in fields if is_label_name(item.name)]
     classes = [item.name for item in fields if class_names(schema, item.name)]

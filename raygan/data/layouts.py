@@ -130,7 +130,10 @@ def _by_folders(paths: Sequence[str], level: int, found: dict[str, str], address
 
     def label_of(path: str) -> str | None:
         chain = _folders(path)
-        return found[chain[level]] if len(chain) > level else _name_label(path) if by_name else None
+        if len(chain) > level:
+            folder = chain[level]  # one that has only files without an image's ending isn't among those found
+            return found.get(folder) or (normalize(folder) if _says_class(folder) else None)
+        return _name_label(path) if by_name else None
 
     how = "class folders, and labels in the names of files outside of them" if by_name else "class folders"
     return Guess(how, label_of, certain=True)

@@ -179,6 +179,7 @@ class _Sorter:
         self.source, self.number, self.ignored = source, number, ignored
         self.label, self.wanted, self.guess = None if label is None else normalize(label), layout, guess
         self.layouts: list[str] = []
+        self.named: set[str] = set()  # paths of image files that rows name
 
     def sort(self, found: Sequence[File]) -> pa.Table:
         """The photos among these files, as a table of `SCHEMA`."""
@@ -200,8 +201,7 @@ class _Sorter:
         if self.wanted == "columns":
             self.ignored["not Parquet"] += len(photos)
             photos = []
-        named = {path for part in rows for path in part.filter(pc.less(part["row"], 0))["path"].to_pylist()}
-        photos = [file for file in photos if os.fsencode(file.path) not in named]
+        photos = [file for file in photos if file.path not in self.named]
         known = {label for part in rows for label in part["label"].unique().to_pylist()}
         parts = [*rows, *([self._files(photos, known)] if photos else [])]
         self.ignored -= Counter()  # without zeros
@@ -267,6 +267,7 @@ class _Sorter:
     def _of_rows(self, part: Rows) -> pa.Table:
         found = zip(part.files, part.rows, part.labels, strict=True)
         kept = [(file, row, label) for file, row, label in found if label]
+        self.named |= {file.path for file, row in zip(part.files, part.rows, strict=True) if row < 0}
         self.ignored += part.ignored
         self.ignored["no label"] += len(part.files) - len(kept) - part.ignored["several labels"]
         return self._table([file for file, _, _ in kept], [label for *_, label in kept], [row for _, row, _ in kept])
