@@ -61,8 +61,10 @@ class TrainStepBenchmarkSettings(NumbersFile):
         "presets to measure, all at the size below",
         default_factory=lambda: ["wgan-gp-128", "wgan-gp-64", "best-64", "dcgan-64"],
     )
-    precisions: list[Literal["fp32", "bf16"]] = option(
-        None, "precisions to measure; by default fp32, and bf16 where the hardware computes it", default_factory=list
+    precisions: list[Literal["fp32", "tf32", "bf16"]] = option(
+        None,
+        "precisions to measure; by default fp32 (tf32 on a GPU), and bf16 where the hardware computes it",
+        default_factory=list,
     )
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     width: int = option(64, "channels of the block next to the image", ge=1, le=512)

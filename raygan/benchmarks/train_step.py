@@ -7,7 +7,7 @@
 2. In each round every pair runs for a while, one after another. A round's ratios are taken within the round, and their
    median counts: a machine whose clock drifts slows all alike.
 3. Floating-point operations are counted where torch dispatches them, not estimated. The peak is that of the fastest
-   product in the same run at the same precision. On a GPU, fp32 means TF32, as in torch's convolutions.
+   product in the same run at the same precision. The textbook's is TF32 on a GPU, torch's default in convolutions.
 4. Before anything is timed, the textbook and the preset with the same objective take an iteration from the same weights
    with the same draws, and their losses must agree.
 
@@ -40,10 +40,10 @@ from raygan.benchmarks.settings import TrainStepBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.errors import RayganError, first_line
 from raygan.models.gan import NetworkSettings
-from raygan.models.hardware import computes_bf16, keep_freed_memory, peak_resident_bytes
+from raygan.models.hardware import Precision, computes_bf16, keep_freed_memory, peak_resident_bytes, set_up_gpu
 from raygan.settings import load_preset
 from raygan.training.settings import StepOptions, TrainSettings
-from raygan.training.step import GanStep, Precision
+from raygan.training.step import GanStep
 
 Part = Literal["critic", "iteration"]
 PARTS: tuple[Part, ...] = ("critic", "iteration")
@@ -54,7 +54,7 @@ TEXTBOOK = "textbook"
 _SOURCE = "wgan-gp-128"
 
 #: How far losses from the same weights and draws may differ, as a share of the loss or of 1.
-_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
+_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "tf32": 1e-4, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,11 @@ def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
 
 def _candidates(settings: TrainStepBenchmarkSettings, device: torch.device) -> list[Candidate]:
     """The textbook and each preset at each precision, all at the same size."""
-    precisions: list[Precision] = [*settings.precisions] or ["fp32"]
+    plain: Precision = "tf32" if device.type == "cuda" else "fp32"  # torch's default in convolutions
+    precisions: list[Precision] = [*settings.precisions] or [plain]
     if not settings.precisions and computes_bf16(device):
         precisions.append("bf16")
-    found = [candidate_of(TEXTBOOK, _SOURCE, "fp32", settings, device)]
+    found = [candidate_of(TEXTBOOK, _SOURCE, plain, settings, device)]
     for preset in settings.presets:
         found += [candidate_of(preset, preset, precision, settings, device) for precision in precisions]
     return found
@@ -311,7 +312,7 @@ def matrix_peak(device: torch.device, precision: Precision, seconds: float) -> f
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     cpu = device.type == "cpu"
     draw = partial(torch.randn, device=device, dtype=dtype)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # like convolutions
+    set_up_gpu(precision, deterministic=False)
     products: list[tuple[float, Callable[[], Tensor]]] = [
         (2 * side**3, partial(torch.mm, draw(side, side), draw(side, side)))
         for side in ((1024, 2048, 4096) if cpu else (4096, 8192, 16384))

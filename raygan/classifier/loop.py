@@ -15,6 +15,7 @@ from torch import Tensor
 from raygan.classifier.step import ClassifierStep
 from raygan.data.batches import BatchStream, Photos
 from raygan.metrics.classification import score
+from raygan.models.hardware import on_device
 
 #: Seconds between two progress reports.
 _PROGRESS_S = 2.0
@@ -50,7 +51,7 @@ class ClassifierLoop:
         """Train until `batches` are done in all; mean `loss` and `train_accuracy`, and `images_per_second`."""
         began, reported, first = time.monotonic(), time.monotonic(), self.step.batches_done
         sums: dict[str, Tensor] = {}
-        for images, targets in self.stream.starting_at(first):
+        for images, targets in on_device(self.stream.starting_at(first), self.step.device):
             if self.step.batches_done >= batches:
                 break
             for name, value in self.step.step(images, targets).items():

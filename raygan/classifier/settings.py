@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import model_validator
 
-from raygan.runtime.settings import BatchNormOptions, Promotion, StorageSettings, WorkerOptions
+from raygan.runtime.settings import ArithmeticOptions, BatchNormOptions, Promotion, StorageSettings, WorkerOptions
 from raygan.settings import Address, NameOrAddress, Settings, option
 
 
-class ClassifierOptions(Settings):
+class ClassifierOptions(ArithmeticOptions):
     """How GoogLeNet is trained."""
 
     group: ClassVar[str] = "classifier"
@@ -30,9 +30,6 @@ class ClassifierOptions(Settings):
         "half-life of the weights' moving average (EMA), which users get, as a share of the training so far; 0: none",
         ge=0,
         le=1,
-    )
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "arithmetic of the convolutions; auto takes bf16 where the hardware computes it natively"
     )
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 

@@ -26,9 +26,10 @@ from raygan.models.averages import move_average
 from raygan.models.distributed import Share, distributed
 from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.googlenet import build_googlenet, to_input
-from raygan.models.hardware import pick_precision, to_device
+from raygan.models.hardware import pick_precision, set_up_gpu, to_device
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
+from raygan.models.weights import fill_optimizer
 
 if TYPE_CHECKING:
     from raygan.classifier.settings import ClassifierOptions
@@ -78,6 +79,7 @@ class ClassifierStep:
         self.options, self.batches, self.batches_done = options, batches, 0
         self.device, self.share = torch.device(device), share or Share()
         self.precision = "fp64" if float64 else pick_precision(options.precision, self.device)
+        set_up_gpu(self.precision, deterministic=options.deterministic)
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self.net = build_googlenet(labels, auxiliary=options.auxiliary_weight > 0)
@@ -182,13 +184,8 @@ class ClassifierStep:
         """
         nets = {
             kind: {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
-            for kind in ("net.", "ema.")
+            for kind in ("net.", "ema.", "optimizer.")
         }
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, number, key = name.split(".", 2)
-                states.setdefault(int(number), {})[key] = value
         try:
             self.net.load_state_dict(nets["net."])
             if self.ema is not self.net:
@@ -196,8 +193,7 @@ class ClassifierStep:
                 self.ema.load_state_dict(nets["ema."] or nets["net."])
         except RuntimeError:
             raise RayganError("the checkpoint belongs to a classifier of other labels or heads") from None
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        fill_optimizer(self.optimizer, nets["optimizer."])
         self.batches_done = batches_done
 
     def _average(self, since: int) -> None:

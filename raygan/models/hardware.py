@@ -1,14 +1,18 @@
-"""What the machine can do: memory of this process, and bfloat16."""
+"""What the machine can do, and how it is used: memory of this process, precisions, GPUs."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+#: Of convolutions and products. "tf32" is float32 with a GPU's shorter mantissas.
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def keep_freed_memory() -> None:
@@ -33,11 +37,23 @@ def peak_resident_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def pick_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
-    """The wanted precision, where "auto" is bf16 if the device computes it natively."""
+def pick_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """The wanted precision, where "auto" is bf16 if the device computes it natively; only GPUs have TF32."""
     if wanted == "auto":
         return "bf16" if computes_bf16(device) else "fp32"
-    return wanted
+    return "fp32" if wanted == "tf32" and device.type == "cpu" else wanted
+
+
+def set_up_gpu(precision: str, *, deterministic: bool) -> None:
+    """Have this process's GPU, if there is one, multiply in this precision.
+
+    Args:
+        precision: "tf32" multiplies float32 numbers with mantissas of 10 bits; all else leaves them alone. torch itself
+            shortens them in convolutions unless told otherwise.
+        deterministic: use only algorithms that give the same bits each time; otherwise the fastest, by trying them.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -54,3 +70,18 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
         # From memory that may be paged out, a copy waits until all earlier work is done.
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+def on_device(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """Batches on the device. A GPU copies each in a stream of its own, while it still works on those before."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies, work = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            copied = tuple(to_device(part, device) for part in batch)
+        work.wait_stream(copies)
+        for part in copied:
+            part.record_stream(work)  # or its memory could be given to the next batch while it is in use
+        yield copied

@@ -83,6 +83,26 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         raise _misfit(path) from None
 
 
+def fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Load an optimizer's state; its hyperparameters stay those in force.
+
+    A file has no memory layouts. Fused optimizers take each parameter's state in the parameter's layout, without
+    looking: with another they would pair weights with the moments of others.
+
+    Args:
+        optimizer: of the same parameters.
+        tensors: named by the parameter's number and the state's name, such as ``3.exp_avg``.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".", 1)
+        like = parameters[int(number)]
+        placed = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.clone()
+        states.setdefault(int(number), {})[key] = placed
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def _unreadable(path: Path, error: Exception) -> RayganError:
     if isinstance(error, FileNotFoundError):
         return RayganError(f"{path} is missing: its folder is incomplete")

@@ -103,6 +103,21 @@ class WorkerOptions(Settings):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
+class ArithmeticOptions(Settings):
+    """How convolutions are computed."""
+
+    group: ClassVar[str] = "arithmetic"
+
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = option(
+        "auto",
+        "precision of convolutions; auto is bf16 where the hardware computes it natively, else fp32; tf32 is a GPU's "
+        "fp32 with shorter mantissas",
+    )
+    deterministic: bool = option(
+        False, "on a GPU, take only algorithms that always give the same bits, which is slower; CPU cores always do"
+    )
+
+
 class BatchNormOptions(Settings):
     """Which images batch norm normalizes over; the numbers depend on it."""
 

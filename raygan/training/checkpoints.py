@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raygan.errors import RayganError
 from raygan.models.gan import VERSION, Generator, load_networks, save_generator
-from raygan.models.weights import fill, load_description, load_tensors, save_description, save_tensors
+from raygan.models.weights import fill, fill_optimizer, load_description, load_tensors, save_description, save_tensors
 from raygan.training.step import GanStep
 
 
@@ -61,7 +61,7 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     for part, module in _modules(step).items():
         fill(module, _under(tensors, part), path)
     for part, optimizer in _optimizers(step).items():
-        _fill_optimizer(optimizer, _under(tensors, part))
+        fill_optimizer(optimizer, _under(tensors, part))
     step.images_seen = _images_seen(description)
     step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
@@ -80,15 +80,6 @@ def _modules(step: GanStep) -> dict[str, nn.Module]:
 
 def _optimizers(step: GanStep) -> dict[str, torch.optim.Optimizer]:
     return {"generator_optimizer": step.generator_optimizer, "critic_optimizer": step.critic_optimizer}
-
-
-def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        number, key = name.split(".", 1)
-        states.setdefault(int(number), {})[key] = value
-    # Hyperparameters come from the settings in force, not from the checkpoint.
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import model_validator
 
 from raygan.models.registry import ARCHITECTURES, DEFAULT_FEATURES, FEATURE_NETWORKS
-from raygan.runtime.settings import BatchNormOptions, Promotion, StorageSettings, WorkerOptions
+from raygan.runtime.settings import ArithmeticOptions, BatchNormOptions, Promotion, StorageSettings, WorkerOptions
 from raygan.settings import Address, ImageSize, NameOrAddress, OneOf, Settings, option
 from raygan.training.registry import OBJECTIVES, Policy
 
@@ -72,13 +72,10 @@ class ObjectiveOptions(Settings):
         0.0, "last share of the run over which both learning rates fall to zero; needs --epochs or --kimg", ge=0, le=1
     )
     clip_gradient: float = option(0.0, "norm to which either network's gradient is clipped; 0 for no clipping", ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "precision of the convolutions; auto is bf16 where the hardware computes it natively"
-    )
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 
 
-class StepOptions(BatchNormOptions, ObjectiveOptions):
+class StepOptions(BatchNormOptions, ArithmeticOptions, ObjectiveOptions):
     """All settings that a training step depends on."""
 
     @classmethod

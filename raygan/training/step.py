@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from raygan.models.averages import MovingAverage
 from raygan.models.distributed import Share, distributed
 from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
-from raygan.models.hardware import pick_precision, to_device
+from raygan.models.hardware import pick_precision, set_up_gpu, to_device
 from raygan.models.sync_norm import synchronize
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.training.objectives import CriticFunction, Terms, at_least_float32
@@ -31,8 +31,6 @@ from raygan.training.schedule import learning_rate_share
 
 if TYPE_CHECKING:
     from raygan.training.settings import StepOptions
-
-Precision = Literal["fp32", "bf16"]
 
 #: Draws that change reals and fakes, in the order of a batch of both.
 _CHANGES = "augment reals", "augment fakes"
@@ -48,7 +46,9 @@ class GanStep:
         images_seen: real images shown to the critic so far, all ranks together.
         draws: kind of the random draws: `critic_draws` and `generator_draws`.
         precision: "bf16" runs convolutions in bfloat16 by autocast; losses, penalty norms, weights and optimizer
-            states stay float32. "fp64" computes everything in float64.
+            states stay float32. "tf32" is float32 with a GPU's shorter mantissas in products. "fp64" computes
+            everything in float64.
+        layout: memory format of images and weights.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class GanStep:
         *,
         total_kimg: float = 0.0,
         float64: bool = False,
+        channels_last: bool | None = None,
     ):
         """Build networks and optimizers from the seed.
 
@@ -71,16 +72,23 @@ class GanStep:
                 then wrapped in `DistributedDataParallel`.
             total_kimg: the run's length in thousands of images, which a decaying learning rate depends on.
             float64: compute everything in float64, to check the arithmetic.
+            channels_last: keep the channels of a pixel together in memory, as GPUs' convolutions want them; by default
+                on GPUs, unless the critic normalizes each channel of each image.
         """
         self.networks, self.options, self.total_kimg = networks, options, total_kimg
         self.device = torch.device(device)
         self.share = share or Share()
         self.precision = "fp64" if float64 else pick_precision(options.precision, self.device)
         self.dtype = torch.float64 if float64 else torch.float32
+        set_up_gpu(self.precision, deterministic=options.deterministic)
+        if channels_last is None:
+            channels_last = self.device.type == "cuda" and networks.critic_norm != "instance"
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        place = partial(nn.Module.to, device=self.device, dtype=self.dtype, memory_format=self.layout)
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            self.generator = build_generator(networks).to(self.device, self.dtype)
-            self.critic = build_critic(networks).to(self.device, self.dtype)
+            self.generator = place(build_generator(networks))
+            self.critic = place(build_critic(networks))
         if options.sync_batch_norm:
             synchronize(self.generator)
         self.objective = OBJECTIVES.load(options.objective)()
@@ -213,7 +221,7 @@ class GanStep:
         return norm
 
     def _prepare_reals(self, reals: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        images = to_signed(to_device(reals, self.device), self.dtype)
+        images = to_signed(to_device(reals, self.device), self.dtype).contiguous(memory_format=self.layout)
         return mirror(images, draws["mirror"][:, 0]) if self.options.mirror else images
 
     def _augment_pair(self, reals: Tensor, fakes: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from raygan import pictures
 from raygan.data.batches import BatchStream, Photos
 from raygan.models.distributed import Share
 from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
-from raygan.models.hardware import keep_freed_memory, peak_resident_bytes
+from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
 from raygan.models.latents import seeded
 from raygan.runtime.settings import WorkerOptions
 from raygan.training.checkpoints import load_training, save_training
@@ -132,7 +132,7 @@ class TrainLoop:
         elif "metrics" in self.before:
             # An earlier session may have been killed between a checkpoint and its record: fill the gap.
             ray.train.report(self.before["metrics"])
-        for reals, classes in self.stream.starting_at(self.step.batches):
+        for reals, classes in on_device(self.stream.starting_at(self.step.batches), self.step.device):
             if self.step.images_seen >= self.schedule.total:
                 break
             self.means.add(self.step.step(reals, classes))

@@ -6,6 +6,7 @@ import torch
 from raygan.classifier.settings import ClassifierOptions
 from raygan.classifier.step import ClassifierStep, flip_and_shift
 from raygan.errors import RayganError
+from raygan.models.weights import load_tensors, save_tensors
 
 SMALL = ClassifierOptions(batch_size=4)
 
@@ -70,7 +71,7 @@ def test_the_half_life_of_the_moving_average_grows():
     assert alone.ema is alone.net
 
 
-def test_a_resumed_step_continues_as_if_uninterrupted():
+def test_a_resumed_step_continues_as_if_uninterrupted(tmp_path):
     whole, first, second = (ClassifierStep(2, SMALL, batches=9) for _ in range(3))
     for number in range(8):
         whole.step(images(seed=number), TARGETS)
@@ -83,6 +84,13 @@ def test_a_resumed_step_continues_as_if_uninterrupted():
         assert torch.equal(value, second.net.state_dict()[name]), name
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, second.ema.state_dict()[name]), name
+    again = ClassifierStep(2, SMALL, batches=9)
+    save_tensors(tmp_path / "fit.safetensors", first.state())  # a file forgets the weights' layout
+    again.load_state(load_tensors(tmp_path / "fit.safetensors"), 5)
+    for number in range(5, 8):
+        again.step(images(seed=number), TARGETS)
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(value, again.net.state_dict()[name]), name
     alone = ClassifierStep(2, SMALL.model_copy(update={"ema_ramp": 0.0}), batches=9)
     alone.step(images(), TARGETS)
     second.load_state(alone.state(), 1)  # without an average: it starts at the network

@@ -23,15 +23,14 @@ def everything(step):
     return [*step.generator.state_dict().values(), *step.critic.state_dict().values(), *step.ema.state_dict().values()]
 
 
-def test_a_step_resumes_bit_for_bit(tmp_path):
-    whole = GanStep(NETWORKS, OPTIONS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_step_resumes_bit_for_bit(tmp_path, channels_last):
+    whole, first, resumed = (GanStep(NETWORKS, OPTIONS, channels_last=channels_last) for _ in range(3))
     for number in range(7):
         whole.step(batch(number))
-    first = GanStep(NETWORKS, OPTIONS)
     for number in range(3):
         first.step(batch(number))
     save_training(tmp_path, first, {})
-    resumed = GanStep(NETWORKS, OPTIONS)
     load_training(tmp_path, resumed)
     assert resumed.images_seen == 12
     for number in range(3, 7):

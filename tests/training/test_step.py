@@ -138,6 +138,23 @@ def test_both_optimizers_get_their_share_of_the_learning_rate():
     assert step.generator_optimizer.param_groups[0]["lr"] == pytest.approx(2e-4)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_the_layout_in_memory_changes_only_rounding(objective):
+    changes = {"objective": objective, "augment": ["color", "translation", "cutout"], "mirror": True}
+    networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none")
+    plain, last = (GanStep(networks, options(**changes), float64=True, channels_last=each) for each in (False, True))
+    for number in range(2):
+        plain.step(reals(seed=number))
+        last.step(reals(seed=number))
+    assert next(last.critic.parameters()).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(
+        torch.cat([p.grad.flatten() for p in last.critic.parameters()]),
+        torch.cat([p.grad.flatten() for p in plain.critic.parameters()]),
+        rtol=1e-6,
+        atol=1e-9,
+    )
+
+
 def test_settings_are_recorded_with_what_was_decided_for_the_run():
     step = GanStep(NETWORKS, options(sync_batch_norm=True), total_kimg=0.24)
     recorded = step.settings()

@@ -1,0 +1,48 @@
+"""Precisions are chosen, not met by chance, and batches come to the device in order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raygan.models.hardware import on_device, pick_precision, set_up_gpu
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def _flags_of_before():
+    with torch.backends.cudnn.flags(enabled=True):
+        before = torch.backends.cuda.matmul.allow_tf32
+        yield
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_a_gpus_precision_is_what_it_computes_natively(monkeypatch, capability, wanted):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert pick_precision("auto", GPU) == wanted
+    assert pick_precision("fp32", GPU) == "fp32"
+    assert pick_precision("tf32", GPU) == "tf32"
+
+
+def test_cores_have_no_tf32():
+    assert pick_precision("tf32", CPU) == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_products_are_shortened_only_if_asked(precision):
+    set_up_gpu(precision, deterministic=False)
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+    assert torch.backends.cudnn.benchmark
+
+
+def test_deterministic_algorithms_are_not_tried_out():
+    set_up_gpu("bf16", deterministic=True)
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_cores_get_the_batches_themselves():
+    batches = [(torch.tensor([number]), torch.tensor([-number])) for number in range(3)]
+    assert list(on_device(iter(batches), CPU)) == batches
