@@ -6,8 +6,9 @@ and `config` work as on the command line. `raygan.train`, for example, is `train
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: uint8 images (n, S, S, 3), RGB.
 Images = npt.NDArray[np.uint8]
+
+#: float32 latents (n, z_dim).
+Latents = npt.NDArray[np.float32]
 
 
 def prepare(**settings: Any) -> dict[str, Any]:
@@ -75,8 +79,8 @@ def load_generator(name: str, **settings: Any) -> LoadedGenerator:
     """Load a generator from the registry or a folder.
 
     Args:
-        name: a registered model (``NAME`` for the promoted version, or ``NAME/VERSION``), or the path or URI of a
-            folder with generator.json, such as a checkpoint.
+        name: a registered model (``NAME`` for the promoted version, ``NAME/VERSION`` or MLflow's ``models:/…``), or the
+            path or URI of a folder with generator.json, such as a checkpoint.
         settings: `storage` and `tracking_uri`, as the jobs take them.
 
     Raises:
@@ -94,8 +98,8 @@ def load_classifier(name: str = "raygan-classifier", **settings: Any) -> LoadedC
     """Load a classifier from the registry or a folder.
 
     Args:
-        name: a registered model (``NAME`` for the promoted version, or ``NAME/VERSION``), or the path or URI of a
-            folder with classifier.json.
+        name: a registered model (``NAME`` for the promoted version, ``NAME/VERSION`` or MLflow's ``models:/…``), or the
+            path or URI of a folder with classifier.json.
         settings: `storage` and `tracking_uri`, as the jobs take them.
 
     Raises:
@@ -111,11 +115,13 @@ def load_classifier(name: str = "raygan-classifier", **settings: Any) -> LoadedC
     return LoadedClassifier(googlenet.load_classifier(storage.local_folder(folder)))
 
 
-@dataclass(frozen=True)
 class LoadedGenerator:
     """A generator, ready to draw. Made by `load_generator`."""
 
-    _named: NamedGenerator
+    def __init__(self, named: NamedGenerator, device: str = "cpu"):
+        from raygan.models.drawing import Drawing
+
+        self._named, self._drawing = named, Drawing(named.generator, device)
 
     @property
     def name(self) -> str:
@@ -132,24 +138,114 @@ class LoadedGenerator:
         """Side of its images in px."""
         return self._named.generator.settings.image_size
 
-    def sample(self, seeds: Iterable[int], label: str | None = None, truncation: float = 1.0) -> Images:
+    def to(self, device: str) -> LoadedGenerator:
+        """The same generator on another device, such as "cuda"; the pixels may differ by a gray level there."""
+        return LoadedGenerator(self._named, device)
+
+    def sample(self, seeds: Iterable[int], label: str | Sequence[str] | None = None, truncation: float = 1.0) -> Images:
         """Draw one image for each seed, the same that `raygan sample` and the service draw for that seed.
 
         Args:
-            seeds: each names one image; at least one, from 0.
-            label: what to draw, one of `labels`; needed only if there are several.
+            seeds: each names one image, from 0.
+            label: what to draw, one of `labels`, or one for each seed; needed only if there are several.
             truncation: scales the latents, above 0 to 1; less is more typical and less varied.
 
         Returns:
             uint8 images (n, S, S, 3), RGB.
         """
+        return self.draw(self.latents(seeds) * np.float32(truncation), label)
+
+    def interpolate(
+        self, start: int, end: int, frames: int, label: str | None = None, truncation: float = 1.0
+    ) -> Images:
+        """Draw a walk from one seed's image to another's, along the arc between their latents.
+
+        Args:
+            start: seed of the first frame.
+            end: seed of the last frame.
+            frames: how many, at least 2.
+            label: as for `sample`.
+            truncation: as for `sample`.
+
+        Returns:
+            uint8 images (frames, S, S, 3), RGB, the same that the service draws.
+        """
+        import torch
+
+        from raygan.models.latents import slerp
+
+        if frames < 2:
+            raise ConfigurationError(f"frames must be at least 2, not {frames}")
+        first, last = (torch.from_numpy(self.latents([seed])).expand(frames, -1) for seed in (start, end))
+        points = slerp(first, last, torch.linspace(0, 1, frames))
+        return self.draw(points.numpy() * np.float32(truncation), label)
+
+    def save_onnx(self, path: str) -> None:
+        """Write an ONNX file, which runs without torch.
+
+        Its inputs and outputs are those of `raygan.models.export`. `latents` gives what to feed it for a seed.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ConfigurationError: the packages of the extra ``onnx`` are missing.
+        """
+        from raygan.models.export import save_generator_onnx
+
+        save_generator_onnx(self._named.generator, Path(path), self.labels)
+
+    def latents(self, seeds: Iterable[int]) -> Latents:
+        """The latents of seeds: float32 (n, z_dim), standard normal."""
         from raygan.models.latents import latents_of
 
-        chosen = label or (self.labels[0] if len(self.labels) == 1 else None)
-        if chosen not in self.labels:
-            raise ConfigurationError(f"label must be one of {', '.join(self.labels)}, not {label!r}")
-        latents = latents_of(seeds, self._named.generator.settings.z_dim) * truncation
-        images: Images = self._named.draw(chosen, latents).permute(0, 2, 3, 1).contiguous().numpy()
+        z_dim = self._named.generator.settings.z_dim
+        chosen = list(seeds)
+        if not chosen:
+            return np.empty((0, z_dim), np.float32)
+        found: Latents = latents_of(chosen, z_dim).numpy()
+        return found
+
+    def directions(self, count: int) -> Latents:
+        """The directions in which the images change most, by SeFa.
+
+        ``draw(latents + 3 * directions[0])`` moves along the first. What a direction changes is for the eye to say.
+
+        Args:
+            count: how many, at most z_dim.
+
+        Returns:
+            float32 (count, z_dim), unit vectors, the most effective first.
+        """
+        from raygan.models.directions import directions
+
+        found: Latents = directions(self._named.generator, count).numpy()
+        return found
+
+    def draw(self, latents: Latents, label: str | Sequence[str] | None = None) -> Images:
+        """Draw one image for each latent.
+
+        Args:
+            latents: float32 (n, z_dim).
+            label: as for `sample`.
+
+        Returns:
+            uint8 images (n, S, S, 3), RGB.
+        """
+        import torch
+
+        points = torch.from_numpy(np.ascontiguousarray(latents, np.float32))
+        each = [label] * len(points) if label is None or isinstance(label, str) else list(label)
+        if len(each) != len(points):
+            raise ConfigurationError(f"{len(points)} images need one label or {len(points)}, not {len(each)}")
+        only = self.labels[0] if len(self.labels) == 1 else None
+        chosen = [one or only for one in each]
+        for one in chosen:
+            if one not in self.labels:
+                raise ConfigurationError(f"label must be one of {', '.join(self.labels)}, not {one!r}")
+        known = self._named.generator.labels
+        classes = [torch.tensor([known.index(str(one)) for one in chosen])] if known else []
+        images: Images = self._drawing(points, *classes).numpy()
         return images
 
 

@@ -89,6 +89,14 @@ JOBS = {
         notes="Run the same command again to resume an interrupted job. The last line of standard output is one JSON "
         "object: model, output and n.",
     ),
+    "export": Job(
+        summary="Write a registered model or a checkpoint as an ONNX file, which runs without torch.",
+        settings="raygan.sampling.settings:ExportSettings",
+        function="raygan.sampling.export:export",
+        examples=("--model raygan-generator-cat --output cat.onnx", "--model raygan-classifier/2 --output judge.onnx"),
+        notes="Labels, sizes and the scale of pixels stand in the file's metadata. The last line of standard output is "
+        "one JSON object: model and output.",
+    ),
     "promote": Job(
         summary="Serve another version of a registered model: move its serving alias.",
         settings="raygan.runtime.settings:PromoteSettings",

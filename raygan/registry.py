@@ -67,6 +67,11 @@ class Registry(Generic[T]):
             ) from error
         return loaded
 
+    def requirement(self, name: str) -> list[str]:
+        """The package that offers a name, as pip takes it; empty for raygan's own names."""
+        point = self._offered.get(name)
+        return [f"{point.dist.name}=={point.dist.version}"] if point and point.dist else []
+
     def items(self) -> Iterator[tuple[str, T]]:
         """Each name with its object."""
         for name in self.names():

@@ -163,7 +163,7 @@ def _register(
         metrics = log_validation(classifier, task.validation, log, images)
         exported = Path(scratch, "classifier")
         _export(Path(folder), exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
-        model = tracking.register_classifier(log, exported, task.labels)
+        model = tracking.register_classifier(log, exported, task.labels, metrics=metrics | {"images": images})
     carry_out(log.client, model, promotion.decide(task.settings, classifier, task.validation, log))
     return model, metrics
 

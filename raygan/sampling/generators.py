@@ -159,7 +159,7 @@ def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[Nam
 
 
 def _is_folder(name: str) -> bool:
-    return storage.is_file(storage.join(name, "generator.json"))
+    return not name.startswith(tracking.MODELS) and storage.is_file(storage.join(name, "generator.json"))
 
 
 def _load(address: str) -> NamedGenerator:

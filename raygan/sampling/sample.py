@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from raygan import pictures, tracking
 from raygan.errors import ConfigurationError
-from raygan.models.latents import latents_of
+from raygan.models.drawing import Drawing
 from raygan.runtime import cluster, storage
 from raygan.sampling.generators import NamedGenerator, find_generators
 from raygan.sampling.settings import SampleSettings
@@ -78,14 +78,15 @@ def sample(settings: SampleSettings) -> SampleResult:
         tracking.start_run(settings, name, job="sample", params=record, tags=tags) as log,
     ):
         _write_chunks(settings, named, label, missing, done)
-        few = draw(named, range(settings.seed, settings.seed + min(_SHOWN, settings.n)), label, settings.truncation)
+        few = _draw(Drawing(named.generator), settings, label, 0, min(_SHOWN, settings.n))
         log.log_bytes(pictures.png(pictures.grid(few, _COLUMNS)), "pictures/samples.png")
     return SampleResult(named.name, settings.output, settings.n)
 
 
-def draw(named: NamedGenerator, seeds: range, label: str, truncation: float) -> Tensor:
-    """uint8 images (n, 3, S, S) of consecutive seeds, their latents scaled by `truncation`, above 0 to 1."""
-    return named.draw(label, latents_of(seeds, named.generator.settings.z_dim) * truncation)
+def _draw(drawing: Drawing, settings: SampleSettings, label: str, first: int, count: int) -> Tensor:
+    """Samples `first` to `first + count - 1`: uint8 (count, 3, S, S)."""
+    seeds = range(settings.seed + first, settings.seed + first + count)
+    return drawing.of_seeds(seeds, label, settings.truncation).permute(0, 3, 1, 2)
 
 
 class ChunkWriter:
@@ -93,7 +94,8 @@ class ChunkWriter:
 
     def __init__(self, settings: SampleSettings, named: NamedGenerator, label: str):
         torch.set_num_threads(1)  # the pool has an actor per core
-        self._settings, self._named, self._label = settings, named, label
+        self._settings, self._label = settings, label
+        self._drawing = Drawing(named.generator)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Write the chunks numbered in `chunk`; the number of `images` in each."""
@@ -104,7 +106,7 @@ class ChunkWriter:
         first = number * settings.chunk_images
         count = _size(settings, number)
         seeds = range(settings.seed + first, settings.seed + first + count)
-        images = draw(self._named, seeds, self._label, settings.truncation)
+        images = _draw(self._drawing, settings, self._label, first, count)
         files = [pictures.png(pictures.grid(image[None], 1)) for image in images]
         if settings.format == "png":
             for index, content in enumerate(files, start=first):

@@ -1,4 +1,4 @@
-"""Settings of `jobs/sample.py`."""
+"""Settings of `jobs/sample.py` and `jobs/export.py`."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ class SampleSettings(StorageSettings):
     chunk_images: int = option(
         500, "samples per task; a killed job draws at most this many again for each task", unit="images", ge=1
     )
+
+
+class ExportSettings(StorageSettings):
+    """All settings of `jobs/export.py`."""
+
+    group: ClassVar[str] = "export"
+
+    model: NameOrAddress = option(
+        ..., "registered generator or classifier, NAME or NAME/VERSION, or a folder with its JSON file"
+    )
+    format: Literal["onnx"] = option("onnx", "format of the file")
+    output: Address = option(..., "file to write")
+    log: bool = option(False, "also keep the file beside the registered version in MLflow, under onnx/")

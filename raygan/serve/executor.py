@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-#: A network as the executor sees it: tensors with rows in their first dimension to one such tensor.
-Compute = Callable[..., Tensor]
+from raygan.models.drawing import Compute, compute_padded
 
 #: Rows that are not split between threads: in a batch of four, a row costs half as much as alone.
 _MIN_SHARE = 4
@@ -135,7 +134,7 @@ class Executor:
         inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*cut, strict=True)]
         self._idle -= 1
         loop = asyncio.get_running_loop()
-        future = self._pool.submit(_compute_rows, self._compute, inputs, self._batch if self._padded else 0)
+        future = self._pool.submit(compute_padded, self._compute, inputs, self._batch if self._padded else 0)
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, pieces, done))
 
     def _finish(self, pieces: list[tuple[_Call, int, int]], done: Future[Tensor]) -> None:
@@ -163,13 +162,6 @@ class Executor:
         if self._closing and not self._calls and self._idle == self._threads:
             self._ended = True
             self._pool.shutdown(wait=False)
-
-
-def _compute_rows(compute: Compute, inputs: Sequence[Tensor], padded_to: int) -> Tensor:
-    rows = len(inputs[0])
-    if padded_to > rows:
-        inputs = [torch.cat([column, column[-1:].expand(padded_to - rows, *column.shape[1:])]) for column in inputs]
-    return compute(*inputs)[:rows]
 
 
 def is_batch_invariant(compute: Compute, inputs: Sequence[Tensor], batch: int) -> bool:

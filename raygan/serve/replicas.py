@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from raygan.errors import RayganError
-from raygan.models.fuse import fast_classifier, fast_network
+from raygan.models.drawing import BATCH, Drawing
+from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
 from raygan.serve.executor import Executor, is_batch_invariant
@@ -46,9 +47,6 @@ _MAX_VERSIONS = 4
 
 #: bfloat16 is used only if no probability of a trial image moves this far; the promised limit is 0.01.
 MAX_BF16_SHIFT = 0.007
-
-#: Batch size where batches must be padded: at twice the size a lone image takes almost twice as long.
-_PADDED_BATCH = 16
 
 #: Memory for loading a version, in sizes of its files: the files, the weights, two networks, and a margin.
 _COPIES = 6
@@ -121,7 +119,7 @@ class ModelReplica(Generic[T]):
     def _executor(self, compute: Callable[..., Tensor], *, padded: bool) -> Executor:
         batch = self._settings.batch_images
         if padded:
-            batch = min(batch, _PADDED_BATCH)
+            batch = min(batch, BATCH)
         return Executor(compute, threads=self._threads(), batch=batch, padded=padded)
 
     def _is_batch_invariant(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
@@ -150,22 +148,12 @@ class GeneratorReplica(ModelReplica["Generator"]):
         return pixels.numpy(), time.perf_counter() - started
 
     def _load(self, folder: Path) -> Loaded[Generator]:
-        from raygan.models.gan import load_generator, to_uint8
+        from raygan.models.gan import load_generator
 
-        generator = load_generator(folder)[0]
-        batch = self._settings.batch_images
-        example = [latents_of(range(batch), generator.settings.z_dim)]
-        if generator.labels:
-            example.append(torch.arange(batch) % len(generator.labels))
-        network = fast_network(generator, example, self._device)
-
-        @torch.inference_mode()
-        def compute(*inputs: Tensor) -> Tensor:
-            images = network(*(column.to(self._device) for column in inputs))
-            return to_uint8(images).permute(0, 2, 3, 1).cpu().contiguous()
-
+        drawing = Drawing(load_generator(folder)[0], self._device)
         # Pixels must not depend on the rest of the batch, to the last bit.
-        return Loaded(generator, self._executor(compute, padded=not self._is_batch_invariant(compute, example)))
+        fixed = self._is_batch_invariant(drawing.compute, drawing.example(self._settings.batch_images))
+        return Loaded(drawing.generator, self._executor(drawing.compute, padded=not fixed))
 
     def _describe(self, model: Generator) -> dict[str, Any]:
         return {"image_size": model.settings.image_size, "labels": list(model.labels)}

@@ -2,18 +2,20 @@
 
 `connection` finds MLflow and checks that it works. `runs` opens a job's run; its metrics, tags and artifacts go to a
 folder on disk (`outbox`), from which a thread sends them, so nothing waits for MLflow and nothing is lost. `callback`
-records what Ray Train's workers report. `models` registers and finds trained models; `networks` finds the registered
-classifier and feature networks by name.
+records what Ray Train's workers report. `models` registers and finds trained models, as MLflow models (`flavor`) with a
+`card`; `promotion` moves the serving alias; `networks` finds the registered classifier and feature networks by name.
 """
 
 from raygan.tracking.connection import connect, tracking_uri, ui_command
 from raygan.tracking.models import (
     CLASSIFIER_NAME,
+    MODELS,
     SERVING_ALIAS,
     RegisteredModel,
     download_model,
     find_model,
     generator_name,
+    keep_beside,
     register_classifier,
     register_generator,
     serving_classifier,
@@ -23,6 +25,7 @@ from raygan.tracking.runs import Run, close_children, kill_children, start_run
 
 __all__ = [
     "CLASSIFIER_NAME",
+    "MODELS",
     "SERVING_ALIAS",
     "RegisteredModel",
     "Run",
@@ -31,6 +34,7 @@ __all__ = [
     "download_model",
     "find_model",
     "generator_name",
+    "keep_beside",
     "kill_children",
     "register_classifier",
     "register_generator",

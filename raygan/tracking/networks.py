@@ -49,7 +49,7 @@ def find_classifier(settings: StorageSettings, name: str) -> str:
     Raises:
         ConfigurationError: there is no such classifier.
     """
-    if storage.is_file(storage.join(name, _FILES[-1])):
+    if not name.startswith(tracking.MODELS) and storage.is_file(storage.join(name, _FILES[-1])):
         return storage.absolute(name)
     folder = registered_classifier(settings, name)
     if folder is None:

@@ -66,6 +66,10 @@ class Spool:
         storage.write_bytes(str(self.folder / kept), content)
         self._put({"artifact": path, "content": kept})
 
+    def put_link(self, model_id: str, step: int) -> None:
+        """Record that the run's metrics at a step are those of a logged model."""
+        self._put({"model": model_id, "step": step})
+
     def put_status(self, status: str) -> None:
         """Record the run's end: FINISHED, FAILED or KILLED."""
         self._put({"status": status, "time": int(time.time() * 1000)})
@@ -197,8 +201,19 @@ def _send_other(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> N
         client.log_batch(spool.run_id, tags=[RunTag(name, value) for name, value in record["tags"].items()])
     elif "artifact" in record:
         _send_artifact(client, spool, record)
+    elif "model" in record:
+        _link_metrics(client, spool.run_id, record["model"], int(record["step"]))
     elif "status" in record:
         client.set_terminated(spool.run_id, record["status"], end_time=record["time"])
+
+
+def _link_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
+    """Log the run's metrics at a step again, as the model's. The same value at the same time is not logged twice."""
+    for name in client.get_run(run_id).data.metrics:
+        found = [metric for metric in client.get_metric_history(run_id, name) if metric.step == step]
+        client.log_batch(
+            run_id, [Metric(one.key, one.value, one.timestamp, one.step, model_id=model_id) for one in found[-1:]]
+        )
 
 
 def _send_artifact(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ def _publish(training: Training, outcome: Outcome) -> tracking.RegisteredModel |
             return None
         label = settings.label or "all"
         labels = training.data.manifest.classes if settings.conditional else [label]
-        model = tracking.register_generator(log, folder, label, labels=labels)
+        model = tracking.register_generator(log, folder, label, labels=labels, metrics=outcome.chosen_metrics)
         verdict = promotion.decide(settings, training.data, load_generator(folder)[0], model, log)
         carry_out(log.client, model, verdict)
         return model
