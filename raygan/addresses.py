@@ -6,6 +6,7 @@ folder has the same query after its own path. Nothing here opens a file; `raygan
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import re
@@ -20,6 +21,8 @@ _USER = re.compile(r"://([^/@:?#]*)(?::(?!\d+(?:[/?#]|$))([^@]*(?:@[^/?#@]*(?=@)
 
 #: Query parameters whose values are secrets.
 _SECRETS = re.compile(r"(?<=[?&])(\w*(?:secret|password|token|access_key|account_key)\w*|sig)=([^&]+)", re.IGNORECASE)
+
+_SQLITE = "sqlite:///"
 
 
 def is_remote(address: str) -> bool:
@@ -57,6 +60,23 @@ def absolute(address: str) -> str:
     return address if is_remote(address) else os.path.abspath(os.path.expanduser(address))
 
 
+def slug(text: str, most: int = 100) -> str:
+    """Text as a part of a name: of a file, a run, a registered model.
+
+    Letters and digits of any script, ``.``, ``_`` and ``-`` stay. Whatever is dropped, a digest of the text stands for.
+
+    Args:
+        text: not empty.
+        most: UTF-8 bytes of the result.
+    """
+    clean = re.sub(r"[^\w.-]+", "_", text)
+    if clean == text and not text.startswith(".") and len(text.encode()) <= most:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = clean.encode("utf-8", "replace")[: most - 9].decode("utf-8", "ignore").strip("._-")
+    return f"{short}-{digest}" if short else digest
+
+
 def password(address: str) -> str | None:
     """The password, key or other secret in an address, or None."""
     found = [match.group(2) for pattern in (_USER, _SECRETS) if (match := pattern.search(address))]
@@ -79,3 +99,15 @@ def public_value(value: Any) -> Any:
     if isinstance(value, list):
         return [public_value(each) for each in value]
     return public(value) if isinstance(value, str) else value
+
+
+def sqlite_uri(path: str) -> str:
+    """The URI of a SQLite file, in which SQLAlchemy reads ``?`` as a query and ``%`` as an escape."""
+    return _SQLITE + path.replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_file(uri: str) -> str | None:
+    """The path of the SQLite file that a URI names; None if it names none."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return urllib.parse.unquote(uri.removeprefix(_SQLITE).partition("?")[0])

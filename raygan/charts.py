@@ -27,8 +27,8 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color)
     axes.set(xticks=range(len(labels)), yticks=range(len(labels)), xlabel="classified as", ylabel="label")
-    axes.set_xticklabels(labels)
-    axes.set_yticklabels(labels)
+    axes.set_xticklabels(map(_text, labels))
+    axes.set_yticklabels(map(_text, labels))
     return to_png(figure)
 
 
@@ -69,8 +69,8 @@ def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> b
     for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
         for name, values in series.items():
             weights = np.full(len(values), 1 / max(1, len(values)))
-            axes.hist(values, edges, weights=weights, histtype="step", linewidth=1.4, label=name)
-        axes.set(title=title, xlabel=xlabel, ylabel="share of images", xlim=(0, 1))
+            axes.hist(values, edges, weights=weights, histtype="step", linewidth=1.4, label=_text(name))
+        axes.set(title=_text(title, 80), xlabel=xlabel, ylabel="share of images", xlim=(0, 1))
         axes.legend(fontsize=7)
     return to_png(figure)
 
@@ -85,7 +85,8 @@ def bars(values: Mapping[str, tuple[float, float]], title: str) -> bytes:
     figure, (axes,) = row_of_axes(5.0, 0.8 + 0.32 * len(values))
     names = list(values)[::-1]
     widths = [values[name][0] for name in names]
-    axes.barh(names, widths, xerr=[values[name][1] for name in names], color=_BLUE, capsize=2)
+    axes.barh(range(len(names)), widths, xerr=[values[name][1] for name in names], color=_BLUE, capsize=2)
+    axes.set_yticks(range(len(names)), [_text(name) for name in names])
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=8)
     return to_png(figure)
@@ -116,6 +117,12 @@ def study(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return to_png(figure)
+
+
+def _text(name: str, most: int = 40) -> str:
+    """A name for a chart: not too long, and never read as a formula or as a name to hide."""
+    short = name if len(name) <= most else f"{name[: most - 1]}…"
+    return short.replace("$", r"\$").replace("_", " ", 1) if short.startswith("_") else short.replace("$", r"\$")
 
 
 def row_of_axes(width: float, height: float, count: int = 1) -> tuple[Any, list[Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import io
 import os
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
 from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
+from raygan.machine import limit_threads
 from raygan.settings import OneOf, S, Settings, Switch, allowed_range, closest, preset_names, resolve
 
 
@@ -103,6 +105,9 @@ def run_job(
         program: the program's name in `--help`; by default that of this process.
     """
     farewell = "interrupted"
+    # Labels and paths may hold what a terminal can't show, or bytes that are no text: neither is a reason to stop.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc, program=program)
         if dry_run:
@@ -147,6 +152,7 @@ def configure_ray() -> None:
     A Ray cluster that the job starts for itself listens on loopback only, as Ray does outside Linux. No call connects
     to a cluster implicitly: otherwise a search's thread would reconnect after the stopped job has disconnected.
     """
+    limit_threads()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

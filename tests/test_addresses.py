@@ -1,6 +1,10 @@
 """Addresses as text: what is inside a folder, what is the query, and which part is a secret."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raygan import addresses
 
@@ -45,3 +49,23 @@ def test_a_glob_is_not_a_query():
 def test_secrets_are_found_and_removed(address, shown, secret):
     assert addresses.public(address) == shown
     assert addresses.password(address) == secret
+
+
+@pytest.mark.parametrize("path", ["/st/a?b=1/mlflow.db", "/st/feature%2Fcats/mlflow.db", "/h#x y é/mlflow.db"])
+def test_a_sqlite_file_is_found_again_in_its_address(path):
+    assert addresses.sqlite_file(addresses.sqlite_uri(path)) == path
+    assert addresses.sqlite_file(f"{addresses.sqlite_uri(path)}?timeout=9") == path
+    assert addresses.sqlite_file("postgresql://host/db") is None
+
+
+@given(st.text(min_size=1), st.integers(20, 100))
+def test_a_slug_is_a_short_name_for_a_file(text, most):
+    name = addresses.slug(text, most)
+    assert re.fullmatch(r"(?!\.)[\w.-]+", name)
+    assert len(name.encode()) <= most
+    assert addresses.slug(name, most) == name
+
+
+def test_ordinary_labels_are_their_own_slugs():
+    for label in ("cat", "maine_coon", "кот", "cat.1"):
+        assert addresses.slug(label) == label

@@ -262,3 +262,16 @@ def test_a_dry_run_prints_settings_that_are_a_configuration_file(tmp_path):
     file = tmp_path / "resolved.yaml"
     file.write_text(done.stdout)
     assert train("--config", str(file)) == train("--data", "x", "--preset", "quick", "--width", "5")
+
+
+def test_a_terminal_that_knows_only_ascii_gets_escapes():
+    asked = [sys.executable, "-c", "from raygan.cli import run_job; from raygan.data.settings import PrepareSettings\n"]
+    asked[-1] += "run_job(PrepareSettings, lambda settings: print(settings.output), doc='')"
+    done = subprocess.run(
+        [*asked, "--input", "a", "--output", "/котики"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("/\\u043a\\u043e\\u0442\\u0438\\u043a\\u0438\n", 0)

@@ -80,7 +80,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     """
     data = DataSet.open(settings.data)
     check_data(data)
-    tracking.connect(settings)
+    tracking.check_records(settings)
     weights = _initial_weights(settings)
     cluster.connect(settings)
     resources = capacity.place(settings)

@@ -79,7 +79,16 @@ class Listing:
         return "left aside: " + ", ".join(f"{reason} ({count:,})" for reason, count in counts) + advice
 
     def decompressed(self, folder: str) -> list[Source]:
-        """The sources, ready to be read: compressed tars with a plain copy in a local folder."""
+        """The sources, ready to be read: compressed tars with a plain copy in a folder.
+
+        Raises:
+            ConfigurationError: the folder is remote.
+        """
+        packed = next((source for source in self.sources if source.compressed), None)
+        if packed and addresses.is_remote(folder):
+            raise ConfigurationError(
+                f"--input: {packed.address} has to be decompressed beside a local --output: unpack it first"
+            )
         return [
             replace(source, plain=archives.plain_copy(source.root, folder)) if source.compressed else source
             for source in self.sources

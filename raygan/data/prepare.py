@@ -18,6 +18,7 @@ run ends with the same bytes as an undisturbed one, and existing chunks are used
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raygan import tracking
-from raygan.data import chunks, faces, report
+from raygan.data import chunks, faces, outliers, report
 from raygan.data.chunks import PixelSettings
 from raygan.data.filters import Rules
 from raygan.data.listing import Listing, find_photos
@@ -36,6 +37,9 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster, storage
 from raygan.runtime.runs import recorded
 from raygan.tracking.networks import feature_network
+
+#: An empty file in a data set whose run MLflow has not recorded yet.
+UNRECORDED = ".unrecorded"
 
 #: Settings that don't affect the content of the shards.
 _CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
@@ -66,10 +70,16 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     configuration = _configuration(settings, pixel_settings.rules)
     if not settings.dry_run:
         known = _known_report(settings, inputs, configuration)
-        if known is not None:
+        unrecorded = storage.join(settings.output, UNRECORDED)
+        if known is not None and not storage.is_file(unrecorded):
             print(f"{settings.output} already holds these photos with these settings: nothing to do")
             return known
-        tracking.connect(settings)  # a wrong address should fail now, not after the work
+        tracking.check_records(settings)  # a wrong address should fail now, not after the work
+        if known is not None:
+            print(f"{settings.output} already holds these photos with these settings: recording them in MLflow")
+            _record(settings, configuration, known)
+            return known
+        _say_room(settings, pixel_settings, listing)
     with cluster.ray_data(settings, **_TASKS_QUEUE), _work_folder(settings, configuration) as folder:
         listing.sources = listing.decompressed(folder)
         passes = Passes(settings, pixel_settings, listing, folder)
@@ -82,9 +92,10 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         print(report.in_words(summary))
         if settings.dry_run:
             return summary
-        pictures = passes.write(records, summary, configuration, inputs)
+        storage.write_bytes(storage.join(settings.output, UNRECORDED), b"")
+        passes.write(records, summary, configuration, inputs)
     storage.delete(storage.join(settings.output, ".prepare"))
-    _log(settings, configuration, summary, pictures)
+    _record(settings, configuration, summary)
     print(f"{summary['kept']:,} photos written to {settings.output}")
     return summary
 
@@ -165,9 +176,28 @@ def _work_folder(settings: PrepareSettings, configuration: dict[str, Any]) -> It
     yield folder
 
 
-def _log(
-    settings: PrepareSettings, configuration: dict[str, Any], summary: dict[str, Any], pictures: dict[str, bytes]
-) -> None:
+def _say_room(settings: PrepareSettings, pixel_settings: PixelSettings, listing: Listing) -> None:
+    """Say how many bytes the job writes at most. Raises RayganError if the disk has no room for them."""
+    square = 3 * settings.image_size**2
+    features = 2 * outliers.DIM if pixel_settings.network else 0
+    archives = sum(os.path.getsize(source.root) for source in listing.sources if source.compressed)
+    # A chunk and a shard hold each photo, with what is known about it.
+    needed = listing.photos.num_rows * (2 * square + features + 1000) + archives
+    storage.check_room("--output", settings.output, needed)
+
+
+def _record(settings: PrepareSettings, configuration: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Record the data set in MLflow. Raises RayganError if that fails; the same command then tries again."""
+    try:
+        _log(settings, configuration, summary)
+    except RayganError as error:
+        raise RayganError(
+            f"{error}; the shards in {settings.output} are complete, and the same command records them"
+        ) from None
+    storage.delete(storage.join(settings.output, UNRECORDED))
+
+
+def _log(settings: PrepareSettings, configuration: dict[str, Any], summary: dict[str, Any]) -> None:
     """Log the report and the pictures to MLflow."""
     name = f"prepare-{storage.name(settings.output)}"
     counts = {name: float(summary[name]) for name in ("seen", "kept", "rejected", "ignored")}
@@ -177,5 +207,5 @@ def _log(
         run.log_metrics(counts | reasons | varied, step=0)
         for file in (report.REPORT, report.REJECTED):
             run.log_bytes(storage.read_bytes(storage.join(settings.output, file)), file)
-        for picture, content in pictures.items():
-            run.log_bytes(content, f"{report.PICTURES}/{picture}")
+        for picture in storage.list_files(storage.join(settings.output, report.PICTURES), "*"):
+            run.log_bytes(storage.read_bytes(picture), f"{report.PICTURES}/{storage.name(picture)}")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from raygan.addresses import slug
 from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
@@ -134,7 +135,7 @@ def real_photos(data: DataSet, label: str, most: int, networks: Networks, storag
     if not len(found):
         raise RayganError(f"--data: {data.address} has no training photo of {label} to compare with")
     pixels = torch.from_numpy(found.pixels(found.spread(most)))
-    which = f"{data.manifest.fingerprint[:16]}-{label}-{len(pixels)}"
+    which = f"{data.manifest.fingerprint[:16]}-{slug(label)}-{len(pixels)}"
 
     def kept(network: str) -> Tensor:
         address = storage.join(storage_folder, "features", f"{which}-{network_digest(network)}.safetensors")

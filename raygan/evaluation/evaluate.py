@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import json
-import posixpath
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +65,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
         raise ConfigurationError(f"--samples: {settings.samples} are too few, at least {LEAST}")
     dict(METRICS.items())  # a package's metric that can't be imported is reported before the work
     data = DataSet.open(settings.data)
-    tracking.connect(settings)
+    tracking.check_records(settings)
     cluster.connect(settings)
     candidates = find_candidates(settings, data)
     networks = find_networks(settings)
@@ -151,13 +149,9 @@ def _log(settings: EvaluateSettings, name: str, record: Mapping[str, Any], page:
     with tracking.start_run(settings, name, job="evaluate", params=params) as log:
         for candidate, labels in record["metrics"].items():
             for label, metrics in labels.items():
-                named = {"/".join(map(_mlflow_name, (candidate, label, key))): value for key, value in metrics.items()}
+                place = f"{candidate}/{label.replace('/', '_')}"
+                named = {f"{place}/{key}": value for key, value in metrics.items()}
                 log.log_metrics(named, step=0)
         log.log_bytes(page.encode(), report.PAGE)
         log.log_bytes(json.dumps(record, indent=2).encode(), REPORT)
     return log.id
-
-
-def _mlflow_name(name: str) -> str:
-    """A part of a metric's name, without the characters that MLflow refuses."""
-    return posixpath.normpath(re.sub(r"[^\w./ -]", "_", name)).strip("./")

@@ -13,11 +13,12 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ray import serve
 
 from raygan import tracking
-from raygan.addresses import is_remote
+from raygan.addresses import is_remote, slug
 from raygan.data import synthetic
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
@@ -58,13 +59,13 @@ def quickstart(settings: QuickstartSettings) -> None:
         check_port(HOST, settings.port)
     if is_remote(settings.storage):
         raise ConfigurationError("--storage: the quickstart needs a local folder; the other jobs accept URIs")
-    tracking.connect(settings)
+    tracking.check_records(settings)
     cluster.connect(settings)
     inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
     label = settings.label if settings.input else settings.label or "cat"
     data = _shards(settings, inputs)
     trained = _trained(settings, data, label)
-    address = f"http://{HOST}:{settings.port}/v1/sample?label={label or 'all'}&n=16&seed=7"
+    address = f"http://{HOST}:{settings.port}/v1/sample?label={quote(label or 'all')}&n=16&seed=7"
     serving_here = _serve(settings) if settings.serve else None
     print(f"\npictures  {trained}")
     print(f"MLflow    {tracking.ui_command(settings)}")
@@ -104,7 +105,7 @@ def _shards(settings: QuickstartSettings, inputs: list[str]) -> DataSet:
 
 def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
     """Train on the shards unless that is done already; the address of the pictures."""
-    name = f"quickstart-{label or 'all'}-{_digest(data.manifest.fingerprint, str(settings.epochs))}"
+    name = f"quickstart-{slug(label or 'all', 60)}-{_digest(data.manifest.fingerprint, str(settings.epochs))}"
     folder = storage.join(settings.storage, "runs", name)
     if is_finished(settings, name):
         print(f"run {name} is already trained")

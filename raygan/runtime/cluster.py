@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from raygan.errors import RayganError, Terminated, first_line, last_line
+from raygan.runtime.local import check_machine
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.shared import check_shared
 
@@ -48,6 +49,8 @@ def connect(settings: StorageSettings | None = None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = _cluster_address()
+    if address == "local" or (address is None and find_bootstrap_address(None) is None):
+        check_machine()
     try:
         # Ray Train asks the dashboard whether a controller is alive, and frees the cores of a dead one's workers.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
@@ -66,6 +69,11 @@ def _cluster_address() -> str | None:
     Checks that somebody listens there, since `ray.init` would try for minutes.
     """
     given = os.environ.get("RAY_ADDRESS")
+    if given and given.startswith(("http://", "https://")):
+        raise RayganError(
+            f"RAY_ADDRESS: {given} is the address of a dashboard: give that of the cluster, such as HOST:6379, or "
+            f"submit the job to the dashboard with jobs/submit.py"
+        )
     left: str | None = find_bootstrap_address(None)
     if given and given not in ("local", "auto"):
         if not _listens(given):

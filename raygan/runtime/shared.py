@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raygan.addresses import is_remote
+from raygan.addresses import is_remote, sqlite_file
 from raygan.errors import ConfigurationError, RayganError, last_line
 from raygan.runtime.settings import StorageSettings
 
@@ -94,9 +94,9 @@ def _addresses(settings: StorageSettings) -> list[tuple[str, str, str]]:
     for name in ("data", "input"):
         value = getattr(settings, name, None) or []
         named += [(f"--{name}", address) for address in ([value] if isinstance(value, str) else value)]
-    uri = settings.tracking_uri or ""  # by default inside the storage
-    if uri.startswith("sqlite:///"):
-        named.append(("--tracking-uri", uri.removeprefix("sqlite:///")))
+    records = sqlite_file(settings.tracking_uri or "")  # by default inside the storage
+    if records:
+        named.append(("--tracking-uri", records))
     local = [(flag, address, os.path.abspath(address)) for flag, address in named if not is_remote(address)]
     return [each for each in local if os.path.exists(each[-1])]
 

@@ -26,6 +26,7 @@ from raygan.addresses import name as name
 from raygan.addresses import parent as parent
 from raygan.addresses import public as public
 from raygan.errors import RayganError, first_line
+from raygan.machine import cache_folder
 
 if TYPE_CHECKING:
     import ray.train
@@ -124,6 +125,34 @@ def check_writable(address: str) -> None:
     delete(probe)
 
 
+def check_room(flag: str, address: str, needed: int) -> None:
+    """Say how many bytes will be written to a local folder, and how many there are.
+
+    Args:
+        flag: that names the folder.
+        address: of the folder, which need not exist; nothing is known about the room at a URI.
+        needed: bytes at most.
+
+    Raises:
+        RayganError: the disk has less room.
+    """
+    if is_remote(address):
+        return
+    place = Path(absolute(address))
+    place = next(folder for folder in (place, *place.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise RayganError(
+            f"{flag}: up to {_size(needed)} will be written to {address}, but its disk has room for {_size(free)}: "
+            f"make room, or choose a folder on another disk"
+        )
+    print(f"up to {_size(needed)} will be written to {address}; its disk has room for {_size(free)}")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def read_text(address: str) -> str | None:
     """A text file's content, or None if there is no file. Raises RayganError if it can't be read."""
     if not is_file(address):
@@ -195,7 +224,7 @@ def local_folder(address: str) -> str:
     if not files:
         raise RayganError(f"{public(address)} is not a folder with files")
     state = repr([address, *sorted((info.base_name, info.size, info.mtime_ns) for info in files)])
-    kept = Path.home() / ".cache" / "raygan" / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
+    kept = cache_folder() / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
     folder = kept / (name(address) or "folder")
     if not folder.is_dir():
         kept.mkdir(parents=True, exist_ok=True)

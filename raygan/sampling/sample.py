@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from raygan import pictures, tracking
+from raygan.addresses import slug
 from raygan.errors import ConfigurationError
 from raygan.models.drawing import Drawing
 from raygan.runtime import cluster, storage
@@ -71,7 +72,7 @@ def sample(settings: SampleSettings) -> SampleResult:
     done = settings.n - sum(_size(settings, number) for number in missing)
     if done:
         print(f"{done} samples are there already")
-    name = time.strftime(f"sample-{label}-%Y%m%d-%H%M%S")
+    name = time.strftime(f"sample-{slug(label)}-%Y%m%d-%H%M%S")
     tags = {"raygan.label": label}
     with (
         cluster.ray_data(settings),
@@ -110,12 +111,12 @@ class ChunkWriter:
         files = [pictures.png(pictures.grid(image[None], 1)) for image in images]
         if settings.format == "png":
             for index, content in enumerate(files, start=first):
-                storage.write_bytes(storage.join(settings.output, f"{self._label}.{index:08d}.png"), content)
+                storage.write_bytes(storage.join(settings.output, f"{slug(self._label)}.{index:08d}.png"), content)
         else:
             table = pa.table({"image": files, "label": [self._label] * count, "seed": list(seeds)})
             buffer = io.BytesIO()
             pq.write_table(table, buffer, use_dictionary=["label"])
-            path = storage.join(settings.output, f"{self._label}-{number:05d}.parquet")
+            path = storage.join(settings.output, f"{slug(self._label)}-{number:05d}.parquet")
             storage.write_bytes(path, buffer.getvalue())
         storage.write_json(_record(settings, number), {"images": count})
         return count

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import tempfile
 import time
 from collections import OrderedDict
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from raygan.errors import RayganError
+from raygan.machine import cores
 from raygan.models.drawing import BATCH, Drawing
 from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
@@ -129,7 +129,7 @@ class ModelReplica(Generic[T]):
     def _threads(self) -> int:
         if self._device.type != "cpu":
             return 1
-        return self._settings.threads or len(os.sched_getaffinity(0))
+        return self._settings.threads or cores()
 
 
 class GeneratorReplica(ModelReplica["Generator"]):

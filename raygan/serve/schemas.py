@@ -46,7 +46,7 @@ class LabelQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    label: str = Field(min_length=1, max_length=100, description="which generator", examples=["cat"])
+    label: str = Field(min_length=1, max_length=200, description="which generator", examples=["cat"])
     version: str | None = Field(
         None,
         pattern="^[1-9][0-9]{0,8}$",

@@ -6,7 +6,7 @@ records what Ray Train's workers report. `models` registers and finds trained mo
 `card`; `promotion` moves the serving alias; `networks` finds the registered classifier and feature networks by name.
 """
 
-from raygan.tracking.connection import connect, tracking_uri, ui_command
+from raygan.tracking.connection import check_records, connect, tracking_uri, ui_command
 from raygan.tracking.models import (
     CLASSIFIER_NAME,
     MODELS,
@@ -29,6 +29,7 @@ __all__ = [
     "SERVING_ALIAS",
     "RegisteredModel",
     "Run",
+    "check_records",
     "close_children",
     "connect",
     "download_model",

@@ -8,19 +8,26 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shlex
+import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
 
-from raygan.addresses import is_remote, join, public, split_query
+from raygan.addresses import is_remote, join, public, split_query, sqlite_file, sqlite_uri
 from raygan.errors import RayganError, first_line
 from raygan.runtime.settings import StorageSettings
+from raygan.runtime.storage import check_writable
 
 #: Seconds to wait while another job creates MLflow's tables.
 _TABLES_S = 60.0
@@ -37,13 +44,13 @@ def tracking_uri(settings: StorageSettings) -> str:
         raise RayganError(
             f"--tracking-uri is required with remote storage {public(settings.storage)}: it can't hold a SQLite file"
         )
-    return f"sqlite:///{os.path.abspath(settings.storage)}/mlflow.db"
+    return sqlite_uri(f"{os.path.abspath(settings.storage)}/mlflow.db")
 
 
 def ui_command(settings: StorageSettings) -> str:
     """The command that shows these records in MLflow's user interface."""
     uri = public(tracking_uri(settings))
-    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def connect(settings: StorageSettings) -> MlflowClient:
@@ -59,8 +66,8 @@ def connect(settings: StorageSettings) -> MlflowClient:
     alone: AbstractContextManager[Any] = nullcontext()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
-    elif uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
+    elif file := sqlite_file(uri):
+        database = Path(file)
         _make_folder(database.parent)
         # Two jobs that create the tables at the same time would leave them incomplete.
         alone = FileLock(f"{database}.lock", timeout=_TABLES_S)
@@ -68,12 +75,75 @@ def connect(settings: StorageSettings) -> MlflowClient:
         with alone:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = client.get_experiment_by_name(settings.experiment)
+            _tidy(uri)
     except Exception as error:
         # Stores raise whatever their drivers raise. In any case, what users can change is the address.
         reason = first_line(error).replace(uri, public(uri))
         raise RayganError(f"MLflow at {public(uri)} does not work: {reason}; check --tracking-uri") from None
     _check_reachable(experiment.artifact_location if experiment else artifact_location(settings))
     return client
+
+
+def _tidy(uri: str) -> None:
+    """Remove the empty folder that MLflow makes where a SQLite file's path and its URI differ."""
+    file, raw = sqlite_file(uri), uri.removeprefix("sqlite:///")
+    if file and file != raw:
+        with suppress(OSError):
+            os.removedirs(os.path.dirname(raw))
+
+
+def check_records(settings: StorageSettings) -> tuple[MlflowClient, str]:
+    """Check that a run can be recorded, artifacts included; creates the experiment if it doesn't exist.
+
+    Returns:
+        A client, and the experiment's id.
+
+    Raises:
+        RayganError: MLflow doesn't answer, the experiment was deleted, or artifacts can't be written.
+    """
+    client = connect(settings)
+    try:
+        experiment = client.get_experiment_by_name(settings.experiment) or _create_experiment(client, settings)
+    except MlflowException as error:
+        raise RayganError(f"--experiment: MLflow refuses {settings.experiment!r}: {first_line(error)}") from None
+    if experiment.lifecycle_stage == "deleted":
+        raise RayganError(
+            f"--experiment: {settings.experiment} was deleted in MLflow at {public(client.tracking_uri)}: give another "
+            f"name, or restore it with `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+        )
+    location = experiment.artifact_location
+    try:
+        if location.startswith("file:") or not is_remote(location):
+            check_writable(local_file_uri_to_path(location))
+        else:
+            _check_upload(client, location)
+    except Exception as error:  # clients of object stores raise anything
+        reason = first_line(error)
+        raise RayganError(
+            f"MLflow keeps artifacts in {public(location)}, where nothing can be written: {reason}"
+        ) from None
+    return client, str(experiment.experiment_id)
+
+
+def _create_experiment(client: MlflowClient, settings: StorageSettings) -> Experiment:
+    try:
+        number = client.create_experiment(settings.experiment, artifact_location=artifact_location(settings))
+        return client.get_experiment(number)
+    except MlflowException as error:
+        there = client.get_experiment_by_name(settings.experiment)  # another job may have just created it
+        if there is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return there
+
+
+def _check_upload(client: MlflowClient, location: str) -> None:
+    store = get_artifact_repository(location, tracking_uri=client.tracking_uri)
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, ".writable")
+        probe.touch()
+        store.log_artifact(str(probe))
+    with suppress(Exception):  # not every store deletes
+        store.delete_artifacts(probe.name)
 
 
 def artifact_location(settings: StorageSettings) -> str | None:
@@ -117,14 +187,29 @@ def _check_server(uri: str) -> None:
     """Ask the server once, since MLflow's own client would retry for minutes."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()  # noqa: S310 (http or https, checked)
-    except urllib.error.HTTPError:
-        pass  # it answers; a server behind a proxy may not have /health
+    except urllib.error.HTTPError as error:
+        if error.code >= 500 and _proxy(uri):
+            raise _no_answer(uri, error) from None
+        # Otherwise it answers; a server behind a proxy of its own may not have /health.
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise RayganError(
-            f"MLflow at {public(uri)} does not answer ({reason}): start it, correct --tracking-uri or "
-            f"MLFLOW_TRACKING_URI, or unset it to record in a local file"
-        ) from None
+        raise _no_answer(uri, getattr(error, "reason", error)) from None
+
+
+def _no_answer(uri: str, reason: object) -> RayganError:
+    proxy, host = _proxy(uri), urllib.parse.urlsplit(uri).hostname
+    advice = (
+        f"the request went to the proxy {public(proxy)} that the environment names: add {host} to no_proxy, or unset "
+        f"{urllib.parse.urlsplit(uri).scheme}_proxy"
+        if proxy
+        else "start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or unset it to record in a local file"
+    )
+    return RayganError(f"MLflow at {public(uri)} does not answer ({reason}): {advice}")
+
+
+def _proxy(uri: str) -> str:
+    """The proxy between here and the server; empty without one."""
+    parts = urllib.parse.urlsplit(uri)
+    return "" if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme, "")
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from mlflow.entities.model_registry import RegisteredModel as MlflowModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from raygan.addresses import slug
 from raygan.errors import RayganError, first_line
 from raygan.tracking.flavor import FILES, Kind
 from raygan.tracking.runs import Run
@@ -55,8 +57,8 @@ class RegisteredModel:
 
 
 def generator_name(label: str) -> str:
-    """The registered model's name for a label's generator."""
-    return f"raygan-generator-{label}"
+    """The registered model's name for a label's generator. The label itself is in the model's tags."""
+    return f"raygan-generator-{slug(label)}"
 
 
 def register_generator(
@@ -81,7 +83,7 @@ def register_generator(
     Raises:
         RayganError: the registry refuses.
     """
-    tags = {"raygan.label": label, "raygan.labels": ",".join(labels)}
+    tags = {"raygan.label": label, "raygan.labels": _joined(labels)}
     return _register(run, folder, generator_name(label), "generator", tags, promote, metrics or {})
 
 
@@ -105,7 +107,7 @@ def register_classifier(
     Raises:
         RayganError: the registry refuses.
     """
-    tags = {"raygan.labels": ",".join(labels)}
+    tags = {"raygan.labels": _joined(labels)}
     return _register(run, folder, CLASSIFIER_NAME, "classifier", tags, promote, metrics or {})
 
 
@@ -128,11 +130,25 @@ def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
         if version is None:  # the alias has just been removed
             continue
         registered = RegisteredModel(model.name, str(version.version), version.run_id)
-        labels = version.tags.get("raygan.labels", model.tags.get("raygan.label", "")).split(",")
-        for label in filter(None, labels):
+        labels = _split(version.tags.get("raygan.labels", model.tags.get("raygan.label", "")))
+        for label in labels:
             if len(labels) == 1 or label not in found:
                 found[label] = registered
     return found
+
+
+def _joined(labels: Sequence[str]) -> str:
+    """Labels as the value of a tag: with commas between them, or as JSON if that would not tell them apart."""
+    plain = all("," not in label and not label.startswith("[") for label in labels)
+    return ",".join(labels) if plain else json.dumps(list(labels), ensure_ascii=False)
+
+
+def _split(value: str) -> list[str]:
+    """The labels in a tag's value."""
+    if value.startswith("["):
+        with suppress(ValueError):
+            return [str(label) for label in json.loads(value)]
+    return [label for label in value.split(",") if label]
 
 
 def find_model(client: MlflowClient, name: str) -> RegisteredModel | None:

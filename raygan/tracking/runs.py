@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import socket
 import sys
@@ -28,14 +29,18 @@ from mlflow.entities import Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
-from raygan.addresses import is_remote
+from raygan.addresses import is_remote, slug
 from raygan.errors import RayganError, first_line, interruption
+from raygan.machine import cache_folder
 from raygan.runtime.settings import StorageSettings
-from raygan.tracking.connection import artifact_location, connect, tracking_uri
+from raygan.tracking.connection import check_records, tracking_uri
 from raygan.tracking.outbox import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store accepts, in characters.
 _PARAM_LENGTH = 500
+
+#: Longest name of a metric, in characters.
+_METRIC_LENGTH = 250
 
 #: Seconds that a job waits at its end for MLflow to accept what is left.
 _CLOSING_S = 20.0
@@ -72,7 +77,7 @@ class Run:
 
         A step that comes again, because workers or the driver went back to a checkpoint, is not logged twice.
         """
-        self.spool.put_metrics(values, step)
+        self.spool.put_metrics({metric_name(name): value for name, value in values.items()}, step)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Log tags, each with the prefix ``raygan.``; MLflow's list of runs shows them."""
@@ -104,6 +109,13 @@ class Run:
                 f"and are sent when the next run in this storage starts",
                 file=sys.stderr,
             )
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as every MLflow store takes it. What MLflow refuses, a digest stands for."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    clean = "/".join(part if re.fullmatch(r"[\w. :-]+", part) else slug(part) for part in parts)
+    return clean if len(clean) <= _METRIC_LENGTH else slug(clean, _METRIC_LENGTH)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -140,13 +152,13 @@ def start_run(
     Raises:
         RayganError: MLflow doesn't answer, or another process of this machine works on the run.
     """
-    client = connect(settings)
+    client, experiment = check_records(settings)
     outbox = _outbox(settings)
     if run_id is not None:
         _check_alone(outbox / run_id / _OWNER, name)
     _finish_orphans(client, outbox, but=run_id)
     try:
-        run = Run(client, _resume(client, run_id) or _create(client, settings, name, job, dict(tags or {})), outbox)
+        run = Run(client, _resume(client, run_id) or _create(client, experiment, name, job, dict(tags or {})), outbox)
         run.log_params(params)
     except MlflowException as error:
         raise RayganError(f"MLflow opens no run in experiment {settings.experiment}: {first_line(error)}") from None
@@ -162,7 +174,7 @@ def start_run(
 
 def _outbox(settings: StorageSettings) -> Path:
     """The folder on this machine's disk where records wait; one for each tracking address."""
-    root = Path.home() / ".cache" / "raygan" if is_remote(settings.storage) else Path(os.path.abspath(settings.storage))
+    root = cache_folder() if is_remote(settings.storage) else Path(os.path.abspath(settings.storage))
     return root / "outbox" / hashlib.sha256(tracking_uri(settings).encode()).hexdigest()[:8]
 
 
@@ -262,20 +274,8 @@ def _read_owner(path: Path) -> _Owner | None:
         return None
 
 
-def _create(client: MlflowClient, settings: StorageSettings, name: str, job: str, tags: dict[str, str]) -> str:
-    experiment = client.get_experiment_by_name(settings.experiment)
-    if experiment is None:
-        try:
-            location = artifact_location(settings)
-            experiment_id = client.create_experiment(settings.experiment, artifact_location=location)
-        except MlflowException as error:
-            there = client.get_experiment_by_name(settings.experiment)  # another job may have just created it
-            if there is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment_id = there.experiment_id
-    else:
-        experiment_id = experiment.experiment_id
-    run = client.create_run(experiment_id, run_name=name, tags={"raygan.job": job, **tags})
+def _create(client: MlflowClient, experiment: str, name: str, job: str, tags: dict[str, str]) -> str:
+    run = client.create_run(experiment, run_name=name, tags={"raygan.job": job, **tags})
     return str(run.info.run_id)
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raygan import tracking
+from raygan.addresses import slug
 from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
@@ -89,7 +90,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         RayganError: anything else went wrong. Each error says what to do.
     """
     data = check(settings)
-    tracking.connect(settings)
+    tracking.check_records(settings)
     cluster.connect(settings)
     settings = monitor.with_network(settings)
     resources = capacity.place(settings, quiet=trial is not None)
@@ -146,7 +147,7 @@ def check(settings: TrainSettings) -> DataSet:
 def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> RunRecord:
     return RunRecord.open(
         settings,
-        settings.name or time.strftime(f"{settings.objective}-{settings.label or 'all'}-%Y%m%d-%H%M%S"),
+        settings.name or time.strftime(f"{settings.objective}-{slug(settings.label or 'all', 60)}-%Y%m%d-%H%M%S"),
         data.manifest.fingerprint,
         may_change=MAY_CHANGE,
         allow_changes=settings.allow_changes,

@@ -22,6 +22,7 @@ import ray.tune
 import yaml
 
 from raygan import tracking
+from raygan.addresses import slug
 from raygan.data.batches import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
@@ -88,12 +89,12 @@ def tune(settings: TuneSettings) -> TuneResult:
     base = trial_base(settings)
     axes = parse_space(settings.space, base)
     data = check(base)
-    tracking.connect(settings)
+    tracking.check_records(settings)
     cluster.connect(settings)
     base = with_network(base)
     resources = capacity.place(base)
     at_once = min(settings.trials, settings.concurrent or capacity.room(resources) // base.fewest_workers)
-    name = settings.name or time.strftime(f"search-{settings.label or 'all'}-%Y%m%d-%H%M%S")
+    name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60)}-%Y%m%d-%H%M%S")
     record = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="searches")
     values = recorded(settings)
     with tracking.start_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import ray
 from PIL import Image, ImageOps
 
+from raygan import tracking
 from raygan.data import chunks, outliers, tasks
 from raygan.data import report as photo_report
 from raygan.data.listing import Listing
@@ -359,3 +361,37 @@ def test_a_vanished_input_stops_the_job_but_a_vanished_file_does_not(tmp_path, s
     shutil.rmtree(photos)
     with pytest.raises(RayganError, match="vanished"):
         passes.examine()
+
+
+def test_a_data_set_whose_run_was_not_recorded_is_recorded_by_the_same_command(tmp_path, settings, monkeypatch, capsys):
+    photos = photo_folder(tmp_path / "photos", 6)
+    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as archive:
+        archive.add(photos, "photos")
+    made = settings(tmp_path / "photos.tar.gz", experiment="late", chunk_images=4)
+    kept = prepare(settings(photos, output=str(tmp_path / "other")))["kept"]
+    with monkeypatch.context() as away:
+
+        def refuse(*args: Any, **options: Any) -> None:
+            raise RayganError("MLflow is away")
+
+        away.setattr(tracking, "start_run", refuse)
+        with pytest.raises(RayganError, match=r"MLflow is away; the shards .* are complete, and the same command"):
+            prepare(made)
+    assert not Path(made.output, ".prepare").exists()
+    report = prepare(made)
+    assert report["kept"] == kept == 12
+    assert "recording them" in capsys.readouterr().out
+    client = tracking.connect(made)
+    (run,) = client.search_runs([client.get_experiment_by_name("late").experiment_id])
+    assert run.data.metrics["kept"] == 12
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"report.json", "pictures"}
+    assert prepare(made) == report
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_disk_without_room_is_found_before_the_work(tmp_path, settings, monkeypatch):
+    photos = photo_folder(tmp_path / "photos", 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(RayganError, match=r"--output: up to 0.2 MB will be written .* room for 0.0 MB"):
+        prepare(settings(photos))
+    assert not list(tmp_path.glob("shards/.prepare/chunk-*"))

@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +53,43 @@ def test_artifacts_use_the_endpoint_of_the_storage(settings, monkeypatch):
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
     tracking.connect(bucket)
     assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://minio:9000"
+
+
+@pytest.mark.parametrize("name", ["a?b=1", "feature%2Fcats", "h#x y é"])
+def test_a_storage_of_any_name_has_its_database_and_artifacts_inside(tmp_path, empty_records, name):
+    storage = tmp_path / "st" / name
+    storage.mkdir(parents=True)
+    shutil.copy(empty_records, storage)
+    settings = StorageSettings(storage=str(storage), tracking_uri=None)
+    with tracking.start_run(settings, "run", job="test", params={}) as run:
+        run.log_bytes(b"1", "pictures/a.png")
+    assert [path.name for path in storage.rglob("a.png")] == ["a.png"]
+    assert [path.name for path in (tmp_path / "st").iterdir()] == [name]
+    assert tracking.connect(settings).get_run(run.id).info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_refused_with_the_way_out(settings):
+    client, number = tracking.check_records(settings)
+    client.delete_experiment(number)
+    with pytest.raises(RayganError, match=f"--experiment: raygan was deleted .*restore --experiment-id {number}"):
+        tracking.check_records(settings)
+    tracking.connect(settings)  # reading needs no experiment
+    tracking.check_records(settings.model_copy(update={"experiment": "another"}))
+
+
+def test_a_place_for_artifacts_that_can_not_be_written_is_found_before_the_work(settings):
+    Path(settings.storage, "artifacts").write_text("in the way")
+    with pytest.raises(RayganError, match=r"artifacts in file://.*/artifacts, where nothing can be written"):
+        tracking.check_records(settings)
+
+
+def test_a_proxy_in_the_way_of_a_server_is_named(monkeypatch):
+    settings = StorageSettings(storage="/here", tracking_uri="http://localhost:9")
+    with pytest.raises(RayganError, match="start it"):
+        tracking.connect(settings)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(RayganError, match=r"proxy http://127.0.0.1:9 .*add localhost to no_proxy"):
+        tracking.connect(settings)
+    monkeypatch.setenv("no_proxy", "localhost")
+    with pytest.raises(RayganError, match="start it"):
+        tracking.connect(settings)

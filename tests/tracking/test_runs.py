@@ -118,7 +118,7 @@ def test_a_deleted_experiment_is_reported(settings):
     client = tracking.connect(settings)
     client.delete_experiment(client.create_experiment(settings.experiment))
     with (
-        pytest.raises(RayganError, match="opens no run in experiment raygan"),
+        pytest.raises(RayganError, match="experiment: raygan was deleted"),
         tracking.start_run(settings, "r", job="test", params={}),
     ):
         pass

@@ -77,7 +77,7 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     """
     data = DataSet.open(settings.data)
     check_data(data)
-    tracking.connect(settings)
+    tracking.check_records(settings)
     cluster.connect(settings)
     _check_room(settings)
     generators = matching_generators(settings, settings.model, data)
