@@ -25,6 +25,15 @@ BENCHMARKS = {
         function=_RUN + "train_step:benchmark",
         examples=("",),
     ),
+    "gpu": Job(
+        summary="Measure a GPU: steps beside textbook WGAN-GP's, where their time goes, and KID against time.",
+        settings=_SETTINGS + "GpuBenchmarkSettings",
+        function=_RUN + "gpu_report:benchmark",
+        examples=("--data shards --label cat --folder gpu-64", "--folder gpu-64"),
+        notes="The first command writes photos and a plan. On a machine with a GPU, "
+        "`python -m raygan.benchmarks.gpu gpu-64` in a checkout measures with torch alone. The second command makes "
+        "tables of what was measured.",
+    ),
     "train": Job(
         summary="Compare a training under Ray Train with the bare loop on photos in memory.",
         settings=_SETTINGS + "TrainBenchmarkSettings",

@@ -73,6 +73,32 @@ class TrainStepBenchmarkSettings(NumbersFile):
     seconds: float = option(3.0, "length of each measurement", unit="s", gt=0)
 
 
+class GpuBenchmarkSettings(NumbersFile):
+    """Settings of `jobs/benchmark.py gpu`."""
+
+    group: ClassVar[str] = "benchmark"
+    resumes: ClassVar[bool] = True
+
+    folder: Address = option(..., "folder for the plan, photos and results; it travels to the machine with the GPU")
+    data: Address | None = option(None, "shards to take photos from: write the plan and the photos into the folder")
+    label: str | None = option(None, "label of the photos; by default all labels together")
+    photos: int = option(1000, "photos to take, evenly spread", unit="photos", ge=16)
+    presets: list[str] = option(
+        None,
+        "presets whose iteration is measured beside the textbook's; the last one's timeline, too",
+        default_factory=lambda: ["wgan-gp-128", "wgan-gp-64", "best-64"],
+    )
+    width: int = option(64, "channels of the block next to the image in the measured iterations", ge=1, le=512)
+    batches: list[int] = option(None, "batch sizes of those", unit="images", default_factory=lambda: [64, 128])
+    rounds: int = option(3, "number of measurements; the median counts", ge=1, le=100)
+    seconds: float = option(2.0, "length of each measurement", unit="s", gt=0)
+    train_preset: str = option("best-64", "preset that is trained, at its own width")
+    textbook: bool = option(True, "also train textbook WGAN-GP")
+    minutes: float = option(8.0, "length of each training", unit="minutes", gt=0)
+    points: int = option(4, "number of times at which KID is measured", ge=1, le=100)
+    page: str | None = option(None, "Markdown file to write tables into; by default the checkout's page of benchmarks")
+
+
 class TrainBenchmarkSettings(NumbersFile, TrainSettings):
     """Settings of `jobs/benchmark.py train`."""
 

@@ -7,12 +7,16 @@ default layout, and the host reads every loss. Needs torch alone.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from raygan.models.double_backward import InstanceNorm2d, LeakyReLU
 from raygan.models.gan import NetworkSettings, build_critic, build_generator
-from raygan.training.settings import StepOptions
+
+if TYPE_CHECKING:  # needs pydantic
+    from raygan.training.settings import StepOptions
 
 
 class TextbookStep:

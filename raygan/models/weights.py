@@ -1,6 +1,7 @@
 """Weight files, and model folders: weights as safetensors beside a JSON file that describes them.
 
-All files hold data, never code: reading a stranger's folder can't run anything.
+All files hold data, never code: reading a stranger's folder can't run anything. safetensors is imported where files are
+read or written, so that networks can be trained where torch is all there is.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raygan.errors import RayganError
@@ -23,6 +22,8 @@ _DESCRIPTION_BYTES = 2**20
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors by name, from any device, to a safetensors file."""
+    from safetensors.torch import save_file
+
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
@@ -33,6 +34,8 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         Exception: the file is missing, damaged or holds code. Each reader raises errors of its own.
     """
     if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
         return dict(load_file(path))
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return dict(tensors) if isinstance(tensors, dict) else {}
@@ -48,6 +51,8 @@ def check_fits(build: Callable[[], nn.Module], path: Path) -> None:
     Raises:
         RayganError: names or shapes differ, or the file is missing or damaged. The message names `path`.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -65,6 +70,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RayganError: the file is missing or damaged.
     """
+    from safetensors import SafetensorError
+
     try:
         return read_tensors(path)
     except (SafetensorError, OSError) as error:

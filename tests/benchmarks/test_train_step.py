@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from raygan.benchmarks.candidates import TEXTBOOK, Candidate, count_operations, losses_apart
 from raygan.benchmarks.settings import TrainStepBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
-from raygan.benchmarks.train_step import TEXTBOOK, Candidate, benchmark, candidate_of, count_flops, losses_apart
+from raygan.benchmarks.train_step import benchmark, candidate_of
 from raygan.errors import RayganError
 from raygan.models.gan import NetworkSettings
 from raygan.training.settings import StepOptions
@@ -68,16 +69,16 @@ def test_a_critic_step_costs_its_convolutions(make):
     critic = first + taps * (8**2 * width * 2 * width + 4**2 * 2 * width * 4 * width + 4 * width)
     # Backward takes a product for the weights and one for the inputs, except for the images.
     by_hand = generator + 2 * (3 * critic - first)
-    assert count_flops(candidate, "critic") == by_hand
+    assert count_operations(candidate, "critic").flops == by_hand
 
 
 def test_a_lazy_penalty_counts_as_often_as_it_is_taken(make):
     lazy = make("wgan-gp-64")
     always = replace(lazy, settings=lazy.settings.model_copy(update={"penalty_every": 1}))
     never = replace(lazy, settings=lazy.settings.model_copy(update={"penalty_weight": 0.0}))
-    wanted = (count_flops(always, "critic") + 3 * count_flops(never, "critic")) / 4
+    wanted = (count_operations(always, "critic").flops + 3 * count_operations(never, "critic").flops) / 4
     assert lazy.settings.penalty_every == 4
-    assert count_flops(lazy, "critic") == pytest.approx(wanted)
+    assert count_operations(lazy, "critic").flops == pytest.approx(wanted)
 
 
 def test_rates_ratios_and_shares_agree(tiny, tmp_path, capsys):

@@ -1,0 +1,58 @@
+"""Where an iteration's time goes on a GPU. Needs torch alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from raygan.benchmarks.candidates import Candidate, Runner, now, rate
+
+#: Kernels that are named, and iterations that are watched.
+_KERNELS, _ITERATIONS = 12, 8
+
+
+def timeline(candidate: Candidate) -> dict[str, Any]:
+    """The kernels of an iteration: how busy they keep the device, and which take longest."""
+    runner = Runner(candidate, "iteration")
+    for _ in range(4):
+        runner.run()
+    now(candidate.device)
+    kind = torch.profiler.ProfilerActivity
+    kinds = [kind.CPU, kind.CUDA] if candidate.device == "cuda" else [kind.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(_ITERATIONS):
+            runner.run()
+        now(candidate.device)
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profile.events() or []
+        if event.device_type.name == candidate.device.upper()
+    )
+    busy, gaps, end = 0.0, [], spans[0][0]
+    took: dict[str, list[float]] = {}
+    for start, stop, name in spans:
+        gaps += [start - end] if start > end else []
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+        took.setdefault(_short(name), []).append(stop - start)
+    whole = end - spans[0][0]
+    longest = sorted(took.items(), key=lambda item: -sum(item[1]))[:_KERNELS]
+    total = sum(map(sum, took.values()))
+    # The profiler delays the host, so gaps come from its run, and the busy share from one without it.
+    undisturbed = runner.images / rate(runner, 2.0)
+    return {
+        "candidate": candidate.title,
+        "milliseconds": 1e3 * undisturbed,
+        "busy": min(1.0, busy / _ITERATIONS / 1e6 / undisturbed),
+        "launches": len(spans) / _ITERATIONS,
+        "gaps": {"share": 1 - busy / whole, "longest_microseconds": max(gaps, default=0.0)},
+        "kernels": [
+            {"name": name, "share": sum(times) / total, "calls": len(times) / _ITERATIONS} for name, times in longest
+        ],
+    }
+
+
+def _short(name: str) -> str:
+    """A kernel's name without return type, template arguments and parameters."""
+    return name.removeprefix("void ").split("<")[0].split("(")[0][:60]

@@ -1,0 +1,136 @@
+"""The GPU benchmark in tiny on the CPU: it needs torch alone, goes on where it stopped, and fills its page."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from raygan.benchmarks.candidates import TEXTBOOK
+from raygan.benchmarks.gpu import Session
+from raygan.benchmarks.gpu_report import benchmark, fill
+from raygan.benchmarks.gpu_training import Training
+from raygan.benchmarks.settings import GpuBenchmarkSettings
+from raygan.errors import ConfigurationError
+from tests.helpers import REPOSITORY
+
+#: Runs the benchmark where nothing can be imported but torch with what it needs itself, numpy, and this checkout.
+TORCH_ALONE = """
+import importlib.machinery, importlib.metadata, re, runpy, sys
+
+def plain(name):
+    return name.lower().replace("_", "-")
+
+def needs(name, found):
+    if name not in found:
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            if "extra ==" not in line:
+                try:
+                    needs(plain(re.match(r"[\\w.-]+", line)[0]), found)
+                except importlib.metadata.PackageNotFoundError:
+                    pass
+    return found
+
+allowed = needs("torch", set()) | {"numpy"}
+packages = importlib.metadata.packages_distributions()
+forbidden = {m for m, owners in packages.items() if not any(plain(owner) in allowed for owner in owners)} - {"raygan"}
+assert {"ray", "mlflow", "pydantic", "pyarrow", "safetensors", "yaml", "psutil", "PIL", "tqdm"} <= forbidden
+
+class Installed(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in forbidden else super().find_spec(name, path, target)
+
+sys.meta_path = [Installed if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+sys.argv = ["gpu", *sys.argv[1:]]
+runpy.run_module("raygan.benchmarks.gpu", run_name="__main__")
+"""
+
+
+def measure(folder, *flags):
+    command = [sys.executable, "-c", TORCH_ALONE, str(folder), "--device", "cpu", *flags]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=variables, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def tiny(tmp_path, write_shards):
+    """Settings of the smallest benchmark, whose plan is written."""
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n<!-- gpu -->\nNot measured yet.\n<!-- /gpu -->\n\n## More\n")
+    settings = GpuBenchmarkSettings(
+        folder=str(tmp_path / "gpu"),
+        presets=["best-64"],
+        width=4,
+        batches=[4],
+        rounds=1,
+        seconds=0.02,
+        minutes=0.02,
+        points=2,
+        page=str(page),
+    )
+    plan = benchmark(settings.model_copy(update={"data": str(write_shards()), "label": "cat"}))
+    for training in plan["trainings"]:
+        training["networks"]["width"] = training["options"]["batch_size"] = 4
+    (tmp_path / "gpu" / "plan.json").write_text(json.dumps(plan))
+    return settings
+
+
+def test_torch_alone_measures_and_the_page_shows_it(tiny, tmp_path):
+    folder, page = tmp_path / "gpu", tmp_path / "page.md"
+    benchmark(tiny)
+    assert "Not measured yet." in page.read_text()
+    said = measure(folder, "--seconds", "0")
+    assert said.startswith("to do: machine, speeds, steps 4, timeline, training best-64, training textbook;")
+    assert measure(folder) == "everything is measured\n"
+    result = benchmark(tiny)
+    steps = result["steps 4"]
+    assert list(steps) == ["textbook tf32", "best-64 tf32", "best-64 bf16"]
+    assert steps["textbook tf32"]["ratio"] == 1
+    assert all(0 < row["share_of_peak_at_best"] <= 1 for row in steps.values())
+    assert 0 < result["timeline"]["busy"] <= 1
+    assert [row["images"] for row in result["kid"]["best-64"]] == [row["images"] for row in result["training best-64"]]
+    text = page.read_text()
+    assert text.startswith("# Page\n\n<!-- gpu -->\nNo GPU, torch ")
+    assert text.endswith("\n<!-- /gpu -->\n\n## More\n")
+    for row in ("| best-64 bf16 |", "| textbook |", "| kernel |"):
+        assert row in text
+    assert (folder / "samples.png").exists()
+
+
+@pytest.mark.parametrize("name", ["best-64", TEXTBOOK])
+def test_a_training_goes_on_where_its_command_ended(tiny, tmp_path, name):
+    session = Session(tmp_path / "gpu", 0.0, "cpu")
+    candidate = session.candidate(next(each for each in session.plan["trainings"] if each["name"] == name))
+    whole, first = (Training(candidate, tmp_path / f"{name}-{which}") for which in ("whole", "first"))
+    batches = [torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8) for _ in range(6)]
+    for training, count in ((whole, 6), (first, 3)):
+        torch.manual_seed(0)  # the textbook's draws
+        for reals in batches[:count]:
+            training.step(reals)
+    first.keep()
+    first.save()
+    again = Training(candidate, first.path)
+    for reals in batches[3:]:
+        again.step(reals)
+    assert again.kept == first.kept == [{"seconds": 0.0, "images": 12}]
+    for training in (whole, again):
+        training.keep()
+    files = [training.path.with_name(f"{name}-{len(training.kept)}.pt") for training in (whole, again)]
+    weights, others = (torch.load(file, weights_only=True) for file in files)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(value, others[key]) for key, value in weights.items()) or name == TEXTBOOK
+
+
+def test_a_page_without_marks_is_named(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n")
+    with pytest.raises(ConfigurationError, match=r"page\.md has no lines <!-- gpu --> and <!-- /gpu -->"):
+        fill(page, "text")
