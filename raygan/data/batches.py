@@ -62,6 +62,10 @@ class Photos:
         blocks = {int(shard): self.block(int(shard))[0] for shard in np.unique(places[:, 0])}
         return np.stack([blocks[int(shard)][row] for shard, row in places])
 
+    def classes(self, places: np.ndarray) -> np.ndarray:
+        """The class indices of photos given by shard and row, (n, 2): int64 (n,)."""
+        return np.array([self.block(int(shard))[1][row] for shard, row in places], np.int64)
+
     def block(self, number: int) -> Block:
         """Pixels (n, 3, S, S) and class indices (n,) of one shard, mapped, not copied.
 

@@ -20,7 +20,7 @@ from raygan.training.registry import POLICIES
 DRAWS_PER_IMAGE = 7
 
 
-def augment(images: Tensor, draws: Tensor, policies: Sequence[str]) -> Tensor:
+def augment(images: Tensor, draws: Tensor, policies: Sequence[str], gates: Tensor | None = None) -> Tensor:
     """Changed images, differentiable with respect to the images given.
 
     "color" shifts brightness by up to half the range and scales saturation by 0 to 2 and contrast by 0.5 to 1.5;
@@ -32,6 +32,7 @@ def augment(images: Tensor, draws: Tensor, policies: Sequence[str]) -> Tensor:
         draws: (N, DRAWS_PER_IMAGE) uniform in [0, 1). Columns: brightness, saturation, contrast, vertical and
             horizontal translation, vertical and horizontal cutout.
         policies: any of `POLICIES`.
+        gates: which images each of `POLICIES` changes, bool (N, len(POLICIES)); by default all.
 
     Raises:
         ValueError: a policy is unknown.
@@ -40,12 +41,16 @@ def augment(images: Tensor, draws: Tensor, policies: Sequence[str]) -> Tensor:
     if unknown:
         raise ValueError(f"unknown augmentation {sorted(unknown)}; known: {POLICIES}")
     columns = draws.to(images.device, images.dtype)[:, :, None, None, None].unbind(1)
-    if "color" in policies:
-        images = _color(images, columns[0], columns[1], columns[2])
-    if "translation" in policies:
-        images = _translate(images, draws[:, 3].to(images.device), draws[:, 4].to(images.device))
-    if "cutout" in policies:
-        images = _cutout(images, draws[:, 5].to(images.device), draws[:, 6].to(images.device))
+    for number, policy in enumerate(POLICIES):
+        if policy not in policies:
+            continue
+        if policy == "color":
+            changed = _color(images, columns[0], columns[1], columns[2])
+        elif policy == "translation":
+            changed = _translate(images, draws[:, 3].to(images.device), draws[:, 4].to(images.device))
+        else:
+            changed = _cutout(images, draws[:, 5].to(images.device), draws[:, 6].to(images.device))
+        images = changed if gates is None else torch.where(gates[:, number, None, None, None], changed, images)
     return images
 
 

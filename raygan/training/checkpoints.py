@@ -5,7 +5,7 @@ A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) a
     generator.json          format version, network settings, and metrics of the moment
     generator.safetensors   weights and batch statistics of the EMA generator
     training.json           format version, network and step settings, images seen
-    training.safetensors    both networks, the EMA and both optimizers
+    training.safetensors    both networks, the EMA, both optimizers and the adapting share of augmented images
 
 Random states are not stored: `GanStep` derives every draw from the seed and the images seen.
 """
@@ -23,6 +23,9 @@ from raygan.models.gan import VERSION, Generator, load_networks, save_generator
 from raygan.models.weights import fill, fill_optimizer, load_description, load_tensors, save_description, save_tensors
 from raygan.training.step import GanStep
 
+#: Name of the state of an adaptive augmentation.
+_ADAPTIVE = "adaptive.state"
+
 
 def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     """Write a training folder.
@@ -39,6 +42,8 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     for part, optimizer in _optimizers(step).items():
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{part}.{number}.{name}": value for name, value in state.items()}
+    if step.adaptive:
+        tensors[_ADAPTIVE] = step.adaptive.state
     save_tensors(folder / "training.safetensors", tensors)
     save_description(
         folder / "training.json",
@@ -62,6 +67,8 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
         fill(module, _under(tensors, part), path)
     for part, optimizer in _optimizers(step).items():
         fill_optimizer(optimizer, _under(tensors, part))
+    if step.adaptive and _ADAPTIVE in tensors:
+        step.adaptive.state.copy_(tensors[_ADAPTIVE])
     step.images_seen = _images_seen(description)
     step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))

@@ -26,8 +26,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from raygan import pictures
-from raygan.data.batches import Photos, load_photos
-from raygan.data.shards import DataSet
+from raygan.data.batches import Photos
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
@@ -178,20 +177,19 @@ def features_of(photos: Photos, network: Features) -> tuple[Tensor, Tensor]:
 
 
 def start_measuring(
-    settings: TrainSettings, data: DataSet, train: Photos, at_once: int = 1
+    settings: TrainSettings, train: Photos, validation: Photos, at_once: int = 1
 ) -> tuple[ray.ObjectRef, float]:
     """Start the task that measures the reference.
 
     Args:
         settings: of the training.
-        data: the shards.
         train: the training photos.
+        validation: photos that the training doesn't see.
         at_once: trainings that share the cluster.
 
     Returns:
         The future `Reference`, and the cores that each measurement may reserve beside the workers; 0 for none.
     """
-    validation = load_photos(data, "validation", settings.label)
     nodes = [node.get("CPU", 0.0) for node in cluster.nodes()]
     cores = cores_beside(nodes, at_once * settings.most_workers, settings.cpus_per_worker)
     measuring = ray.remote(measure_reference).options(num_cpus=cores)

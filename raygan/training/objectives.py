@@ -32,7 +32,9 @@ class Objective(ABC):
     """The two losses of an adversarial game; constructed without arguments.
 
     Attributes:
-        panels: title of the panel in which the run's curves show each term; a term without one is only logged.
+        panels: title of the panel in which the run's curves show each term; a term without one is only logged. The
+            term ``certainty`` is 1 where the critic takes a training photo for real, -1 where it takes it for
+            generated; an objective without absolute scores compares it with a fake.
         allows_batch_norm: whether the critic may normalize over the batch. It may not where a penalty is defined
             per image, or where reals and fakes share a batch.
     """
@@ -66,14 +68,18 @@ class WassersteinGP(Objective):
     generator: ``-D(fake)``.
     """
 
-    panels: ClassVar[Mapping[str, str]] = {"wasserstein": "losses", "gradient_penalty": "penalties"}
+    panels: ClassVar[Mapping[str, str]] = {
+        "wasserstein": "losses",
+        "gradient_penalty": "penalties",
+        "certainty": "shares",
+    }
 
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
     ) -> tuple[Tensor, Terms]:
         on_real, on_fake = critic(torch.cat([reals, fakes])).split(len(reals))
         loss = on_fake - on_real
-        terms = {"wasserstein": -loss.detach()}
+        terms = {"wasserstein": -loss.detach(), "certainty": -loss.detach().sign()}
         if penalty_weight:
             between = torch.lerp(reals, fakes, mix).requires_grad_()
             norms = gradient_norms(critic(between), between)
@@ -93,7 +99,11 @@ class SigmoidBCE(Objective):
     so large scores neither overflow nor lose their gradient. There is no penalty.
     """
 
-    panels: ClassVar[Mapping[str, str]] = {"probability_real": "shares", "probability_fake": "shares"}
+    panels: ClassVar[Mapping[str, str]] = {
+        "probability_real": "shares",
+        "probability_fake": "shares",
+        "certainty": "shares",
+    }
     allows_batch_norm: ClassVar[bool] = True
 
     def critic_loss(
@@ -103,6 +113,7 @@ class SigmoidBCE(Objective):
         terms = {
             "probability_real": on_real.detach().sigmoid(),
             "probability_fake": on_fake.detach().sigmoid(),
+            "certainty": on_real.detach().sign(),
         }
         return F.softplus(-on_real) + F.softplus(on_fake), terms
 
@@ -118,7 +129,12 @@ class RelativisticR1R2(Objective):
     convergence needs both penalties. `penalty_weight` is the paper's gamma.
     """
 
-    panels: ClassVar[Mapping[str, str]] = {"real_over_fake": "losses", "r1": "penalties", "r2": "penalties"}
+    panels: ClassVar[Mapping[str, str]] = {
+        "real_over_fake": "losses",
+        "r1": "penalties",
+        "r2": "penalties",
+        "certainty": "shares",
+    }
 
     def critic_loss(
         self, critic: CriticFunction, reals: Tensor, fakes: Tensor, mix: Tensor, penalty_weight: float
@@ -127,7 +143,8 @@ class RelativisticR1R2(Objective):
         scores = critic(images)
         on_real, on_fake = scores.split(len(reals))
         loss = F.softplus(on_fake - on_real)
-        terms = {"real_over_fake": (on_real - on_fake).detach()}
+        margin = (on_real - on_fake).detach()
+        terms = {"real_over_fake": margin, "certainty": margin.sign()}
         if penalty_weight:
             r1, r2 = gradient_norms(scores, images).square().split(len(reals))
             terms |= {"r1": r1.detach(), "r2": r2.detach()}

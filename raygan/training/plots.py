@@ -19,7 +19,8 @@ _PANELS = {
     "losses": ("critic_loss", "generator_loss"),
     "penalties": (),
     "KID, lower is better": ("kid",),
-    "shares": ("animal_mass", "train_distance", "sample_spread"),
+    "critic's scores": ("score_",),
+    "shares": ("animal_mass", "train_distance", "sample_spread", "augmented"),
 }
 
 

@@ -55,6 +55,13 @@ class ObjectiveOptions(Settings):
     augment: list[Policy] = option(
         None, "DiffAugment changes to all images that the critic sees, reals and fakes alike", default_factory=list
     )
+    augment_target: float = option(
+        0.0,
+        "change only a share of the images (ADA), which keeps the critic this certain of training photos: 0.6 in "
+        "Karras et al. 2020; 0 changes all images",
+        ge=0,
+        lt=1,
+    )
     mirror: bool = option(False, "flip reals left to right at random")
     ema_kimg: float = option(
         10.0,
@@ -145,6 +152,12 @@ class TrainSettings(WorkerOptions, LengthOptions, StepOptions, NetworkOptions, S
     def _fits_together(self) -> TrainSettings:
         if self.conditional and self.label is not None:
             raise ValueError(f"conditional draws every label, so label can't be {self.label}: leave one of them out")
+        if self.augment_target and not self.augment:
+            raise ValueError("augment_target adapts augment, which is empty: give --augment color translation")
+        if self.augment_target and "certainty" not in OBJECTIVES.load(self.objective).panels:
+            raise ValueError(
+                f"augment_target needs the term `certainty`, which objective {self.objective} doesn't give"
+            )
         # Loading an objective imports torch, so only where the answer matters.
         if self.critic_norm == "batch" and not OBJECTIVES.load(self.objective).allows_batch_norm:
             raise ValueError(

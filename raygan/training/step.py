@@ -24,9 +24,10 @@ from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
 from raygan.models.sync_norm import synchronize
+from raygan.training.adaptive import AdaptiveShare
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.training.objectives import CriticFunction, Terms, at_least_float32
-from raygan.training.registry import OBJECTIVES
+from raygan.training.registry import OBJECTIVES, POLICIES
 from raygan.training.schedule import learning_rate_share
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 #: Draws that change reals and fakes, in the order of a batch of both.
 _CHANGES = "augment reals", "augment fakes"
+
+#: Draws that decide which of those changes are made.
+_GATES = "gate reals", "gate fakes"
 
 
 class GanStep:
@@ -43,6 +47,7 @@ class GanStep:
         generator: the network that is trained.
         critic: its opponent.
         ema: moving average of the generator; its `.module` is what users get.
+        adaptive: the share of images that are augmented, where it adapts.
         images_seen: real images shown to the critic so far, all ranks together.
         draws: kind of the random draws: `critic_draws` and `generator_draws`.
         precision: "bf16" runs convolutions in bfloat16 by autocast; losses, penalty norms, weights and optimizer
@@ -100,6 +105,9 @@ class GanStep:
         )
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), options.critic_lr, betas, fused=True)
         self.images_seen = 0
+        self.adaptive: AdaptiveShare | None = None
+        if options.augment_target:
+            self.adaptive = AdaptiveShare(options.augment_target, options.batch_size, self.share, self.device)
         self.use_draws("philox")
         zeros = partial(torch.zeros, 1, device=self.device, dtype=self.dtype)
         z_dim, size = networks.z_dim, networks.image_size
@@ -128,6 +136,8 @@ class GanStep:
         options, z_dim = self.options, {"latents": self.networks.z_dim}
         batches = Batches(options.seed, options.batch_size, self.share, self.device, self.dtype)
         changes = dict.fromkeys(_CHANGES, DRAWS_PER_IMAGE) if options.augment else {}
+        if self.adaptive:
+            changes |= dict.fromkeys(_GATES, len(POLICIES))
         flips = {"mirror": 1} if options.mirror else {}
         self.critic_draws: ImageDraws
         self.generator_draws: ImageDraws
@@ -165,6 +175,14 @@ class GanStep:
             images: Tensor = self.ema.module(latents.to(self.device, self.dtype), classes)
         return images.float()
 
+    def scores(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The critic's scores (n,) of images (n, 3, S, S) in [-1, 1] of classes (n,), which are not augmented."""
+        self.critic.eval()
+        with torch.no_grad(), self._autocast():
+            scores = _scores_of(self.critic, classes)(images.to(self.device, self.dtype))
+        self.critic.train()
+        return scores
+
     def _set_rates(self) -> None:
         share = self.learning_rate_share
         for optimizer, rate in (
@@ -186,6 +204,9 @@ class GanStep:
             mix = draws["mix"][:, :, None, None]
             critic = _scores_of(self._ddp_critic, classes)
             losses, terms = self.objective.critic_loss(critic, reals, fakes, mix, weight)
+        if self.adaptive:
+            self.adaptive.update(terms["certainty"], self.batches)
+            terms["augmented"] = self.adaptive.state[0].expand(len(losses))
         norm = self._descend(losses, self.critic, self.critic_optimizer)
         return {**_sums(terms), "critic_loss": losses.detach().sum(), "critic_gradient": norm * len(losses)}
 
@@ -228,7 +249,8 @@ class GanStep:
         if not self.options.augment:
             return reals, fakes
         both = torch.cat([draws[change] for change in _CHANGES])
-        first, second = augment(torch.cat([reals, fakes]), both, self.options.augment).split(len(reals))
+        gates = self.adaptive.gates(torch.cat([draws[gate] for gate in _GATES])) if self.adaptive else None
+        first, second = augment(torch.cat([reals, fakes]), both, self.options.augment, gates).split(len(reals))
         return first, second
 
     def _keep(self) -> float:

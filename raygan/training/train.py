@@ -97,6 +97,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)
+    held_out = trial.shared.held_out if trial else load_photos(data, "validation", settings.label)
     parent = {"mlflow.parentRunId": trial.parent_run} if trial else {}
     with tracking.start_run(
         settings,
@@ -109,7 +110,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         run.save(mlflow_run_id=log.id, state="running")
         if not trial:
             print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
-        training = Training(settings, schedule, run, data, photos, log, trial)
+        training = Training(settings, schedule, run, data, photos, held_out, log, trial)
         # A trial's cores are returned by its search, which may kill the trial.
         with reservations.addressed() if trial else reservations.returned_cores():
             outcome = training.fit(resources)

@@ -38,11 +38,13 @@ class Shared:
 
     Attributes:
         photos: the training photos.
+        held_out: the validation photos.
         reference: the future `Reference` of the monitor.
         monitor_cores: cores that each measurement may reserve.
     """
 
     photos: Photos
+    held_out: Photos
     reference: ray.ObjectRef
     monitor_cores: float
 
@@ -97,11 +99,12 @@ class Training:
         run: RunRecord,
         data: DataSet,
         photos: Photos,
+        held_out: Photos,
         log: tracking.Run,
         trial: TrialTraining | None,
     ):
         self.settings, self.schedule, self.run, self.log, self.trial = settings, schedule, run, log, trial
-        self.data, self.photos = data, photos
+        self.data, self.photos, self.held_out = data, photos, held_out
         self.events = cluster.queue()
         self.history = History(storage.join(run.folder, "metrics.jsonl"))
 
@@ -180,6 +183,7 @@ class Training:
             settings=self.settings,
             schedule=self.schedule,
             photos=self.photos,
+            held_out=self.held_out,
             fingerprint=self.data.manifest.fingerprint,
             labels=tuple(self.data.manifest.classes) if self.settings.conditional else (),
             events=self.events,
@@ -194,7 +198,7 @@ class Training:
         if self.trial:
             reference, cores = self.trial.shared.reference, self.trial.shared.monitor_cores
         else:
-            reference, cores = start_measuring(settings, self.data, self.photos)
+            reference, cores = start_measuring(settings, self.photos, self.held_out)
         monitor = Monitor(
             reference=reference,
             photos=self.photos,

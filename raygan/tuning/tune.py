@@ -164,8 +164,8 @@ def conclude(
 
 def _trainable(base: TrainSettings, data: DataSet, record: RunRecord, log: tracking.Run, at_once: int) -> Any:
     """A trial, as Tune calls it, with what all trials share in the object store."""
-    photos = load_photos(data, "train", base.label)
-    shared = Shared(photos, *start_measuring(base, data, photos, at_once))
+    photos, held_out = (load_photos(data, split, base.label) for split in ("train", "validation"))
+    shared = Shared(photos, held_out, *start_measuring(base, photos, held_out, at_once))
     return ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, base=base, shared=shared, search=record.name, parent=log.id),
         {"memory": 2**20},  # cores are for the training's workers; Tune wants something reserved

@@ -49,7 +49,7 @@ def test_a_skipped_penalty_leaves_the_wasserstein_terms(images):
     losses, terms = WassersteinGP().critic_loss(linear_critic(weight), reals, fakes, torch.zeros(5, 1, 1, 1), 0.0)
     expected = linear_critic(weight)(fakes) - linear_critic(weight)(reals)
     torch.testing.assert_close(losses, expected)
-    assert set(terms) == {"wasserstein"}
+    assert set(terms) == {"wasserstein", "certainty"}
 
 
 def test_generators_maximize_the_score(images):

@@ -127,7 +127,7 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert run.data.params["z_dim"] == "8"
     assert run.data.params["fingerprint"] == "0-20"
     # 30 cats make 3 batches of 8 per epoch, and every batch is logged.
-    for name in ("critic_loss", "generator_loss", "wasserstein", "critic_gradient"):
+    for name in ("critic_loss", "generator_loss", "wasserstein", "critic_gradient", "certainty", "score_train"):
         assert [m.step for m in client.get_metric_history(result.run_id, name)] == list(range(8, 73, 8))
     # The preset takes the penalty in every fourth step.
     assert [m.step for m in client.get_metric_history(result.run_id, "gradient_penalty")] == [8, 40, 72]
@@ -156,6 +156,10 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     other = str(write_shards(folder="other", seed=1))
     with pytest.raises(ConfigurationError, match="shards have changed"):
         train(settings.model_copy(update={"epochs": 4, "data": other}))
+
+
+def logs_of(result):
+    return [each for each in records_of(result) if "images_per_second" in each]
 
 
 def records_of(result):
@@ -200,8 +204,10 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
     kept = checkpoints(os.path.dirname(result.checkpoint))
     assert len(kept) == (1 if best == 160 else 2)  # the best and the last
     assert "nearest-000000160-images.png" in os.listdir(result.pictures)
+    # The critic's scores of held-out photos stand beside those of training photos, under their own labels.
+    assert all({"score_train", "score_held_out"} <= set(each) for each in logs_of(result))
     # The rate is that of the whole time between two logs, with the pauses for pictures and checkpoints.
-    logs = [each for each in records_of(result) if "images_per_second" in each]
+    logs = logs_of(result)
     for before, after in pairwise(logs):
         seconds = 60 * (after["minutes"] - before["minutes"])
         assert seconds * after["images_per_second"] == pytest.approx(after["images"] - before["images"], rel=1e-6)

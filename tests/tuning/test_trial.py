@@ -25,8 +25,8 @@ def test_a_resumed_trial_reports_what_tune_may_not_have_heard(search_settings, n
     base = with_network(trial_base(search_settings(trial_kimg=0.04, judgements=1)))
     data = DataSet.open(base.data)
     cluster.connect(base)
-    photos = load_photos(data, "train", None)
-    shared = Shared(photos, *start_measuring(base, data, photos))
+    photos, held_out = (load_photos(data, split, None) for split in ("train", "validation"))
+    shared = Shared(photos, held_out, *start_measuring(base, photos, held_out))
     run = new_storage / "runs" / "search.0"
 
     def reports():
