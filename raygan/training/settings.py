@@ -19,8 +19,8 @@ class NetworkOptions(Settings):
 
     architecture: Annotated[str, OneOf(ARCHITECTURES)] = option(
         "dcgan",
-        "layers of the generator and the critic: dcgan's blocks, with skip connections (skip), or residual stages as "
-        "in R3GAN (residual)",
+        "layers of the generator and the critic: dcgan's, dcgan's with skip connections in the generator (skip), or "
+        "residual stages as in R3GAN (residual)",
     )
     image_size: ImageSize = option(
         64, "side of the square images; must equal the shards'", unit="px: 32, 64, 128 or 256"
@@ -31,7 +31,7 @@ class NetworkOptions(Settings):
     )
     critic_norm: Literal["instance", "batch", "none"] = option(
         "instance",
-        "normalization in dcgan's critic: per image, over the batch (Radford et al.), or none; others have none",
+        "normalization in the critic: per image, over the batch (DCGAN), or none; residual has none",
     )
     conditional: bool = option(False, "one generator for all labels, which is told what to draw; not with --label")
 
