@@ -29,6 +29,14 @@ def test_an_objectives_terms_are_drawn_in_its_panels(objective):
     assert drawn.width == pytest.approx(each * len(set(panels.values())), rel=0.05)
 
 
+def test_the_critics_scores_of_both_splits_share_a_panel():
+    one, both = (
+        picture(plots.curves([{"images": images, **dict.fromkeys(names, 1.0)} for images in (8, 16)], {}))
+        for names in (["critic_loss"], ["score_train", "score_held_out"])
+    )
+    assert both.width == pytest.approx(one.width, rel=0.05)
+
+
 def test_a_term_may_have_a_panel_of_its_own():
     records = [{"images": 8, "critic_loss": 1.0, "margin": 2.0}]
     assert picture(plots.curves(records, {"margin": "margins"})).width > picture(plots.curves(records, {})).width
