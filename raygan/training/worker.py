@@ -23,7 +23,7 @@ from ray.util.queue import Queue
 from raygan import pictures
 from raygan.data.batches import BatchStream, Photos
 from raygan.models.distributed import Share
-from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_signed, to_uint8
+from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
 from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
 from raygan.models.latents import seeded
 from raygan.runtime.settings import WorkerOptions
@@ -31,6 +31,7 @@ from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import Collapse, Notice, Picture, Tick, measurement, written
 from raygan.training.health import Health, spread
 from raygan.training.means import Means
+from raygan.training.overfitting import mean_scores, splits
 from raygan.training.schedule import Agenda, Due, Schedule
 from raygan.training.settings import StepOptions, TrainSettings
 from raygan.training.step import GanStep
@@ -46,9 +47,6 @@ _FIRST_RANKS = ("seconds", "minutes", "sample_spread", "resident_megabytes", "pe
 
 #: Seconds, about, between two looks at the clock, and whether one of the training's nodes is about to be taken away.
 LOOK_S = 5.0
-
-#: Photos of each split from which each log tells how the critic scores them.
-SCORED_PHOTOS = 128
 
 #: Samples from which each log tells whether samples still differ.
 SPREAD_IMAGES = 16
@@ -121,6 +119,7 @@ class TrainLoop:
         self.task, self.step, self.stream, self.schedule = task, step, stream, task.schedule
         self.settings, self.first_rank = task.settings, step.share.rank == 0
         self.means, self.health = Means(step.options.batch_size), Health()
+        self.scored = splits(task.photos, task.held_out)
         self.before = before
         self.minutes_before = float(before.get("minutes", 0.0))
         self.began = self.logged = self.ticked = time.monotonic()
@@ -196,14 +195,14 @@ class TrainLoop:
         if self.step.device.type == "cuda":
             torch.cuda.synchronize(self.step.device)  # steps are queued: their work must be done when the clock is read
         now = time.monotonic()
-        own = dict.fromkeys([*_FIRST_RANKS, *self._scored()], 0.0)
+        own = dict.fromkeys([*_FIRST_RANKS, *self.scored], 0.0)
         if self.first_rank:
             # Clocks differ between ranks, so the first one's counts; samples and memory need only be looked at once.
             own = {
                 "seconds": now - self.logged,  # with the pauses of the last log
                 "minutes": (now - self.began) / 60,
                 "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
-                **self._scores(),
+                **mean_scores(self.step, self.scored),
                 "resident_megabytes": psutil.Process().memory_info().rss / 2**20,
                 "peak_resident_megabytes": peak_resident_bytes() / 2**20,
             }
@@ -267,21 +266,6 @@ class TrainLoop:
         latents = draw_latents(count, self.step.networks.z_dim, seeded(self.settings.seed, 0, "grid"))
         classes = torch.arange(count) % len(self.task.labels) if self.task.labels else None
         return self.step.sample(latents, classes)
-
-    def _scored(self) -> dict[str, Photos]:
-        """Photos of which each log tells the critic's mean score, by the metric's name."""
-        photos = {"score_train": self.task.photos, "score_held_out": self.task.held_out}
-        return {name: some for name, some in photos.items() if len(some)}
-
-    def _scores(self) -> dict[str, float]:
-        """The critic's mean scores. Where held-out photos score like generated images, it has memorized the others."""
-        found = {}
-        for name, photos in self._scored().items():
-            places = photos.spread(SCORED_PHOTOS)
-            classes = torch.from_numpy(photos.classes(places)) if self.task.labels else None
-            images = to_signed(torch.from_numpy(photos.pixels(places)))
-            found[name] = float(self.step.scores(images, classes).mean())
-        return found
 
     def _reals(self) -> torch.Tensor:
         """Real images (GRID_IMAGES, 3, S, S), uint8, spread evenly over all shards."""
