@@ -118,6 +118,19 @@ class ArithmeticOptions(Settings):
     )
 
 
+class GradientOptions(Settings):
+    """How gradients are summed over workers."""
+
+    group: ClassVar[str] = "cluster"
+
+    gradient_bucket: float = option(
+        25.0, "sum gradients over workers in pieces of this size, each while later ones are computed", unit="MB", gt=0
+    )
+    gradient_precision: Literal["fp32", "bf16"] = option(
+        "fp32", "precision in which gradients are summed over workers; bf16 sends half the bytes"
+    )
+
+
 class BatchNormOptions(Settings):
     """Which images batch norm normalizes over; the numbers depend on it."""
 

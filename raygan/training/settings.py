@@ -7,7 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import model_validator
 
 from raygan.models.registry import ARCHITECTURES, DEFAULT_FEATURES, FEATURE_NETWORKS
-from raygan.runtime.settings import ArithmeticOptions, BatchNormOptions, Promotion, StorageSettings, WorkerOptions
+from raygan.runtime.settings import (
+    ArithmeticOptions,
+    BatchNormOptions,
+    GradientOptions,
+    Promotion,
+    StorageSettings,
+    WorkerOptions,
+)
 from raygan.settings import Address, ImageSize, NameOrAddress, OneOf, Settings, option
 from raygan.training.registry import OBJECTIVES, Policy
 
@@ -82,7 +89,7 @@ class ObjectiveOptions(Settings):
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 
 
-class StepOptions(BatchNormOptions, ArithmeticOptions, ObjectiveOptions):
+class StepOptions(BatchNormOptions, GradientOptions, ArithmeticOptions, ObjectiveOptions):
     """All settings that a training step depends on."""
 
     @classmethod

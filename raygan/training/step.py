@@ -112,8 +112,12 @@ class GanStep:
         zeros = partial(torch.zeros, 1, device=self.device, dtype=self.dtype)
         z_dim, size = networks.z_dim, networks.image_size
         # Networks without labels ignore the class.
-        self._ddp_generator = distributed(self.generator, self.share, lambda net: net(zeros(z_dim), zeros().long()))
-        self._ddp_critic = distributed(self.critic, self.share, lambda net: net(zeros(3, size, size), zeros().long()))
+        self._ddp_generator = self._distributed(self.generator, lambda net: net(zeros(z_dim), zeros().long()))
+        self._ddp_critic = self._distributed(self.critic, lambda net: net(zeros(3, size, size), zeros().long()))
+
+    def _distributed(self, network: nn.Module, trial: Callable[[nn.Module], Tensor]) -> nn.Module:
+        bucket, bf16 = self.options.gradient_bucket, self.options.gradient_precision == "bf16"
+        return distributed(network, self.share, trial, bucket_megabytes=bucket, bf16=bf16)
 
     @property
     def batches(self) -> int:

@@ -20,6 +20,9 @@ BATCH, BATCHES = 5, 4
 
 CASES = [("wgan-gp", "instance"), ("dcgan", "none"), ("dcgan", "batch"), ("r3gan", "none")]
 
+#: Ways to sum gradients over ranks: in many pieces, and in half the bytes.
+WAYS = {"pieces": {"gradient_bucket": 0.001}, "bf16": {"gradient_precision": "bf16"}}
+
 
 def weights(step: GanStep) -> dict[str, torch.Tensor]:
     networks = {"critic": step.critic, "generator": step.generator, "ema": step.ema.module}
@@ -39,7 +42,7 @@ def fit(step: GanStep, batches: range, size: int) -> GanStep:
     return step
 
 
-def trained(objective: str, critic_norm: str, share: Share) -> dict[str, torch.Tensor]:
+def trained(objective: str, critic_norm: str, share: Share, **changes: object) -> dict[str, torch.Tensor]:
     """The state after some batches, in which both networks have stepped."""
     networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm=critic_norm)
     options = StepOptions(
@@ -50,6 +53,7 @@ def trained(objective: str, critic_norm: str, share: Share) -> dict[str, torch.T
         augment=["color", "translation"],
         mirror=True,
         sync_batch_norm=True,
+        **changes,
     )
     return weights(fit(GanStep(networks, options, share=share, float64=True), range(BATCHES), BATCH))
 
@@ -73,7 +77,10 @@ def one_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
     if rank < 2:
         dist.init_process_group("gloo", init_method=f"file://{folder}/two", rank=rank, world_size=2)
-        torch.save({case: trained(*case, Share(rank, 2)) for case in CASES}, f"{folder}/{rank}.pt")
+        found = {case: trained(*case, Share(rank, 2)) for case in CASES}
+        torch.save(
+            found | {way: trained(*CASES[0], Share(rank, 2), **WAYS[way]) for way in WAYS}, f"{folder}/{rank}.pt"
+        )
         dist.destroy_process_group()
 
 
@@ -109,3 +116,20 @@ def test_two_ranks_step_as_one_process(ranks, case):
     for name, value in trained(*case, Share()).items():
         if name != "critic.exit.bias" or case[0] == "dcgan":
             torch.testing.assert_close(ranks[0][case][name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_gradients_in_pieces_are_summed_to_the_same(ranks):
+    for name, value in ranks[0][CASES[0]].items():
+        torch.testing.assert_close(ranks[0]["pieces"][name], value, rtol=1e-9, atol=1e-12, msg=name)
+        assert torch.equal(ranks[0]["pieces"][name], ranks[1]["pieces"][name]), name
+
+
+def test_gradients_in_bf16_are_summed_with_its_rounding(ranks):
+    """Adam's step is a ratio of gradients, so an error of a 256th in each moves a weight by that share of a step."""
+    start = weights(GanStep(NetworkSettings(image_size=32, z_dim=8, width=4), StepOptions(), float64=True))
+    moved = {name: value - start[name] for name, value in ranks[0][CASES[0]].items() if name.endswith("weight")}
+    error = {name: ranks[0]["bf16"][name] - ranks[0][CASES[0]][name] for name in moved}
+    steps, errors = (torch.cat([value.flatten() for value in each.values()]).norm() for each in (moved, error))
+    assert 0 < errors < 0.05 * steps
+    for name in moved:
+        assert torch.equal(ranks[0]["bf16"][name], ranks[1]["bf16"][name]), name
