@@ -75,6 +75,7 @@ class DCGAN:
 
     generator = DCGANGenerator
     critic = DCGANCritic
+    growth = ("blocks", 1)
 
 
 def _generator_block(channels_in: int, channels_out: int, stride: int, padding: int) -> nn.Sequential:

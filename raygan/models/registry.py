@@ -23,6 +23,11 @@ class Architecture(Protocol):
     #: Gives a module from images (N, 3, S, S) in [-1, 1] and classes (N,) or None to scores (N,), higher for reals.
     critic: Callable[..., nn.Module]
 
+    #: Optional: the critic's `nn.Sequential` of stages, image first, and the layers of a stage. Both networks can then
+    #: grow a stage for images twice as large, and critics can freeze stages. The generator names its stages from the
+    #: latents on, and ends in ``exit``.
+    # growth: tuple[str, int]
+
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     "raygan.architectures",

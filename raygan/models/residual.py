@@ -88,6 +88,7 @@ class Residual:
 
     generator = ResidualGenerator
     critic = ResidualCritic
+    growth = ("stages", 3)
 
 
 class _Bottleneck(nn.Module):

@@ -53,6 +53,7 @@ class Skip:
 
     generator = SkipGenerator
     critic = DCGANCritic
+    growth = ("blocks", 1)
 
 
 class _Excitation(nn.Sequential):

@@ -185,6 +185,15 @@ def list_files(address: str, pattern: str) -> list[str]:
     return sorted(join(address, name) for name in names if fnmatch.fnmatch(name, pattern))
 
 
+def list_folders(address: str, pattern: str) -> list[str]:
+    """The sorted addresses of the folders directly under `address` whose names match a pattern.
+
+    Raises RayganError if the folder can't be read.
+    """
+    names = (info.base_name for info in _list(address) if info.type == pafs.FileType.Directory)
+    return sorted(join(address, name) for name in names if fnmatch.fnmatch(name, pattern))
+
+
 def delete_folders(address: str, pattern: str) -> None:
     """Delete the folders whose paths below `address` match a pattern such as ``a.*/b_*``.
 

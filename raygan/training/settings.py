@@ -85,6 +85,12 @@ class ObjectiveOptions(Settings):
     decay: float = option(
         0.0, "last share of the run over which both learning rates fall to zero; needs --epochs or --kimg", ge=0, le=1
     )
+    freeze_critic: int = option(
+        0,
+        "stages of the critic, counted from the image, that stay as --begin-from gives them (FreezeD)",
+        unit="stages",
+        ge=0,
+    )
     clip_gradient: float = option(0.0, "norm to which either network's gradient is clipped; 0 for no clipping", ge=0)
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 
@@ -147,6 +153,11 @@ class TrainSettings(WorkerOptions, LengthOptions, StepOptions, NetworkOptions, S
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote")
     label: str | None = option(None, "train on this label only; by default on all labels")
+    begin_from: NameOrAddress | None = option(
+        None,
+        "begin with another generator's weights (fine-tuning): a registered NAME or NAME/VERSION, a run's name, or a "
+        "checkpoint's folder, which has a critic, too; of the same image size, or of half of it",
+    )
     name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
     promote: Promotion = option(
         "better",
@@ -164,6 +175,10 @@ class TrainSettings(WorkerOptions, LengthOptions, StepOptions, NetworkOptions, S
         if self.augment_target and "certainty" not in OBJECTIVES.load(self.objective).panels:
             raise ValueError(
                 f"augment_target needs the term `certainty`, which objective {self.objective} doesn't give"
+            )
+        if self.freeze_critic and self.begin_from is None:
+            raise ValueError(
+                "freeze_critic keeps what begin_from gives, and it gives nothing: leave one in or both out"
             )
         # Loading an objective imports torch, so only where the answer matters.
         if self.critic_norm == "batch" and not OBJECTIVES.load(self.objective).allows_batch_norm:

@@ -23,6 +23,7 @@ from raygan.models.distributed import Share, distributed
 from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
+from raygan.models.stages import trained_parameters
 from raygan.models.sync_norm import synchronize
 from raygan.training.adaptive import AdaptiveShare
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
@@ -103,7 +104,8 @@ class GanStep:
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), options.generator_lr, betas, fused=True
         )
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), options.critic_lr, betas, fused=True)
+        trained = trained_parameters(self.critic, networks.architecture, options.freeze_critic)
+        self.critic_optimizer = torch.optim.Adam(trained, options.critic_lr, betas, fused=True)
         self.images_seen = 0
         self.adaptive: AdaptiveShare | None = None
         if options.augment_target:

@@ -32,6 +32,7 @@ from raygan.training import monitor, plots, promotion
 from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import Schedule
 from raygan.training.settings import LengthOptions, TrainSettings
+from raygan.training.source import keep_source
 from raygan.training.trainer import Outcome, Training, TrialTraining
 
 #: Settings that a resumed run may change without becoming another run.
@@ -96,6 +97,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     resources = capacity.place(settings, quiet=trial is not None)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
+    begins = keep_source(settings, data, run.folder)
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)
     held_out = trial.shared.held_out if trial else load_photos(data, "validation", settings.label)
     parent = {"mlflow.parentRunId": trial.parent_run} if trial else {}
@@ -110,6 +112,8 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         run.save(mlflow_run_id=log.id, state="running")
         if not trial:
             print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
+            if begins:
+                print(begins, flush=True)
         training = Training(settings, schedule, run, data, photos, held_out, log, trial)
         # A trial's cores are returned by its search, which may kill the trial.
         with reservations.addressed() if trial else reservations.returned_cores():

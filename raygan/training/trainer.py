@@ -26,6 +26,7 @@ from raygan.training.monitor import Monitor, start_measuring
 from raygan.training.progress import Progress
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
+from raygan.training.source import BEGUN_FROM
 from raygan.training.worker import WorkerTask, train_worker
 
 #: Seconds between two checks whether an elastic training can have more workers.
@@ -189,6 +190,7 @@ class Training:
             events=self.events,
             folder=self.run.folder,
             begin_from=self.trial.begin_from if self.trial else None,
+            weights=storage.join(self.run.folder, BEGUN_FROM) if self.settings.begin_from else None,
             monitor=monitor,
         )
 

@@ -26,10 +26,12 @@ from raygan.models.distributed import Share
 from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
 from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
 from raygan.models.latents import seeded
+from raygan.runtime import storage
 from raygan.runtime.settings import WorkerOptions
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import Collapse, Notice, Picture, Tick, measurement, written
 from raygan.training.health import Health, spread
+from raygan.training.inherit import Inheritance
 from raygan.training.means import Means
 from raygan.training.overfitting import mean_scores, splits
 from raygan.training.schedule import Agenda, Due, Schedule
@@ -66,6 +68,7 @@ class WorkerTask:
         events: queue to the driver.
         folder: the run's folder.
         begin_from: another run's checkpoint, from which a run without its own starts.
+        weights: address of a folder whose weights a run without a checkpoint begins with.
         monitor: measures quality in the first worker, where the cluster has no room for it beside the workers.
     """
 
@@ -78,6 +81,7 @@ class WorkerTask:
     events: Queue
     folder: str
     begin_from: ray.train.Checkpoint | None = None
+    weights: str | None = None
     monitor: Monitor | None = None
 
 
@@ -92,6 +96,9 @@ def train_worker(config: dict[str, Any]) -> None:
     if checkpoint:
         with checkpoint.as_directory() as folder:
             before = load_training(Path(folder), step)
+    elif task.weights:
+        with storage.checkpoint_at(task.weights).as_directory() as folder:
+            Inheritance.of(Path(folder), step.networks).give(step)
     stream = BatchStream(task.photos.rows, task.photos.block, settings.batch_size, settings.seed, share)
     TrainLoop(task, step, stream, before).run()
 

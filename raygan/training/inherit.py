@@ -1,0 +1,142 @@
+"""Fine-tuning: a new training begins with the weights of another one's networks.
+
+A generator folder gives the generator, both as it is trained and as its EMA. A training folder also gives the critic.
+Optimizers begin empty. The networks must be alike, except that images may be twice as large: the networks then grow a
+stage next to the image, whose weights are drawn anew (Karras et al. 2018, arXiv 1710.10196, without its fading).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raygan.errors import ConfigurationError
+from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_networks
+from raygan.models.stages import shifted, stages_of
+from raygan.models.weights import load_tensors
+from raygan.training.step import GanStep
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """The tensors that a new training takes over, by their names in its networks; no critic if there is none."""
+
+    generator: Tensors
+    ema: Tensors
+    critic: Tensors
+
+    @classmethod
+    def of(cls, folder: Path, networks: NetworkSettings) -> Inheritance:
+        """What a folder has for networks.
+
+        Raises:
+            ConfigurationError: its networks are too different. It names the flag that would help.
+            RayganError: the folder is damaged.
+        """
+        source, _ = load_networks(folder / "generator.json")
+        weights = load_tensors(folder / "generator.safetensors")
+        trained = _read_training(folder)
+        _check_alike(source, networks, has_critic=bool(trained))
+        with torch.device("meta"):  # only names and shapes count
+            generator, critic = build_generator(networks).state_dict(), build_critic(networks).state_dict()
+        grown = networks.image_size != source.image_size
+        if grown:
+            _check_growth(source, networks, weights, generator)
+        before = _under(trained, "critic")
+        if grown:
+            before = shifted(before, networks.architecture)
+        return cls(
+            generator=_fitting(_under(trained, "generator") or weights, generator),
+            ema=_fitting(weights, generator),
+            critic=_fitting(before, critic),
+        )
+
+    def give(self, step: GanStep) -> None:
+        """Put the tensors into a new step's networks."""
+        for module, tensors in (
+            (step.generator, self.generator),
+            (step.ema.module, self.ema),
+            (step.critic, self.critic),
+        ):
+            module.load_state_dict(tensors, strict=False)
+
+    def account(self, networks: NetworkSettings) -> str:
+        """What is taken and what is drawn anew, in words."""
+        with torch.device("meta"):
+            both = {"generator": build_generator(networks), "critic": build_critic(networks)}
+        taken: list[str] = []
+        anew: list[str] = []
+        for name, network in both.items():
+            own = self.generator if name == "generator" else self.critic
+            missing = _layers(key for key in network.state_dict() if key not in own)
+            if not own:
+                anew.append(f"the {name}")
+                continue
+            taken.append(f"the {name}" + (" and its EMA" if name == "generator" else ""))
+            anew += [f"the {name}'s {layer}" for layer in missing]
+        return f"takes {' and '.join(taken)}; draws anew {', '.join(anew) or 'nothing'}; the optimizers begin empty"
+
+
+def _check_alike(source: NetworkSettings, wanted: NetworkSettings, *, has_critic: bool) -> None:
+    for field, flag in (("architecture", "--architecture"), ("z_dim", "--z-dim"), ("critic_norm", "--critic-norm")):
+        old, new = getattr(source, field), getattr(wanted, field)
+        if old != new and (field != "critic_norm" or has_critic):
+            raise ConfigurationError(f"--begin-from: its networks have {field} {old}, not {new}: give {flag} {old}")
+    if source.labels != wanted.labels:
+        old, new = (", ".join(one.labels) or "one label" for one in (source, wanted))
+        raise ConfigurationError(f"--begin-from: its networks draw {old}, not {new}: train on the same kind of labels")
+    if wanted.image_size not in (source.image_size, 2 * source.image_size):
+        raise ConfigurationError(
+            f"--begin-from: its images have {source.image_size} px, from which growing reaches "
+            f"{2 * source.image_size} px, not {wanted.image_size} px"
+        )
+    if wanted.image_size == source.image_size and wanted.width != source.width:
+        raise ConfigurationError(
+            f"--begin-from: its networks have width {source.width}, not {wanted.width}: give --width {source.width}"
+        )
+
+
+def _check_growth(source: NetworkSettings, wanted: NetworkSettings, weights: Tensors, target: Tensors) -> None:
+    stages_of(wanted.architecture, "--begin-from")
+    if not _unfit(weights, target):
+        return
+    reason = f"--begin-from: growing doesn't reach {wanted.image_size} px from these networks"
+    if source.width % 2 == 0:
+        half = replace(wanted, width=source.width // 2)
+        with torch.device("meta"):
+            fits = not _unfit(weights, build_generator(half).state_dict())
+        if fits:
+            reason = f"--begin-from: a stage grows at half the width: give --width {half.width}, not {wanted.width}"
+    raise ConfigurationError(reason)
+
+
+def _unfit(weights: Tensors, target: Tensors) -> list[str]:
+    """The tensors before the exit, which alone is replaced, that don't fit."""
+    return [name for name in weights if not name.startswith("exit.") and name not in _fitting(weights, target)]
+
+
+def _fitting(tensors: Tensors, target: Mapping[str, Tensor]) -> Tensors:
+    """The tensors that the target has in the same shape."""
+    return {name: value for name, value in tensors.items() if name in target and value.shape == target[name].shape}
+
+
+def _read_training(folder: Path) -> Tensors:
+    path = folder / "training.safetensors"
+    return load_tensors(path) if path.exists() else {}
+
+
+def _under(tensors: Tensors, part: str) -> Tensors:
+    prefix = part + "."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    """Layers of tensors: ``blocks.4.0.weight`` belongs to ``blocks.4``."""
+    parts = [name.split(".") for name in names]
+    return list(dict.fromkeys(".".join(part[:2]) if part[1:2] and part[1].isdigit() else part[0] for part in parts))

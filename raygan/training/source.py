@@ -1,0 +1,74 @@
+"""Where a fine-tuning's first weights come from, found by the driver and kept in the run's folder for its workers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from raygan import tracking
+from raygan.data.shards import DataSet
+from raygan.errors import ConfigurationError
+from raygan.models.gan import NetworkSettings
+from raygan.runtime import storage
+from raygan.training.inherit import Inheritance
+from raygan.training.settings import TrainSettings
+from raygan.training.worker import network_settings
+
+#: Folder of a run with the weights it began with.
+BEGUN_FROM = "begun_from"
+
+#: In the order in which they are written: the description marks the folder as complete.
+_FILES = ("training.safetensors", "training.json", "generator.safetensors", "generator.json")
+
+
+def keep_source(settings: TrainSettings, data: DataSet, run_folder: str) -> str | None:
+    """Copy the files that `begin_from` names into the run's folder, unless they are there.
+
+    Returns:
+        What is taken from where, in words; None if nothing, or if an earlier session has done it.
+
+    Raises:
+        ConfigurationError: there is no such model, or its networks are too different from the run's.
+        RayganError: files are damaged, or MLflow or the storage doesn't answer.
+    """
+    if settings.begin_from is None:
+        return None
+    kept = storage.join(run_folder, BEGUN_FROM)
+    if storage.is_file(storage.join(kept, _FILES[-1])):
+        return None
+    networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
+    with tempfile.TemporaryDirectory() as scratch:
+        name, folder = _find(settings, Path(scratch))
+        said = _check(folder, networks, settings)
+        for file in _FILES:
+            if (folder / file).exists():
+                storage.write_bytes(storage.join(kept, file), (folder / file).read_bytes())
+    return f"begins with {name}: {said}"
+
+
+def _check(folder: Path, networks: NetworkSettings, settings: TrainSettings) -> str:
+    found = Inheritance.of(folder, networks)
+    if settings.freeze_critic and not found.critic:
+        raise ConfigurationError(
+            "--freeze-critic: a registered generator has no critic: give --begin-from a run or a checkpoint"
+        )
+    return found.account(networks)
+
+
+def _find(settings: TrainSettings, scratch: Path) -> tuple[str, Path]:
+    """The source's name, and its files on this machine."""
+    given = str(settings.begin_from)
+    if not given.startswith(tracking.MODELS):
+        run = storage.join(settings.storage, "runs", given)
+        checkpoints = storage.list_folders(run, "checkpoint_*") if "/" not in given else []
+        for address in [given, *checkpoints[::-1]]:
+            if storage.is_file(storage.join(address, _FILES[-1])):
+                return storage.public(address), Path(storage.local_folder(storage.absolute(address)))
+    client = tracking.connect(settings)
+    model = tracking.find_model(client, given)
+    if model is None:
+        raise ConfigurationError(
+            f"--begin-from: {given!r} is neither a registered model (NAME for the version under "
+            f"{tracking.SERVING_ALIAS!r}, or NAME/VERSION), a run with a checkpoint, nor a folder with {_FILES[-1]}"
+        )
+    return f"{model.name}/{model.version}", tracking.download_model(client, model, scratch)

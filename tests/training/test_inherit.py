@@ -1,0 +1,183 @@
+"""Fine-tuning: what a training takes over from another one's networks, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygan import tracking
+from raygan.data.shards import DataSet
+from raygan.errors import ConfigurationError
+from raygan.models.gan import NetworkSettings, save_generator
+from raygan.models.registry import ARCHITECTURES
+from raygan.training.checkpoints import save_training
+from raygan.training.inherit import Inheritance
+from raygan.training.settings import StepOptions
+from raygan.training.source import keep_source
+from raygan.training.step import GanStep
+from raygan.training.train import train
+
+NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none")
+OPTIONS = StepOptions(batch_size=4, n_critic=1, seed=1)
+
+
+def new_step(networks=NETWORKS, **changes):
+    return GanStep(networks, StepOptions(**{**OPTIONS.plain(), **changes}))
+
+
+def trained_folder(folder, networks=NETWORKS):
+    """A checkpoint after a few steps, of which every network has moved."""
+    step = new_step(networks, seed=2)
+    size = networks.image_size
+    for number in range(3):
+        random = torch.Generator().manual_seed(number)
+        step.step(torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=random))
+    folder.mkdir()
+    save_training(folder, step, {"label": "cat", "kimg": 0.012})
+    return step
+
+
+def states(step):
+    return {"generator": step.generator, "ema": step.ema.module, "critic": step.critic}
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "skip", "residual"])
+def test_a_checkpoint_gives_all_networks(architecture, tmp_path):
+    networks = replace(NETWORKS, architecture=architecture)
+    source, step = trained_folder(tmp_path / "c", networks), new_step(networks)
+    found = Inheritance.of(tmp_path / "c", networks)
+    found.give(step)
+    for name, network in states(step).items():
+        for key, value in states(source)[name].state_dict().items():
+            assert torch.equal(network.state_dict()[key], value), (name, key)
+    assert step.images_seen == 0
+    said = "takes the generator and its EMA and the critic; draws anew nothing; the optimizers begin empty"
+    assert found.account(networks) == said
+
+
+def test_a_registered_generator_gives_its_average_and_no_critic(tmp_path):
+    source, step = trained_folder(tmp_path / "c"), new_step()
+    before = {key: value.clone() for key, value in step.critic.state_dict().items()}
+    save_generator(tmp_path / "g", source.ema.module, {})
+    found = Inheritance.of(tmp_path / "g", NETWORKS)
+    found.give(step)
+    for key, value in source.ema.module.state_dict().items():
+        assert torch.equal(step.generator.state_dict()[key], value)
+    assert all(torch.equal(step.critic.state_dict()[key], value) for key, value in before.items())
+    assert "draws anew the critic" in found.account(NETWORKS)
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "skip", "residual"])
+def test_networks_grow_a_stage_next_to_the_image(architecture, tmp_path):
+    """What the networks do far from the image stays: the coarse stages are the same functions."""
+    small = replace(NETWORKS, architecture=architecture)
+    large = replace(small, image_size=64, width=2)
+    source, step = trained_folder(tmp_path / "c", small), new_step(large)
+    found = Inheritance.of(tmp_path / "c", large)
+    found.give(step)
+    kept = [key for key in source.generator.state_dict() if not key.startswith("exit.")]
+    assert set(kept) <= set(found.generator)
+    for key in kept:
+        assert torch.equal(step.generator.state_dict()[key], source.generator.state_dict()[key])
+    stack, layers = ARCHITECTURES.load(architecture).growth
+    coarse = getattr(source.critic, stack)[layers:]
+    grown = getattr(step.critic, stack)[2 * layers :]
+    channels = next(coarse.parameters()).shape[1]
+    images = torch.rand(2, channels, 16, 16)
+    assert torch.equal(coarse(images), grown(images))
+    assert "draws anew the generator's" in found.account(large)
+    step.step(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+
+
+def test_frozen_stages_of_the_critic_stay_and_the_others_learn(tmp_path):
+    trained_folder(tmp_path / "c")
+    step = new_step(freeze_critic=2)
+    Inheritance.of(tmp_path / "c", NETWORKS).give(step)
+    before = {key: value.clone() for key, value in step.critic.state_dict().items()}
+    for _ in range(2):
+        step.step(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+    moved = {key for key, value in step.critic.state_dict().items() if not torch.equal(value, before[key])}
+    # The last bias cancels between reals and fakes, so it may stay.
+    assert moved | {"exit.bias"} == {key for key in before if key.startswith(("blocks.2.", "exit."))}
+    with pytest.raises(ConfigurationError, match="--freeze-critic: this critic has only 3 stages, not 4"):
+        new_step(freeze_critic=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architecture": "skip"}, "architecture dcgan, not skip: give --architecture dcgan"),
+        ({"z_dim": 9}, "z_dim 8, not 9: give --z-dim 8"),
+        ({"width": 8}, "width 4, not 8: give --width 4"),
+        ({"critic_norm": "instance"}, "critic_norm none, not instance"),
+        ({"labels": ("cat", "dog")}, "draw one label, not cat, dog"),
+        ({"image_size": 128}, "have 32 px, from which growing reaches 64 px, not 128 px"),
+        ({"image_size": 64}, "a stage grows at half the width: give --width 2, not 4"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(changes, says, tmp_path):
+    trained_folder(tmp_path / "c")
+    with pytest.raises(ConfigurationError, match=says) as raised:
+        Inheritance.of(tmp_path / "c", replace(NETWORKS, **changes))
+    assert str(raised.value).startswith("--begin-from: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_size_that_growing_cannot_reach_is_refused(tmp_path):
+    """From 128 to 256 px, the widest stages have as many channels as before."""
+    step = new_step(replace(NETWORKS, image_size=128, width=2))
+    save_generator(tmp_path / "g", step.ema.module, {})
+    with pytest.raises(ConfigurationError, match="growing doesn't reach 256 px from these networks"):
+        Inheritance.of(tmp_path / "g", replace(NETWORKS, image_size=256, width=1))
+
+
+def test_a_source_is_a_run_a_model_or_a_folder(train_settings, tmp_path):
+    settings = train_settings(label="cat", critic_norm="none", begin_from="nobody")
+    data = DataSet.open(settings.data)
+
+    def keep(name, **changes):
+        target = tmp_path / f"run-{name.replace('/', '-').replace(':', '')}"
+        return keep_source(settings.model_copy(update={"begin_from": name, **changes}), data, str(target)), target
+
+    with pytest.raises(ConfigurationError, match="--begin-from: 'nobody' is neither a registered model"):
+        keep("nobody")
+    run = Path(settings.storage, "runs", "earlier")
+    run.mkdir(parents=True)
+    source = trained_folder(run / "checkpoint_1")
+    said, target = keep("earlier")
+    assert "checkpoint_1: takes the generator and its EMA and the critic" in said
+    assert {path.name for path in target.joinpath("begun_from").iterdir()} == {
+        "generator.json",
+        "generator.safetensors",
+        "training.json",
+        "training.safetensors",
+    }
+    assert keep("earlier")[0] is None  # a resumed run has it
+    assert keep(str(run / "checkpoint_1"))[0] == said
+    save_generator(tmp_path / "g", source.ema.module, {"label": "dog"})
+    with tracking.start_run(settings, "r", job="test", params={}) as log:
+        tracking.register_generator(log, tmp_path / "g", "dog", labels=["dog"], promote=True)
+    for name in ("raygan-generator-dog", "models:/raygan-generator-dog/1"):
+        assert "raygan-generator-dog/1: takes the generator and its EMA; draws anew the critic" in keep(name)[0]
+    with pytest.raises(ConfigurationError, match="--freeze-critic: a registered generator has no critic"):
+        keep("raygan-generator-dog/1", freeze_critic=1)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_begins_with_another_ones_weights(train_settings, tmp_path, capsys):
+    """At a rate of almost zero, it also ends with them."""
+    source = trained_folder(tmp_path / "c")
+    rates = {"generator_lr": 1e-12, "critic_lr": 1e-12}
+    settings = train_settings(
+        label="cat", critic_norm="none", begin_from=str(tmp_path / "c"), kimg=0.016, num_workers=1, **rates
+    )
+    result = train(settings)
+    assert f"begins with {tmp_path / 'c'}: takes the generator" in capsys.readouterr().out
+    step = new_step()
+    Inheritance.of(Path(result.checkpoint), NETWORKS).give(step)
+    for key, value in source.critic.state_dict().items():
+        torch.testing.assert_close(step.critic.state_dict()[key], value, atol=1e-6, rtol=1e-6)
+    about = json.loads(Path(result.checkpoint, "generator.json").read_text())["about"]
+    assert about["kimg"] == 0.016
