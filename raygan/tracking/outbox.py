@@ -78,6 +78,10 @@ class Spool:
         """The records not yet sent, oldest first."""
         return sorted(self.folder.glob("*.json"))
 
+    def waiting_files(self) -> list[Path]:
+        """The files of the records not yet sent, those of artifacts' contents included."""
+        return [*self.folder.glob("*.json"), *self.folder.glob("*.content")]
+
     def bytes_waiting(self) -> int:
         """Bytes of artifacts not yet sent."""
         return sum(path.stat().st_size for path in self.folder.glob("*.content"))

@@ -2,7 +2,7 @@
 
 A job owns one `Run`, which is resumed by id and ends as FINISHED, FAILED or KILLED. If the server stops answering,
 nothing is lost: records wait on disk and are sent with later ones. A spool names its owner, the process that sends its
-records; the next job closes the runs of owners that were killed.
+records; the next job closes the runs of owners that are dead (see `raygan.tracking.heartbeat`).
 
 Tags: `raygan.job` and `raygan.resumed` are set here, `raygan.label` and others by the job that calls `start_run`.
 """
@@ -14,16 +14,13 @@ import os
 import posixpath
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Param, RunTag
 from mlflow.entities import Run as MlflowRun
@@ -32,8 +29,10 @@ from mlflow.exceptions import MlflowException
 from raygan.addresses import is_remote, slug
 from raygan.errors import RayganError, first_line, interruption
 from raygan.machine import cache_folder
+from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 from raygan.tracking.connection import check_records, tracking_uri
+from raygan.tracking.heartbeat import Heartbeat, Owner, fetch_kept
 from raygan.tracking.outbox import Sender, Spool, send_records
 
 #: Longest parameter value that every MLflow store accepts, in characters.
@@ -51,9 +50,6 @@ _BYTES_PER_S = 1e6
 #: Seconds to wait for a process that was told to end.
 _ENDING_S = 15.0
 
-#: File in a spool that names the process that sends its records.
-_OWNER = "owner"
-
 
 class Run:
     """One MLflow run. Recording never blocks the job. Made by `start_run`.
@@ -64,12 +60,12 @@ class Run:
         spool: takes records from any process of this machine.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, outbox: Path):
+    def __init__(self, client: MlflowClient, run_id: str, outbox: Path, kept: str | None = None):
         self.client, self.id = client, run_id
         self.spool = Spool(outbox, run_id)
-        # Process ids are reused; together with the time of its start, a process is unique.
-        owner = f"{socket.gethostname()} {os.getpid()} {int(psutil.Process().create_time())}"
-        (self.spool.folder / _OWNER).write_text(owner, encoding="utf-8")
+        if kept is not None:
+            fetch_kept(kept, self.spool)  # of the process whose run this one resumes
+        self._heartbeat = Heartbeat(self.spool, kept)
         self._sender = Sender(client, self.spool)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -101,8 +97,10 @@ class Run:
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED once everything is sent, or report where the rest waits."""
+        self._heartbeat.stop()
         self.spool.put_status(status)
         left = self._sender.close(_CLOSING_S + self.spool.bytes_waiting() / _BYTES_PER_S)
+        self._heartbeat.leave()
         if left:
             print(
                 f"warning: MLflow did not accept {left} records; they wait in {self.spool.folder} "
@@ -155,10 +153,12 @@ def start_run(
     client, experiment = check_records(settings)
     outbox = _outbox(settings)
     if run_id is not None:
-        _check_alone(outbox / run_id / _OWNER, name)
-    _finish_orphans(client, outbox, but=run_id)
+        _check_alone(outbox / run_id, name)
+    kept = _kept(settings)
+    _finish_orphans(client, outbox, kept, but=run_id)
     try:
-        run = Run(client, _resume(client, run_id) or _create(client, experiment, name, job, dict(tags or {})), outbox)
+        found = _resume(client, run_id) or _create(client, experiment, name, job, dict(tags or {}))
+        run = Run(client, found, outbox, kept and storage.join(kept, found))
         run.log_params(params)
     except MlflowException as error:
         raise RayganError(f"MLflow opens no run in experiment {settings.experiment}: {first_line(error)}") from None
@@ -175,30 +175,52 @@ def start_run(
 def _outbox(settings: StorageSettings) -> Path:
     """The folder on this machine's disk where records wait; one for each tracking address."""
     root = cache_folder() if is_remote(settings.storage) else Path(os.path.abspath(settings.storage))
-    return root / "outbox" / hashlib.sha256(tracking_uri(settings).encode()).hexdigest()[:8]
+    return root / "outbox" / _place(settings)
 
 
-def _finish_orphans(client: MlflowClient, outbox: Path, but: str | None) -> None:
-    """Send what killed jobs left behind, and close their runs as KILLED, except `but`, which is being resumed."""
-    for folder in sorted(outbox.glob("*/")) if outbox.exists() else []:
-        if folder.name != but and not _alive(folder / _OWNER):
-            _finish_orphan(client, outbox, folder)
+def _kept(settings: StorageSettings) -> str | None:
+    """Where remote storage keeps what waits on machines' disks; None for local storage, which has the outbox itself."""
+    return storage.join(settings.storage, "outbox", _place(settings)) if is_remote(settings.storage) else None
 
 
-def _finish_orphan(client: MlflowClient, outbox: Path, folder: Path) -> None:
+def _place(settings: StorageSettings) -> str:
+    return hashlib.sha256(tracking_uri(settings).encode()).hexdigest()[:8]
+
+
+def _finish_orphans(client: MlflowClient, outbox: Path, kept: str | None, but: str | None) -> None:
+    """Send what dead jobs left behind, and close their runs as KILLED, except `but`, which is being resumed."""
+    here = {folder.name for folder in outbox.glob("*/")} if outbox.exists() else set()
     try:
-        spool = Spool(outbox, folder.name)
-        send_records(client, spool, {})
-        if client.get_run(folder.name).info.status == "RUNNING":
-            client.set_terminated(folder.name, "KILLED")
-        shutil.rmtree(folder, ignore_errors=True)
+        there = {storage.name(folder) for folder in storage.list_folders(kept, "*")} if kept else set()
+        for run_id in sorted((here | there) - {but}):
+            folder = str(outbox / run_id) if run_id in here else storage.join(str(kept), run_id)
+            owner = Owner.read(folder)
+            if not (owner and owner.lives()):
+                _finish_orphan(client, outbox, kept, run_id)
+    except RayganError as error:
+        print(f"warning: runs of dead jobs may stay open: {error}", file=sys.stderr)
+
+
+def _finish_orphan(client: MlflowClient, outbox: Path, kept: str | None, run_id: str) -> None:
+    """Send one dead job's records, from this machine's disk and from the storage, and close its run."""
+    try:
+        spool = Spool(outbox, run_id)
+        if kept:
+            fetch_kept(storage.join(kept, run_id), spool)
+        try:
+            send_records(client, spool, {})
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_terminated(run_id, "KILLED")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else the run was deleted
+                raise
+        shutil.rmtree(spool.folder, ignore_errors=True)
+        if kept:
+            storage.delete(storage.join(kept, run_id))
     except OSError:
         return  # another job that is starting takes care of them
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            shutil.rmtree(folder, ignore_errors=True)  # the run was deleted
-        else:
-            print(f"warning: records in {folder} are still waiting: {first_line(error)}", file=sys.stderr)
+        print(f"warning: records in {spool.folder} are still waiting: {first_line(error)}", file=sys.stderr)
 
 
 def kill_children(parent: Run) -> None:
@@ -219,59 +241,23 @@ def _running_children(parent: Run) -> list[MlflowRun]:
 
 def close_children(settings: StorageSettings, parent: Run) -> None:
     """Close a parent's child runs that were ended from outside as KILLED, after sending what they left behind."""
-    client, outbox = parent.client, _outbox(settings)
+    client, outbox, kept = parent.client, _outbox(settings), _kept(settings)
     for child in _running_children(parent):
-        folder = outbox / child.info.run_id
-        owner = _read_owner(folder / _OWNER)
+        run_id = child.info.run_id
+        owner = Owner.read(str(outbox / run_id))
         deadline = time.monotonic() + _ENDING_S
-        while owner and owner.runs() and time.monotonic() < deadline:
+        while owner and owner.is_here and owner.lives() and time.monotonic() < deadline:
             time.sleep(0.1)
-        if folder.exists():
-            _finish_orphan(client, outbox, folder)
+        if owner or kept:
+            _finish_orphan(client, outbox, kept, run_id)
         else:  # its records are on another node's disk and sent with that node's next job
-            client.set_terminated(child.info.run_id, "KILLED")
+            client.set_terminated(run_id, "KILLED")
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """The process that sends a spool's records: its host, its id, and the second of its start."""
-
-    host: str
-    pid: int
-    started: int
-
-    @property
-    def is_here(self) -> bool:
-        return self.host == socket.gethostname()
-
-    def runs(self) -> bool:
-        """Whether this process is running on this host."""
-        try:
-            process = psutil.Process(self.pid)
-            # A difference of one second is rounding.
-            return abs(process.create_time() - self.started) < 2 and bool(process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-
-
-def _check_alone(path: Path, name: str) -> None:
-    owner = _read_owner(path)
-    if owner and owner.is_here and owner.pid != os.getpid() and owner.runs():
+def _check_alone(folder: Path, name: str) -> None:
+    owner = Owner.read(str(folder))
+    if owner and owner.is_here and owner.pid != os.getpid() and owner.lives():
         raise RayganError(f"{name} is in use by process {owner.pid}: wait for it, stop it, or give another --name")
-
-
-def _alive(path: Path) -> bool:
-    """Whether the process that owns a spool is running, or may be: on another host that can't be checked."""
-    owner = _read_owner(path)
-    return owner is not None and (not owner.is_here or owner.runs())
-
-
-def _read_owner(path: Path) -> _Owner | None:
-    try:
-        host, pid, started = path.read_text(encoding="utf-8").split()
-        return _Owner(host, int(pid), int(started))
-    except (OSError, ValueError):
-        return None
 
 
 def _create(client: MlflowClient, experiment: str, name: str, job: str, tags: dict[str, str]) -> str:

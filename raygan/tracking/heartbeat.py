@@ -1,0 +1,166 @@
+"""Who works on a run, and whether that process lives.
+
+A run's outbox has an *owner* file: host, process, and the time of the last heartbeat. On its own host the process is
+looked up; of another host only the heartbeat tells, and after `DEAD_AFTER_S` without one the process counts as dead.
+
+Where the storage is remote, the outbox itself is on the machine's disk, which a pod takes along when it goes. So each
+heartbeat also copies what still waits there to the storage, next to the owner file, for whoever closes the run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from raygan.errors import RayganError
+from raygan.runtime import storage
+from raygan.tracking.outbox import Spool
+
+#: Seconds between two heartbeats, and without one until a process on another host counts as dead. Clocks of hosts may
+#: differ by minutes.
+BEAT_S, DEAD_AFTER_S = 30.0, 600.0
+
+#: File in an outbox that names the process that sends its records.
+OWNER = "owner"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that sends a spool's records.
+
+    Attributes:
+        host: its name.
+        pid: the process's id.
+        started: second of the process's start; ids are used again.
+        beat: time of the last heartbeat, in seconds since 1970; 0 if an earlier version wrote none.
+    """
+
+    host: str
+    pid: int
+    started: int
+    beat: float = 0.0
+
+    @classmethod
+    def here(cls) -> Owner:
+        """This process, now."""
+        return cls(socket.gethostname(), os.getpid(), int(psutil.Process().create_time()), time.time())
+
+    @classmethod
+    def read(cls, folder: str) -> Owner | None:
+        """The owner of an outbox; None if it has none. Raises RayganError if the storage doesn't answer."""
+        try:
+            host, pid, started, *beat = (storage.read_text(storage.join(folder, OWNER)) or "").split()
+            return cls(host, int(pid), int(started), float(beat[0]) if beat else 0.0)
+        except ValueError:
+            return None
+
+    def write(self, folder: str) -> None:
+        """Write the file. Raises RayganError if that fails."""
+        content = f"{self.host} {self.pid} {self.started} {self.beat:.0f}"
+        storage.write_bytes(storage.join(folder, OWNER), content.encode())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this host."""
+        return self.host == socket.gethostname()
+
+    def lives(self) -> bool:
+        """Whether the process is running, as far as can be told from here."""
+        if not self.is_here:
+            return not self.beat or time.time() - self.beat < DEAD_AFTER_S
+        try:
+            process = psutil.Process(self.pid)
+            # A difference of one second is rounding.
+            return abs(process.create_time() - self.started) < 2 and bool(process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Heartbeat:
+    """Shows from a thread of its own that this process works on a run."""
+
+    def __init__(self, spool: Spool, kept: str | None, every_s: float = BEAT_S):
+        """Begin.
+
+        Args:
+            spool: of the run.
+            kept: where the storage keeps the run's outbox, if the spool is not in the storage itself.
+            every_s: seconds between two beats.
+
+        Raises:
+            RayganError: the disk or the storage can't be written.
+        """
+        self._spool, self._kept, self._every_s = spool, kept, every_s
+        self._copied: set[str] = set()
+        self._complained = False
+        self._stopping = threading.Event()
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._stopping.set()
+        self._thread.join()
+
+    def leave(self) -> None:
+        """After the run has ended: leave nothing in the storage but records that MLflow has not accepted."""
+        if self._kept is None:
+            return
+        try:
+            self._copy_waiting(self._kept)
+            if not self._copied:
+                storage.delete(self._kept)
+        except RayganError as error:
+            self._complain(error)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._every_s):
+            try:
+                self._beat()
+                self._complained = False
+            except RayganError as error:  # no reason to end a job
+                self._complain(error)
+
+    def _beat(self) -> None:
+        Owner.here().write(str(self._spool.folder))
+        if self._kept is not None:
+            Owner.here().write(self._kept)
+            self._copy_waiting(self._kept)
+
+    def _copy_waiting(self, kept: str) -> None:
+        """Bring the copies of waiting records up to date."""
+        there = {path.name: path for path in self._spool.waiting_files()}
+        for name in sorted(there.keys() - self._copied, key=lambda name: name.endswith(".json")):  # contents first
+            try:
+                storage.write_bytes(storage.join(kept, name), there[name].read_bytes())
+            except FileNotFoundError:
+                continue  # sent in the meantime
+            self._copied.add(name)
+        for name in sorted(self._copied - there.keys()):
+            storage.delete(storage.join(kept, name))
+            self._copied.discard(name)
+
+    def _complain(self, error: RayganError) -> None:
+        if not self._complained:
+            tqdm.write(f"warning: {error}; the run goes on", file=sys.stderr)
+        self._complained = True
+
+
+def fetch_kept(kept: str, spool: Spool) -> None:
+    """Copy records that the storage keeps of a dead process's outbox into a spool of this machine.
+
+    Raises RayganError if the storage can't be read.
+    """
+    for address in storage.list_files(kept, "*"):
+        name = storage.name(address)
+        if name != OWNER and not (spool.folder / name).exists():
+            Path(spool.folder / name).write_bytes(storage.read_bytes(address))
