@@ -19,6 +19,9 @@ SCORE = "negative_kid"
 #: Key of a checkpoint's measurement among its reported metrics.
 _MEASURED = "judged"
 
+#: Reported of a checkpoint that Ray Train is going to have measured.
+TO_MEASURE = "to_measure"
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -42,9 +45,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics of the images since the last report. Its checkpoint, if it has one, is safe in storage."""
+    """Metrics of the images since the last report. Its checkpoint, if it has one, is safe in storage.
+
+    Attributes:
+        metrics: by name.
+        measured: whether its checkpoint is going to be measured.
+    """
 
     metrics: dict[str, Any]
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,19 @@ class Quality:
     images: int
     kid: float
     checkpoint: str
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A measurement failed.
+
+    Attributes:
+        images: real images that the training had seen.
+        reason: in one line.
+    """
+
+    images: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,8 @@ class ForwardReports(ray.train.UserCallback):
         """Send a `Report`, and a `Quality` if a worker has measured the checkpoint."""
         reported = metrics[0]
         # Waits until the queue has it: the driver must find the last report when the training has returned.
-        self._events.put(Report({name: value for name, value in reported.items() if name not in (SCORE, _MEASURED)}))
+        shown = {name: value for name, value in reported.items() if name not in (SCORE, _MEASURED, TO_MEASURE)}
+        self._events.put(Report(shown, measured=reported.get(TO_MEASURE, False)))
         quality = measured(reported, self._folder, checkpoint)
         if quality:
             self._events.put(quality)

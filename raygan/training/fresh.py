@@ -1,30 +1,33 @@
-"""Finished generators measured on fresh samples: latents by which no checkpoint was chosen.
+"""Finished generators measured afresh: on samples and on photos by which no checkpoint was chosen.
 
 The KIDs by which a training picks its best checkpoint flatter that checkpoint, since it is the minimum of several noisy
-numbers. Measured again on other samples, the number is fair, and fit to be compared with another generator's.
+numbers. Measured again on other samples and on the validation photos that were held back, the number is fair, and fit
+to be compared with another generator's. A second network, which chose nothing either, measures beside the first.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 import torch
 
-from raygan.data.batches import Photos
+from raygan.data.batches import Photos, load_photos
+from raygan.data.shards import DataSet
 from raygan.errors import RayganError
+from raygan.models.features import Features
 from raygan.models.gan import Generator
+from raygan.models.registry import DEFAULT_FEATURES, SECOND_FEATURES
 from raygan.runtime import cluster
 from raygan.tracking.networks import load_network
-from raygan.training.monitor import draw, features_of
+from raygan.training.monitor import draw, features_of, held_back, patience_s
+from raygan.training.settings import TrainSettings
 
 #: Seed of the samples. The monitor, whose numbers choose the checkpoint, draws with seed 1.
 _SEED = 2
-
-#: Seconds after which a measurement is given up.
-_PATIENCE_S = 900.0
 
 #: Measured with an error: the value and its standard error.
 Estimate = tuple[float, float]
@@ -36,50 +39,98 @@ class Fresh:
 
     Attributes:
         metric: full name of the KID, such as ``kid500_efficientnet_lite0``.
+        photos: validation photos that were held back from choosing; all of them if there are too few to hold any back.
+        fair: whether the photos were held back.
         kids: of each generator.
         leads: the KID of each generator minus that of the first, with the error of the difference.
     """
 
     metric: str
+    photos: int
+    fair: bool
     kids: tuple[Estimate, ...]
     leads: tuple[Estimate, ...]
 
 
 def measure_fresh(
-    generators: Sequence[Generator], photos: Photos, network: str, samples: int, cores: float = 1.0
-) -> Fresh:
-    """Measure generators in a Ray task.
+    generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int, cores: float = 1.0
+) -> list[Fresh]:
+    """Measure generators in a Ray task, by each network.
 
     Args:
         generators: on the CPU, in evaluation mode.
-        photos: held out from the training.
-        network: feature network, as workers load it.
+        photos: the validation photos.
+        networks: feature networks, as workers load them.
         samples: to draw from each generator.
         cores: that the task reserves.
 
     Raises:
         RayganError: the measurement failed, or took too long.
     """
-    task = ray.remote(_measure).options(num_cpus=cores).remote(list(generators), photos, network, samples)
+    task = ray.remote(_measure).options(num_cpus=cores).remote(list(generators), photos, networks, samples)
+    patience = patience_s(samples) * len(generators) * len(networks)
     try:
-        found: Fresh = ray.get(task, timeout=_PATIENCE_S)
+        found: list[Fresh] = ray.get(task, timeout=patience)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(task, force=True)
-        raise RayganError(f"measuring fresh samples took more than {_PATIENCE_S / 60:.0f} minutes") from None
+        raise RayganError(f"measuring fresh samples took more than {patience / 60:.0f} minutes") from None
     except ray.exceptions.RayError as error:
         raise cluster.failure(error) from None
     return found
 
 
-def _measure(generators: Sequence[Generator], photos: Photos, network: str, samples: int) -> Fresh:
+def judges(network: str) -> list[str]:
+    """The network by which a checkpoint was chosen, and another one, as workers load them."""
+    return [network, DEFAULT_FEATURES if network == SECOND_FEATURES else SECOND_FEATURES]
+
+
+def measure_result(settings: TrainSettings, data: DataSet, generator: Generator) -> dict[str, float]:
+    """A run's result measured afresh by both `judges`: KIDs and their standard errors by name, prefixed ``fresh_``.
+
+    Empty, with a warning, if no photos are held back or the measurement fails: it must not end a job that is done.
+
+    Args:
+        settings: of the training.
+        data: the shards.
+        generator: the result, on the CPU, in evaluation mode.
+    """
+    try:
+        photos = load_photos(data, "validation", settings.label)
+        networks = judges(settings.quality_network)
+        found = measure_fresh([generator], photos, networks, settings.quality_samples, settings.cpus_per_worker)
+    except RayganError as error:
+        print(f"warning: the result could not be measured afresh: {error}", file=sys.stderr)
+        return {}
+    if not found[0].fair:
+        print(
+            f"warning: the result is only measured on the {found[0].photos} validation photos that chose it: "
+            f"prepare more photos, or a larger --validation share",
+            file=sys.stderr,
+        )
+        return {}
+    said = ", ".join(f"{one.metric} {one.kids[0][0]:.3g} ± {one.kids[0][1]:.2g}" for one in found)
+    print(f"measured again on fresh samples and {found[0].photos} photos that did not choose it: {said}", flush=True)
+    names = [(f"fresh_{one.metric}", one.kids[0]) for one in found]
+    return {f"{name}{end}": value for name, pair in names for end, value in zip(("", "_error"), pair, strict=True)}
+
+
+def _measure(generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int) -> list[Fresh]:
+    torch.set_num_threads(max(1, min(int(_cores()), os.cpu_count() or 1)))
+    return [_measured_by(load_network(network), generators, photos, samples) for network in networks]
+
+
+def _measured_by(net: Features, generators: Sequence[Generator], photos: Photos, samples: int) -> Fresh:
     from raygan.metrics.distances import kid, kid_difference  # torch-fidelity takes seconds to import
 
-    torch.set_num_threads(max(1, min(int(_cores()), os.cpu_count() or 1)))
-    net = load_network(network)
     real, classes = features_of(photos, net)
+    fair = held_back(classes)
+    if fair.any():
+        real, classes = real[fair], classes[fair]
     fakes = [net(draw(generator, samples, seed=_SEED, like=classes)) for generator in generators]
     return Fresh(
         metric=f"kid{samples}_{net.name}",
+        photos=len(real),
+        fair=bool(fair.any()),
         kids=tuple(kid(real, fake) for fake in fakes),
         leads=tuple(kid_difference(real, fake, fakes[0]) for fake in fakes),
     )

@@ -1,11 +1,13 @@
 """Quality while a training runs: a checkpoint in, numbers and a picture out.
 
-1. Once per run, a Ray task computes features of the validation split and of the training photos (`Reference`).
+1. Once per run, a Ray task computes features of the validation photos that may choose a checkpoint, and of the training
+   photos (`Reference`). The other half of the validation photos is held back for `raygan.training.fresh`.
 2. Where the cluster has room beside the workers, Ray Train calls the `Monitor` with each checkpoint that is due, in a
    task of its own. Otherwise the first worker calls it, and the training waits: it would lose the cores anyway, and a
    task that shares them comes minutes late, when a search can't stop a bad trial any more.
 3. The monitor draws samples and compares their features with the reference. The driver is told, and Ray Train gets
-   the number by which it picks the best checkpoint.
+   the number by which it picks the best checkpoint. A measurement that fails or takes too long is reported, and the
+   training goes on.
 
 A few hundred samples are enough to watch a training; `jobs/evaluate.py` makes the report card.
 """
@@ -27,13 +29,14 @@ from torch import Tensor
 
 from raygan import pictures
 from raygan.data.batches import Photos
+from raygan.errors import last_line
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
 from raygan.runtime import cluster
 from raygan.runtime.runs import address_of
 from raygan.tracking.networks import feature_network, load_network
-from raygan.training.events import Quality, measurement, written
+from raygan.training.events import Quality, Unmeasured, measurement, written
 from raygan.training.settings import TrainSettings
 
 #: Training photos among which memorization is looked for, spread evenly over the shards.
@@ -48,14 +51,17 @@ MASS_SAMPLES = 100
 #: Validation photos that a measurement needs.
 LEAST_VALIDATION = 4
 
+#: Seconds after which a measurement is given up: at least, and for each sample.
+_PATIENCE_S, _PATIENCE_PER_SAMPLE_S = 300.0, 0.5
+
 
 @dataclass(frozen=True)
 class Reference:
     """Features of real photos.
 
     Attributes:
-        validation: features (n, d) of the validation split.
-        classes: class numbers (n,) of the validation split.
+        validation: features (n, d) of the validation photos that may choose a checkpoint.
+        classes: class numbers (n,) of those photos.
         train: features (m, d) of training photos.
         places: (shard, row) of those training photos, (m, 2).
     """
@@ -91,14 +97,25 @@ class Monitor:
     folder: str
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-        """Measure a checkpoint in a task of its own; returns Ray Train's metrics of it."""
+        """Measure a checkpoint in a task of its own; returns Ray Train's metrics of it, none if that fails."""
         torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
         with checkpoint.as_directory() as folder:
             generator, about = load_generator(Path(folder))
         images = round(about["kimg"] * 1000)
-        metrics, value = self.measure(generator, images)
+        measured = self.try_to_measure(generator, images)
+        if measured is None:
+            return {}
+        metrics, value = measured
         self.events.put(Quality(metrics, images, value, address_of(self.folder, checkpoint)))
         return measurement(metrics, value)
+
+    def try_to_measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float] | None:
+        """`measure`, or None if it fails, of which the driver is told: no reason to end a training."""
+        try:
+            return self.measure(generator, images)
+        except Exception as error:  # networks, packages' features and storage may raise anything
+            self.events.put(Unmeasured(images, last_line(error)))
+            return None
 
     def measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float]:
         """Measure a generator.
@@ -114,7 +131,7 @@ class Monitor:
         from raygan.metrics import animals
         from raygan.metrics.distances import kid, nearest
 
-        reference: Reference = ray.get(self.reference)
+        reference: Reference = ray.get(self.reference, timeout=patience_s(self.samples))
         drawn = draw(generator, self.samples, seed=1, like=reference.classes)
         network = load_network(self.network)
         features = network(drawn)
@@ -163,10 +180,31 @@ def measure_reference(train: Photos, validation: Photos, network: str) -> Refere
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     features = load_network(network)
     vectors, classes = features_of(validation, features)
+    choosing = ~held_back(classes)
     places = train.spread(TRAIN_PHOTOS)
     shards = np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1)
     trained = torch.cat([features(torch.from_numpy(train.pixels(part))) for part in shards])
-    return Reference(vectors, classes, trained, places)
+    return Reference(vectors[choosing], classes[choosing], trained, places)
+
+
+def held_back(classes: Tensor) -> Tensor:
+    """Which validation photos take no part in choosing a checkpoint, so that the choice can be measured on them.
+
+    Args:
+        classes: class numbers (n,) of all validation photos.
+
+    Returns:
+        bool (n,): every second photo of each class. If that leaves fewer than `LEAST_VALIDATION` in a half, none.
+    """
+    held = torch.zeros(len(classes), dtype=torch.bool)
+    if len(classes) >= 2 * LEAST_VALIDATION:
+        held[classes.argsort(stable=True)[1::2]] = True
+    return held
+
+
+def patience_s(samples: int) -> float:
+    """Seconds after which a measurement on so many samples is given up."""
+    return _PATIENCE_S + _PATIENCE_PER_SAMPLE_S * samples
 
 
 def features_of(photos: Photos, network: Features) -> tuple[Tensor, Tensor]:

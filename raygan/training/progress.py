@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from raygan.errors import RayganError, first_line
 from raygan.runtime import storage
 from raygan.runtime.progress import ImageProgress, Seen
 from raygan.tracking.callback import numbers
-from raygan.training.events import Collapse, Notice, Picture, Quality, Report, Tick, measured
+from raygan.training.events import Collapse, Notice, Picture, Quality, Report, Tick, Unmeasured, measured
 from raygan.training.history import History
 from raygan.training.schedule import Schedule
 
@@ -35,6 +36,7 @@ class Progress:
         history: History,
         log: tracking.Run,
         told: Callable[[Quality], None] | None = None,
+        patience_s: float = math.inf,
     ):
         """Open the bar.
 
@@ -44,6 +46,7 @@ class Progress:
             history: where metrics are kept.
             log: the MLflow run.
             told: is called with each measurement of a search's trial, whose bar is hidden: a search has its own.
+            patience_s: seconds after which a measurement is given up.
         """
         self.collapse: Collapse | None = None
         self.images = 0
@@ -53,6 +56,8 @@ class Progress:
         self._bar = ImageProgress(total, "training", hidden=told is not None)
         self._shown: dict[str, str] = {}
         self._warned = False
+        self._patience_s = patience_s
+        self._awaited: dict[int, float] = {}  # when each measurement is given up, by images
 
     def __enter__(self) -> Progress:
         return self
@@ -69,12 +74,17 @@ class Progress:
             self._pass_on(event)
         elif isinstance(event, Report):
             self._report(numbers(event.metrics))
+            if event.measured:
+                self._awaited[int(event.metrics["images"])] = time.monotonic() + self._patience_s
+        elif isinstance(event, Unmeasured):
+            self._unmeasured(event)
         elif isinstance(event, Quality):
             self._measured(event)
         elif isinstance(event, Notice):
             tqdm.write(f"a node is about to be taken away: saving at {event.kimg:.3g} kimg", file=sys.stderr)
         elif isinstance(event, Collapse):
             self.collapse = event
+        self._give_up(time.monotonic())
         self._history.save(at_least_every_s=5)
 
     def catch_up(self, result: ray.train.Result) -> None:
@@ -83,6 +93,20 @@ class Progress:
             event = measured(metrics, self._folder, checkpoint)
             if event and not self._history.knows({**event.metrics, "images": event.images}):
                 self._measured(event)
+        self._give_up(math.inf)
+
+    def _give_up(self, now: float) -> None:
+        """Tell of measurements that should have come by now: their task was killed, or found no room."""
+        for images in [images for images, until in self._awaited.items() if until <= now]:
+            self._unmeasured(Unmeasured(images, "its task did not end in time, or found no room in the cluster"))
+
+    def _unmeasured(self, event: Unmeasured) -> None:
+        """Tell the user and MLflow that a checkpoint can't be chosen."""
+        self._awaited.pop(event.images, None)
+        missing = f"quality at {event.images / 1000:.3g} kimg is not measured: {event.reason}"
+        tqdm.write(f"warning: {missing}", file=sys.stderr)
+        self._log.log_tags({"unmeasured": missing[:500]})
+        self._shown |= {"kid": f"none at {event.images / 1000:.0f} kimg"}
 
     def _pass_on(self, picture: Picture) -> None:
         """Copy a picture to MLflow. A storage that doesn't answer is no reason to end a training."""
@@ -107,6 +131,7 @@ class Progress:
         self._show(int(metrics["images"]), total)
 
     def _measured(self, event: Quality) -> None:
+        self._awaited.pop(event.images, None)
         self._history.add({**event.metrics, "images": event.images})
         # Not through Ray Train's callback: by now the training is long past the images that were measured.
         self._log.log_metrics(event.metrics, event.images)

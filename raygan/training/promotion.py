@@ -70,7 +70,7 @@ def _by_kid(
     network = feature_network(settings, settings.quality_network, "--quality-network")
     samples, cores = settings.quality_samples, settings.cpus_per_worker
     print(f"comparing with {champion.name}/{champion.version} on {samples} fresh samples of each", flush=True)
-    found = measure_fresh([rival, generator], photos, network, samples, cores)
+    (found,) = measure_fresh([rival, generator], photos, [network], samples, cores)
     (old, _), (new, _) = found.kids
     lead, error = found.leads[1]
     log.log_tags({"champion": f"{champion.name}/{champion.version}", f"champion_{found.metric}": f"{old:.4g}"})

@@ -7,6 +7,7 @@ clock on the wall (`--minutes`) divides its minutes, too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -134,6 +135,29 @@ class Agenda:
         since, began = self._since[kind]
         timed = minutes - began >= every.minutes and images - since >= every.least
         return timed or images // every.images > self._images // every.images
+
+
+def rates_after(changes: Sequence[str], images: int) -> tuple[float, float] | None:
+    """Learning rates of the generator and the critic by the latest change; None before the first one.
+
+    Args:
+        changes: ``KIMG:GENERATOR:CRITIC`` each.
+        images: real images seen so far.
+
+    Raises:
+        ValueError: a change is not written like that, or a rate is not above 0.
+    """
+    latest: tuple[float, float, float] | None = None
+    for change in changes:
+        try:
+            kimg, generator, critic = (float(part) for part in change.split(":"))
+        except ValueError:
+            raise ValueError(f"{change!r} is not KIMG:GENERATOR:CRITIC, such as 40:0.0005:0.0002") from None
+        if not (kimg >= 0 and 0 < generator <= 1 and 0 < critic <= 1):
+            raise ValueError(f"{change!r}: KIMG is at least 0, rates are above 0 and at most 1")
+        if images >= kimg * 1000 and (latest is None or kimg >= latest[0]):
+            latest = kimg, generator, critic
+    return latest[1:] if latest else None
 
 
 def learning_rate_share(options: StepOptions, images: int, total_kimg: float) -> float:

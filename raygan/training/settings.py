@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from raygan.models.registry import ARCHITECTURES, DEFAULT_FEATURES, FEATURE_NETWORKS
 from raygan.runtime.settings import (
@@ -17,6 +17,16 @@ from raygan.runtime.settings import (
 )
 from raygan.settings import Address, ImageSize, NameOrAddress, OneOf, Settings, option
 from raygan.training.registry import OBJECTIVES, Policy
+from raygan.training.schedule import rates_after
+
+
+def _rate_change(text: str) -> str:
+    rates_after([text], 0)
+    return text
+
+
+#: Learning rates from some moment on, as in ``40:0.0005:0.0002``.
+RateChange = Annotated[str, AfterValidator(_rate_change)]
 
 
 class NetworkOptions(Settings):
@@ -53,6 +63,12 @@ class ObjectiveOptions(Settings):
     n_critic: int = option(5, "critic steps per generator step", ge=1, le=100)
     generator_lr: float = option(1e-4, "Adam's learning rate of the generator", gt=0, le=1)
     critic_lr: float = option(1e-4, "Adam's learning rate of the critic", gt=0, le=1)
+    rate_changes: list[RateChange] = option(
+        None,
+        "later learning rates, KIMG:GENERATOR:CRITIC, in force once so many thousands of images have been seen; a "
+        "population's search writes them",
+        default_factory=list,
+    )
     beta1: float = option(0.0, "Adam's beta 1", ge=0, lt=1)
     beta2: float = option(0.9, "Adam's beta 2", ge=0, lt=1)
     penalty_weight: float = option(10.0, "weight of the gradient penalty (lambda or gamma in papers)", ge=0)

@@ -29,7 +29,7 @@ from raygan.training.adaptive import AdaptiveShare
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.training.objectives import CriticFunction, Terms, at_least_float32
 from raygan.training.registry import OBJECTIVES, POLICIES
-from raygan.training.schedule import learning_rate_share
+from raygan.training.schedule import learning_rate_share, rates_after
 
 if TYPE_CHECKING:
     from raygan.training.settings import StepOptions
@@ -131,6 +131,12 @@ class GanStep:
         """The share of both learning rates that is in force now, in [0, 1]."""
         return learning_rate_share(self.options, self.images_seen, self.total_kimg)
 
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of the generator and the critic now, of which `learning_rate_share` is in force."""
+        options = self.options
+        return rates_after(options.rate_changes, self.images_seen) or (options.generator_lr, options.critic_lr)
+
     def settings(self) -> dict[str, Any]:
         """How the networks are stepped, JSON-ready, as checkpoints record it."""
         decided = {"precision": self.precision, "total_kimg": self.total_kimg, "draws": self.draws}
@@ -191,10 +197,7 @@ class GanStep:
 
     def _set_rates(self) -> None:
         share = self.learning_rate_share
-        for optimizer, rate in (
-            (self.generator_optimizer, self.options.generator_lr),
-            (self.critic_optimizer, self.options.critic_lr),
-        ):
+        for optimizer, rate in zip((self.generator_optimizer, self.critic_optimizer), self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
 

@@ -28,7 +28,7 @@ from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import carry_out
-from raygan.training import monitor, plots, promotion
+from raygan.training import fresh, monitor, plots, promotion
 from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import Schedule
 from raygan.training.settings import LengthOptions, TrainSettings
@@ -53,7 +53,7 @@ class TrainResult:
         model: the registered generator; None for a search's trial.
         checkpoint: address of the chosen checkpoint.
         pictures: address of the folder of pictures.
-        metrics: of the chosen checkpoint, which became the model.
+        metrics: of the chosen checkpoint, which became the model; those that begin with ``fresh_`` did not choose it.
         last_metrics: the latest value of each metric.
     """
 
@@ -118,11 +118,11 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         # A trial's cores are returned by its search, which may kill the trial.
         with reservations.addressed() if trial else reservations.returned_cores():
             outcome = training.fit(resources)
-        model = _publish(training, outcome)
+        model, measured = _publish(training, outcome)
         run.save(state="finished", images=outcome.images, minutes=outcome.last_metrics.get("minutes", 0.0))
     checkpoint = address_of(run.folder, outcome.chosen)
     folder = storage.join(run.folder, "pictures")
-    return TrainResult(log.id, model, checkpoint, folder, outcome.chosen_metrics, outcome.last_metrics)
+    return TrainResult(log.id, model, checkpoint, folder, outcome.chosen_metrics | measured, outcome.last_metrics)
 
 
 def check(settings: TrainSettings) -> DataSet:
@@ -161,8 +161,12 @@ def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> Run
     )
 
 
-def _publish(training: Training, outcome: Outcome) -> tracking.RegisteredModel | None:
-    """Draw the run's last pictures, copy to MLflow what it keeps, and register the generator unless it is a trial's."""
+def _publish(training: Training, outcome: Outcome) -> tuple[tracking.RegisteredModel | None, dict[str, float]]:
+    """Draw the run's last pictures, copy to MLflow what it keeps, and register the generator unless it is a trial's.
+
+    Returns:
+        The registered model, and the chosen checkpoint's metrics, measured afresh.
+    """
     settings, log = training.settings, training.log
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "generator")
@@ -174,13 +178,19 @@ def _publish(training: Training, outcome: Outcome) -> tracking.RegisteredModel |
             with logged.as_directory() as checkpoint:
                 log.log_folder(Path(checkpoint), f"checkpoints/{settings.log_checkpoints}")
         if training.trial:
-            return None
+            return None, {}
+        generator, _ = load_generator(folder)
+        measured = {}
+        if training.schedule.quality:
+            measured = fresh.measure_result(settings, training.data, generator)
+            log.log_metrics(measured, int(outcome.chosen_metrics["images"]))
         label = settings.label or "all"
         labels = training.data.manifest.classes if settings.conditional else [label]
-        model = tracking.register_generator(log, folder, label, labels=labels, metrics=outcome.chosen_metrics)
-        verdict = promotion.decide(settings, training.data, load_generator(folder)[0], model, log)
+        metrics = outcome.chosen_metrics | measured
+        model = tracking.register_generator(log, folder, label, labels=labels, metrics=metrics)
+        verdict = promotion.decide(settings, training.data, generator, model, log)
         carry_out(log.client, model, verdict)
-        return model
+        return model, measured
 
 
 def _export(checkpoint: Path, folder: Path) -> None:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, ValidationConfig
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    ValidationConfig,
+    ValidationTaskConfig,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
@@ -22,7 +30,7 @@ from raygan.runtime.runs import RunRecord, address_of
 from raygan.tracking.callback import MLflowCallback
 from raygan.training.events import SCORE, Collapse, ForwardReports, Quality
 from raygan.training.history import History
-from raygan.training.monitor import Monitor, start_measuring
+from raygan.training.monitor import Monitor, patience_s, start_measuring
 from raygan.training.progress import Progress
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
@@ -123,7 +131,8 @@ class Training:
         cluster.poll_training_often()
         fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training")
         told = self.trial.told if self.trial else None
-        with Progress(self.schedule, self.run.folder, self.history, self.log, told) as progress:
+        patience = patience_s(self.settings.quality_samples)
+        with Progress(self.schedule, self.run.folder, self.history, self.log, told, patience) as progress:
             result = follow(self.events, fitting, progress.handle)
             progress.catch_up(result)
         if progress.collapse:
@@ -151,7 +160,8 @@ class Training:
         if monitor and monitor_cores:
             # A trial's placement group has no room for a measurement; the cluster has.
             place = {"num_cpus": monitor_cores, "scheduling_strategy": "DEFAULT"}
-            validation = ValidationConfig(fn=monitor, ray_remote_kwargs=place)
+            given_up = ValidationTaskConfig(timeout_s=patience_s(monitor.samples))
+            validation = ValidationConfig(fn=monitor, task_config=given_up, ray_remote_kwargs=place)
         return TorchTrainer(
             train_worker,
             train_loop_config={"task": self._task(None if validation else monitor)},

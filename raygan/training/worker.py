@@ -29,7 +29,7 @@ from raygan.models.latents import seeded
 from raygan.runtime import storage
 from raygan.runtime.settings import WorkerOptions
 from raygan.training.checkpoints import load_training, save_training
-from raygan.training.events import Collapse, Notice, Picture, Tick, measurement, written
+from raygan.training.events import TO_MEASURE, Collapse, Notice, Picture, Tick, measurement, written
 from raygan.training.health import Health, spread
 from raygan.training.inherit import Inheritance
 from raygan.training.means import Means
@@ -133,6 +133,8 @@ class TrainLoop:
         self.first_batch = step.batches
         self.noticed, self.look_every = False, 1
         self.minutes = self.minutes_before
+        # Each change of the rates since the first image, also those of the run whose weights were taken over.
+        self.rates: list[list[float]] = list(before.get("rates", []))
         self.agenda = Agenda(task.schedule, step.images_seen, self.minutes)
 
     def run(self) -> None:
@@ -146,6 +148,8 @@ class TrainLoop:
         for reals, classes in on_device(self.stream.starting_at(self.step.batches), self.step.device):
             if self.step.images_seen >= self.schedule.total:
                 break
+            if not self.rates or self.rates[-1][1:] != [*self.step.rates]:
+                self.rates.append([self.step.images_seen, *self.step.rates])
             self.means.add(self.step.step(reals, classes))
             self._tick()
             noticed = self._look()
@@ -240,6 +244,7 @@ class TrainLoop:
             "fingerprint": self.task.fingerprint,
             "kimg": metrics["kimg"],
             "minutes": metrics["minutes"],
+            "rates": self.rates,
             "metrics": metrics,
         }
         folder = tempfile.mkdtemp(prefix="raygan-checkpoint-")
@@ -248,7 +253,10 @@ class TrainLoop:
         monitor = self.task.monitor if measure else None
         if monitor:
             generator = cast(Generator, copy.deepcopy(self.step.ema.module))
-            reported |= measurement(*monitor.measure(generator.cpu(), self.step.images_seen))
+            measured = monitor.try_to_measure(generator.cpu(), self.step.images_seen)
+            reported |= measurement(*measured) if measured else {}
+        elif measure:
+            reported[TO_MEASURE] = True
         # Training goes on while Ray copies the files to storage, has them measured, and deletes the folder.
         ray.train.report(
             reported,

@@ -39,6 +39,7 @@ from raygan.tuning.search import run_search
 from raygan.tuning.settings import SearchOptions, TuneSettings
 from raygan.tuning.space import Axis, baseline_point, parse_space, settings_of
 from raygan.tuning.trial import COLLAPSED, TrialRecord, run_trial
+from raygan.tuning.winner import measure_winner, rates_of
 
 #: Settings that may differ when a search is resumed.
 MAY_CHANGE = {
@@ -61,7 +62,9 @@ class TuneResult:
     Attributes:
         run_id: of the search's MLflow run.
         best: values of the searched settings in the best trial.
-        kid: the best trial's.
+        kid: the best trial's, on samples and photos that did not choose it, if photos could be held back.
+        searched_kid: the KID by which it was chosen, the lowest of all.
+        better: whether it beats the source's values by more than the standard error; None if that is not known.
         trials: how many there were.
         settings_file: address of ``best.yaml``.
         pictures: address of the folder of pictures.
@@ -70,6 +73,8 @@ class TuneResult:
     run_id: str
     best: dict[str, Any]
     kid: float
+    searched_kid: float
+    better: bool | None
     trials: int
     settings_file: str
     pictures: str
@@ -115,7 +120,7 @@ def tune(settings: TuneSettings) -> TuneResult:
             tracking.kill_children(log)
             raise
         tracking.close_children(settings, log)
-        result = conclude(settings, axes, trials, record, log)
+        result = conclude(settings, base, axes, trials, record, log)
         record.save(state="finished")
     if settings.train_best:
         best = settings_of(_full_length(settings), result.best)
@@ -136,9 +141,26 @@ def trial_base(settings: TuneSettings) -> TrainSettings:
 
 
 def conclude(
-    settings: TuneSettings, axes: Sequence[Axis], trials: Sequence[TrialRecord], record: RunRecord, log: tracking.Run
+    settings: TuneSettings,
+    base: TrainSettings,
+    axes: Sequence[Axis],
+    trials: Sequence[TrialRecord],
+    record: RunRecord,
+    log: tracking.Run,
 ) -> TuneResult:
-    """Print the table, and write pictures and ``best.yaml``. Raises RayganError if no trial measured a KID."""
+    """Print the table, measure the best trial afresh, and write pictures and ``best.yaml``.
+
+    Args:
+        settings: of the search.
+        base: of all trials, with the feature network as workers load it.
+        axes: the space.
+        trials: all of them.
+        record: the search's folder and name.
+        log: the search's MLflow run.
+
+    Raises:
+        RayganError: no trial measured a KID.
+    """
     full = round(settings.trial_kimg * 1000)
     ranked = sorted((trial for trial in trials if trial.kid < COLLAPSED), key=lambda trial: trial.kid)
     if not ranked:
@@ -147,19 +169,26 @@ def conclude(
     best = ranked[0]
     baseline = next((trial for trial in trials if trial.point == baseline_point(axes)), None)
     print(report.table(ranked, trials, baseline, full), flush=True)
+    winner = measure_winner(base, best, baseline)
+    print(winner.says, flush=True)
     for name, content in report.pictures(axes, ranked, trials, baseline).items():
         storage.write_bytes(storage.join(record.folder, "pictures", name), content)
         log.log_bytes(content, f"pictures/{name}")
-    chosen = settings_of(_full_length(settings), best.point).plain()
+    point = best.point | rates_of(best)
+    chosen = settings_of(_full_length(settings), point).plain()
     kept = {name: value for name, value in chosen.items() if name not in _PERSONAL and value is not None}
-    text = f"# The best of {len(trials)} trials of search {record.name}: KID {best.kid:.4g}\n"
+    text = f"# The best of {len(trials)} trials of search {record.name}, chosen by its KID of {best.kid:.4g}.\n"
+    text += "".join(f"# {line}\n" for line in winner.says.splitlines())
     text += yaml.safe_dump(kept, sort_keys=False)
     path = storage.join(record.folder, "best.yaml")
     storage.write_bytes(path, text.encode())
     log.log_bytes(text.encode(), "best.yaml")
     trained = sum(trial.images for trial in trials)
-    log.log_metrics({"kid": best.kid, "images_trained": trained, "images_saved": full * len(trials) - trained}, 0)
-    return TuneResult(log.id, best.point, best.kid, len(trials), path, storage.join(record.folder, "pictures"))
+    counts = {"images_trained": trained, "images_saved": full * len(trials) - trained}
+    log.log_metrics({"kid": best.kid, **winner.metrics, **counts}, 0)
+    kid = winner.kid if winner.kid is not None else best.kid
+    pictures = storage.join(record.folder, "pictures")
+    return TuneResult(log.id, point, kid, best.kid, winner.better, len(trials), path, pictures)
 
 
 def _trainable(base: TrainSettings, data: DataSet, record: RunRecord, log: tracking.Run, at_once: int) -> Any:

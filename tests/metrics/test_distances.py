@@ -5,9 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from prdc import compute_prdc
 
 from raygan.errors import RayganError
-from raygan.metrics.distances import density_coverage, diversity, fid, kid, kid_difference, nearest, precision_recall
+from raygan.metrics.distances import (
+    COVERAGE_NEIGHBORS,
+    PRECISION_NEIGHBORS,
+    density_coverage,
+    diversity,
+    fid,
+    kid,
+    kid_difference,
+    nearest,
+    precision_recall,
+)
 
 
 def plain_kid(real, fake):
@@ -102,6 +113,37 @@ def test_density_and_coverage_match_their_definitions():
         radius = sorted(np.linalg.norm(real[i] - real[j]) for j in range(40) if j != i)[4]
         within[i] = [np.linalg.norm(real[i] - fake[j]) <= radius for j in range(30)]
     assert density_coverage(real, fake) == pytest.approx((within.sum() / (5 * 30), within.any(1).mean()))
+
+
+def test_precision_recall_density_and_coverage_agree_with_the_authors_package():
+    """prdc by Naeem et al., on features of unit length, as `distances` scales them."""
+    real, fake = normal(300, 16, seed=1), normal(250, 16, shift=0.4, seed=2)
+    units = [torch.nn.functional.normalize(each, dim=1).double().numpy() for each in (real, fake)]
+    of_three, of_five = (compute_prdc(*units, nearest_k=k) for k in (PRECISION_NEIGHBORS, COVERAGE_NEIGHBORS))
+    assert precision_recall(real, fake) == pytest.approx((of_three["precision"], of_three["recall"]), abs=1e-6)
+    assert density_coverage(real, fake) == pytest.approx((of_five["density"], of_five["coverage"]), abs=1e-6)
+    assert 0.05 < of_three["recall"] < 0.95
+
+
+def test_fid_is_its_formula_in_plain_numpy():
+    """|m1 - m2|^2 + tr(A + B) - 2 tr sqrt(AB), the last by the eigenvalues of AB, of correlated features."""
+    mix = np.random.default_rng(3).normal(size=(6, 6))
+    real, fake = (normal(400, 6, shift, seed).double() @ torch.from_numpy(mix) for shift, seed in ((0, 1), (0.3, 2)))
+    first, second = np.cov(real.numpy().T), np.cov(fake.numpy().T)
+    root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(0)).sum()
+    shift = (real.mean(0) - fake.mean(0)).square().sum().item()
+    assert fid(real, fake) == pytest.approx(shift + np.trace(first + second) - 2 * root, rel=1e-8)
+
+
+def test_kid_of_one_subset_is_its_definition():
+    """With subsets of half of each set, each is a plain MMD, so their mean over all subsets is within their spread."""
+    real, fake = normal(40, 6, seed=1), normal(40, 6, shift=0.5, seed=2)
+    random = np.random.RandomState(0)
+    values = []
+    for _ in range(50):
+        chosen = [random.choice(40, 20, replace=False) for _ in range(2)]
+        values.append(plain_kid(real[chosen[1]].double(), fake[chosen[0]].double()))
+    assert kid(real, fake)[0] == pytest.approx(np.mean(values), rel=1e-9)
 
 
 def test_diversity_and_nearest_match_their_definitions():

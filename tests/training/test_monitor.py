@@ -1,10 +1,12 @@
-"""A measurement has room beside the workers, wherever they are placed."""
+"""Measurements: their room beside the workers, their photos, and their failures."""
 
 import itertools
 
 import pytest
+import torch
 
-from raygan.training.monitor import cores_beside
+from raygan.training.events import Unmeasured
+from raygan.training.monitor import Monitor, cores_beside, held_back
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,38 @@ def test_a_measurement_fits_beside_every_placement(nodes, workers, each):
         left = [size - each * places.count(number) for number, size in enumerate(nodes)]
         if min(left) >= 0:
             assert max(left) >= cores
+
+
+@pytest.mark.parametrize(
+    ("classes", "held"),
+    [
+        ([0, 1] * 4, [2, 2]),  # in turn, as shards may have them: half of each class, not all of one
+        ([0] * 7 + [1] * 4, [3, 2]),
+        ([0] * 8, [4, 0]),
+        ([0, 1, 0, 1, 0, 1, 0], [0, 0]),  # too few for two halves: all of them choose
+    ],
+)
+def test_half_of_the_validation_photos_of_each_class_choose_nothing(classes, held):
+    classes = torch.tensor(classes)
+    found = held_back(classes)
+    assert [int(found[classes == number].sum()) for number in (0, 1)] == held
+
+
+class Events(list):
+    """Stands in for the queue to the driver."""
+
+    put = list.append
+
+
+class Broken(Monitor):
+    """A monitor whose network fails."""
+
+    def measure(self, generator, images):
+        raise OSError("first line\nno space left on device")
+
+
+def test_a_measurement_that_fails_is_told_and_ends_nothing():
+    events = Events()
+    monitor = Broken(None, None, "net", samples=16, label=None, threads=1, events=events, folder="run")
+    assert monitor.try_to_measure(None, 320) is None
+    assert events == [Unmeasured(320, "no space left on device")]

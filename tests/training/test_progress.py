@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raygan.training.events import Collapse, Picture, Quality, Report, Tick, measurement
+from raygan.training.events import Collapse, Picture, Quality, Report, Tick, Unmeasured, measurement
 from raygan.training.history import History
 from raygan.training.progress import Progress
 from raygan.training.schedule import Every, Schedule
@@ -24,14 +24,15 @@ def history(tmp_path):
 
 @pytest.fixture
 def progress(tmp_path, history, logged):
-    def make(minutes=math.inf, told=None):
+    def make(minutes=math.inf, told=None, patience_s=math.inf):
         log = SimpleNamespace(
             log_bytes=lambda content, path: logged.update({path: content}),
             log_metrics=lambda metrics, images: logged.update({images: metrics}),
+            log_tags=logged.update,
         )
         each = Every(8)
         schedule = Schedule(total=80, log=each, snapshot=each, checkpoint=each, quality=each, minutes=minutes)
-        return Progress(schedule, str(tmp_path), history, log, told)
+        return Progress(schedule, str(tmp_path), history, log, told, patience_s)
 
     return make
 
@@ -64,6 +65,25 @@ def test_reports_and_measurements_are_shown_and_kept(tmp_path, progress, logged,
     shown = capsys.readouterr().err
     assert "32.0/80.0" in shown
     assert "critic_loss=1.5, kid=3 at 0 kimg" in shown
+
+
+def test_measurements_that_fail_or_never_come_are_shown_and_recorded(progress, logged, capsys):
+    def measured_report(images):
+        return Report(report(images).metrics, measured=True)
+
+    with progress() as follower:
+        follower.handle(measured_report(8))
+        follower.handle(Quality({"kid16_net": 3.0}, 8, 3.0, "somewhere"))
+        follower.handle(Unmeasured(16, "no space left"))
+        assert logged["unmeasured"] == "quality at 0.016 kimg is not measured: no space left"
+        follower.handle(measured_report(24))
+        follower.catch_up(SimpleNamespace(best_checkpoints=[]))
+    assert logged["unmeasured"].startswith("quality at 0.024 kimg is not measured: its task did not end in time")
+    with progress(patience_s=0.0) as follower:  # while the training goes on
+        follower.handle(measured_report(32))
+    assert "at 0.032 kimg" in logged["unmeasured"]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 3
 
 
 def test_a_run_by_the_clock_shows_what_its_minutes_are_expected_to_bring(progress, capsys):

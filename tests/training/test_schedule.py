@@ -3,11 +3,14 @@
 from itertools import pairwise
 
 import pytest
+import torch
 
 from raygan.errors import ConfigurationError
+from raygan.models.gan import NetworkSettings
 from raygan.settings import validate
-from raygan.training.schedule import Agenda, Schedule, learning_rate_share
-from raygan.training.settings import TrainSettings
+from raygan.training.schedule import Agenda, Schedule, learning_rate_share, rates_after
+from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.step import GanStep
 
 
 def of(photos=1000, batch_size=10, **changes):
@@ -119,3 +122,24 @@ def test_learning_rates_rise_and_fall():
     assert shares == pytest.approx([0.1, 0.6, 1.0, 1.0, 1.0, 0.5, 0.0])
     constant = validate(TrainSettings, {"data": "x"})
     assert learning_rate_share(constant, 10**9, 0.24) == 1.0
+
+
+def test_later_rates_come_into_force_at_their_images():
+    changes = ["40:0.001:0.0002", "80:0.0008:0.0001"]
+    found = [rates_after(changes, images) for images in (0, 39_999, 40_000, 79_999, 80_000, 10**9)]
+    assert found == [None, None, (1e-3, 2e-4), (1e-3, 2e-4), (8e-4, 1e-4), (8e-4, 1e-4)]
+    networks = NetworkSettings(image_size=32, z_dim=8, width=4)
+    step = GanStep(
+        networks, StepOptions(batch_size=2, generator_lr=5e-4, critic_lr=3e-4, rate_changes=["0.002:0.1:0.2"])
+    )
+    reals = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    for expected in ((5e-4, 3e-4), (0.1, 0.2)):
+        step.step(reals)
+        optimizers = step.generator_optimizer, step.critic_optimizer
+        assert tuple(each.param_groups[0]["lr"] for each in optimizers) == expected
+
+
+@pytest.mark.parametrize("given", ["40", "40:0.1", "a:0.1:0.1", "40:0:0.1", "-1:0.1:0.1"])
+def test_impossible_changes_of_rates_are_refused(given):
+    with pytest.raises(ConfigurationError, match="--rate-changes"):
+        validate(TrainSettings, {"data": "x", "rate_changes": [given]})

@@ -19,9 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from raygan import tracking
 from raygan.benchmarks.processes import find_processes
+from raygan.data.batches import load_photos
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
+from raygan.metrics.distances import kid
 from raygan.models.distributed import Share
+from raygan.models.features import load_features
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_generator
+from raygan.training.monitor import draw
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
 from raygan.training.train import train
@@ -175,7 +180,7 @@ def test_a_run_by_the_clock_ends_on_time_however_rarely_it_logs(train_settings):
 
 
 def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(train_settings, write_shards):
-    data = str(write_shards(per_label=40, folder="measured"))
+    data = str(write_shards(per_label=40, folder="measured", held_out=6))
     result = train(
         train_settings(
             data=data,
@@ -201,6 +206,7 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
     assert (result.metrics["images"], result.last_metrics["images"]) == (best, 160)
     assert result.metrics["kid16_efficientnet_lite0"] == min(metric.value for metric in history)
     assert result.metrics["critic_loss"] == about["metrics"]["critic_loss"]
+    assert_measured_afresh(client, result, data)
     kept = checkpoints(os.path.dirname(result.checkpoint))
     assert len(kept) == (1 if best == 160 else 2)  # the best and the last
     assert "nearest-000000160-images.png" in os.listdir(result.pictures)
@@ -214,6 +220,24 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
     # One generator serves both labels.
     served = tracking.serving_generators(client)
     assert served["cat"] == served["dog"] == result.model
+
+
+def assert_measured_afresh(client, result, data):
+    """Both networks measure the result once more: on other samples, and on photos that the monitor did not see."""
+    photos = load_photos(DataSet.open(data), "validation", None)
+    pixels, classes = photos.block(0)
+    cats, dogs = (np.flatnonzero(classes == number) for number in (0, 1))
+    # Of the six of each class, in order, the monitor sees the others.
+    held = np.sort(np.concatenate([cats[1::2], dogs[1::2]]))
+    generator, _ = load_generator(Path(result.checkpoint))
+    drawn = draw(generator, 16, seed=2, like=torch.from_numpy(classes[held].copy()))
+    for name in ("efficientnet_lite0", "efficientnet_lite2"):
+        features = load_features(name)
+        expected, error = kid(features(torch.from_numpy(pixels[held].copy())), features(drawn))
+        assert result.metrics[f"fresh_kid16_{name}"] == pytest.approx(expected, rel=1e-3)
+        assert result.metrics[f"fresh_kid16_{name}_error"] == pytest.approx(error, rel=1e-3)
+        (recorded,) = client.get_metric_history(result.run_id, f"fresh_kid16_{name}")
+        assert recorded.step == result.metrics["images"]
 
 
 def test_a_collapsed_training_says_so_and_keeps_the_last_good_checkpoint(train_settings):

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import ray
@@ -39,7 +40,7 @@ def test_a_search_needs_kid_and_a_length_in_images(changes, says):
 
 def test_trials_measure_kid_at_the_cadence_of_the_search():
     trial = trial_base(validate(TuneSettings, {"data": "x", "trial_kimg": 30, "judgements": 6, "epochs": 7}))
-    assert (trial.kimg, trial.quality_every, trial.promote) == (30, 5, False)
+    assert (trial.kimg, trial.quality_every, trial.promote) == (30, 5, "never")
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -79,7 +80,10 @@ def test_an_interrupted_then_killed_search_resumes_and_finds_what_train_takes(se
     assert result.kid == pytest.approx(min(kids))
     assert "(baseline)" in capsys.readouterr().out
     assert not tracking.serving_generators(client)  # trials promote nothing
-    assert set(json.loads(result.to_json())) == {"run_id", "best", "kid", "trials", "settings_file", "pictures"}
+    line = json.loads(result.to_json())
+    assert line.pop("searched_kid") == result.kid  # six validation photos are too few to hold any back
+    assert line.pop("better") is None
+    assert set(line) == {"run_id", "best", "kid", "trials", "settings_file", "pictures"}
     check_settings_file(result, settings)
     check_pictures(result)
     with pytest.raises(ConfigurationError, match="is finished"):
@@ -105,9 +109,21 @@ def test_a_population_copies_weights_and_the_best_is_trained_to_full_length(
     assert (len({z_dim(folder) for folder in begun}), len({z_dim(folder) for folder in copies})) == (2, 1)
     assert [len(read_json(folder / "judged.json")["reports"]) for folder in copies] == [1, 1]
     assert result.trials == 2
+    # The settings file has the rates in force until the weights were copied, and those after it.
+    lineage = read_json(best_checkpoint(new_storage) / "generator.json")["about"]["rates"]
+    with open(result.settings_file) as file:
+        kept = yaml.safe_load(file)
+    assert [kept["generator_lr"], kept["critic_lr"]] == lineage[0][1:]
+    assert [each.split(":")[0] for each in kept["rate_changes"]] == [f"{each[0] / 1000:g}" for each in lineage[1:]]
     assert read_json(new_storage / "runs" / "search-best" / "run.json")["state"] == "finished"
     best = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert best["model"]["version"] == 1
+
+
+def best_checkpoint(storage):
+    """The checkpoint of the lowest KID of all trials."""
+    reports = [each for path in storage.glob("runs/*/judged.json") for each in read_json(path)["reports"]]
+    return Path(min(reports, key=lambda each: each["kid"])["checkpoint"])
 
 
 def read_json(path):

@@ -1,0 +1,102 @@
+"""The best trial of a search, looked at once more: its fair KID, and the learning rates that led to it.
+
+The lowest of many noisy KIDs is too low. The winner and the source's values are measured again, on the same samples'
+latents and photos, which chose neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raygan.data.batches import load_photos
+from raygan.data.shards import DataSet
+from raygan.errors import RayganError
+from raygan.models.gan import load_generator
+from raygan.runtime import storage
+from raygan.training.fresh import Fresh, judges, measure_fresh
+from raygan.training.settings import TrainSettings
+from raygan.tuning.trial import TrialRecord
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What is known about the best trial.
+
+    Attributes:
+        says: for the user, a few lines.
+        kid: by the network that chose it, on photos and samples that did not; None if it could not be measured.
+        better: whether it beats the source's values by more than the standard error, by every network; None if unknown.
+        metrics: for MLflow.
+    """
+
+    says: str
+    kid: float | None = None
+    better: bool | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord | None) -> Winner:
+    """Measure the best trial, and the baseline if it is another one.
+
+    Args:
+        base: of all trials, with the feature network as workers load it.
+        best: the trial of the lowest KID.
+        baseline: the trial with the source's values, if it was run.
+    """
+    rival = baseline if baseline is not best and baseline and _is_kept(baseline) else None
+    try:
+        generators = [_load(trial)[0] for trial in (rival, best) if trial]
+        photos = load_photos(DataSet.open(base.data), "validation", base.label)
+        found = measure_fresh(
+            generators, photos, judges(base.quality_network), base.quality_samples, base.cpus_per_worker
+        )
+    except (RayganError, FileNotFoundError) as error:
+        return Winner(f"the best trial could not be measured afresh: {error}")
+    if not found[0].fair:
+        return Winner(f"all {found[0].photos} validation photos chose the best trial: its KID is too low by chance")
+    lines = [f"measured again on fresh samples and {found[0].photos} photos that chose no trial:"]
+    lines += [_line(one, baseline is best) for one in found]
+    better = all(one.leads[-1][0] < -one.leads[-1][1] for one in found) if rival else None
+    metrics = {f"fresh_{one.metric}": one.kids[-1][0] for one in found}
+    metrics |= {f"fresh_{one.metric}_error": one.kids[-1][1] for one in found}
+    return Winner("\n".join(lines), found[0].kids[-1][0], better, metrics)
+
+
+def _line(measured: Fresh, is_baseline: bool) -> str:
+    kid, error = measured.kids[-1]
+    said = f"{measured.metric} {kid:.3g} ± {error:.2g}"
+    if is_baseline:
+        return f"{said}; the source's values are the best"
+    if len(measured.kids) == 1:
+        return f"{said}; the source's values were not measured"
+    lead, of_lead = measured.leads[-1]
+    verdict = "better" if lead < -of_lead else "worse" if lead > of_lead else "not better"
+    return (
+        f"{said}, the source's values {measured.kids[0][0]:.3g}: {verdict} by more than the standard error "
+        f"(difference {lead:+.2g} ± {of_lead:.2g})"
+    )
+
+
+def rates_of(trial: TrialRecord) -> dict[str, Any]:
+    """The learning rates that led to a trial's best checkpoint, as settings; empty if they never changed.
+
+    A population changes a trial's rates and copies weights between trials: the last rates are those of another time.
+    """
+    if not _is_kept(trial):
+        return {}
+    first, *later = _load(trial)[1].get("rates") or [[0, None, None]]
+    if not later:
+        return {}
+    changes = [f"{images / 1000:g}:{generator:g}:{critic:g}" for images, generator, critic in later]
+    return {"generator_lr": first[1], "critic_lr": first[2], "rate_changes": changes}
+
+
+def _is_kept(trial: TrialRecord) -> bool:
+    return bool(trial.checkpoint) and storage.is_file(storage.join(trial.checkpoint, "generator.json"))
+
+
+def _load(trial: TrialRecord) -> Any:
+    with storage.checkpoint_at(trial.checkpoint).as_directory() as folder:
+        return load_generator(Path(folder))
