@@ -58,7 +58,7 @@ def convolve(
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, also under autocast."""
     device = values.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         values, weight, bias = values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     convolved: Tensor = _Convolve.apply(values, weight, bias, stride, padding, groups)

@@ -74,7 +74,7 @@ class Watch(TorchDispatchMode):
 
 
 def cases() -> list[tuple[str, str, str]]:
-    """Each preset, and each objective with each architecture on the settings of a preset."""
+    """Each preset, and each objective with each architecture, augmenting adaptively, on the settings of a preset."""
     presets = [(preset, "", "") for preset in preset_names(TrainSettings)]
     pairs = [(objective, architecture) for objective in OBJECTIVES.names() for architecture in ARCHITECTURES.names()]
     return [*presets, *(("best-64", *pair) for pair in pairs)]
@@ -88,7 +88,8 @@ def new_step(case: tuple[str, str, str], device: str, precision: str, labels: tu
     networks = NetworkSettings(
         32, 8, 4, values["critic_norm"], labels, architecture or values.get("architecture", "dcgan")
     )
-    return GanStep(networks, options.model_copy(update={"clip_gradient": 1.0}), device, total_kimg=1.0)
+    changes = {"clip_gradient": 1.0, "augment_target": 0.6 if objective else 0.0}
+    return GanStep(networks, options.model_copy(update=changes), device, total_kimg=1.0)
 
 
 @pytest.fixture
