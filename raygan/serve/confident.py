@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from raygan.serve.batching import Busy
-from raygan.serve.messages import ClassifyRequest, Pixels, Predictions, Probabilities, SampleRequest
+from raygan.serve.calls import Busy
+from raygan.serve.messages import ClassifyRequest, Drawn, Pixels, Predictions, Probabilities, SampleRequest
 from raygan.serve.metrics import Metrics
 from raygan.serve.problems import Problem, unavailable
 
@@ -76,7 +76,7 @@ class Search:
         n: int,
         min_confidence: float,
         *,
-        draw: Callable[[SampleRequest], Awaitable[Pixels]],
+        draw: Callable[[SampleRequest], Awaitable[Drawn]],
         classify: Callable[[ClassifyRequest], Awaitable[Predictions]],
     ) -> Found:
         """`n` images that reach the confidence, or as many as are found.
@@ -85,8 +85,8 @@ class Search:
             first: the request for the first seed.
             n: number of images.
             min_confidence: at least this probability of the label, in [0, 1].
-            draw: the generator.
-            classify: the classifier.
+            draw: the generator, with the classifier as judge.
+            classify: the classifier alone.
 
         Raises:
             Problem: no image reaches the confidence, or none was found in time.
@@ -139,15 +139,16 @@ async def _round(
     request: SampleRequest,
     min_confidence: float,
     wanted: int,
-    draw: Callable[[SampleRequest], Awaitable[Pixels]],
+    draw: Callable[[SampleRequest], Awaitable[Drawn]],
     classify: Callable[[ClassifyRequest], Awaitable[Predictions]],
 ) -> tuple[Pixels, Predictions, list[int]]:
     """One round: images, their predictions, and the indices of the first `wanted` that reach the confidence.
 
     Rounding depends on the rest of a batch. Where it could decide, the image is classified again, alone.
     """
-    images = await draw(request)
-    predictions = await classify(ClassifyRequest(images))
+    drawn = await draw(request)
+    images, predictions = drawn.images, drawn.predictions
+    assert predictions is not None  # noqa: S101 (for mypy: the request has a judge)
     probabilities = predictions.of(request.label)
     close = _is_close(probabilities, min_confidence) if min_confidence > 0 else np.zeros(len(images), bool)
     accepted: list[int] = []

@@ -16,7 +16,7 @@ from fastapi import Body, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from raygan.serve import encode, openapi
-from raygan.serve.batching import Busy
+from raygan.serve.calls import Busy
 from raygan.serve.encode import MEDIA_TYPES, Animation, Format
 from raygan.serve.headers import (
     CACHE_HEADERS,

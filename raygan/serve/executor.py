@@ -94,7 +94,7 @@ class Executor:
             raise RuntimeError("this executor is closed")
         call = _Call(inputs, asyncio.get_running_loop().create_future(), alone)
         self._calls.append(call)
-        # Soon, not now: requests that came in one message belong in one batch.
+        # Soon, not now: requests that came at the same time belong in one batch.
         asyncio.get_running_loop().call_soon(self._start, self._threads)
         return await call.answer
 
@@ -148,8 +148,8 @@ class Executor:
             for call, _, _ in pieces:
                 if not call.answer.done():
                     call.answer.set_exception(error)
-        # Rows that had to wait are rarely alone: two calls may be in flight (see `batching`). Half of the threads for
-        # each makes larger batches, which cost less.
+        # Rows that had to wait are rarely alone: requests go on coming. Half of the threads for what is here makes
+        # larger batches, which cost less.
         self._start(max(1, self._threads // 2))
         self._end()
 

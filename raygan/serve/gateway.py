@@ -1,20 +1,18 @@
 """The deployments, as Ray Serve runs them: thin shells around the other modules.
 
-`GatewayDeployment` holds handles to the others and is the only one that speaks HTTP. The callers reach replicas over
-handles, and turn what Ray raises for a dead replica into `ReplicaDied`. Every process of the service imports this
-module, so it doesn't import torch: replicas do when they start.
+`GatewayDeployment` holds handles to the others and is the only one that speaks HTTP. Its stages reach the replicas of
+`ModelsDeployment` over a handle, and turn what Ray raises for a dead replica into `ReplicaDied`. Every process of the
+service imports this module, so it doesn't import torch: replicas do when they start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextvars
 import logging
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Coroutine, Sized
+from typing import Any, Generic, TypeVar
 
 import grpc.aio
 import ray
@@ -27,14 +25,13 @@ from starlette.types import ASGIApp
 from raygan.errors import last_line
 from raygan.serve.api import create_app
 from raygan.serve.auth import check_token, read_token
-from raygan.serve.batching import Batcher, Busy
+from raygan.serve.calls import Busy, Calls, ReplicaDied
 from raygan.serve.cors import with_cors
-from raygan.serve.listener import Address, Listener
-from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
-from raygan.serve.metrics import RayMetrics
+from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions, SampleRequest
+from raygan.serve.metrics import Metrics, RayMetrics
 from raygan.serve.middleware import GatewayMiddleware
 from raygan.serve.model_store import Fetch, Files, Finish, ModelStore
-from raygan.serve.retries import ReplicaDied
+from raygan.serve.problems import unavailable
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 
@@ -43,21 +40,51 @@ log = logging.getLogger("raygan.serve")
 #: Seconds that a starting gateway waits for the models before it answers without them.
 _START_SECONDS = 60.0
 
-#: Seconds in which the number of replicas hardly changes. Asking Serve for it takes about 50 ms of this process.
-_REPLICAS_FRESH = 0.5
+#: Seconds after which a client that found the models asleep should ask again.
+_WAKING_SECONDS = 5
+
+#: The deployment of generators and classifiers.
+MODELS = "Models"
+
+#: States of a deployment whose replicas have gone, or are still to come, because of the load.
+_ASLEEP = ("HEALTHY", "UPSCALING", "DOWNSCALING")
+
+I = TypeVar("I", bound=Sized)  # noqa: E741 (a request's images)
+A = TypeVar("A")
+T = TypeVar("T")
 
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
 
 
-class _Caller:
-    """Calls replicas over a handle."""
+class _Stage(Generic[I, A]):
+    """A stage over a handle to the models' replicas.
 
-    def __init__(self, handle: DeploymentHandle):
+    Args:
+        name: the stage in metrics.
+        handle: to the replicas.
+        method: what they do with a request.
+        metrics: where counts and times go.
+        settings: of the service.
+        cold: whether no replica is running, because there was nothing to do.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: DeploymentHandle,
+        method: str,
+        metrics: Metrics,
+        settings: ServeSettings,
+        cold: Callable[[], bool],
+    ):
         self._handle = handle
-        self._methods: dict[str, DeploymentHandle] = {}
+        self._prepare, self._run = handle.options(method_name="prepare"), handle.options(method_name=method)
+        self._calls = Calls(name, metrics, limit=settings.max_waiting_images, seconds=settings.timeout_seconds)
+        self._cold = cold
+        self._waking: asyncio.Task[Any] | None = None
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        described = dict(await self._ask("prepare", model))  # waits for the first replica if there is none yet
+        described = dict(await _apart(_ask(self._prepare, model)))  # waits for the first replica if there is none yet
         try:
             await self._handle.broadcast("prepare", model).results_async()
         except (
@@ -66,47 +93,39 @@ class _Caller:
             log.info("not every replica loaded %s: %s", model, type(error).__name__)
         return described
 
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        if method not in self._methods:  # making one takes as long as calling it
-            self._methods[method] = self._handle.options(method_name=method)
-        try:
-            return await self._methods[method].remote(*arguments)
-        except _DEATHS as error:
-            raise ReplicaDied(type(error).__name__) from None
-        except DeploymentUnavailableError:
-            raise ReplicaDied("no replica") from None
-        except grpc.aio.AioRpcError as error:  # the replica ended while answering
-            raise ReplicaDied(error.code().name) from None
-        except BackPressureError:
-            raise Busy(1) from None
-        except RayTaskError as error:
-            if isinstance(error.cause, _DEATHS):
-                raise ReplicaDied(type(error.cause).__name__) from None
-            raise
+    async def run(self, model: ModelVersion, request: I) -> A:
+        if self._cold():
+            self._wake(model)
+            raise unavailable("the models are starting", _WAKING_SECONDS)
+        return await self._calls.call(len(request), lambda: _ask(self._run, model, request))
+
+    def _wake(self, model: ModelVersion) -> None:
+        """Have Serve start a replica: it does while a call waits for one. One call wakes, however many clients ask."""
+        if self._waking is None or self._waking.done():
+            self._waking = _apart(_ask(self._prepare, model))
+            self._waking.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
-class GeneratorCaller(_Caller):
-    """Calls a generator's replicas."""
-
-    async def call(self, model: ModelVersion, items: list[SampleRequest]) -> tuple[list[Pixels], float]:
-        pixels, seconds = await self._ask("sample", model, items)
-        answers, start = [], 0
-        for request in items:
-            answers.append(pixels[start : start + len(request)])
-            start += len(request)
-        return answers, seconds
+def _apart(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a call that Serve doesn't cancel with the request that it came from, which Serve finds in the context."""
+    return contextvars.Context().run(asyncio.ensure_future, call)
 
 
-class ClassifierCaller(_Caller):
-    """Calls the classifier's replicas."""
-
-    async def call(self, model: ModelVersion, items: list[ClassifyRequest]) -> tuple[list[Predictions], float]:
-        predictions, seconds = await self._ask("classify", model, items)
-        answers, start = [], 0
-        for request in items:
-            answers.append(predictions.rows(range(start, start + len(request))))
-            start += len(request)
-        return answers, seconds
+async def _ask(method: DeploymentHandle, *arguments: Any) -> Any:
+    try:
+        return await method.remote(*arguments)
+    except _DEATHS as error:
+        raise ReplicaDied(type(error).__name__) from None
+    except DeploymentUnavailableError:
+        raise ReplicaDied("no replica") from None
+    except grpc.aio.AioRpcError as error:  # the replica ended while answering
+        raise ReplicaDied(error.code().name) from None
+    except BackPressureError:
+        raise Busy(1) from None
+    except RayTaskError as error:
+        if isinstance(error.cause, _DEATHS):
+            raise ReplicaDied(type(error.cause).__name__) from None
+        raise
 
 
 class ModelStoreDeployment(ModelStore):
@@ -137,63 +156,32 @@ def finish_through(store: DeploymentHandle) -> Finish:
     return finish
 
 
-async def _load_champions(
-    prepare: Callable[[ModelVersion], Awaitable[Any]],
-    store: DeploymentHandle,
-    wanted: Callable[[Champions], Iterable[ModelVersion | None]],
-) -> None:
-    """Load a starting replica's champions. Nothing wrong with them may keep it from serving other versions."""
-    try:
-        for model in {model for model in wanted(await store.champions.remote()) if model}:
-            try:
-                await prepare(model)
-            except Exception as error:
-                log.warning("cannot load %s: %s", model, last_line(error))
-    except Exception as error:
-        log.warning("cannot ask for the models: %s", last_line(error))
-
-
-class GeneratorDeployment:
-    """A generator's replica under Serve. Ready once the champion is loaded or has failed to load."""
-
-    async def __init__(self, settings: ServeSettings, name: str, store: DeploymentHandle):  # type: ignore[misc]
-        from raygan.serve.replicas import GeneratorReplica
-
-        self._replica = GeneratorReplica(settings, fetch_through(store), finish_through(store))
-        await _load_champions(
-            self.prepare, store, lambda champions: (m for m in champions.generators.values() if m.name == name)
-        )
-
-    async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        return await self._replica.prepare(model)
-
-    async def sample(self, model: ModelVersion, requests: list[SampleRequest]) -> tuple[Pixels, float]:
-        return await self._replica.sample(model, requests)
-
-
-class ClassifierDeployment:
-    """The classifier's replica under Serve. Ready once the champion, if any, is loaded or has failed to load."""
+class ModelsDeployment:
+    """Generators and the classifier under Serve. Ready once each champion is loaded or has failed to load."""
 
     async def __init__(self, settings: ServeSettings, store: DeploymentHandle):  # type: ignore[misc]
-        from raygan.serve.replicas import ClassifierReplica
+        from raygan.serve.replicas import Replica
 
-        self._replica = ClassifierReplica(settings, fetch_through(store), finish_through(store))
-        await _load_champions(self.prepare, store, lambda champions: [champions.classifier])
+        self._replica = Replica(settings, fetch_through(store), finish_through(store))
+        # Nothing wrong with one champion may keep the replica from serving other versions.
+        try:
+            champions: Champions = await store.champions.remote()
+            for model in {model for model in (*champions.generators.values(), champions.classifier) if model}:
+                try:
+                    await self._replica.prepare(model)
+                except Exception as error:
+                    log.warning("cannot load %s: %s", model, last_line(error))
+        except Exception as error:
+            log.warning("cannot ask for the models: %s", last_line(error))
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         return await self._replica.prepare(model)
 
-    async def classify(self, model: ModelVersion, requests: list[ClassifyRequest]) -> tuple[Predictions, float]:
-        return await self._replica.classify(model, requests)
+    async def draw(self, model: ModelVersion, request: SampleRequest) -> tuple[Drawn, float]:
+        return await self._replica.draw(model, request)
 
-
-@dataclass(frozen=True)
-class Handles:
-    """The gateway's handles to the other deployments. generators: by registered model name."""
-
-    generators: dict[str, DeploymentHandle]
-    classifier: DeploymentHandle
-    store: DeploymentHandle
+    async def classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
+        return await self._replica.classify(model, request)
 
 
 @serve.ingress()
@@ -202,75 +190,58 @@ class GatewayDeployment:
 
     Args:
         settings: of the service.
-        handles: to the other deployments.
-        address: of the service.
-        has_proxies: Serve's proxies listen at the address and pass requests on; otherwise the gateway listens itself.
+        models: handle to `ModelsDeployment`.
+        store: handle to `ModelStoreDeployment`.
+        host: where Serve listens.
     Raises:
         ConfigurationError: a token is required and this node has none.
     """
 
-    _listener: Listener | None = None
-
     async def __init__(  # type: ignore[misc]
-        self, settings: ServeSettings, handles: Handles, address: Address, has_proxies: bool
+        self, settings: ServeSettings, models: DeploymentHandle, store: DeploymentHandle, host: str
     ):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        check_token(settings, address.host)  # on this node, not only on the one that deployed
-        self._settings, self._store = settings, handles.store
+        check_token(settings, host)  # on this node, not only on the one that deployed
+        self._settings, self._store = settings, store
         metrics = RayMetrics()
-        limits: dict[str, Any] = {
-            "batch": settings.batch_images,
-            "max_call": settings.call_images,
-            "limit": settings.max_waiting_images,
-            "seconds": settings.timeout_seconds,
-        }
-        generators = {
-            name: Batcher(f"generator:{name}", GeneratorCaller(handle), len, metrics, **limits)
-            for name, handle in handles.generators.items()
-        }
-        classifier = Batcher("classifier", ClassifierCaller(handles.classifier), len, metrics, **limits)
+        self._cold, self._stopped, self._missing = False, True, ["models"]
+
+        def stage(name: str, method: str) -> _Stage[Any, Any]:
+            return _Stage(name, models, method, metrics, settings, lambda: self._cold)
+
         self._service = Service(
-            generators,
-            classifier,
+            stage("generator", "draw"),
+            stage("classifier", "classify"),
             metrics,
             max_draws=settings.max_draws,
             seconds=settings.timeout_seconds,
-            exists=handles.store.exists.remote,
+            exists=store.exists.remote,
         )
-        self._batchers: dict[str, Batcher[Any, Any]] = {
-            **{generator_deployment(name): batcher for name, batcher in generators.items()},
-            "Classifier": classifier,
-        }
-        self._missing, self._stopped = ["models"], True
         self._following = asyncio.ensure_future(self._follow())
         # Serve sends requests once this returns; a model that fails to load must not delay the others.
         deadline = time.monotonic() + _START_SECONDS
         while (self._stopped or self._service.is_loading()) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
-        max_bytes = int(settings.max_request_megabytes * 1e6)
-        self._app: ASGIApp = GatewayMiddleware(
+        app = GatewayMiddleware(
             create_app(self._service, settings, self._not_ready),
             metrics,
             token=read_token(settings),
-            max_bytes=max_bytes,
-            seconds=settings.timeout_seconds,
+            max_bytes=int(settings.max_request_megabytes * 1e6),
             max_sending=settings.max_sending_megabytes * 1e6,
+            seconds=settings.timeout_seconds,
             access_log=settings.access_log,
-            has_proxies=has_proxies,
+            has_proxies=True,
         )
-        self._app = with_cors(self._app, settings.cors_origins)
-        if not has_proxies:
-            self._listener = Listener(self._app, address, settings.timeout_seconds, max_bytes)
-            await self._listener.open()
-
-    async def __del__(self) -> None:
-        """Serve awaits this before it stops a replica."""
-        if self._listener:
-            await self._listener.close()
+        self._app = with_cors(app, settings.cors_origins)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook for an application that exists only after `__init__`."""
         return self._app
+
+    def check_health(self) -> None:
+        """Serve replaces a gateway that raises here."""
+        if self._following.done():
+            raise RuntimeError("the gateway no longer follows the registry")
 
     def _not_ready(self) -> list[str]:
         """What keeps a started service from being ready: one label must not take the others away."""
@@ -284,38 +255,23 @@ class GatewayDeployment:
             except Exception as error:  # MLflow or a replica is away: go on with what is loaded, and look again
                 log.warning("cannot look for new versions: %s", last_line(error))
             seconds = self._settings.poll_seconds
-            await asyncio.sleep(min(seconds, 0.5) if self._missing else seconds)
+            await asyncio.sleep(min(seconds, 0.5) if self._missing or self._cold else seconds)
 
     async def _look(self) -> None:
-        stopped = await self._count_replicas()
+        none_running, self._cold = await asyncio.to_thread(_replicas)
+        self._stopped = none_running and not self._cold
         champions: Champions = await self._store.champions.remote()
-        began = time.monotonic()
         await self._service.refresh(champions)
         if self._service.champions != champions.proven:
             await self._store.confirm.remote(self._service.champions)
-        if time.monotonic() - began > _REPLICAS_FRESH:  # replicas may have started meanwhile
-            stopped = await self._count_replicas()
-        self._stopped = bool(stopped)
+        stopped = [MODELS] if self._stopped else []
         self._missing = stopped + [str(model) for model in self._service.not_served(champions)]
 
-    async def _count_replicas(self) -> list[str]:
-        """Tell the batchers how many replicas they have; returns the deployments without any."""
-        running = await asyncio.to_thread(_running_replicas)
-        for name, batcher in self._batchers.items():
-            batcher.replicas = running.get(name, batcher.replicas)
-        return [name for name in self._batchers if running.get(name, 1) < 1]
 
-
-def _running_replicas() -> dict[str, int]:
-    """The number of running replicas of each deployment in this application."""
+def _replicas() -> tuple[bool, bool]:
+    """Whether no replica of the models is running, and whether that is because Serve has scaled them to zero."""
     application = serve.status().applications.get(serve.get_replica_context().app_name)
-    if application is None:
-        return {}
-    return {name: status.replica_states.get("RUNNING", 0) for name, status in application.deployments.items()}
-
-
-def generator_deployment(model: str) -> str:
-    """The deployment name of a registered generator."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "-", model.removeprefix("raygan-"))
-    # A replaced character may have been all that told it from another.
-    return name if name in model else f"{name}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"
+    deployment = application.deployments.get(MODELS) if application else None
+    if deployment is None or deployment.replica_states.get("RUNNING", 0):
+        return False, False
+    return True, deployment.status in _ASLEEP

@@ -52,6 +52,7 @@ class SampleRequest:
         truncation: scales the latents, in (0, 1].
         end_seeds: if given, image i lies on the great circle from seeds[i] to end_seeds[i] ...
         fractions: ... at this fraction of the way, in [0, 1].
+        judge: the classifier that looks at the images, too; None for images alone.
     """
 
     label: str
@@ -59,6 +60,7 @@ class SampleRequest:
     truncation: float = 1.0
     end_seeds: tuple[int, ...] = ()
     fractions: tuple[float, ...] = ()
+    judge: ModelVersion | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -95,3 +97,16 @@ class Predictions:
     def rows(self, chosen: Sequence[int]) -> Predictions:
         """The predictions for some of the images."""
         return Predictions(self.labels, self.probabilities[list(chosen)])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A generator's answer.
+
+    Attributes:
+        images: uint8 (n, S, S, 3).
+        predictions: of the request's judge, one row per image; None without a judge.
+    """
+
+    images: Pixels
+    predictions: Predictions | None = None

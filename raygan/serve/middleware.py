@@ -26,7 +26,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raygan.serve.batching import Busy
+from raygan.serve.calls import Busy
 from raygan.serve.metrics import Metrics
 from raygan.serve.problems import Problem, TooLarge, as_problem, unavailable
 
@@ -60,9 +60,6 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _SECURITY = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-
-#: Key in a request's scope of the function that a server calls when the client has disconnected before its answer.
-DISCONNECT = "raygan.disconnect"
 
 
 class GatewayMiddleware:
@@ -164,7 +161,7 @@ class _Exchange:
         self.id = given.decode() if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
         self._status, self._bytes_in, self._bytes_out = 0, 0, 0
         self._max_bytes = middleware.max_bytes(scope["path"])
-        self._reading, self._disconnected = False, False
+        self._reading = False
         self._withheld: Exception | None = None
         self._client, self._sending = (scope.get("client") or ("",))[0], 0
         self._limit: asyncio.Timeout | None = None
@@ -173,25 +170,15 @@ class _Exchange:
         state["request_id"] = self.id
         state["head"] = self._method == "HEAD"
         state["trusted"] = self._trusted
-        self._servers_scope = scope
 
     async def run(self) -> None:
-        self._task = asyncio.current_task()
         began = time.perf_counter()
-        self._servers_scope[DISCONNECT] = self._disconnect
         try:
             await self._answer()
         finally:
-            del self._servers_scope[DISCONNECT]  # it refers back to the scope
             if self._sending:
                 self._middleware.sent(self._client, self._sending)
             self._record(time.perf_counter() - began)
-
-    def _disconnect(self) -> None:
-        """The client is gone: nobody needs the answer."""
-        if self._task is not None and not self._status:
-            self._disconnected = True
-            self._task.cancel()
 
     async def _answer(self) -> None:
         middleware = self._middleware
@@ -209,7 +196,7 @@ class _Exchange:
             if middleware.has_proxies:  # the client left; a replica that stops lets its requests finish first
                 raise
             # The server is stopping and no longer waits. Only it awaits this task, and it would answer 500.
-            if not self._status and not self._disconnected:
+            if not self._status:
                 await self._say(unavailable("the service is stopping", 2))
         except Exception as error:
             if self._status:  # already answered by the application's own handler, or cut short

@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from raygan.errors import last_line
-from raygan.serve.batching import Busy
+from raygan.serve.calls import Busy, ReplicaDied
 from raygan.serve.messages import ModelVersion
 from raygan.serve.problems import Problem, unavailable
-from raygan.serve.retries import ReplicaDied
 
 log = logging.getLogger("raygan.serve")
 

@@ -17,8 +17,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from raygan.serve.batching import Busy
-from raygan.serve.retries import ReplicaDied
+from raygan.serve.calls import Busy, ReplicaDied
 
 log = logging.getLogger("raygan.serve")
 

@@ -1,10 +1,11 @@
-"""Replicas: one registered model's networks in a process of their own, computing for the gateway.
+"""Replicas: generators and classifiers in a process of their own, computing for the gateway.
 
-1. A replica holds the latest versions of its model. Every call names its version, so an answer comes from one version
-   however many replicas there are, and a new version restarts nothing. A replica fetches a missing version while it
-   goes on serving the others.
-2. A call carries several requests; the `Executor` splits and joins them into batches.
-3. Replicas answer with arrays; the gateway encodes pictures.
+1. Any replica serves any version of any registered model, and holds those last used. Every call names its versions, so
+   an answer comes from one version however many replicas there are, and neither a new version nor a new label restarts
+   anything. A replica fetches a missing version while it goes on serving the others.
+2. A call is one request; the `Executor` of a version splits and joins what its requests ask for into batches.
+3. Samples are drawn and classified in one call: their pixels cross processes once.
+4. Replicas answer with arrays; the gateway encodes pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
@@ -31,7 +32,7 @@ from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
 from raygan.serve.executor import Executor, is_batch_invariant
-from raygan.serve.messages import ClassifyRequest, ModelVersion, Pixels, Predictions, SampleRequest
+from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.model_store import Fetch, Files, Finish, write_files
 from raygan.serve.settings import ServeSettings
 
@@ -41,50 +42,77 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raygan.serve")
 
-#: Versions a replica holds, the most recently used ones: the champion, the previous one for requests in flight and for
-#: rollbacks, and two that requests pin.
-_MAX_VERSIONS = 4
-
 #: bfloat16 is used only if no probability of a trial image moves this far; the promised limit is 0.01.
 MAX_BF16_SHIFT = 0.007
 
 #: Memory for loading a version, in sizes of its files: the files, the weights, two networks, and a margin.
 _COPIES = 6
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Loaded(Generic[T]):
-    """A version that is ready: its model, and the executor around its network."""
+class Loaded:
+    """A version that is ready.
 
-    model: T
+    Attributes:
+        model: the generator or the classifier.
+        executor: around its network.
+        image_size: side of its images, in px.
+    """
+
+    model: Generator | Classifier
     executor: Executor
+    image_size: int
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "labels": list(self.model.labels)}
 
 
-class ModelReplica(Generic[T]):
-    """Versions of one model, loaded on demand. Subclasses load and describe them."""
+class Replica:
+    """Versions of models, loaded on demand.
+
+    Args:
+        settings: of the service.
+        fetch: gets a version's files.
+        finish: hears that loading a version has not killed this process.
+    """
 
     def __init__(self, settings: ServeSettings, fetch: Fetch, finish: Finish | None = None):
         self._settings, self._fetch, self._finish = settings, fetch, finish
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded[T]]] = OrderedDict()
+        self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
-        torch.set_num_threads(1)  # parallelism comes from the executor's threads
+        torch.set_num_threads(1)  # parallelism comes from the executors' threads
         # cuDNN would pick the fastest kernels by trial, and another replica's pixels would differ.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         """Load a version unless it is loaded, and describe it. Raises RayganError if it can't be fetched or read."""
-        return self._describe((await self._loaded(model)).model)
+        return (await self._loaded(model)).description
 
-    def _load(self, folder: Path) -> Loaded[T]:
-        raise NotImplementedError
+    async def draw(self, model: ModelVersion, request: SampleRequest) -> tuple[Drawn, float]:
+        """A request's images, classified if it names a judge, and the seconds spent computing."""
+        loaded = await self._loaded(model)
+        started = time.perf_counter()
+        generator = cast("Generator", loaded.model)
+        inputs = [latents_for(request, generator.settings.z_dim)]
+        if labels := generator.labels:
+            inputs.append(torch.full((len(request),), labels.index(request.label), dtype=torch.int64))
+        pixels = (await loaded.executor.run(*inputs)).numpy()
+        seconds = time.perf_counter() - started
+        if request.judge is None:
+            return Drawn(pixels), seconds
+        predictions, more = await self.classify(request.judge, ClassifyRequest(pixels))
+        return Drawn(pixels, predictions), seconds + more
 
-    def _describe(self, model: T) -> dict[str, Any]:
-        raise NotImplementedError
+    async def classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
+        """Predictions for a request's images, and the seconds spent computing."""
+        loaded = await self._loaded(model)
+        started = time.perf_counter()
+        probabilities = await loaded.executor.run(_to_tensor(request.images), alone=request.alone)
+        return Predictions(tuple(loaded.model.labels), probabilities.numpy()), time.perf_counter() - started
 
-    async def _loaded(self, model: ModelVersion) -> Loaded[T]:
+    async def _loaded(self, model: ModelVersion) -> Loaded:
         task = self._versions.get(model)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             task = asyncio.ensure_future(self._load_version(model))
@@ -93,14 +121,14 @@ class ModelReplica(Generic[T]):
         # Shielded: a cancelled request must not cancel a load that others wait for.
         return await asyncio.shield(task)
 
-    async def _load_version(self, model: ModelVersion) -> Loaded[T]:
+    async def _load_version(self, model: ModelVersion) -> Loaded:
         files = await self._fetch(model)
         try:
             loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load_files, files)
         finally:  # unless loading kills this process
             if self._finish:
                 await self._finish(model)
-        while len(self._versions) > _MAX_VERSIONS:
+        while len(self._versions) > self._settings.loaded_versions:
             old = next(iter(self._versions.values()))
             if not old.done():
                 break
@@ -109,68 +137,24 @@ class ModelReplica(Generic[T]):
                 old.result().executor.close()
         return loaded
 
-    def _load_files(self, files: Files) -> Loaded[T]:
+    def _load_files(self, files: Files) -> Loaded:
         needed, free = _COPIES * sum(map(len, files.values())), psutil.virtual_memory().available
         if needed > free:
             raise RayganError(f"loading it takes about {needed / 1e6:.0f} MB of memory; {free / 1e6:.0f} MB are free")
         with tempfile.TemporaryDirectory() as scratch:
-            return self._load(write_files(files, Path(scratch)))
+            folder = write_files(files, Path(scratch))
+            return self._load_generator(folder) if "generator.json" in files else self._load_classifier(folder)
 
-    def _executor(self, compute: Callable[..., Tensor], *, padded: bool) -> Executor:
-        batch = self._settings.batch_images
-        if padded:
-            batch = min(batch, BATCH)
-        return Executor(compute, threads=self._threads(), batch=batch, padded=padded)
-
-    def _is_batch_invariant(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
-        """Whether rows don't depend on the rest of their batch here. example: a whole batch."""
-        return self._device.type == "cpu" and is_batch_invariant(compute, example, self._settings.batch_images)
-
-    def _threads(self) -> int:
-        if self._device.type != "cpu":
-            return 1
-        return self._settings.threads or cores()
-
-
-class GeneratorReplica(ModelReplica["Generator"]):
-    """One registered generator."""
-
-    async def sample(self, model: ModelVersion, requests: list[SampleRequest]) -> tuple[Pixels, float]:
-        """All requests' images in order, uint8 (n, S, S, 3), and the seconds spent computing."""
-        loaded = await self._loaded(model)
-        started = time.perf_counter()
-        latents = torch.cat([latents_for(request, loaded.model.settings.z_dim) for request in requests])
-        inputs = [latents]
-        if labels := loaded.model.labels:
-            indices = [labels.index(request.label) for request in requests for _ in request.seeds]
-            inputs.append(torch.tensor(indices, dtype=torch.int64))
-        pixels = await loaded.executor.run(*inputs)
-        return pixels.numpy(), time.perf_counter() - started
-
-    def _load(self, folder: Path) -> Loaded[Generator]:
+    def _load_generator(self, folder: Path) -> Loaded:
         from raygan.models.gan import load_generator
 
         drawing = Drawing(load_generator(folder)[0], self._device)
         # Pixels must not depend on the rest of the batch, to the last bit.
         fixed = self._is_batch_invariant(drawing.compute, drawing.example(self._settings.batch_images))
-        return Loaded(drawing.generator, self._executor(drawing.compute, padded=not fixed))
+        executor = self._executor(drawing.compute, padded=not fixed)
+        return Loaded(drawing.generator, executor, drawing.generator.settings.image_size)
 
-    def _describe(self, model: Generator) -> dict[str, Any]:
-        return {"image_size": model.settings.image_size, "labels": list(model.labels)}
-
-
-class ClassifierReplica(ModelReplica["Classifier"]):
-    """The classifier of all labels."""
-
-    async def classify(self, model: ModelVersion, requests: list[ClassifyRequest]) -> tuple[Predictions, float]:
-        """Predictions for all requests' images in order, and the seconds spent computing."""
-        loaded = await self._loaded(model)
-        started = time.perf_counter()
-        answers = [loaded.executor.run(_to_tensor(request.images), alone=request.alone) for request in requests]
-        probabilities = torch.cat(await asyncio.gather(*answers))
-        return Predictions(loaded.model.labels, probabilities.numpy()), time.perf_counter() - started
-
-    def _load(self, folder: Path) -> Loaded[Classifier]:
+    def _load_classifier(self, folder: Path) -> Loaded:
         from raygan.models.googlenet import load_classifier, to_input
 
         classifier = load_classifier(folder)
@@ -195,10 +179,22 @@ class ClassifierReplica(ModelReplica["Classifier"]):
         # In float32 nobody sees the rounding, and where it could matter the gateway classifies again. In bfloat16 it
         # would be visible.
         padded = bf16 and not self._is_batch_invariant(logits, [example])
-        return Loaded(classifier, self._executor(compute, padded=padded))
+        return Loaded(classifier, self._executor(compute, padded=padded), size)
 
-    def _describe(self, model: Classifier) -> dict[str, Any]:
-        return {"image_size": model.image_size, "labels": list(model.labels)}
+    def _executor(self, compute: Callable[..., Tensor], *, padded: bool) -> Executor:
+        batch = self._settings.batch_images
+        if padded:
+            batch = min(batch, BATCH)
+        return Executor(compute, threads=self._threads(), batch=batch, padded=padded)
+
+    def _is_batch_invariant(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
+        """Whether rows don't depend on the rest of their batch here. example: a whole batch."""
+        return self._device.type == "cpu" and is_batch_invariant(compute, example, self._settings.batch_images)
+
+    def _threads(self) -> int:
+        if self._device.type != "cpu":
+            return 1
+        return self._settings.threads or cores()
 
 
 def probability_shift(first: Classifier, second: Classifier, device: torch.device) -> float:

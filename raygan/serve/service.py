@@ -1,7 +1,7 @@
-"""The service behind the HTTP routes: what a request means in terms of batchers and model versions.
+"""The service behind the HTTP routes: what a request means in terms of calls and model versions.
 
-1. `Service` knows each label's champion and each registered model's batcher; `refresh` follows the registry. A request
-   takes the champion in force when it arrives and keeps it to the end.
+1. `Service` knows each label's champion; `refresh` follows the registry, also to labels that are new. A request the
+   champion in force when it arrives and keeps it to the end.
 2. `sample` draws images of consecutive seeds and classifies them; with `min_confidence` it searches (`confident`).
 3. `walk` draws the frames between two seeds.
 4. What isn't loaded yet is 503; 404 and 409 are for what the registry doesn't have.
@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raygan.errors import last_line
-from raygan.serve.batching import Batcher
+from raygan.serve.calls import Stage
 from raygan.serve.confident import Search
 from raygan.serve.messages import (
     Champions,
     ClassifyRequest,
+    Drawn,
     ModelVersion,
     Pixels,
     Predictions,
@@ -33,8 +34,8 @@ from raygan.serve.problems import Problem, unavailable
 
 log = logging.getLogger("raygan.serve")
 
-GeneratorBatcher = Batcher[SampleRequest, Pixels]
-ClassifierBatcher = Batcher[ClassifyRequest, Predictions]
+GeneratorStage = Stage[SampleRequest, Drawn]
+ClassifierStage = Stage[ClassifyRequest, Predictions]
 
 #: Seconds that a refresh waits for a version: a deployment without a replica must not delay the other labels.
 PREPARE_SECONDS = 20.0
@@ -71,8 +72,8 @@ class Service:
     """Requests in, arrays out.
 
     Args:
-        generators: batchers by registered model name.
-        classifier: the classifier's batcher.
+        generator: draws images of any registered generator.
+        classifier: classifies images.
         metrics: where counts and times go.
         max_draws: with a minimum confidence, maximum images drawn per requested image.
         seconds: time limit of a request.
@@ -86,15 +87,15 @@ class Service:
 
     def __init__(
         self,
-        generators: dict[str, GeneratorBatcher],
-        classifier: ClassifierBatcher,
+        generator: GeneratorStage,
+        classifier: ClassifierStage,
         metrics: Metrics,
         *,
         max_draws: int,
         seconds: float = math.inf,
         exists: Exists = always,
     ):
-        self.generators, self.classifier = generators, classifier
+        self.generator, self.classifier = generator, classifier
         self.champions = Champions()
         self.wanted: Champions | None = None
         self.described: dict[ModelVersion, dict[str, Any]] = {}
@@ -117,9 +118,7 @@ class Service:
 
         async def take(label: str, model: ModelVersion) -> None:
             for candidate in (model, in_force.generators.get(label), proven.generators.get(label)):
-                batcher = self.generators.get(candidate.name) if candidate else None
-                # Without a batcher: registered after deployment, which starts one deployment per model.
-                if candidate and batcher and await self._ready(batcher, candidate, late, label):
+                if candidate and await self._ready(self.generator, candidate, late, label):
                     others = self.champions
                     self.champions = replace(others, generators={**others.generators, label: candidate})
                     return
@@ -157,18 +156,14 @@ class Service:
 
     def not_served(self, champions: Champions) -> list[ModelVersion]:
         """Champions that should be served but aren't, with no older version standing in."""
-        missing = {
-            model
-            for label, model in champions.generators.items()
-            if model.name in self.generators and label not in self.champions.generators
-        }
+        missing = {model for label, model in champions.generators.items() if label not in self.champions.generators}
         if champions.classifier is not None and self.champions.classifier is None:
             missing.add(champions.classifier)
         return sorted(missing, key=str)
 
     async def _ready(
         self,
-        batcher: GeneratorBatcher | ClassifierBatcher,
+        stage: GeneratorStage | ClassifierStage,
         model: ModelVersion,
         late: Collection[ModelVersion],
         label: str | None = None,
@@ -177,7 +172,7 @@ class Service:
         try:
             if model not in self.described:
                 if model not in self._preparing:
-                    self._preparing[model] = asyncio.ensure_future(self._prepare(batcher, model))
+                    self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
                 # Shielded: the next refresh finds a load that takes too long now, and needn't start it again.
                 loading = asyncio.shield(self._preparing[model])
                 await asyncio.wait_for(loading, 0 if model in late else PREPARE_SECONDS)
@@ -195,8 +190,8 @@ class Service:
         labels = self.labels(model)
         return label is None or not labels or label in labels
 
-    async def _prepare(self, batcher: GeneratorBatcher | ClassifierBatcher, model: ModelVersion) -> None:
-        self.described[model] = await batcher.prepare(model)
+    async def _prepare(self, stage: GeneratorStage | ClassifierStage, model: ModelVersion) -> None:
+        self.described[model] = await stage.prepare(model)
         log.info("serving %s", model)
 
     async def version(self, label: str, version: str | None = None) -> ModelVersion:
@@ -211,7 +206,7 @@ class Service:
             return champion
         model = replace(champion, version=str(version))
         if model not in self.described:
-            about = await self.pins.described(model, self.generators[model.name].prepare)
+            about = await self.pins.described(model, self.generator.prepare)
             if about.get("labels") and label not in about["labels"]:
                 raise Problem(404, f"{model} doesn't draw {label!r}", field="version")
         return model
@@ -242,22 +237,20 @@ class Service:
             Busy: too many images are waiting.
         """
         model, classifier = model or self._champion(label), self.champions.classifier
-        generator = self.generators[model.name]
         if min_confidence is not None:
             judge = self._classifier_for(label)
             found = await self._search.run(
                 SampleRequest(label, (seed,), truncation),
                 n,
                 min_confidence,
-                draw=lambda request: generator.run(model, request),
+                draw=lambda request: self.generator.run(model, replace(request, judge=judge)),
                 classify=lambda request: self.classifier.run(judge, request),
             )
             return Samples(label, found.images, found.seeds, found.drawn, model, judge, found.predictions)
         seeds = list(range(seed, seed + n)) if seeds is None else seeds
-        images = await generator.run(model, SampleRequest(label, tuple(seeds), truncation))
-        predictions = await self.classifier.run(classifier, ClassifyRequest(images)) if classifier else None
+        drawn = await self.generator.run(model, SampleRequest(label, tuple(seeds), truncation, judge=classifier))
         self.metrics.count("samples", len(seeds), label=label, outcome="plain")
-        return Samples(label, images, seeds, len(seeds), model, classifier, predictions)
+        return Samples(label, drawn.images, seeds, len(seeds), model, classifier, drawn.predictions)
 
     async def walk(
         self, label: str, seed: int, to: int, frames: int, truncation: float, *, model: ModelVersion | None = None
@@ -266,7 +259,7 @@ class Service:
         model = model or self._champion(label)
         fractions = tuple(i / (frames - 1) for i in range(frames))
         request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions)
-        return await self.generators[model.name].run(model, request), model
+        return (await self.generator.run(model, request)).images, model
 
     async def classify(self, images: Pixels) -> tuple[Predictions, ModelVersion]:
         """Predictions for images (n, S, S, 3). Raises Problem if there is no classifier, and Busy."""
@@ -297,12 +290,9 @@ class Service:
         if self.wanted is None:
             raise unavailable("the models are not loaded yet", 2)
         wanted = self.wanted.generators.get(label)
-        if wanted is not None and wanted.name in self.generators:
+        if wanted is not None:
             raise unavailable(f"the generator for {label!r} is not loaded yet", 5)
-        known = (
-            ", ".join(sorted(self.champions.generators))
-            or "none yet: train one, then deploy again with another `revision`"
-        )
+        known = ", ".join(sorted(self.champions.generators)) or "none yet: train one"
         raise Problem(404, f"no generator for {label!r}; available: {known}", field="label")
 
     def _no_classifier(self, field: str | None = None) -> Problem:

@@ -25,11 +25,11 @@ class ServeSettings(StorageSettings):
         None, "compute threads per replica, each with its own batch; default: one per core", ge=1, le=256
     )
     batch_images: int = option(32, "maximum batch size of a compute thread", unit="images", ge=1, le=256)
-    call_images: int = option(
-        128, "maximum number of images in one call from the gateway to a replica", unit="images", ge=64, le=1024
+    loaded_versions: int = option(
+        32, "model versions that a replica holds in memory; those least recently used go", ge=2, le=1024
     )
     max_waiting_images: int = option(
-        4096, "maximum number of images queued per model; requests beyond it get 503", unit="images", ge=64
+        4096, "maximum number of images that a gateway has under way; requests beyond it get 503", unit="images", ge=64
     )
     max_draws: int = option(
         16, "with min_confidence: maximum samples drawn per requested image, and at most 256 in all", ge=1, le=64
@@ -45,7 +45,6 @@ class ServeSettings(StorageSettings):
         1000.0, "maximum size of a model version's files; a larger one is not loaded", unit="MB", gt=0
     )
     access_log: bool = option(True, "print one line of JSON per request")
-    revision: str = option("", "any text: `serve deploy` looks for new labels only if its file has changed")
 
 
 class ServeJobSettings(StorageSettings):

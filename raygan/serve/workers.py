@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from raygan.serve import decoder
-from raygan.serve.batching import Busy
+from raygan.serve.calls import Busy
 from raygan.serve.messages import Pixels
 from raygan.serve.metrics import Metrics
 from raygan.serve.problems import Problem

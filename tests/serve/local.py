@@ -1,6 +1,6 @@
 """The service without Ray: the same gateway and replicas, called directly.
 
-`local_service` mirrors `gateway.GatewayDeployment`, with `LocalCaller`s in place of handles.
+`local_service` mirrors `gateway.GatewayDeployment`, with `LocalStage`s in place of handles.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 from raygan.models.gan import Generator, NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.serve.api import create_app
-from raygan.serve.batching import Batcher
 from raygan.serve.cors import with_cors
-from raygan.serve.messages import Champions, ModelVersion, Predictions
+from raygan.serve.messages import Champions, ModelVersion
 from raygan.serve.metrics import NoMetrics
 from raygan.serve.middleware import GatewayMiddleware
-from raygan.serve.replicas import ClassifierReplica, GeneratorReplica
+from raygan.serve.replicas import Replica
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 
@@ -80,39 +79,23 @@ class RecordingMetrics:
         self.values.setdefault((name, *tags.values()), []).append(value)
 
 
-class LocalCaller:
-    """A caller of a replica in this process."""
+class LocalStage:
+    """A stage of a replica in this process: one of its methods."""
 
-    def __init__(self, replica: Any):
-        self.replica, self.calls = replica, []
+    def __init__(self, replica: Replica, method: str):
+        self.prepare, self._method = replica.prepare, getattr(replica, method)
 
-    async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        return await self.replica.prepare(model)
-
-    async def call(self, model: ModelVersion, items: list[Any]) -> tuple[list[Any], float]:
-        self.calls.append([len(item) for item in items])
-        if isinstance(self.replica, GeneratorReplica):
-            pixels, seconds = await self.replica.sample(model, items)
-        else:
-            predictions, seconds = await self.replica.classify(model, items)
-        answers, start = [], 0
-        for item in items:
-            rows = slice(start, start + len(item))
-            if isinstance(self.replica, GeneratorReplica):
-                answers.append(pixels[rows])
-            else:
-                answers.append(Predictions(predictions.labels, predictions.probabilities[rows]))
-            start += len(item)
-        return answers, seconds
+    async def run(self, model: ModelVersion, request: Any) -> Any:
+        answer, _ = await self._method(model, request)
+        return answer
 
 
 @dataclass
 class Local:
-    """A service, its application, and its callers."""
+    """A service and its application."""
 
     service: Service
     app: Any
-    callers: dict[str, LocalCaller]
     missing: list[str] = field(default_factory=list)
 
 
@@ -125,25 +108,16 @@ async def local_service(
     async def fetch(model: ModelVersion) -> dict[str, bytes]:
         return models[model]
 
-    names = {model.name for model in champions.generators.values()}
-    callers = {name: LocalCaller(GeneratorReplica(settings, fetch)) for name in sorted(names)}
-    callers["classifier"] = LocalCaller(ClassifierReplica(settings, fetch))
-    limits = {
-        "batch": settings.batch_images,
-        "max_call": settings.call_images,
-        "limit": settings.max_waiting_images,
-        "seconds": 30.0,
-    }
+    replica = Replica(settings, fetch)
+    stages = LocalStage(replica, "draw"), LocalStage(replica, "classify")
     metrics = NoMetrics()
-    batchers = {name: Batcher(name, caller, len, metrics, **limits) for name, caller in callers.items()}
-    classifier = batchers.pop("classifier")
 
     async def exists(model: ModelVersion) -> bool:
         return model in models
 
-    service = Service(batchers, classifier, metrics, max_draws=settings.max_draws, exists=exists)
+    service = Service(*stages, metrics, max_draws=settings.max_draws, exists=exists)
     await service.refresh(champions)
-    local = Local(service, None, callers)
+    local = Local(service, None)
     app = GatewayMiddleware(
         create_app(service, settings, lambda: local.missing),
         metrics,

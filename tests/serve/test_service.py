@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from raygan.errors import RayganError
-from raygan.serve.batching import Busy
-from raygan.serve.messages import Champions, ModelVersion, Predictions
+from raygan.serve.calls import Busy
+from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions
 from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
 from raygan.serve.service import Service
@@ -58,7 +58,7 @@ async def test_what_is_not_loaded_yet_is_503_and_what_the_registry_lacks_is_404_
             found.append(caught.value.status)
         return found
 
-    service = Service({CAT.name: Preparing(CAT)}, Preparing(CLASSIFIER), NoMetrics(), max_draws=1)
+    service = Service(Preparing(CAT), Preparing(CLASSIFIER), NoMetrics(), max_draws=1)
     assert service.is_loading()
     assert await statuses() == [503, 503, 503]  # the registry has not answered
     await service.refresh(Champions({"cat": CAT}, CLASSIFIER))
@@ -68,49 +68,53 @@ async def test_what_is_not_loaded_yet_is_503_and_what_the_registry_lacks_is_404_
 
 
 class Preparing:
-    """A batcher whose versions load when the test lets them, or fail to."""
+    """A stage whose versions load at once, fail to (broken), or load when the test lets them (slow)."""
 
-    def __init__(self, *broken):
-        self.broken, self.asked, self.gate = broken, [], asyncio.Event()
-        self.gate.set()
+    def __init__(self, *broken, slow=()):
+        self.broken, self.slow, self.asked, self.gate = broken, slow, [], asyncio.Event()
 
     async def prepare(self, model):
         self.asked.append(model)
-        await self.gate.wait()
+        if model in self.slow:
+            await self.gate.wait()
         if model in self.broken:
             raise RayganError("damaged")
         return {"image_size": 32}
 
 
-async def test_a_deployment_without_a_replica_delays_no_other_label(monkeypatch):
+async def test_a_version_that_loads_slowly_delays_no_other_label(monkeypatch):
     monkeypatch.setattr("raygan.serve.service.PREPARE_SECONDS", 0.2)
-    cat, dog, classifier = Preparing(), Preparing(), Preparing()
-    cat.gate.clear()
-    service = Service({CAT.name: cat, DOG.name: dog}, classifier, NoMetrics(), max_draws=1)
+    generator = Preparing(slow=[CAT])
+    service = Service(generator, Preparing(), NoMetrics(), max_draws=1)
     wanted = Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)
     refreshing = asyncio.ensure_future(service.refresh(wanted))
     await asyncio.sleep(0.05)
     assert service.champions == Champions({"dog": DOG}, CLASSIFIER)  # before the other's time is up
     await asyncio.wait_for(refreshing, 5)
     assert service.not_served(wanted) == [CAT]
-    cat.gate.set()
+    generator.gate.set()
     await asyncio.sleep(0.01)
     await service.refresh(wanted)
     assert service.champions.generators == {"cat": CAT, "dog": DOG}
-    assert cat.asked == [CAT]  # the load went on and was not started again
+    assert generator.asked.count(CAT) == 1  # the load went on and was not started again
 
 
 async def test_a_restarted_gateway_finds_the_stand_in_for_a_broken_champion():
     broken, broken_classifier = ModelVersion(CAT.name, "2"), ModelVersion(CLASSIFIER.name, "2")
 
     async def restarted(proven):
-        batchers = Preparing(broken), Preparing(broken_classifier)
-        service = Service({CAT.name: batchers[0]}, batchers[1], NoMetrics(), max_draws=1)
+        service = Service(Preparing(broken), Preparing(broken_classifier), NoMetrics(), max_draws=1)
         await service.refresh(Champions({"cat": broken}, broken_classifier, proven=proven))
         return service.champions
 
     assert await restarted(None) == Champions()
     assert await restarted(Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)) == Champions({"cat": CAT}, CLASSIFIER)
+
+
+async def test_a_label_registered_today_is_served_today(models):
+    local = await local_service(models, Champions({"cat": CAT}, None))
+    await local.service.refresh(Champions({"cat": CAT, "dog": DOG}, None))
+    assert (await local.service.sample("dog", 1, 5)).model == DOG
 
 
 async def test_a_label_without_its_alias_is_no_longer_served(models):
@@ -121,22 +125,26 @@ async def test_a_label_without_its_alias_is_no_longer_served(models):
 
 
 class Drawing:
-    """A generator's batcher: image i of a request is filled with the value i."""
+    """A generator's stage: image i of a request is filled with the value i. classifier: the judge's stage."""
+
+    def __init__(self, classifier):
+        self.classifier = classifier
 
     async def run(self, model, request):
-        return np.stack([np.full((4, 4, 3), i, np.uint8) for i in range(len(request))])
+        images = np.stack([np.full((4, 4, 3), i, np.uint8) for i in range(len(request))])
+        return Drawn(images, await self.classifier.run(request.judge, ClassifyRequest(images)))
 
 
 def confident_service(classifier, **options):
-    """A service of cats with this classifier's batcher."""
-    service = Service({CAT.name: Drawing()}, classifier, NoMetrics(), **options)
+    """A service of cats with this classifier's stage."""
+    service = Service(Drawing(classifier), classifier, NoMetrics(), **options)
     service.champions = Champions({"cat": CAT}, CLASSIFIER)
     service.described[CLASSIFIER] = {"labels": ["cat", "dog"]}
     return service
 
 
 class Rounding:
-    """A classifier's batcher that gives other probabilities to images that are alone, and notes which those are."""
+    """A classifier's stage that gives other probabilities to images that are alone, and notes which those are."""
 
     def __init__(self, together, alone):
         self.together, self.alone, self.asked_alone = together, alone, []
@@ -164,7 +172,7 @@ async def test_a_clear_prediction_is_not_made_again(share):
 
 
 class Certain:
-    """A classifier's batcher that can't decide between 1 and almost 1, and counts its verdicts."""
+    """A classifier's stage that can't decide between 1 and almost 1, and counts its verdicts."""
 
     def __init__(self):
         self.verdicts = 0
@@ -189,7 +197,7 @@ async def test_a_search_is_bounded_before_it_begins():
 
 
 class Slow:
-    """A classifier's batcher that answers its first calls at once, and no others in time. cats: images of cats."""
+    """A classifier's stage that answers its first calls at once, and no others in time. cats: images of cats."""
 
     def __init__(self, quick_calls, cats):
         self.quick_calls, self.cats = quick_calls, cats
