@@ -6,7 +6,10 @@ All have the same generator and the same classifier, and answer with a PNG grid 
     fastapi        FastAPI under uvicorn as people first write it: models as they are, a lock, no batching
     fastapi-fast   the same with our optimized models
     litserve       LitServe with batching and our optimized models
-    raygan         the service
+    raygan         the service behind HAProxy, as `raygan serve` starts it on Linux
+    raygan-proxies the service behind Serve's Python proxies
+    raygan-direct  the service whose gateway listens itself (Serve's direct ingress), for one gateway on one node
+    composed       the graph as Ray Serve's documentation would write it (`serve_composed`), behind HAProxy
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import torch
 
 from raygan.benchmarks.clients import HOST
 from raygan.benchmarks.serve_models import Pair, picture
+from raygan.benchmarks.servers import free_port
 
 
 def bare(folder: Path, seconds: float) -> dict[str, float]:
@@ -87,21 +91,28 @@ def serve_litserve(folder: Path, port: int) -> None:
     server.run(host=HOST, port=port, generate_client_file=False, log_level="warning", access_log=False)
 
 
-def serve_raygan(folder: Path, port: int, options: dict[str, Any]) -> None:
-    """The service as the folder's `serve_config.yaml` describes it, on a cluster of its own."""
+def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) -> None:
+    """The service as the folder's `serve_config.yaml` describes it, or the composed graph, on a cluster of its own."""
     from raygan.settings import load_yaml
 
     service = load_yaml(str(folder / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
+    proxy_port = port
+    if name == "raygan-direct":
+        ports = {f"RAY_SERVE_DIRECT_INGRESS_{which}_HTTP_PORT": str(port) for which in ("MIN", "MAX")}
+        os.environ.update({"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", **ports})
+        proxy_port = free_port()  # the head's own proxy
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if name in ("raygan", "composed") else "0"
     import ray
     from ray import serve
 
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    serve.start(proxy_location=service["proxy_location"], http_options={"host": HOST, "port": proxy_port})
+    from raygan.benchmarks.serve_composed import build_composed
     from raygan.serve.app import build
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    serve.start(proxy_location=service["proxy_location"], http_options={"host": HOST, "port": port})
     arguments = {"storage": str(folder), "tracking_uri": None, "access_log": False, **options}
-    serve.run(build(arguments), name="raygan")
+    serve.run(build_composed(folder) if name == "composed" else build(arguments), name="raygan")
     signal.sigwait([signal.SIGTERM, signal.SIGINT])
     serve.shutdown()
     ray.shutdown()
@@ -117,7 +128,7 @@ def main(name: str, folder: str, port: str, options: str = "{}") -> None:
         serve_litserve(Path(folder), int(port))
     else:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        serve_raygan(Path(folder), int(port), json.loads(options))
+        serve_raygan(name, Path(folder), int(port), json.loads(options))
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class ScaleBenchmarkSettings(TrainBenchmarkSettings):
 
 
 #: What `serve` is compared with, and itself, as `raygan.benchmarks.serve_peers` names them.
-Server = Literal["fastapi", "fastapi-fast", "litserve", "raygan"]
+Server = Literal["fastapi", "fastapi-fast", "litserve", "raygan", "raygan-proxies", "raygan-direct", "composed"]
 
 
 class ServeBenchmarkSettings(NumbersFile):
@@ -167,7 +167,7 @@ class ServeDrillSettings(NumbersFile):
 
     group: ClassVar[str] = "drill"
 
-    faults: bool = option(False, "kill a generator replica, a classifier replica and the gateway")
+    faults: bool = option(False, "kill a replica of the models and the gateway")
     hostile: bool = option(False, "also send hostile requests and uploads, and watch the service's memory")
     clients: int = option(64, "clients that ask as fast as they are answered", ge=1, le=1024)
     seconds: float = option(120.0, "length of the drill", unit="s", gt=0)

@@ -176,7 +176,7 @@ def test_the_drilled_service_is_the_shipped_one_with_replicas_on_both_nodes(tmp_
     service = ServeDeploySchema.model_validate(service_config(REPOSITORY, tmp_path, 8123))
     assert service.http_options.port == 8123
     twice = {each.name for each in service.applications[0].deployments if each.max_replicas_per_node == 1}
-    assert twice == {"generator-cat", "Classifier"}
+    assert twice == {"Models"}
 
 
 def npz(**arrays):

@@ -83,19 +83,21 @@ class LocalStage:
     """A stage of a replica in this process: one of its methods."""
 
     def __init__(self, replica: Replica, method: str):
-        self.prepare, self._method = replica.prepare, getattr(replica, method)
+        self.prepare, self._method, self.asked = replica.prepare, getattr(replica, method), []
 
     async def run(self, model: ModelVersion, request: Any) -> Any:
+        self.asked.append(request)
         answer, _ = await self._method(model, request)
         return answer
 
 
 @dataclass
 class Local:
-    """A service and its application."""
+    """A service, its application, and its generator's stage."""
 
     service: Service
     app: Any
+    generator: LocalStage
     missing: list[str] = field(default_factory=list)
 
 
@@ -117,7 +119,7 @@ async def local_service(
 
     service = Service(*stages, metrics, max_draws=settings.max_draws, exists=exists)
     await service.refresh(champions)
-    local = Local(service, None)
+    local = Local(service, None, stages[0])
     app = GatewayMiddleware(
         create_app(service, settings, lambda: local.missing),
         metrics,

@@ -43,7 +43,7 @@ _MOST_GROWTH = 0.05
 _MOST_SECONDS, _PATIENCE = 30, 120
 
 #: Titles of the processes that are killed, by the replicas they serve.
-_VICTIMS = {name: f"ray::ServeReplica.*:{name}" for name in ("generator-cat", "Classifier", "Gateway")}
+_VICTIMS = {name: f"ray::ServeReplica.*:{name}" for name in ("Models", "Gateway")}
 
 
 @dataclass

@@ -33,13 +33,13 @@ from raygan.settings import load_yaml
 #: Number of clients, and the seconds that each pauses between two requests: a light load.
 _CLIENTS, _PAUSE_S = 4, 0.1
 
-#: Seconds within which both generator replicas must draw, and the least share of the work for each.
+#: Seconds within which both replicas must draw, and the least share of the work for each.
 _LOOK_S, _LEAST_SHARE = 8.0, 0.15
 
 #: What clients ask for.
 REQUESTS = [Request(f"/v1/sample?label=cat&n=4&seed={seed}&format=npz") for seed in range(0, 800, 100)]
 
-_GENERATOR, _CLASSIFIER = "generator-cat", "Classifier"
+_MODELS = "Models"
 
 #: Ray's own resource of the head's node.
 _WITH_HEAD = {"node:__internal_head__": 0.001}
@@ -88,10 +88,10 @@ def lose_serving_node(stage: Stage) -> Outcome:
     with stage.nodes(2, 1) as nodes:
         job = stage.job("serve", nodes, ["serve.py", "--service", str(config)], storage=folder)
         job.wait_for(lambda: _is_full(nodes, port, gone=""), "full service")
-        generators = _replicas(nodes, _GENERATOR)
+        replicas = _replicas(nodes, _MODELS)
         known = {request: _images(ask_once(port, request)) for request in REQUESTS}
         with Clients(port, known) as clients:
-            shares = _shares([int(each["pid"]) for each in generators])
+            shares = _shares([int(each["pid"]) for each in replicas])
             before, clients.tally = clients.tally, Tally()
             began = time.monotonic()
             lost = nodes.kill_last()
@@ -102,7 +102,7 @@ def lose_serving_node(stage: Stage) -> Outcome:
         after = clients.tally
     return Outcome(
         checks={
-            "replicas on two nodes": len({each["node_id"] for each in generators}) == len(generators) == 2,
+            "replicas on two nodes": len({each["node_id"] for each in replicas}) == len(replicas) == 2,
             "both draw, and the same images for the same seeds": (
                 min(shares) >= _LEAST_SHARE and before.right > 0 and not before.wrong
             ),
@@ -120,13 +120,13 @@ def lose_serving_node(stage: Stage) -> Outcome:
 def service_config(checkout: Path, folder: Path, port: int) -> dict[str, Any]:
     """The checkout's configuration of the service, changed so that everything that computes runs once per node."""
     service = load_yaml(str(checkout / "serve_config.yaml"))
-    service["http_options"] = {"host": HOST, "port": port}
+    service |= {"http_options": {"host": HOST, "port": port}, "proxy_location": "HeadOnly"}
     (application,) = service["applications"]
     application["args"] = {"storage": str(folder), "tracking_uri": None, "poll_seconds": 1.0, "access_log": False}
     twice = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0.4}}
     at_head = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1, "resources": _WITH_HEAD}}
     application["deployments"] = [
-        *({"name": name, **twice} for name in (_GENERATOR, _CLASSIFIER)),
+        {"name": _MODELS, **twice},
         *({"name": name, **at_head} for name in ("Gateway", "Registry")),
     ]
     return service
@@ -145,10 +145,9 @@ def _replicas(nodes: Nodes, deployment: str) -> list[dict[str, Any]]:
 
 def _is_full(nodes: Nodes, port: int, *, gone: str) -> bool:
     """Whether everything that computes runs twice, never on the lost node, and requests are answered."""
-    for deployment in (_GENERATOR, _CLASSIFIER):
-        places = [replica["node_id"] for replica in _replicas(nodes, deployment)]
-        if len(places) != 2 or gone in places:
-            return False
+    places = [replica["node_id"] for replica in _replicas(nodes, _MODELS)]
+    if len(places) != 2 or gone in places:
+        return False
     return {ask_once(port, request).status for request in (Request("/readyz"), REQUESTS[0])} == {200}
 
 
