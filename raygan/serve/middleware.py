@@ -160,7 +160,8 @@ class _Exchange:
         given = self._headers.get(b"x-request-id", b"")
         self.id = given.decode() if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
         self._status, self._bytes_in, self._bytes_out = 0, 0, 0
-        self._max_bytes = middleware.max_bytes(scope["path"])
+        self._path = scope["path"].removeprefix(scope.get("root_path", ""))  # below Serve's route_prefix
+        self._max_bytes = middleware.max_bytes(self._path)
         self._reading = False
         self._withheld: Exception | None = None
         self._client, self._sending = (scope.get("client") or ("",))[0], 0
@@ -183,11 +184,11 @@ class _Exchange:
     async def _answer(self) -> None:
         middleware = self._middleware
         try:
-            if not self._trusted and not _is_open(self._scope["path"]):
+            if not self._trusted and not _is_open(self._path):
                 raise Problem(401, "a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
             if self._declared_bytes() > self._max_bytes:
                 raise TooLarge(self._max_bytes)
-            with middleware.admitted(self._scope["path"]):
+            with middleware.admitted(self._path):
                 await self._route()
             if self._withheld:
                 instead, self._withheld = self._withheld, None

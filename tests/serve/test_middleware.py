@@ -39,6 +39,17 @@ async def test_a_token_is_required_if_one_is_set(models):
             assert (await client.get(path)).status_code == 200
 
 
+async def test_paths_are_the_same_below_a_route_prefix(models):
+    """As Serve calls an application with one: the path includes it."""
+    local = await local_service(models, Champions({"cat": CAT}, None), token="s3cret")  # noqa: S106
+    transport = httpx.ASGITransport(local.app, root_path="/faces")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test/faces/") as client:
+        assert [(await client.get(path)).status_code for path in ("readyz", "v1/models")] == [200, 401]
+        files = {"images": ("a.png", b" " * 100_000)}
+        answer = await client.post("v1/classify", files=files, headers={"Authorization": "Bearer s3cret"})
+    assert answer.status_code != 413  # a parameter's limit would be 64 kB
+
+
 async def test_an_endless_body_is_too_large_whatever_the_route_makes_of_it(models):
     """FastAPI itself answers 400 to any error while it reads JSON."""
     local = await local_service(models, Champions({"cat": CAT}, None), max_request_megabytes=0.01)
