@@ -53,7 +53,8 @@ def address(ray_cluster, settings):
     service["http_options"]["port"] = port = free_port()
     (application,) = service["applications"]
     application["args"] = settings.plain()
-    models = next(each for each in application["deployments"] if each["name"] == "Models")
+    gateway, models = application["deployments"]
+    gateway["num_replicas"] = 2
     del models["num_replicas"]
     models["autoscaling_config"] = {
         **{"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
@@ -145,10 +146,11 @@ def test_a_new_champion_and_a_rollback_drop_no_request(address, settings, tmp_pa
     assert not np.array_equal(pixels["1"], pixels["2"])
 
 
-def test_a_killed_replica_costs_time_but_no_answer(address):
+@pytest.mark.parametrize("deployment", ["Models", "Gateway"])
+def test_a_killed_replica_costs_time_but_no_answer(address, deployment):
     with Load(address) as load:
         wait_until(lambda: len(load.answers) > 10, "the service answers", 90)
-        os.kill(replica_pid("Models"), signal.SIGKILL)
+        os.kill(replica_pid(deployment), signal.SIGKILL)
         killed = len(load.answers)
         wait_until(lambda: len(load.answers) > killed + 20, "the service answers again", 90)
     assert {answer.status_code for answer in load.answers} <= {200, 503}
