@@ -9,6 +9,7 @@ from mlflow.utils.validation import _validate_metric_name, _validate_model_name
 
 from raygan import tracking
 from raygan.errors import RayganError
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.tracking.runs import metric_name
 
 
@@ -34,20 +35,7 @@ def test_a_registry_that_does_not_answer_is_not_an_empty_one(settings):
             ask(away)
 
 
-LABELS = [
-    "dog:_big",
-    "cat,_tabby",
-    "a/b",
-    'say_"meow"',
-    "naïve's",
-    "🐱",
-    "قط_أسود",
-    "[1]",
-    "%41?#&",
-    "$x$",
-    "x" * 200,
-    "кот" * 66,
-]
+LABELS = ["a:b,_c/d\"e'f", "🐱", "[1]", "%41?#&$x$", "قط" * 100]
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
@@ -66,8 +54,7 @@ def test_metrics_of_any_label_have_names_that_mlflow_takes(label):
 
 def test_labels_of_any_text_are_registered_and_found_as_they_are(settings, tmp_path):
     folder = tmp_path / "generator"
-    folder.mkdir()
-    (folder / "generator.json").write_text("{}")
+    save_generator(folder, build_generator(NetworkSettings(image_size=32, z_dim=8, width=4)), {"label": LABELS[0]})
     with tracking.start_run(settings, "run", job="test", params={}, tags={"raygan.label": LABELS[0]}) as run:
         run.log_metrics({f"variation.{label}": 1.0 for label in LABELS}, step=0)
         several = tracking.register_generator(run, folder, "all", labels=LABELS, promote=True)
