@@ -72,12 +72,18 @@ class PrepareSettings(FilterOptions, StorageSettings):
     group: ClassVar[str] = "photos and shards"
     resumes: ClassVar[bool] = True
 
-    input: list[Address] = option(..., "folders, globs, Parquet files or URIs (s3://, gs://) of photos")
+    input: list[Address] = option(
+        ..., "folders, archives (.zip, .tar, .tar.gz), globs, Parquet files or URIs (s3://, gs://) of photos"
+    )
     output: Address = option(..., "folder or URI to write the shards to")
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
-    label: str | None = option(None, "label of every photo; by default, labels come from folder and file names")
+    label: str | None = option(
+        None, "label of every photo; by default, labels come from folder and file names or columns"
+    )
     layout: Literal["auto", "folders", "names", "columns"] = option(
-        "auto", "where labels come from: class folders, file names such as cat.1.jpg, Parquet columns, or a guess"
+        "auto",
+        "where labels come from: class folders, file names such as cat.1.jpg, Parquet columns, or a guess, which is "
+        "printed with its reason",
     )
     image_column: str | None = option(None, "Parquet column of encoded photos; guessed by default")
     label_column: str | None = option(None, "Parquet column of labels; guessed by default")

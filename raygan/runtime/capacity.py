@@ -70,11 +70,22 @@ def _require(workers: int, resources: Resources) -> None:
         return
     everything = ", ".join(f"{cluster.total(name):g} {name}" for name in resources)
     smaller = ", give each less with --cpus-per-worker" if resources.get("CPU", 0) > 0.5 else ""
+    fewer = (
+        f"ask for {most:g} or fewer{smaller}, ask for a range such as 1:{workers}, which adapts to the cluster, or add "
+        f"nodes"
+    )
     raise ConfigurationError(
         f"--num-workers: {workers} workers with {each} each do not fit this cluster "
-        f"({everything} in total, room for {most:g}): ask for {max(most, 1):g} or fewer{smaller}, ask for a range "
-        f"such as 1:{workers}, which adapts to the cluster, or add nodes"
+        f"({everything} in total, room for {most:g}): {fewer if most else _not_even_one(resources)}"
     )
+
+
+def _not_even_one(resources: Resources) -> str:
+    """What to change where no node has what one worker asks for."""
+    if "GPU" in resources and not _room({"GPU": resources["GPU"]}, could=True):
+        return "there is no GPU: leave --gpu out, or compute on cores with --no-gpu"
+    cores = max((node.get("CPU", 0) for node in cluster.nodes()), default=0)
+    return f"a worker's cores are on one node, and the largest has {cores:g}: give --cpus-per-worker {cores:g} or less"
 
 
 def _said(options: WorkerOptions, resources: Resources) -> str:

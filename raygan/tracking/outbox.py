@@ -45,7 +45,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, run_id: str):
-        self.run_id, self.folder = run_id, folder / run_id
+        self.run_id, self.folder, self._latest = run_id, folder / run_id, 0
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def put_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -90,7 +90,9 @@ class Spool:
         storage.write_bytes(str(self.folder / f"{self._name()}.json"), json.dumps(record).encode())
 
     def _name(self) -> str:
-        return f"{time.time_ns():020d}-{os.getpid()}-{next(_numbers):06d}"
+        # Records are sent in the order of their names, also where the clock is set back meanwhile.
+        self._latest = max(time.time_ns(), self._latest + 1)
+        return f"{self._latest:020d}-{os.getpid()}-{next(_numbers):06d}"
 
 
 class Sender:

@@ -74,3 +74,11 @@ def test_workers_that_never_fit_are_an_error(nodes):
     nodes(*eight(1))
     with pytest.raises(ConfigurationError, match="1 workers with 65 CPU, 1 GPU each do not fit"):
         capacity.place(WorkerOptions(cpus_per_worker=65))
+
+
+def test_what_no_node_has_is_named_with_the_flag_that_changes_it(nodes):
+    nodes({"CPU": 2.0})
+    with pytest.raises(ConfigurationError, match="the largest has 2: give --cpus-per-worker 2 or less"):
+        capacity.place(WorkerOptions(cpus_per_worker=3))
+    with pytest.raises(ConfigurationError, match="there is no GPU: leave --gpu out"):
+        capacity.place(WorkerOptions(gpu=True))

@@ -1,6 +1,8 @@
 """Records on their way to MLflow: none lost, none sent twice, whatever the server does."""
 
+import json
 import threading
+import time
 
 from mlflow import MlflowClient
 
@@ -70,3 +72,12 @@ def test_a_refused_record_blocks_nothing(settings, tmp_path, capsys):
     assert steps(run.client, run.id, "before") == steps(run.client, run.id, "loss") == [1]
     assert not spool.waiting()
     assert capsys.readouterr().err.count("refuses") == 2
+
+
+def test_records_stay_in_order_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    spool = Spool(tmp_path, "run")
+    for number, now in enumerate((2000, 1000, 3000)):
+        monkeypatch.setattr(time, "time_ns", lambda now=now: now)
+        spool.put_tags({"number": str(number)})
+    kept = [json.loads(path.read_text())["tags"]["number"] for path in spool.waiting()]
+    assert kept == ["0", "1", "2"]
