@@ -20,14 +20,15 @@ def timeline(candidate: Candidate) -> dict[str, Any]:
     now(candidate.device)
     kind = torch.profiler.ProfilerActivity
     kinds = [kind.CPU, kind.CUDA] if candidate.device == "cuda" else [kind.CPU]
-    with torch.profiler.profile(activities=kinds) as profile:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profile:
         for _ in range(_ITERATIONS):
             runner.run()
         now(candidate.device)
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in profile.events() or []
-        if event.device_type.name == candidate.device.upper()
+        # Annotations, such as an optimizer's step, span the kernels that are meant.
+        if event.device_type.name == candidate.device.upper() and not event.is_user_annotation
     )
     busy, gaps, end = 0.0, [], spans[0][0]
     took: dict[str, list[float]] = {}

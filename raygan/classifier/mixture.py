@@ -17,7 +17,7 @@ from raygan.classifier.settings import ClassifySettings
 from raygan.data.batches import Block, Photos, load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
-from raygan.runtime import cluster
+from raygan.runtime import capacity, cluster
 from raygan.sampling.generators import NamedGenerator, check_drawn, matching_generators
 
 #: Images that one task generates.
@@ -173,7 +173,7 @@ def generated_photos(generators: Sequence[NamedGenerator], labels: Sequence[str]
     """
     check_drawn(generators, labels)
     refs = {one.name: ray.put(one) for one in generators}
-    generate = ray.remote(_generate)
+    generate = ray.remote(_generate).options(num_gpus=capacity.gpu_share())
     rows: list[int] = []
     blocks: list[ray.ObjectRef] = []
     for number, label in enumerate(labels):

@@ -115,7 +115,11 @@ class UsefulnessSettings(ImageSources, ClassifierOptions, StorageSettings):
     seeds: int = option(3, "trainings of each kind, each with its own seed", ge=1, le=100)
     images: int = option(12_800, "images each training sees, repeats included", unit="images", ge=2)
     cpus_per_trial: float = option(1.0, "CPU cores reserved for each training, also its threads", unit="cores", gt=0)
-    gpus_per_trial: float = option(0.0, "GPUs reserved for each training; fractions share one", ge=0)
+    gpus_per_trial: float | None = option(
+        None,
+        "GPUs reserved for each training; fractions share one; by default a quarter where the cluster has GPUs",
+        ge=0,
+    )
     name: str | None = option(None, "name of the study; an interrupted study of the same name is resumed")
 
     @model_validator(mode="after")

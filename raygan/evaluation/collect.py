@@ -26,7 +26,7 @@ from raygan.evaluation.settings import EvaluateSettings
 from raygan.metrics.animals import animal_mass, knows
 from raygan.models.googlenet import Classifier, load_classifier
 from raygan.models.registry import INCEPTION, SECOND_FEATURES
-from raygan.runtime import cluster, storage
+from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import ALL
 from raygan.tracking.networks import GOOGLENET, feature_network, load_network, registered_classifier
 
@@ -152,7 +152,7 @@ def _kept_features(pixels: Tensor, network: str, address: str, label: str) -> Te
             return kept
     except (FileNotFoundError, SafetensorError, KeyError):
         pass
-    features = ray.remote(_features)
+    features = ray.remote(_features).options(num_gpus=capacity.gpu_share())
     parts = [features.remote(part, network) for part in pixels.split(_TASK)]
     cluster.wait_for(parts, f"features of real photos of {label}", leave=True)
     found = torch.cat(cluster.fetch(parts))
@@ -165,7 +165,7 @@ def network_digest(network: str) -> str:
     features = load_network(network)
     digest = hashlib.sha256()
     for value in features.net.state_dict().values():
-        digest.update(value.contiguous().numpy().tobytes())
+        digest.update(value.contiguous().cpu().numpy().tobytes())
     return f"{features.name}-{features.size}-{digest.hexdigest()[:12]}"
 
 
@@ -194,7 +194,7 @@ def draw_samples(
 
 def _start_drawing(source: Source, label: str, count: int, networks: Networks, seed: int) -> list[ray.ObjectRef]:
     held = ray.put(source)
-    draw = ray.remote(_draw)
+    draw = ray.remote(_draw).options(num_gpus=capacity.gpu_share())
     return [
         draw.remote(held, label, min(_TASK, count - first), seed, first, networks) for first in range(0, count, _TASK)
     ]

@@ -42,6 +42,9 @@ HALF = 127.5
 #: Images that pass through a network at once: few, so that their activations stay in the CPU's cache.
 _BATCH = 8
 
+#: On a GPU, more of them keep it busy.
+_GPU_BATCH = 128
+
 _WEIGHT_FILES = (".pth", ".safetensors")
 
 #: Largest side in px of images for networks from timm: ImageNet's usual size, at which FD-DINOv2 is measured, too.
@@ -71,6 +74,12 @@ class Features:
         self._mean = torch.tensor(mean).view(1, 3, 1, 1)
         self._deviation = torch.tensor(deviation).view(1, 3, 1, 1)
 
+    def to(self, device: torch.device) -> Features:
+        """Compute on this device from now on; returns itself."""
+        self.net.to(device)
+        self._mean, self._deviation = self._mean.to(device), self._deviation.to(device)
+        return self
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Vectors of images. Apart from rounding, an image's vector does not depend on the images beside it.
@@ -79,13 +88,15 @@ class Features:
             images: uint8 (n, 3, S, S) of any size S, on the CPU.
 
         Returns:
-            float32 (n, dim).
+            float32 (n, dim), on the CPU.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be uint8 (n, 3, S, S), not {images.dtype} {tuple(images.shape)}")
         if not len(images):
             return torch.empty(0, self.dim)
-        return torch.cat([self.net(self._input(part)).flatten(1) for part in images.split(_BATCH)])
+        device = self._mean.device
+        parts = images.split(_BATCH if device.type == "cpu" else _GPU_BATCH)
+        return torch.cat([self.net(self._input(part.to(device))).flatten(1).cpu() for part in parts])
 
     def _input(self, images: Tensor) -> Tensor:
         pixels = images.float()

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import math
 
+import ray
 import ray._private.state
+import torch
 
 from raygan.errors import ConfigurationError
 from raygan.runtime import cluster
 from raygan.runtime.settings import WorkerOptions
 
 Resources = dict[str, float]
+
+#: A few tasks that only pass images through networks keep a GPU busy.
+_SHARE = 0.25
 
 
 def place(options: WorkerOptions, *, quiet: bool = False) -> Resources:
@@ -52,6 +57,20 @@ def use_gpus(wanted: bool | None, workers: int) -> bool:
             f"range such as 1:{workers}, which adapts to the cluster, or compute on cores with --no-gpu"
         )
     return gpus > 0
+
+
+def gpu_share() -> float:
+    """GPUs for a task that passes images through networks to reserve: a share of one where there are any, else none."""
+    return _SHARE if cluster.total("GPU") else 0.0
+
+
+def own_device() -> torch.device:
+    """Where this process computes: on the GPU that its task or actor has reserved, if any, else on the CPU.
+
+    Ray doesn't hide GPUs from those that have reserved none.
+    """
+    reserved = ray.is_initialized() and ray.get_gpu_ids()
+    return torch.device("cuda" if reserved and torch.cuda.is_available() else "cpu")
 
 
 def room(resources: Resources) -> int:

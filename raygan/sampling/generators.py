@@ -24,7 +24,7 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import Generator, load_generator
 from raygan.models.latents import images_of, latents_of
-from raygan.runtime import storage
+from raygan.runtime import capacity, storage
 from raygan.runtime.settings import StorageSettings
 
 #: The label of a generator trained on all labels together.
@@ -61,8 +61,9 @@ class NamedGenerator:
     def draw(self, label: str, latents: Tensor) -> Tensor:
         """Draw one image of a label per latent (n, z_dim): uint8 (n, 3, S, S)."""
         known = self.generator.labels
-        classes = torch.full((len(latents),), known.index(label)) if known else None
-        return images_of(self.generator, latents, classes)
+        device = capacity.own_device()
+        classes = torch.full((len(latents),), known.index(label), device=device) if known else None
+        return images_of(self.generator.to(device), latents.to(device), classes).cpu()
 
 
 def find_generators(settings: StorageSettings, named: Sequence[str], labels: Sequence[str]) -> list[NamedGenerator]:

@@ -29,7 +29,7 @@ from raygan import pictures, tracking
 from raygan.addresses import slug
 from raygan.errors import ConfigurationError
 from raygan.models.drawing import Drawing
-from raygan.runtime import cluster, storage
+from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import NamedGenerator, find_generators
 from raygan.sampling.settings import SampleSettings
 
@@ -96,7 +96,7 @@ class ChunkWriter:
     def __init__(self, settings: SampleSettings, named: NamedGenerator, label: str):
         torch.set_num_threads(1)  # the pool has an actor per core
         self._settings, self._label = settings, label
-        self._drawing = Drawing(named.generator)
+        self._drawing = Drawing(named.generator, capacity.own_device())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Write the chunks numbered in `chunk`; the number of `images` in each."""
@@ -181,6 +181,7 @@ def _write_chunks(settings: SampleSettings, named: NamedGenerator, label: str, m
             ChunkWriter,
             batch_size=1,
             concurrency=(1, actors),
+            num_gpus=capacity.gpu_share() or None,
             fn_constructor_args=(settings, named, label),
         )
         for row in written.iter_rows():

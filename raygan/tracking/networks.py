@@ -10,7 +10,7 @@ from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.models.features import Features, load_features
 from raygan.models.registry import DEFAULT_FEATURES, FEATURES, SECOND_FEATURES
-from raygan.runtime import storage
+from raygan.runtime import capacity, storage
 from raygan.runtime.settings import StorageSettings
 
 #: What users call the registered classifier where they name a feature network.
@@ -86,5 +86,8 @@ def feature_network(settings: StorageSettings, name: str, flag: str) -> str:
 
 
 def load_network(address: str) -> Features:
-    """A feature network as `feature_network` names it. Files on object storage are copied to this machine's disk."""
-    return load_features(storage.local_folder(address))
+    """A feature network as `feature_network` names it, on the GPU that this process has reserved, if any.
+
+    Files on object storage are copied to this machine's disk.
+    """
+    return load_features(storage.local_folder(address)).to(capacity.own_device())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import ray._private.state
+import torch
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
 from raygan.errors import ConfigurationError
@@ -82,3 +83,20 @@ def test_what_no_node_has_is_named_with_the_flag_that_changes_it(nodes):
         capacity.place(WorkerOptions(cpus_per_worker=3))
     with pytest.raises(ConfigurationError, match="there is no GPU: leave --gpu out"):
         capacity.place(WorkerOptions(gpu=True))
+
+
+def test_tasks_share_gpus_where_there_are_any(nodes):
+    nodes({"CPU": 4.0})
+    assert capacity.gpu_share() == 0
+    nodes({"CPU": 4.0}, *eight(1))
+    assert 0 < capacity.gpu_share() < 1
+
+
+@pytest.mark.parametrize(
+    ("connected", "reserved", "device"), [(True, [3], "cuda"), (True, [], "cpu"), (False, [3], "cpu")]
+)
+def test_a_process_computes_on_the_gpu_that_it_reserved(monkeypatch, connected, reserved, device):
+    monkeypatch.setattr(ray, "is_initialized", lambda: connected)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: reserved)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # Ray hides GPUs from nobody
+    assert capacity.own_device().type == device

@@ -160,7 +160,8 @@ def _batches(settings: UsefulnessSettings) -> int:
 
 
 def _resources(settings: UsefulnessSettings) -> dict[str, float]:
-    return {"CPU": settings.cpus_per_trial, "GPU": settings.gpus_per_trial}
+    gpus = capacity.gpu_share() if settings.gpus_per_trial is None else settings.gpus_per_trial
+    return {"CPU": settings.cpus_per_trial, "GPU": gpus}
 
 
 def _run(

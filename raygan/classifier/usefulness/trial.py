@@ -16,7 +16,7 @@ from raygan.classifier.settings import UsefulnessSettings
 from raygan.classifier.step import ClassifierStep
 from raygan.data.batches import Photos
 from raygan.models.hardware import keep_freed_memory
-from raygan.runtime import storage
+from raygan.runtime import capacity, storage
 from raygan.runtime.progress import Seen
 
 
@@ -85,10 +85,9 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
     """
     trial, images = sets[config["number"]]
     settings = task.settings.model_copy(update={"seed": trial.seed})
-    device = torch.device("cuda" if settings.gpus_per_trial and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
     keep_freed_memory()
-    step = ClassifierStep(task.labels, settings, task.batches, device)
+    step = ClassifierStep(task.labels, settings, task.batches, capacity.own_device())
 
     def progress(seen: int) -> None:
         task.events.actor.put_nowait.remote(Seen(seen, worker=trial.key))
