@@ -106,6 +106,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     params = {**recorded(settings), **origin, "fingerprint": data.manifest.fingerprint}
     with tracking.start_run(settings, run.name, job="classify", params=params, run_id=run.mlflow_run_id) as log:
         run.save(mlflow_run_id=log.id, state="running")
+        log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
         checkpoint, seen = _train(task, run, resources, log)
         model, metrics = _register(checkpoint, seen, task, origin, log)

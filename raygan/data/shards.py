@@ -117,6 +117,14 @@ class DataSet:
                 f"--label: {self.address} has no label {label!r}; it has {', '.join(self.manifest.classes)}"
             )
 
+    @property
+    def profile(self) -> dict[str, Any]:
+        """What it holds, for MLflow: image size, and photos of each label in each split."""
+        classes = self.manifest.classes
+        training = {label: self.manifest.count("train", label) for label in classes}
+        held_out = {label: self.manifest.count("validation", label) for label in classes}
+        return {"image_size": self.manifest.image_size, "train": training, "validation": held_out}
+
     def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
         """The split's files with at least one photo of the label, in order."""
         return [

@@ -62,6 +62,9 @@ class StorageSettings(Settings):
         repr=False,  # a database's address may contain a password, and Ray logs what it passes on
     )
     experiment: str = option("raygan", "MLflow experiment of the run")
+    system_metrics: bool = option(
+        False, "record in MLflow how busy the job's machine is: cores, memory, disk, network, GPUs"
+    )
 
 
 #: When a new version gets the serving alias of its registered model.

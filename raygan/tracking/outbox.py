@@ -24,6 +24,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from tqdm import tqdm
 
 from raygan.errors import first_line
@@ -65,6 +66,12 @@ class Spool:
         kept = f"{self._name()}.content"
         storage.write_bytes(str(self.folder / kept), content)
         self._put({"artifact": path, "content": kept})
+
+    def put_image(self, content: bytes, name: str, step: int) -> None:
+        """Record a picture file of a series: MLflow shows those of all steps, and of several runs side by side."""
+        kept = f"{self._name()}.content"
+        storage.write_bytes(str(self.folder / kept), content)
+        self._put({"image": name, "step": step, "content": kept, "time": int(time.time() * 1000)})
 
     def put_link(self, model_id: str, step: int) -> None:
         """Record that the run's metrics at a step are those of a logged model."""
@@ -207,6 +214,8 @@ def _send_other(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> N
         client.log_batch(spool.run_id, tags=[RunTag(name, value) for name, value in record["tags"].items()])
     elif "artifact" in record:
         _send_artifact(client, spool, record)
+    elif "image" in record:
+        _send_image(client, spool, record)
     elif "model" in record:
         _link_metrics(client, spool.run_id, record["model"], int(record["step"]))
     elif "status" in record:
@@ -220,6 +229,17 @@ def _link_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -
         client.log_batch(
             run_id, [Metric(one.key, one.value, one.timestamp, one.step, model_id=model_id) for one in found[-1:]]
         )
+
+
+def _send_image(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> None:
+    kept = spool.folder / record["content"]
+    if not kept.exists():
+        return  # already sent, by a process that was killed before it deleted the record
+    with Image.open(kept) as picture:
+        client.log_image(
+            spool.run_id, picture, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True
+        )
+    kept.unlink()
 
 
 def _send_artifact(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> None:

@@ -10,19 +10,21 @@ Tags: `raygan.job` and `raygan.resumed` are set here, `raygan.label` and others 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import posixpath
 import re
 import shutil
 import sys
 import time
+import urllib.parse
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
@@ -40,6 +42,12 @@ _PARAM_LENGTH = 500
 
 #: Longest name of a metric, in characters.
 _METRIC_LENGTH = 250
+
+#: Parameters that MLflow accepts in one call.
+_PARAMS = 100
+
+#: Longest digest of a data set that MLflow accepts, in characters.
+_DIGEST_LENGTH = 36
 
 #: Seconds that a job waits at its end for MLflow to accept what is left.
 _CLOSING_S = 20.0
@@ -83,7 +91,8 @@ class Run:
         """Log parameters. Those that a resumed run already has stay as they are."""
         known = self.client.get_run(self.id).data.params
         new = [Param(name, str(value)[:_PARAM_LENGTH]) for name, value in flatten(params).items() if name not in known]
-        self.client.log_batch(self.id, params=new)
+        for start in range(0, len(new), _PARAMS):
+            self.client.log_batch(self.id, params=new[start : start + _PARAMS])
 
     def log_folder(self, path: Path, folder: str) -> None:
         """Log a folder's files as artifacts."""
@@ -94,6 +103,28 @@ class Run:
     def log_bytes(self, content: bytes, artifact: str) -> None:
         """Log an artifact, such as ``pictures/samples.png``, from memory."""
         self.spool.put_artifact(content, artifact)
+
+    def log_image(self, content: bytes, name: str, step: int) -> None:
+        """Log a picture file of a series at a step, such as images seen; MLflow compares the series of several runs."""
+        self.spool.put_image(content, name, step)
+
+    def log_data(self, address: str, digest: str, profile: Mapping[str, Any]) -> None:
+        """Log a data set that the run learns from.
+
+        Args:
+            address: where it is, without secrets.
+            digest: tells it from others of the same name.
+            profile: JSON-ready facts, such as counts.
+        """
+        dataset = Dataset(
+            name=posixpath.basename(address.rstrip("/")) or "data",
+            digest=digest[:_DIGEST_LENGTH],
+            source_type=urllib.parse.urlsplit(address).scheme or "local",
+            source=json.dumps({"uri": address}),
+            profile=json.dumps(dict(profile)),
+        )
+        context = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, context)])
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED once everything is sent, or report where the rest waits."""
@@ -162,14 +193,29 @@ def start_run(
         run.log_params(params)
     except MlflowException as error:
         raise RayganError(f"MLflow opens no run in experiment {settings.experiment}: {first_line(error)}") from None
+    monitor = _system_metrics(run) if settings.system_metrics else nullcontext()
     try:
-        yield run
+        with monitor:
+            yield run
     except BaseException as error:
         # If even this can't be recorded, the original error matters more; the next job closes the run.
         with suppress(RayganError):
             run.close("KILLED" if interruption(error) or isinstance(error, SystemExit) else "FAILED")
         raise
     run.close("FINISHED")
+
+
+@contextmanager
+def _system_metrics(run: Run) -> Iterator[None]:
+    """Record what this machine is busy with, under ``system/``, until the block ends."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run.id, resume_logging=True, tracking_uri=run.client.tracking_uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def _outbox(settings: StorageSettings) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from raygan.tracking.callback import numbers
 from raygan.training.events import Collapse, Notice, Picture, Quality, Report, Tick, Unmeasured, measured
 from raygan.training.history import History
 from raygan.training.schedule import Schedule
+
+#: Pictures drawn again and again, by name and images seen.
+_SERIES = re.compile(r"pictures/(?P<name>\w+)-(?P<images>\d+)-images\.png")
 
 
 class Progress:
@@ -119,7 +123,11 @@ class Progress:
                 tqdm.write(f"warning: MLflow gets no {picture.path}: {first_line(error)}", file=sys.stderr)
             self._warned = True
             return
-        self._log.log_bytes(content, picture.path)
+        series = _SERIES.fullmatch(picture.path)
+        if series:
+            self._log.log_image(content, series["name"], int(series["images"]))
+        else:
+            self._log.log_bytes(content, picture.path)
 
     def _report(self, metrics: dict[str, float]) -> None:
         self._history.add(metrics)

@@ -110,6 +110,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         run_id=run.mlflow_run_id,
     ) as log:
         run.save(mlflow_run_id=log.id, state="running")
+        log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         if not trial:
             print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
             if begins:
@@ -213,3 +214,5 @@ def _draw(training: Training, generator: Path) -> None:
         if content:
             storage.write_bytes(storage.join(folder, name), content)
             training.log.log_bytes(content, f"pictures/{name}")
+    if drawn["curves.png"]:
+        training.log.log_image(drawn["curves.png"], "curves", int(training.history.latest["images"]))

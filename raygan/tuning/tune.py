@@ -111,6 +111,7 @@ def tune(settings: TuneSettings) -> TuneResult:
         run_id=record.mlflow_run_id,
     ) as log:
         record.save(mlflow_run_id=log.id, state="running")
+        log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         print(f"search {name} in {record.folder}; --name {name} resumes it", flush=True)
         try:
             with reservations.returned_cores():

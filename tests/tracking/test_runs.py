@@ -1,5 +1,6 @@
 """MLflow runs: resumed, closed with the right status, and never used by two processes."""
 
+import io
 import math
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 
 import psutil
 import pytest
+from PIL import Image
 
 from raygan import tracking
 from raygan.errors import RayganError
@@ -126,3 +128,23 @@ def test_a_deleted_experiment_is_reported(settings):
 
 def test_flatten_joins_keys_with_dots():
     assert flatten({"a": {"b": {"c": 1}, "d": []}, "e": None}) == {"a.b.c": 1, "a.d": [], "e": None}
+
+
+def test_many_parameters_pictures_data_and_the_machine_are_recorded(settings):
+    """More parameters than MLflow takes in one call, in nested settings."""
+    params = {"deep": {f"p{number}": "x" * 1000 for number in range(150)}}
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(png, "PNG")
+    settings = settings.model_copy(update={"system_metrics": True})
+    with tracking.start_run(settings, "r", job="test", params=params) as run:
+        run.log_data("s3://bucket/shards", "d" * 64, {"train": {"cat": 3}})
+        for step in (0, 64):
+            run.log_image(png.getvalue(), "samples", step)
+    record = run.client.get_run(run.id)
+    assert len(record.data.params) == 150
+    assert record.data.params["deep.p149"] == "x" * 500
+    (data,) = record.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.source_type, data.dataset.digest) == ("shards", "s3", "d" * 36)
+    kept = sorted(file.path for file in run.client.list_artifacts(run.id, "images") if file.path.endswith("png"))
+    assert [path.split("+timestamp")[0] for path in kept] == ["images/samples+step+0", "images/samples+step+64"]
+    assert record.data.tags["mlflow.loggedImages"] == "True"

@@ -38,7 +38,6 @@ PICTURES = [
     "curves.png",
     "interpolation.png",
     "progress.webp",
-    *(f"samples-{images:09d}-images.png" for images in (0, 24, 48, 72)),
 ]
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
@@ -138,6 +137,13 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert [m.step for m in client.get_metric_history(result.run_id, "gradient_penalty")] == [8, 40, 72]
     artifacts = [a.path for a in client.list_artifacts(result.run_id, "pictures")]
     assert artifacts == [f"pictures/{name}" for name in PICTURES]
+    # Series, which MLflow's user interface compares between runs.
+    series = {a.path.split("+timestamp")[0] for a in client.list_artifacts(result.run_id, "images")}
+    assert series == {"images/curves+step+72", *(f"images/samples+step+{images}" for images in (0, 24, 48, 72))}
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("shards", "0-20")
+    assert json.loads(data.dataset.source)["uri"] == settings.data
+    assert json.loads(data.dataset.profile)["train"] == {"cat": 30, "dog": 30}
     with Image.open(os.path.join(result.pictures, "samples-000000072-images.png")) as picture:
         assert np.asarray(picture).std() > 10
     with Image.open(os.path.join(result.pictures, "progress.webp")) as picture:
