@@ -67,6 +67,13 @@ class ClassifierLoop:
 
     def validate(self) -> dict[str, float]:
         """`raygan.metrics.classification.score` on the validation photos, the same on every rank."""
+        return score(*self.predict())
+
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Probabilities (n, labels) and classes (n,) of the validation photos, the same on every rank.
+
+        They are in the photos' order on a single rank.
+        """
         self.step.average_statistics()
         probabilities, targets = [], []
         for number in range(len(self.validation.rows)):
@@ -75,7 +82,7 @@ class ClassifierLoop:
             probabilities.append(self.step.probabilities(torch.from_numpy(pixels[rows].copy())))
             targets.append(torch.from_numpy(classes[rows].copy()))
         ranks = self._gather((torch.cat(probabilities), torch.cat(targets)))
-        return score(torch.cat([own for own, _ in ranks]), torch.cat([own for _, own in ranks]))
+        return torch.cat([own for own, _ in ranks]), torch.cat([own for _, own in ranks])
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.step.share.world_size > 1:

@@ -135,11 +135,21 @@ def balanced_subset(photos: Photos, count: int, labels: int, seed: int) -> Photo
     Raises:
         ConfigurationError: there are fewer than `count` photos.
     """
+    return taken(photos, balanced_indices(photos, count, labels, seed))
+
+
+def balanced_indices(photos: Photos, count: int, labels: int, seed: int) -> np.ndarray:
+    """The indices (count,) of `balanced_subset`, among all photos in the order of their shards."""
     if count > len(photos):
         raise ConfigurationError(f"{count} real photos are asked for, but the shards have {len(photos)} to train on")
     classes = [photos.block(number)[1] for number in range(len(photos.rows))]
+    return balanced(np.concatenate(classes), count, labels, seed)
+
+
+def taken(photos: Photos, indices: np.ndarray) -> Photos:
+    """The photos at some indices, in the order of their shards."""
     places = np.array([(shard, row) for shard, rows in enumerate(photos.rows) for row in range(rows)])
-    chosen = places[balanced(np.concatenate(classes), count, labels, seed)]
+    chosen = places[indices]
     take = ray.remote(_take)
     rows, blocks = [], []
     for shard in np.unique(chosen[:, 0]):

@@ -101,9 +101,18 @@ class UsefulnessSettings(ImageSources, ClassifierOptions, StorageSettings):
     group: ClassVar[str] = "study"
     resumes: ClassVar[bool] = True
 
+    elsewhere: bool = option(
+        False,
+        "add images of generators from elsewhere, the champions or those of --model: they may have learned from "
+        "photos that a small real set lacks, so they don't tell what is gained from few photos. By default a "
+        "generator is trained on each real set alone",
+    )
+    generator_preset: str = option("best-64", "settings of jobs/train.py for the generators, as a preset's name")
+    generator_kimg: float = option(20.0, "length of each generator's training", unit="thousands of images", gt=0)
     real_sizes: list[int] = option(
         None,
-        "sizes of the real sets to compare; by default 100, 400 and all training photos",
+        "sizes of the real sets to compare; by default 100, and with generators from elsewhere also 400 and all "
+        "training photos",
         unit="photos",
         default_factory=list,
     )
@@ -121,6 +130,11 @@ class UsefulnessSettings(ImageSources, ClassifierOptions, StorageSettings):
         ge=0,
     )
     name: str | None = option(None, "name of the study; an interrupted study of the same name is resumed")
+
+    @property
+    def from_elsewhere(self) -> bool:
+        """Whether the generators are there already."""
+        return self.elsewhere or bool(self.model)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> UsefulnessSettings:

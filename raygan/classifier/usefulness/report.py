@@ -51,7 +51,10 @@ def format_table(rows: Sequence[Row], photos: int, diverged: Sequence[str] = ())
     ]
     lines += diverged
     most = max(row.trainings for row in rows)
-    lines.append(f"on {photos:,} validation photos; ± is the standard deviation over up to {most} trainings")
+    lines.append(
+        f"on {photos:,} photos that neither classifier nor generator saw; "
+        f"± is the standard deviation over up to {most} trainings"
+    )
     for row in rows:
         if row.gain is not None:
             lines.append(f"{row.generated:,} generated beside {row.real:,} real: {row.gain:+.1%}{_verdict(row)}")
@@ -62,8 +65,8 @@ def _verdict(row: Row) -> str:
     if row.gain is None or row.interval is None:
         return ", from one training each: more --seeds would tell"
     low, high = row.gain - row.interval, row.gain + row.interval
-    verdict = "helps" if low > 0 else "hurts" if high < 0 else "no clear change"
-    return f" (95 % interval {low:+.1%} to {high:+.1%}), {verdict}"
+    verdict = ", helps" if low > 0 else ", hurts" if high < 0 else ""  # an interval around zero decides nothing
+    return f" (95 % interval {low:+.1%} to {high:+.1%}){verdict}"
 
 
 def _csv(rows: Sequence[Row]) -> str:
@@ -82,7 +85,7 @@ def _chart(rows: Sequence[Row], photos: int) -> bytes:
             lines.setdefault(row.mixture, []).append((row.real, row.accuracy, row.deviation))
         else:
             level[row.mixture] = row.accuracy, row.deviation
-    return charts.study(lines, level, f"accuracy on {photos:,} real validation photos")
+    return charts.study(lines, level, f"accuracy on {photos:,} unseen real photos")
 
 
 def _metric(row: Row) -> str:

@@ -1,16 +1,18 @@
 """The study: a grid of trainings, run side by side with Ray Tune, then a table and a chart.
 
-1. `plan` lays out the grid: mixtures of real and generated images, sizes of the real set, and generated images only.
+1. `plan` lays out the grid: mixtures of real and generated images, and sizes of the real set.
    Each kind is repeated with several seeds, which choose the real photos, the latents and the initial weights.
-2. Ray Tune runs as many trainings at a time as fit the cluster. Each writes its result to storage when done, so an
+2. `raygan.classifier.usefulness.sets` trains a generator on each draw of real photos alone, and makes the image sets.
+3. Ray Tune runs as many trainings at a time as fit the cluster. Each writes its result to storage when done, so an
    interrupted study goes on with the rest.
-3. The results of all seeds are summarized and published.
+4. The results of all seeds are summarized and published.
 
 All trainings see the same number of images and so take the same time; each image of a larger set is seen fewer times
-(`passes` in the table). Seeds vary the photos, latents and weights, but not the generator.
+(`passes` in the table). They are validated on photos that neither the classifier nor its generator saw.
 
-Accuracy after training on generated images alone is the classification accuracy score, CAS (Ravuri and Vinyals 2019,
-arXiv 1905.10887): how much of the difference between the labels the generators have learned.
+With generators from elsewhere, seeds don't vary the generator, and generated images alone are a kind, too. Accuracy
+after training on those is the classification accuracy score, CAS (Ravuri and Vinyals 2019, arXiv 1905.10887): how much
+of the difference between the labels the generators have learned.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from dataclasses import asdict, dataclass
 import ray.tune
 
 from raygan import tracking
-from raygan.classifier.mixture import balanced_subset, check_data, combine, generated_photos, mixture_sizes
+from raygan.classifier.mixture import check_data, mixture_sizes
 from raygan.classifier.settings import UsefulnessSettings
 from raygan.classifier.usefulness.report import publish
+from raygan.classifier.usefulness.sets import TrialImages, generator_settings, lay_out
 from raygan.classifier.usefulness.statistics import Row, diverged_kinds, summarize
 from raygan.classifier.usefulness.trial import SharedTask, Trial, load_results, run_trial
-from raygan.data.batches import Photos, load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError, last_line
 from raygan.runtime import capacity, cluster, storage
@@ -38,8 +40,9 @@ from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings
 from raygan.sampling.generators import NamedGenerator, matching_generators
 
-#: Sizes of the real set compared by default, besides all photos.
-DEFAULT_SIZES = (100, 400)
+#: Sizes of the real set compared by default, besides all photos,
+#: with generators from elsewhere. A generator of its own takes minutes for each real set: one size is the default.
+DEFAULT_SIZES, OWN_SIZES = (100, 400), (100,)
 
 #: Settings that may differ when a study is resumed.
 MAY_CHANGE = {
@@ -80,7 +83,9 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     tracking.check_records(settings)
     cluster.connect(settings)
     _check_room(settings)
-    generators = matching_generators(settings, settings.model, data)
+    generators = matching_generators(settings, settings.model, data) if settings.from_elsewhere else []
+    if not generators:
+        generator_settings(settings, data)  # an unknown preset is reported before the work
     names = [one.name for one in generators]
     trials = plan(settings, data.manifest.count("train"))
     name = settings.name or time.strftime("usefulness-%Y%m%d-%H%M%S")
@@ -107,7 +112,8 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
         rows = summarize(results, _batches(settings) * settings.batch_size)
         if rows:
             run.save(publications=run.publications + 1)
-            photos = data.manifest.count("validation")
+            photos = max((len(r["right"]) - r["right"].count("-") for r in results.values() if "right" in r), default=0)
+            photos = photos or data.manifest.count("validation")
             publish(rows, diverged_kinds(results), run.folder, log, photos, run.publications)
         _check_done(results, trials, rows)
         run.save(state="finished")
@@ -124,14 +130,18 @@ def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
     Raises:
         ConfigurationError: a training set would be smaller than a batch, or larger than `photos`.
     """
-    sizes = sorted(set(settings.real_sizes or [*(size for size in DEFAULT_SIZES if size < photos), photos]))
+    usual = [*(size for size in DEFAULT_SIZES if size < photos), photos]
+    if not settings.from_elsewhere:
+        usual = [min(size, photos) for size in OWN_SIZES]
+    sizes = sorted(set(settings.real_sizes or usual))
     if sizes[-1] > photos:
         raise ConfigurationError(f"--real-sizes: {sizes[-1]} is more than the {photos} photos to train on")
     if sizes[0] < settings.batch_size:
         raise ConfigurationError(
             f"--real-sizes: {sizes[0]} photos are fewer than one batch of {settings.batch_size}: lower --batch-size"
         )
-    kinds = [(0, photos, 0.0)]
+    # What a generator from elsewhere has learned of the labels. One of few photos is only asked what it adds to them.
+    kinds = [(0, photos, 0.0)] if settings.from_elsewhere else []
     for fraction in dict.fromkeys(settings.real_fractions):
         kinds += [(*mixture_sizes(size, fraction, photos, None), fraction) for size in sizes]
     return [Trial(*kind, seed=settings.seed + number) for number in range(settings.seeds) for kind in kinds]
@@ -172,36 +182,22 @@ def _run(
     folder: str,
 ) -> None:
     """Run the trials with a progress bar."""
-    labels = data.manifest.classes
+    images = lay_out(settings, data, trials, generators, folder)
     task = SharedTask(
         settings=settings,
-        validation=load_photos(data, "validation", None),
-        labels=len(labels),
+        photos=data.manifest.count("train") + data.manifest.count("validation"),
+        labels=len(data.manifest.classes),
         batches=_batches(settings),
         events=cluster.queue(),
         folder=folder,
     )
-    photos = load_photos(data, "train", None)
     total = task.batches * settings.batch_size * len(trials)
     with ImageProgress(total, "training") as progress:
-
-        def tune() -> None:
-            _tune(task, [(trial, _images(trial, photos, generators, labels)) for trial in trials])
-
-        progress.follow(task.events, InBackground(tune, "the study"))
+        sets = list(zip(trials, images, strict=True))
+        progress.follow(task.events, InBackground(lambda: _tune(task, sets), "the study"))
 
 
-def _images(trial: Trial, photos: Photos, generators: Sequence[NamedGenerator], labels: Sequence[str]) -> Photos:
-    """A trial's training images; smaller sets are part of larger ones of the same seed."""
-    parts = []
-    if trial.real:
-        parts.append(balanced_subset(photos, trial.real, len(labels), trial.seed))
-    if trial.generated:
-        parts.append(generated_photos(generators, labels, trial.generated, trial.seed))
-    return combine(*parts)
-
-
-def _tune(task: SharedTask, sets: Sequence[tuple[Trial, Photos]]) -> None:
+def _tune(task: SharedTask, sets: Sequence[tuple[Trial, TrialImages]]) -> None:
     """Run the trainings side by side, and print how many failed."""
     trainable = ray.tune.with_parameters(run_trial, task=task, sets=sets)
     tuner = ray.tune.Tuner(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray.tune
 import torch
 from ray.util.queue import Queue
@@ -14,10 +15,13 @@ from ray.util.queue import Queue
 from raygan.classifier.loop import ClassifierLoop
 from raygan.classifier.settings import UsefulnessSettings
 from raygan.classifier.step import ClassifierStep
-from raygan.data.batches import Photos
+from raygan.metrics.classification import score
 from raygan.models.hardware import keep_freed_memory
 from raygan.runtime import capacity, storage
 from raygan.runtime.progress import Seen
+
+if TYPE_CHECKING:
+    from raygan.classifier.usefulness.sets import TrialImages
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class SharedTask:
 
     Attributes:
         settings: of the study.
-        validation: held-out real photos.
+        photos: all photos of the shards, of which each training is validated on some.
         labels: number of labels.
         batches: length of each training.
         events: where progress goes.
@@ -68,20 +72,20 @@ class SharedTask:
     """
 
     settings: UsefulnessSettings
-    validation: Photos
+    photos: int
     labels: int
     batches: int
     events: Queue
     folder: str
 
 
-def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Trial, Photos]]) -> None:
+def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Trial, TrialImages]]) -> None:
     """Train in a process of Ray Tune's and write the result to storage.
 
     Args:
         config: `number` of the training set.
         task: shared by all trainings.
-        sets: each trial with its training images.
+        sets: each trial with its images.
     """
     trial, images = sets[config["number"]]
     settings = task.settings.model_copy(update={"seed": trial.seed})
@@ -93,9 +97,12 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
         task.events.actor.put_nowait.remote(Seen(seen, worker=trial.key))
 
     progress(0)
-    loop = ClassifierLoop(step, images, task.validation, progress)
+    loop = ClassifierLoop(step, images.images, images.validation, progress)
     trained = loop.train_until(task.batches)
-    result = {**asdict(trial), **trained, **loop.validate()}
+    probabilities, classes = loop.predict()
+    right = np.full(task.photos, "-")
+    right[images.numbers] = np.where((probabilities.argmax(1) == classes).numpy(), "1", "0")
+    result = {**asdict(trial), **trained, **score(probabilities, classes), "right": "".join(right)}
     if not math.isfinite(result["nll"]):
         # It would diverge again, so this is final.
         result = {**asdict(trial), "diverged": True}
@@ -103,8 +110,12 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
     ray.tune.report(result)
 
 
-def load_results(folder: str, trials: Sequence[Trial]) -> dict[Trial, dict[str, float]]:
-    """The results of the trials that are done, in the order of `trials`."""
+def load_results(folder: str, trials: Sequence[Trial]) -> dict[Trial, dict[str, Any]]:
+    """The results of the trials that are done, in the order of `trials`.
+
+    Besides numbers, ``right`` has a character for each photo of the shards, training photos first: 1 for right, 0 for
+    wrong, - for a photo on which the training was not validated.
+    """
     return {trial: result for trial in trials if (result := storage.read_json(_address(folder, trial)))}
 
 

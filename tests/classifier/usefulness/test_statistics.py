@@ -1,9 +1,10 @@
 """The study's table: means over seeds, and what helps or hurts."""
 
+import numpy as np
 import pytest
 
 from raygan.classifier.usefulness.report import format_table
-from raygan.classifier.usefulness.statistics import summarize
+from raygan.classifier.usefulness.statistics import gain_by_photo, half_interval, summarize
 from raygan.classifier.usefulness.trial import Trial
 
 
@@ -27,12 +28,39 @@ def test_the_table_says_what_helps_and_what_hurts():
     assert rows[0].deviation == pytest.approx(0.02)
     assert [row.passes for row in rows] == [20, 10, 5, 2.5, 1, 2]
     text = format_table(rows, photos=155)
-    # Student's t with 2 degrees of freedom is 4.303 at 97.5 %: 10 +- 4.303 * 1 / sqrt(3), and so on.
-    assert "100 generated beside 100 real: +10.0% (95 % interval +7.5% to +12.5%), helps" in text
-    assert "400 generated beside 400 real: +1.0% (95 % interval -5.6% to +7.6%), no clear change" in text
-    assert "1,600 generated beside 400 real: -5.0% (95 % interval -7.5% to -2.5%), hurts" in text
+    # Student's t with 2 degrees of freedom is 4.303 at 97.5 %. Without photos' errors, the bootstrap's error is
+    # nearly the exact one: 4.303 * 1 / sqrt(3) points, and so on.
+    intervals = [row.interval for row in rows if row.interval]
+    assert intervals == pytest.approx([0.0248, 0.0657, 0.0248], rel=0.06)
+    lines = {line.partition(":")[0]: line for line in text.splitlines() if " beside " in line}
+    assert lines["100 generated beside 100 real"].endswith("), helps")
+    assert lines["400 generated beside 400 real"].startswith("400 generated beside 400 real: +1.0% (95 % interval -")
+    assert lines["400 generated beside 400 real"].endswith(")")  # no verdict
+    assert lines["1,600 generated beside 400 real"].endswith("), hurts")
     assert "generated only (CAS)" in text
-    assert "on 155 validation photos" in text
+    assert "on 155 photos that neither classifier nor generator saw" in text
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Gains with an effect of each photo, which all seeds share, and one of each seed, in 200 simulated studies."""
+    random = np.random.default_rng(0)
+    held, of_seeds_alone = 0, 0
+    for _ in range(200):
+        of_photos, of_seeds = random.normal(0, 0.5, 60), random.normal(0, 0.02, 4)
+        gains = [0.05 + of_photos + seed for seed in of_seeds]
+        miss = abs(np.mean(gains) - 0.05)
+        held += miss < half_interval(gains, replicates=200)
+        of_seeds_alone += miss < half_interval([each.mean(keepdims=True) for each in gains], replicates=200)
+    assert held >= 186  # 95 % of 200, less twice its standard error
+    assert of_seeds_alone < 150  # what ignores the photos' own error is far too narrow
+
+
+def test_a_photo_counts_where_both_trainings_are_validated_on_it():
+    gains = gain_by_photo({"right": "1100-", "accuracy": 0.5}, {"right": "1010-", "accuracy": 0.5})
+    np.testing.assert_array_equal(gains, [0, 1, -1, 0, np.nan])
+    # Each seed has other photos; one photo that all training left out weighs nothing.
+    first, second = np.array([1.0, 0.0, np.nan, np.nan]), np.array([np.nan, 0.0, 1.0, np.nan])
+    assert 0 < half_interval([first, second]) < np.inf
 
 
 def test_diverged_trainings_are_counted_and_left_out_of_means():

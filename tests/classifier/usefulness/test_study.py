@@ -19,7 +19,9 @@ def settings_of(**changes):
 
 
 def test_the_grid_has_every_mixture_at_every_size_and_cas_once_per_seed():
-    trials = plan(settings_of(seeds=2, real_fractions=[1.0, 0.5]), photos=1000)
+    own = plan(settings_of(seeds=2), photos=1000)
+    assert [(t.real, t.generated) for t in own if t.seed == 0] == [(100, 0), (100, 100), (100, 400)]
+    trials = plan(settings_of(seeds=2, real_fractions=[1.0, 0.5], elsewhere=True), photos=1000)
     first = [(t.real, t.generated) for t in trials if t.seed == 0]
     assert first == [(0, 1000), (100, 0), (400, 0), (1000, 0), (100, 100), (400, 400), (1000, 1000)]
     assert len(trials) == 14
@@ -38,7 +40,11 @@ def test_impossible_sizes_are_refused(changes, says):
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"cpus_per_trial": 1000.0}, "--cpus-per-trial: no node"), ({}, "no generator draws cat")],
+    [
+        ({"cpus_per_trial": 1000.0}, "--cpus-per-trial: no node"),
+        ({"elsewhere": True}, "no generator draws cat"),
+        ({"generator_preset": "bets-64"}, "'bets-64' is unknown"),
+    ],
 )
 def test_an_impossible_study_is_refused_before_any_work(new_storage, write_shards, changes, says):
     settings = settings_of(data=str(write_shards()), storage=str(new_storage), **changes)
@@ -81,6 +87,40 @@ def test_a_study_in_which_every_training_diverged_is_not_finished(tiny, new_stor
     says = "real only, 8 real and 0 generated: 1 diverged, none finished"
     assert says in (folder / "table.txt").read_text().splitlines()
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_generator_learns_from_the_draw_alone_and_all_other_photos_validate(tiny, new_storage):
+    """24 photos to train on and 6 held out; the generators and classifiers see 8 of the 24."""
+    settings = tiny.model_copy(
+        update={
+            "model": [],
+            "generator_preset": "quick",
+            "generator_kimg": 0.016,
+            "seeds": 2,
+            "real_fractions": [1.0, 0.5],
+        }
+    )
+    found = study(settings)
+    wait_for_cores(8)
+    assert [(row.real, row.generated, row.trainings) for row in found.rows] == [(8, 0, 2), (8, 8, 2)]
+    folder = new_storage / "studies" / "tiny"
+    saw = {}
+    for seed in (0, 1):
+        about = json.loads((folder / "generators" / f"real8-seed{seed}" / "generator.json").read_text())["about"]
+        assert about == {"labels": ["cat", "dog"], "photos": 8, "kimg": 0.016}
+        alone, mixed = (
+            json.loads((folder / "trials" / f"real8-generated{count}-seed{seed}.json").read_text()) for count in (0, 8)
+        )
+        saw[seed] = {number for number, character in enumerate(mixed["right"]) if character == "-"}
+        assert saw[seed] == {number for number, character in enumerate(alone["right"]) if character == "-"}
+        assert len(mixed["right"]) == 30
+        assert len(saw[seed]) == 8
+        assert max(saw[seed]) < 24
+        assert mixed["right"].count("1") / 22 == pytest.approx(mixed["accuracy"])
+    assert saw[0] != saw[1]
+    assert found.rows[1].gain is not None
+    assert "on 22 photos that neither classifier nor generator saw" in (folder / "table.txt").read_text()
 
 
 @pytest.mark.usefixtures("ray_cluster")
