@@ -68,7 +68,7 @@ def measure_fresh(
         RayganError: the measurement failed, or took too long.
     """
     task = ray.remote(_measure).options(num_cpus=cores).remote(list(generators), photos, networks, samples)
-    patience = patience_s(samples) * len(generators) * len(networks)
+    patience = patience_s((samples * len(generators) + len(photos)) * len(networks))
     try:
         found: list[Fresh] = ray.get(task, timeout=patience)
     except ray.exceptions.GetTimeoutError:

@@ -51,8 +51,8 @@ MASS_SAMPLES = 100
 #: Validation photos that a measurement needs.
 LEAST_VALIDATION = 4
 
-#: Seconds after which a measurement is given up: at least, and for each sample.
-_PATIENCE_S, _PATIENCE_PER_SAMPLE_S = 300.0, 0.5
+#: Seconds after which a measurement is given up: at least, and for each image. Inception takes 0.3 s of a core.
+_PATIENCE_S, _PATIENCE_PER_IMAGE_S = 300.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,11 @@ class Monitor:
         self.events.put(Quality(metrics, images, value, address_of(self.folder, checkpoint)))
         return measurement(metrics, value)
 
+    @property
+    def patience_s(self) -> float:
+        """Seconds after which a measurement is given up; the first one waits for the reference."""
+        return patience_s(self.samples + min(TRAIN_PHOTOS, len(self.photos)))
+
     def try_to_measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float] | None:
         """`measure`, or None if it fails, of which the driver is told: no reason to end a training."""
         try:
@@ -131,7 +136,7 @@ class Monitor:
         from raygan.metrics import animals
         from raygan.metrics.distances import kid, nearest
 
-        reference: Reference = ray.get(self.reference, timeout=patience_s(self.samples))
+        reference: Reference = ray.get(self.reference, timeout=self.patience_s)
         drawn = draw(generator, self.samples, seed=1, like=reference.classes)
         network = load_network(self.network)
         features = network(drawn)
@@ -202,9 +207,9 @@ def held_back(classes: Tensor) -> Tensor:
     return held
 
 
-def patience_s(samples: int) -> float:
-    """Seconds after which a measurement on so many samples is given up."""
-    return _PATIENCE_S + _PATIENCE_PER_SAMPLE_S * samples
+def patience_s(images: int) -> float:
+    """Seconds after which a measurement of so many images is given up."""
+    return _PATIENCE_S + _PATIENCE_PER_IMAGE_S * images
 
 
 def features_of(photos: Photos, network: Features) -> tuple[Tensor, Tensor]:

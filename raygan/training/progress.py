@@ -61,7 +61,8 @@ class Progress:
         self._shown: dict[str, str] = {}
         self._warned = False
         self._patience_s = patience_s
-        self._awaited: dict[int, float] = {}  # when each measurement is given up, by images
+        self._awaited: list[int] = []  # images of checkpoints that are to be measured, one after another
+        self._moved = 0.0  # when a measurement last ended, or the first of those was asked for
 
     def __enter__(self) -> Progress:
         return self
@@ -79,7 +80,8 @@ class Progress:
         elif isinstance(event, Report):
             self._report(numbers(event.metrics))
             if event.measured:
-                self._awaited[int(event.metrics["images"])] = time.monotonic() + self._patience_s
+                self._moved = self._moved if self._awaited else time.monotonic()
+                self._awaited.append(int(event.metrics["images"]))
         elif isinstance(event, Unmeasured):
             self._unmeasured(event)
         elif isinstance(event, Quality):
@@ -97,16 +99,23 @@ class Progress:
             event = measured(metrics, self._folder, checkpoint)
             if event and not self._history.knows({**event.metrics, "images": event.images}):
                 self._measured(event)
-        self._give_up(math.inf)
+        for images in list(self._awaited):
+            self._unmeasured(Unmeasured(images, "its task ended without a result"))
 
     def _give_up(self, now: float) -> None:
         """Tell of measurements that should have come by now: their task was killed, or found no room."""
-        for images in [images for images, until in self._awaited.items() if until <= now]:
+        while self._awaited and now - self._moved >= self._patience_s:
+            images = self._awaited[0]
             self._unmeasured(Unmeasured(images, "its task did not end in time, or found no room in the cluster"))
+
+    def _ended(self, images: int) -> None:
+        """Wait no more for a measurement; the next one has begun only now."""
+        self._awaited = [other for other in self._awaited if other != images]
+        self._moved = time.monotonic()
 
     def _unmeasured(self, event: Unmeasured) -> None:
         """Tell the user and MLflow that a checkpoint can't be chosen."""
-        self._awaited.pop(event.images, None)
+        self._ended(event.images)
         missing = f"quality at {event.images / 1000:.3g} kimg is not measured: {event.reason}"
         tqdm.write(f"warning: {missing}", file=sys.stderr)
         self._log.log_tags({"unmeasured": missing[:500]})
@@ -139,7 +148,7 @@ class Progress:
         self._show(int(metrics["images"]), total)
 
     def _measured(self, event: Quality) -> None:
-        self._awaited.pop(event.images, None)
+        self._ended(event.images)
         self._history.add({**event.metrics, "images": event.images})
         # Not through Ray Train's callback: by now the training is long past the images that were measured.
         self._log.log_metrics(event.metrics, event.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from raygan.runtime.runs import RunRecord, address_of
 from raygan.tracking.callback import MLflowCallback
 from raygan.training.events import SCORE, Collapse, ForwardReports, Quality
 from raygan.training.history import History
-from raygan.training.monitor import Monitor, patience_s, start_measuring
+from raygan.training.monitor import Monitor, start_measuring
 from raygan.training.progress import Progress
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
@@ -131,7 +132,7 @@ class Training:
         cluster.poll_training_often()
         fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training")
         told = self.trial.told if self.trial else None
-        patience = patience_s(self.settings.quality_samples)
+        patience = monitor.patience_s if monitor else math.inf
         with Progress(self.schedule, self.run.folder, self.history, self.log, told, patience) as progress:
             result = follow(self.events, fitting, progress.handle)
             progress.catch_up(result)
@@ -160,7 +161,7 @@ class Training:
         if monitor and monitor_cores:
             # A trial's placement group has no room for a measurement; the cluster has.
             place = {"num_cpus": monitor_cores, "scheduling_strategy": "DEFAULT"}
-            given_up = ValidationTaskConfig(timeout_s=patience_s(monitor.samples))
+            given_up = ValidationTaskConfig(timeout_s=monitor.patience_s)
             validation = ValidationConfig(fn=monitor, task_config=given_up, ray_remote_kwargs=place)
         return TorchTrainer(
             train_worker,
