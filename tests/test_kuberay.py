@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ from jsonschema import Draft202012Validator
 from ray.serve.schema import ServeDeploySchema
 
 from raygan.cli import parse
+from raygan.serve.metrics import RayMetrics
 from raygan.training.settings import TrainSettings
 from raygan.tuning.settings import TuneSettings
 
@@ -72,6 +74,27 @@ KUBERAY = {
     ),
     "RayService": fields("serveConfigV2 rayClusterConfig", serveConfigV2=TEXT, rayClusterConfig=CLUSTER),
 }
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_service_has():
+    alerts = [rule for group in read("alerts.yaml")["spec"]["groups"] for rule in group["rules"]]
+    panels = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+    asked = [rule["expr"] for rule in alerts] + [target["expr"] for panel in panels for target in panel["targets"]]
+    used = set(re.findall(r"ray_(raygan_\w+)", " ".join(asked)))
+    metrics = [metric for kind in (RayMetrics().counters, RayMetrics().values) for metric in kind.values()]
+    known = {metric.info["name"]: set(metric.info["tag_keys"]) for metric in metrics}
+    names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in used}
+    assert names == known.keys()  # and none is left out
+    for expression in asked:
+        tags = set().union(
+            *(known[re.sub(r"_(bucket|sum|count)$", "", name)] for name in re.findall(r"ray_(raygan_\w+)", expression))
+        )
+        grouped = ",".join(re.findall(r"by \(([^)]*)\)", expression))
+        matched = re.findall(r"(\w+)[!=]=?~?\"", expression)
+        assert {word.strip() for word in grouped.split(",") if word} - {"le"} | set(matched) <= tags
+    for rule in alerts:
+        assert rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in ("page", "warn")
 
 
 @pytest.mark.parametrize("file", ["rayjob-train.yaml", "rayjob-tune.yaml", "rayservice.yaml"])

@@ -17,6 +17,7 @@ import aiohttp
 import ray
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from raygan.addresses import password
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.settings import SubmitSettings
 
@@ -77,6 +78,13 @@ def _entrypoint(folder: Path, command: Sequence[str]) -> str:
     if not command or Path(command[0]).name not in jobs:
         given = f"{command[0]!r} is not a job" if command else "name a job after --"
         raise ConfigurationError(f"{given}; choose one of {', '.join(jobs)}")
+    for flag, word in zip(["", *command], command, strict=False):
+        if password(word.partition("=")[2] if word.startswith("--") else word):
+            name = word.partition("=")[0] if word.startswith("--") else flag
+            raise ConfigurationError(
+                f"{name}: must not contain a password, which the cluster's list of jobs would show: set "
+                f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI, on every node"
+            )
     return shlex.join(["python", f"jobs/{Path(command[0]).name}", *command[1:]])
 
 

@@ -22,7 +22,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from raygan.errors import last_line
+from raygan.errors import RayganError, last_line
+from raygan.serve import logs
 from raygan.serve.api import create_app
 from raygan.serve.auth import check_token, read_token
 from raygan.serve.calls import Busy, Calls, ReplicaDied
@@ -162,6 +163,7 @@ class ModelsDeployment:
     async def __init__(self, settings: ServeSettings, store: DeploymentHandle):  # type: ignore[misc]
         from raygan.serve.replicas import Replica
 
+        logs.configure()
         self._replica = Replica(settings, fetch_through(store), finish_through(store))
         # Nothing wrong with one champion may keep the replica from serving other versions.
         try:
@@ -197,10 +199,12 @@ class GatewayDeployment:
         ConfigurationError: a token is required and this node has none.
     """
 
+    _middleware: GatewayMiddleware | None = None
+
     async def __init__(  # type: ignore[misc]
         self, settings: ServeSettings, models: DeploymentHandle, store: DeploymentHandle, host: str
     ):
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logs.configure()
         check_token(settings, host)  # on this node, not only on the one that deployed
         self._settings, self._store = settings, store
         metrics = RayMetrics()
@@ -222,7 +226,7 @@ class GatewayDeployment:
         deadline = time.monotonic() + _START_SECONDS
         while (self._stopped or self._service.is_loading()) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
-        app = GatewayMiddleware(
+        self._middleware = GatewayMiddleware(
             create_app(self._service, settings, self._not_ready),
             metrics,
             token=read_token(settings),
@@ -232,7 +236,7 @@ class GatewayDeployment:
             access_log=settings.access_log,
             has_proxies=True,
         )
-        self._app = with_cors(app, settings.cors_origins)
+        self._app = with_cors(self._middleware, settings.cors_origins)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve's hook for an application that exists only after `__init__`."""
@@ -258,6 +262,7 @@ class GatewayDeployment:
             await asyncio.sleep(min(seconds, 0.5) if self._missing or self._cold else seconds)
 
     async def _look(self) -> None:
+        self._reload_token()
         none_running, self._cold = await asyncio.to_thread(_replicas)
         self._stopped = none_running and not self._cold
         champions: Champions = await self._store.champions.remote()
@@ -266,6 +271,15 @@ class GatewayDeployment:
             await self._store.confirm.remote(self._service.champions)
         stopped = [MODELS] if self._stopped else []
         self._missing = stopped + [str(model) for model in self._service.not_served(champions)]
+        self._service.metrics.observe("not_served", len(self._missing))
+
+    def _reload_token(self) -> None:
+        """A rotated token counts from the next look on; a file that is being replaced keeps the former one."""
+        if self._settings.token_file and self._middleware:
+            try:
+                self._middleware.set_token(read_token(self._settings))
+            except RayganError as error:
+                log.warning("the former token stays: %s", error)
 
 
 def _replicas() -> tuple[bool, bool]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from raygan.serve.logs import ORIGIN, Origin
+
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
@@ -53,6 +55,7 @@ class SampleRequest:
         end_seeds: if given, image i lies on the great circle from seeds[i] to end_seeds[i] ...
         fractions: ... at this fraction of the way, in [0, 1].
         judge: the classifier that looks at the images, too; None for images alone.
+        origin: the client's request, for the log.
     """
 
     label: str
@@ -61,6 +64,7 @@ class SampleRequest:
     end_seeds: tuple[int, ...] = ()
     fractions: tuple[float, ...] = ()
     judge: ModelVersion | None = None
+    origin: Origin = field(default_factory=ORIGIN.get, compare=False)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -73,10 +77,12 @@ class ClassifyRequest:
     Attributes:
         images: uint8 (n, S, S, 3).
         alone: never batched with other requests' images.
+        origin: the client's request, for the log.
     """
 
     images: Pixels
     alone: bool = False
+    origin: Origin = field(default_factory=ORIGIN.get, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,4 +1,4 @@
-"""The gateway's Prometheus metrics, exported by every Ray node.
+"""The gateway's Prometheus metrics, exported by every Ray node with ray_ before their names: ray_raygan_requests_total.
 
 raygan_requests_total          requests by route and status
 raygan_request_seconds         request latency by route
@@ -6,8 +6,10 @@ raygan_stage_seconds           time per call to a deployment: waiting in the gat
                                pictures and decoding uploads: waiting, computing
 raygan_batch_images            images per call to a deployment
 raygan_waiting_images          images queued in the gateway for a deployment
+raygan_not_served              champions that aren't served, and deployments without a replica
 raygan_samples_total           samples by label: plain; with a minimum confidence, drawn and accepted
-raygan_rejected_total          requests rejected because a deployment's queue or the gateway was full
+raygan_rejected_total          requests rejected because a stage was full: a deployment's queue, the gateway, encoding,
+                               decoding, the search for confident samples, answers that clients have yet to read
 raygan_retries_total           calls to a deployment repeated because a replica died
 """
 
@@ -45,23 +47,24 @@ class RayMetrics:
     def __init__(self) -> None:
         from ray.serve import metrics
 
-        self._counters: dict[str, Any] = {
+        self.counters: dict[str, Any] = {
             "requests": metrics.Counter("raygan_requests_total", "Requests.", ("route", "status")),
             "samples": metrics.Counter("raygan_samples_total", "Samples.", ("label", "outcome")),
             "rejected": metrics.Counter("raygan_rejected_total", "Rejected requests.", ("stage",)),
             "retries": metrics.Counter("raygan_retries_total", "Retried calls.", ("stage",)),
         }
-        self._values: dict[str, Any] = {
+        self.values: dict[str, Any] = {
             "request_seconds": metrics.Histogram("raygan_request_seconds", "Request latency.", _SECONDS, ("route",)),
             "stage_seconds": metrics.Histogram("raygan_stage_seconds", "Stage time.", _SECONDS, ("stage", "part")),
             "batch_images": metrics.Histogram("raygan_batch_images", "Images per call.", _IMAGES, ("stage",)),
+            "not_served": metrics.Gauge("raygan_not_served", "Champions not served, deployments without a replica."),
             "waiting_images": metrics.Gauge("raygan_waiting_images", "Queued images.", ("stage",)),
         }
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
         if amount:
-            self._counters[name].inc(amount, tags)
+            self.counters[name].inc(amount, tags)
 
     def observe(self, name: str, value: float, **tags: str) -> None:
-        metric = self._values[name]
-        (metric.set if name == "waiting_images" else metric.observe)(value, tags)
+        metric = self.values[name]
+        (metric.set if name in ("waiting_images", "not_served") else metric.observe)(value, tags)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
-import os
 import re
 import secrets
 import time
@@ -26,6 +24,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raygan.serve import logs
 from raygan.serve.calls import Busy
 from raygan.serve.metrics import Metrics
 from raygan.serve.problems import Problem, TooLarge, as_problem, unavailable
@@ -91,7 +90,7 @@ class GatewayMiddleware:
     ):
         self.app, self.metrics, self.seconds = app, metrics, seconds
         self.access_log, self.has_proxies = access_log, has_proxies
-        self._token = token.encode() if token else None
+        self.set_token(token)
         self._max_bytes = max_bytes
         self._in_progress, self._uploading = 0, 0
         self._max_sending, self._sending = max_sending, Counter[str]()
@@ -101,6 +100,10 @@ class GatewayMiddleware:
             await self.app(scope, receive, send)
             return
         await _Exchange(self, scope, receive, send).run()
+
+    def set_token(self, token: str | None) -> None:
+        """Require another token from now on, or none."""
+        self._token = token.encode() if token else None
 
     def trusts(self, headers: dict[bytes, bytes]) -> bool:
         """Whether the request carries the token, or needs none."""
@@ -169,10 +172,12 @@ class _Exchange:
         self._trusted = middleware.trusts(self._headers)
         state: MutableMapping[str, Any] = self._scope.setdefault("state", {})
         state["request_id"] = self.id
+        self._origin = logs.Origin(self.id, logs.trace_of(self._headers.get(b"traceparent", b"")))
         state["head"] = self._method == "HEAD"
         state["trusted"] = self._trusted
 
     async def run(self) -> None:
+        logs.ORIGIN.set(self._origin)
         began = time.perf_counter()
         try:
             await self._answer()
@@ -278,8 +283,7 @@ class _Exchange:
         if self._middleware.access_log:
             # The query holds seeds and labels, no secrets: the token travels in a header.
             line = {
-                "time": round(time.time(), 3),
-                "id": self.id,
+                **self._origin.fields(),
                 "client": (self._scope.get("client") or ("",))[0],
                 "method": self._method,
                 "path": self._scope["path"][:200],
@@ -288,5 +292,4 @@ class _Exchange:
                 "milliseconds": round(seconds * 1000, 1),
                 "bytes": self._bytes_out,
             }
-            # Not print: Serve turns printed lines into buffered log records that aren't JSON.
-            os.write(1, json.dumps(line).encode() + b"\n")
+            logs.write(line)

@@ -15,8 +15,9 @@ import logging
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,13 +26,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from raygan.errors import RayganError
+from raygan.errors import RayganError, last_line
 from raygan.machine import cores
 from raygan.models.drawing import BATCH, Drawing
 from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
 from raygan.serve.executor import Executor, is_batch_invariant
+from raygan.serve.logs import ORIGIN, Origin
 from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.model_store import Fetch, Files, Finish, write_files
 from raygan.serve.settings import ServeSettings
@@ -92,6 +94,15 @@ class Replica:
 
     async def draw(self, model: ModelVersion, request: SampleRequest) -> tuple[Drawn, float]:
         """A request's images, classified if it names a judge, and the seconds spent computing."""
+        with _logged(request.origin):
+            return await self._draw(model, request)
+
+    async def classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
+        """Predictions for a request's images, and the seconds spent computing."""
+        with _logged(request.origin):
+            return await self._classify(model, request)
+
+    async def _draw(self, model: ModelVersion, request: SampleRequest) -> tuple[Drawn, float]:
         loaded = await self._loaded(model)
         started = time.perf_counter()
         generator = cast("Generator", loaded.model)
@@ -102,11 +113,10 @@ class Replica:
         seconds = time.perf_counter() - started
         if request.judge is None:
             return Drawn(pixels), seconds
-        predictions, more = await self.classify(request.judge, ClassifyRequest(pixels))
+        predictions, more = await self._classify(request.judge, ClassifyRequest(pixels))
         return Drawn(pixels, predictions), seconds + more
 
-    async def classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
-        """Predictions for a request's images, and the seconds spent computing."""
+    async def _classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
         loaded = await self._loaded(model)
         started = time.perf_counter()
         probabilities = await loaded.executor.run(_to_tensor(request.images), alone=request.alone)
@@ -195,6 +205,17 @@ class Replica:
         if self._device.type != "cpu":
             return 1
         return self._settings.threads or cores()
+
+
+@contextmanager
+def _logged(origin: Origin) -> Iterator[None]:
+    """Log what happens, and an error's traceback, as part of the client's request."""
+    ORIGIN.set(origin)
+    try:
+        yield
+    except Exception as error:
+        log.error("a replica failed: %s", last_line(error), exc_info=error)
+        raise
 
 
 def probability_shift(first: Classifier, second: Classifier, device: torch.device) -> float:

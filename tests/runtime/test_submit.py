@@ -58,12 +58,20 @@ def test_a_job_is_followed_to_its_exit_status(dashboard):
         ({"working_dir": "/"}, ["train.py"], "--working-dir: / is not a checkout"),
         ({"address": "HEAD:8265"}, ["train.py"], "--address: 'HEAD:8265' is not the address"),
         ({}, ["train.py"], "--address: no cluster answers at http://127.0.0.1:1"),
+        (
+            {},
+            ["train.py", "--tracking-uri", "postgresql://me:s3cret@db/mlflow"],
+            "--tracking-uri: must not contain a p",
+        ),
+        ({}, ["train.py", "--tracking-uri=https://me:s3cret@mlflow"], "--tracking-uri: must not contain a password"),
+        ({}, ["train.py", "--data", "s3://b/x?secret_key=s3cret"], "--data: must not contain a password"),
     ],
 )
 def test_what_cannot_be_submitted_is_refused_in_one_line(changes, command, says):
     with pytest.raises(RayganError, match=says) as raised:
         submit(settings(**changes), command)
     assert "\n" not in str(raised.value)
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

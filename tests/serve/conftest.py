@@ -50,7 +50,12 @@ class Running:
         self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
+    def call(self, work):
+        """What a coroutine gives, run in the service's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
     async def _serve(self):
+        self._loop = asyncio.get_running_loop()
         self.local = await self._start()
         config = uvicorn.Config(self.local.app, port=0, log_level="warning", access_log=False)
         self._server = uvicorn.Server(config)

@@ -120,6 +120,17 @@ def test_a_deployed_service_is_ready_and_answers(warm):
         assert answer.headers.get_list("X-Request-ID") == ["mine"]
         assert "raygan" in client.get("/").text
         assert client.get("/v1/sample?label=bird").json()["field"] == "label"
+        pinned = client.get("/v1/sample?label=cat&n=3&seed=7&version=1")
+        assert (pinned.status_code, pinned.headers["X-Raygan-Version"]) == (200, "1")
+        unknown = client.get("/v1/sample?label=cat&version=99")
+        assert (unknown.status_code, unknown.json()["detail"]) == (
+            404,
+            "version: there is no raygan-generator-cat version 99",
+        )
+        files = [("images", ("a.png", pinned.content))] * 2  # decoded in a process of its own
+        assert len(client.post("/v1/classify", files=files).json()["images"]) == 2
+        with client.stream("GET", "/v1/stream?label=cat&n=40&seed=7") as stream:
+            assert len(list(stream.iter_lines())) == 40
 
 
 class Load:

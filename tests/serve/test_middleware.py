@@ -223,3 +223,14 @@ async def test_only_clients_with_the_token_learn_what_is_not_ready(models):
         asked = [await client.get("/readyz", headers=h) for h in ({}, {"Authorization": "Bearer s3cret"})]
     assert [answer.status_code for answer in asked] == [200, 200]
     assert [answer.json()["not_served"] for answer in asked] == [[], [str(broken)]]
+
+
+async def test_another_token_counts_at_once():
+    middleware = large_answers(10, token="old")  # noqa: S106
+    async with client_of(middleware) as client:
+        statuses = []
+        for current in ("old", "new"):
+            middleware.set_token(current)
+            asked = [await client.get("/v1/x", headers={"Authorization": f"Bearer {t}"}) for t in ("old", "new")]
+            statuses.append([answer.status_code for answer in asked])
+    assert statuses == [[200, 401], [401, 200]]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from raygan.serve.messages import Champions
+from raygan.serve.messages import Champions, ModelVersion
 from tests.serve.conftest import Running
-from tests.serve.local import CAT, CLASSIFIER, local_service
+from tests.serve.local import CAT, CLASSIFIER, DOG, local_service, make_generator, save
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -219,3 +219,87 @@ def test_the_status_is_visible_on_a_phone_at_any_scroll_position(browser, runnin
         )
         assert 0 <= box[0] < box[1] <= box[2]
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def sources(page):
+    return page.execute_script("return [...document.querySelectorAll('#samples img')].map(e => e.src)")
+
+
+async def two_versions(models, tmp_path, champion):
+    newer = ModelVersion(CAT.name, "2")
+    files = {**models, newer: save(tmp_path, make_generator(9))}
+    return await local_service(files, Champions({"cat": newer if champion == "2" else CAT, "dog": DOG}, CLASSIFIER))
+
+
+def test_the_address_and_downloads_name_what_is_shown_whatever_the_champion_is(browser, models, tmp_path):
+    with Running(lambda: two_versions(models, tmp_path, "1")) as server:
+        page = opened(browser, server.address + "/?label=cat&seed=40&truncation=0.5&n=16")
+        before, address = sources(page), page.current_url
+        assert "version=1" in address
+        newer = Champions({"cat": ModelVersion(CAT.name, "2"), "dog": DOG}, CLASSIFIER)
+        server.call(server.local.service.refresh(newer))
+        page.execute_script(
+            "window.asked = []; const real = window.fetch;"
+            "window.fetch = (path, ...rest) => { asked.push(path); return real(path, ...rest); }"
+        )
+        page.find_element("css selector", "[data-format=zip]").click()
+        wait(page, "document.getElementById('status').textContent.startsWith('Downloading')")
+        assert "version=1" in page.execute_script("return asked[0]")
+        page.get(server.address)
+        drawn(page)
+        assert "version 2" in page.find_element("id", "model").text
+        page.get(address)
+        drawn(page)
+        assert sources(page) == before
+        page.find_element("id", "newest").click()
+        wait(page, "document.getElementById('model').textContent.endsWith('version 2')")
+        page.back()
+        wait(page, "document.getElementById('model').textContent.endsWith('version 1')")
+
+
+def test_a_morph_is_of_the_pictures_label_not_of_the_forms(browser, running):
+    page = opened(browser, running.address + "/?label=dog")
+    page.execute_script("document.getElementById('label').value = 'cat'")
+    page.find_element("css selector", "#samples button").click()
+    page.find_element("id", "morph-from").click()
+    page.find_element("css selector", "#morph-form button").click()
+    assert wait(page, "document.getElementById('walk-image').naturalWidth === 32")
+    assert page.execute_script("return document.getElementById('walk-image').alt").startswith("Generated dog")
+    page.find_element("id", "walk-stop").click()
+    assert not page.find_element("id", "walk").is_displayed()
+
+
+def test_kept_pictures_stay_and_go_by_keyboard(browser, running):
+    from selenium.webdriver.common.keys import Keys
+
+    page = opened(browser, running.address)
+    page.find_element("css selector", "#samples button").send_keys(Keys.ARROW_RIGHT)
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    assert "seed 8" in page.find_element("id", "large-title").text
+    page.find_element("id", "keep").send_keys(Keys.ENTER)
+    page.find_element("id", "keep").send_keys(Keys.ARROW_RIGHT)
+    assert "seed 9" in page.find_element("id", "large-title").text
+    page.find_element("id", "keep").send_keys(Keys.ENTER)
+    page = opened(browser, running.address)
+    kept = "[...document.querySelectorAll('#kept .seed')].map(e => e.textContent).join()"
+    assert wait(page, kept) == "seed 9,seed 8"
+    picture(page, "kept")
+    page.find_element("css selector", "#kept button").click()
+    assert page.find_element("id", "keep").get_attribute("aria-pressed") == "true"
+    page.find_element("id", "keep").click()
+    assert page.execute_script(f"return {kept}") == "seed 8"
+    page.execute_script("localStorage.clear()")
+
+
+def test_a_photo_gets_the_classifiers_verdict(browser, running, http, tmp_path):
+    (tmp_path / "photo.png").write_bytes(http.get("/v1/sample?label=cat&n=1&seed=3").content)
+    expected = http.get("/v1/sample?label=cat&n=1&seed=3&format=json").json()["images"][0]["probabilities"]
+    page = opened(browser, running.address)
+    page.find_element("id", "photo").send_keys(str(tmp_path / "photo.png"))
+    page.find_element("css selector", "#photo-form button").click()
+    wait(page, "document.getElementById('photo-image').naturalWidth === 32")
+    first = page.find_element("css selector", "#photo-verdict li").text.split()
+    label = max(expected, key=expected.get)
+    assert first[0] == label
+    assert abs(float(first[1]) - 100 * expected[label]) < 0.2
+    picture(page, "photo")

@@ -1,12 +1,16 @@
 // The service's page: requests /v1 and shows the answers. No library, nothing loaded from elsewhere.
+// link.js keeps the address, gallery.js the pictures that people keep, photo.js asks about uploads.
 'use strict';
 
 const $ = (id) => document.getElementById(id);
 const SEED_LIMIT = 2 ** 31;
 const PLAIN = /^[\x21-\x7e]+$/; // a token that fits a header
 let asking = null; // the promise of a token while the dialog is open
-let shown = null; // the query whose samples are on the page
-let opened = null; // the sample in the dialog
+let shown = null; // the answer on the page: label, version, truncation, seeds
+let pinned = null; // the version that the next drawing must use; null is the newest
+let morphed = null; // whose seeds the morph's are: label, version, truncation
+let opened = null; // the picture in the dialog, and the list that it is from
+let openedList = [];
 
 // The token lives as long as the tab.
 async function ask(path, options = {}) {
@@ -72,11 +76,12 @@ async function busy(button, what, work) {
   }
 }
 
-function query(format) {
+function formQuery() {
   const values = new URLSearchParams({
-    label: $('label').value, n: $('n').value, seed: $('seed').value, truncation: $('truncation').value, format,
+    label: $('label').value, n: $('n').value, seed: $('seed').value, truncation: $('truncation').value,
   });
   if (Number($('confidence').value) > 0) values.set('min_confidence', $('confidence').value);
+  if (pinned) values.set('version', pinned);
   return values;
 }
 
@@ -84,122 +89,162 @@ async function loadModels() {
   const models = await (await ask('/v1/models')).json();
   const labels = Object.keys(models.generators);
   $('label').replaceChildren(...labels.map((label) => new Option(label, label)));
-  $('confidence-field').hidden = !models.classifier;
-  if (!labels.length) throw new Error('No generator is registered yet: train one, then deploy again.');
+  $('confidence-field').hidden = $('photo-section').hidden = !models.classifier;
+  if (!labels.length) throw new Error('No generator is registered yet: train one first.');
 }
 
 async function draw() {
-  if (!$('label').length) await loadModels();
-  const asked = query('json');
+  if (!$('label').length) {
+    await loadModels();
+    readAddress();
+  }
+  const asked = formQuery();
   const began = performance.now();
-  const answer = await (await ask(`/v1/sample?${asked}`)).json();
-  shown = asked;
-  $('samples').replaceChildren(...answer.images.map((image) => sample(image, answer.label)));
+  const answer = await (await ask(`/v1/sample?${asked}&format=json`)).json();
+  const origin = { label: answer.label, version: answer.model.version, truncation: asked.get('truncation') };
+  shown = { ...origin, seeds: answer.images.map((image) => image.seed) };
+  const pictures = answer.images.map((image) => ({ ...image, ...origin, source: `data:image/png;base64,${image.png}` }));
+  $('samples').replaceChildren(...pictures.map((picture) => tile(picture, pictures)));
   $('downloads').hidden = false;
   $('model').textContent = `${answer.model.name}, version ${answer.model.version}`;
+  writeAddress(asked, answer.model.version);
+  morphOf(origin);
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
   const few = asked.has('min_confidence') ? ` of ${answer.drawn} drawn` : '';
   say(`${answer.accepted} ${answer.accepted === 1 ? 'image' : 'images'}${few} in ${seconds} s`);
 }
 
-function verdict(image) {
-  if (!image.probabilities) return '';
-  const [label, share] = Object.entries(image.probabilities).reduce((a, b) => (b[1] > a[1] ? b : a));
+function verdict(picture) {
+  if (!picture.probabilities) return '';
+  const [label, share] = Object.entries(picture.probabilities).reduce((a, b) => (b[1] > a[1] ? b : a));
   return `${label} ${(100 * share).toFixed(0)} %`;
 }
 
-function sample(image, label) {
-  const source = `data:image/png;base64,${image.png}`;
-  const item = document.createElement('li');
-  const button = document.createElement('button');
+// Each label's probability in words and as a bar, the most probable first.
+function shares(probabilities) {
+  return Object.entries(probabilities || {}).sort((a, b) => b[1] - a[1]).map(([label, share]) => {
+    const meter = document.createElement('meter');
+    meter.value = share;
+    meter.setAttribute('aria-hidden', 'true'); // the number says it
+    return row('li', row('span', label), meter, row('span.share', `${(100 * share).toFixed(1)} %`));
+  });
+}
+
+function row(name, ...children) {
+  const [tag, kind] = name.split('.');
+  const made = document.createElement(tag);
+  if (kind) made.className = kind;
+  made.append(...children);
+  return made;
+}
+
+// A picture in a list; pictures: the list, through which the dialog moves.
+function tile(picture, pictures) {
+  const image = new Image();
+  image.src = picture.source;
+  image.alt = `Generated ${picture.label}`;
+  const button = row('button', image, row('span.seed', `seed ${picture.seed}`), row('span.verdict', verdict(picture)));
   button.type = 'button';
-  const picture = new Image();
-  picture.src = source;
-  picture.alt = `Generated ${label}`;
-  const seed = document.createElement('span');
-  seed.className = 'seed';
-  seed.textContent = `seed ${image.seed}`;
-  const words = document.createElement('span');
-  words.className = 'verdict';
-  words.textContent = verdict(image);
-  button.append(picture, seed, words);
-  button.addEventListener('click', () => enlarge({ ...image, label, source }));
-  item.append(button);
-  return item;
+  button.addEventListener('click', () => enlarge(picture, pictures));
+  return row('li', button);
 }
 
-function enlarge(image) {
-  opened = image;
-  $('large-title').textContent = `${image.label}, seed ${image.seed}`;
-  $('large-image').src = image.source;
-  $('large-image').alt = `Generated ${image.label}, seed ${image.seed}`;
-  $('large-verdict').textContent = image.probabilities
-    ? 'Classifier: ' + Object.entries(image.probabilities).map(([l, p]) => `${l} ${(100 * p).toFixed(1)} %`).join(', ')
-    : '';
-  $('large-download').href = image.source;
-  $('large-download').download = `${image.label}-${image.seed}.png`;
-  $('large').showModal();
+// Arrow keys move between the pictures of a list.
+function moveByArrows(event) {
+  const buttons = [...event.currentTarget.querySelectorAll('button')];
+  const here = buttons.indexOf(document.activeElement);
+  const perRow = buttons.filter((button) => button.offsetTop === buttons[0].offsetTop).length;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -perRow, ArrowDown: perRow }[event.key];
+  if (here < 0 || !step || !buttons[here + step]) return;
+  event.preventDefault();
+  buttons[here + step].focus();
 }
 
-async function copySeed() {
-  const text = String(opened.seed);
-  $('seed').value = text;
+function enlarge(picture, pictures = openedList) {
+  opened = picture;
+  openedList = pictures;
+  const name = `${picture.label}, seed ${picture.seed}`;
+  $('large-title').textContent = name;
+  $('large-image').src = picture.source;
+  $('large-image').alt = `Generated ${name}`;
+  $('large-verdict').replaceChildren(...shares(picture.probabilities));
+  $('large-download').href = picture.source;
+  $('large-download').download = `${picture.label}-${picture.seed}.png`;
+  showKept();
+  if (!$('large').open) $('large').showModal();
+}
+
+function turn(step) {
+  const count = openedList.length;
+  if (count) enlarge(openedList[(openedList.indexOf(opened) + step + count) % count]);
+}
+
+// Copy a text, and say so on the button. fallback: what it says without HTTPS or permission.
+async function copy(button, text, fallback) {
+  const label = button.textContent;
   try {
     await navigator.clipboard.writeText(text);
-    $('copy').textContent = 'Copied';
+    button.textContent = 'Copied';
   } catch {
-    $('copy').textContent = 'In the form'; // no clipboard without HTTPS or permission
+    button.textContent = fallback;
   }
-  setTimeout(() => { $('copy').textContent = 'Copy seed'; }, 1500);
+  setTimeout(() => { button.textContent = label; }, 1500);
+}
+
+function morphOf(origin) {
+  morphed = origin;
+  $('morph-of').textContent = `of ${origin.label}, version ${origin.version}`;
 }
 
 function morphEnd(id) {
+  morphOf({ label: opened.label, version: opened.version, truncation: opened.truncation });
   $(id).value = opened.seed;
   $('large').close();
   $(id).focus();
 }
 
 async function morph() {
-  const values = new URLSearchParams({
-    label: $('label').value, seed: $('from').value, to: $('to').value, truncation: $('truncation').value,
-    frames: 32, fps: 16, bounce: true,
-  });
+  const [from, to] = [$('from').value, $('to').value];
+  const values = new URLSearchParams({ ...morphed, seed: from, to, frames: 32, fps: 16, bounce: true, format: 'webp' });
   const blob = await (await ask(`/v1/interpolate?${values}`)).blob();
   URL.revokeObjectURL($('walk-image').src);
   const address = URL.createObjectURL(blob);
   $('walk-image').src = address;
-  $('walk-image').alt = `Generated ${$('label').value} morphing from seed ${$('from').value} to seed ${$('to').value}`;
+  $('walk-image').alt = `Generated ${values.get('label')} morphing from seed ${from} to seed ${to}`;
   $('walk-download').href = address;
-  $('walk-download').download = `${$('label').value}-${$('from').value}-${$('to').value}.webp`;
+  $('walk-download').download = `${values.get('label')}-${from}-${to}.webp`;
   $('walk').hidden = false;
   say('The morph is playing below.');
 }
 
+// What is on the page, not what the service would draw by now.
 async function download(format) {
-  const values = new URLSearchParams(shown);
-  values.set('format', format);
+  const values = new URLSearchParams({ ...shown, format });
   const address = URL.createObjectURL(await (await ask(`/v1/sample?${values}`)).blob());
   const link = document.createElement('a');
   link.href = address;
-  link.download = `${values.get('label')}-${values.get('seed')}.${format === 'grid' ? 'png' : format}`;
+  link.download = `${shown.label}-${shown.seeds[0]}.${format === 'grid' ? 'png' : format}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(address), 10000);
   say(`Downloading ${link.download}.`);
+}
+
+function showValues() {
+  $('truncation-value').value = Number($('truncation').value).toFixed(2);
+  const share = Number($('confidence').value);
+  $('confidence-value').value = share ? `${Math.round(100 * share)} %` : 'any';
 }
 
 $('form').addEventListener('submit', (event) => {
   event.preventDefault();
   busy($('draw'), 'Drawing …', draw);
 });
+$('form').addEventListener('input', showValues);
+$('label').addEventListener('change', () => pin(null)); // versions are a label's own
 $('dice').addEventListener('click', () => {
   if (isBusy($('draw'))) return;
   $('seed').value = Math.floor(Math.random() * SEED_LIMIT);
   $('form').requestSubmit();
-});
-$('truncation').addEventListener('input', () => { $('truncation-value').value = Number($('truncation').value).toFixed(2); });
-$('confidence').addEventListener('input', () => {
-  const share = Number($('confidence').value);
-  $('confidence-value').value = share ? `${Math.round(100 * share)} %` : 'any';
 });
 $('morph-form').addEventListener('submit', (event) => {
   event.preventDefault();
@@ -208,9 +253,19 @@ $('morph-form').addEventListener('submit', (event) => {
 for (const button of document.querySelectorAll('[data-format]')) {
   button.addEventListener('click', () => busy(button, '', () => download(button.dataset.format)));
 }
-$('copy').addEventListener('click', copySeed);
+for (const list of document.querySelectorAll('.pictures')) list.addEventListener('keydown', moveByArrows);
+$('copy').addEventListener('click', () => {
+  $('seed').value = opened.seed;
+  copy($('copy'), String(opened.seed), 'In the form');
+});
 $('morph-from').addEventListener('click', () => morphEnd('from'));
 $('morph-to').addEventListener('click', () => morphEnd('to'));
+$('previous').addEventListener('click', () => turn(-1));
+$('next').addEventListener('click', () => turn(1));
+$('large').addEventListener('keydown', (event) => {
+  if (event.key === 'ArrowLeft' || event.key === 'ArrowRight') turn(event.key === 'ArrowLeft' ? -1 : 1);
+});
+$('walk-stop').addEventListener('click', () => { $('walk').hidden = true; });
 $('close').addEventListener('click', () => $('large').close());
 $('ask').addEventListener('cancel', (event) => event.preventDefault());
-busy($('draw'), 'Loading …', draw);
+addEventListener('DOMContentLoaded', () => busy($('draw'), 'Loading …', draw));

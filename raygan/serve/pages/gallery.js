@@ -1,0 +1,45 @@
+// Pictures that people keep, in this browser's storage: a few kilobytes each, with all that it takes to draw them again.
+'use strict';
+
+const KEPT = 'raygan.kept';
+const MOST_KEPT = 200;
+
+function kept() {
+  try {
+    const found = JSON.parse(localStorage.getItem(KEPT) || '[]');
+    return Array.isArray(found) ? found.filter((picture) => String(picture.source).startsWith('data:image/png;base64,')) : [];
+  } catch {
+    return [];
+  }
+}
+
+function isSame(one, other) {
+  return ['label', 'version', 'seed', 'truncation'].every((name) => String(one[name]) === String(other[name]));
+}
+
+function showKept() {
+  const pictures = kept();
+  $('kept').replaceChildren(...pictures.map((picture) => tile(picture, pictures)));
+  $('kept-none').hidden = pictures.length > 0;
+  if (!opened) return;
+  const has = pictures.some((picture) => isSame(picture, opened));
+  $('keep').setAttribute('aria-pressed', has);
+  $('keep').textContent = has ? 'Kept' : 'Keep';
+}
+
+function toggleKept() {
+  const { label, version, seed, truncation, probabilities, source } = opened;
+  const others = kept().filter((picture) => !isSame(picture, opened));
+  const had = others.length < kept().length;
+  const pictures = had ? others : [{ label, version, seed, truncation, probabilities, source }, ...others];
+  try {
+    localStorage.setItem(KEPT, JSON.stringify(pictures.slice(0, MOST_KEPT)));
+  } catch {
+    say('This browser has no room for more pictures: open one that you kept, and press Kept.', true);
+  }
+  showKept();
+}
+
+$('keep').addEventListener('click', toggleKept);
+addEventListener('storage', showKept); // another tab
+showKept();
