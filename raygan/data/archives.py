@@ -127,6 +127,9 @@ def _in_tar(path: str) -> Iterator[Member]:
             if not info.isdir():
                 regular = info.isreg() and not info.issparse()
                 yield Member(info.name, info.size, int(info.mtime) * 10**9, regular, info.offset_data)
+        archive.fileobj.seek(archive.offset)
+        if not archive.fileobj.read(1):  # a block of zeros ends an archive
+            raise tarfile.ReadError("it ends too early")
 
 
 class _Zip:

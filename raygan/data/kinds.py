@@ -10,36 +10,21 @@ IMAGE_ENDINGS = frozenset(
     """.split()  # noqa: SIM905 - a list of quoted words would fill a screen
 )
 
-#: Endings of photos that are not decoded, by kind. They are counted, never read.
-FOREIGN_ENDINGS = {
-    ".jxl": "JPEG XL photo",
-    **dict.fromkeys(
-        [
-            ".3fr",
-            ".arw",
-            ".cr2",
-            ".cr3",
-            ".dng",
-            ".erf",
-            ".kdc",
-            ".mrw",
-            ".nef",
-            ".nrw",
-            ".orf",
-            ".pef",
-            ".raf",
-            ".raw",
-            ".rw2",
-            ".sr2",
-            ".srf",
-            ".srw",
-            ".x3f",
-        ],
-        "camera RAW file",
+#: Kinds of files that are counted, never read: their endings, and what helps.
+_FOREIGN = {
+    "JPEG XL photo": (".jxl", "convert to JPEG or PNG"),
+    "camera RAW file": (
+        ".3fr .arw .cr2 .cr3 .dng .erf .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srf .srw .x3f",
+        "convert to JPEG or PNG",
     ),
-    **dict.fromkeys([".psd", ".psb", ".xcf", ".kra", ".svg", ".eps", ".ai", ".pdf"], "drawing or document"),
-    **dict.fromkeys([".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"], "video"),
+    "drawing or document": (".psd .psb .xcf .kra .svg .eps .ai .pdf", "convert to JPEG or PNG"),
+    "video": (".mp4 .mov .avi .mkv .webm .m4v", "extract frames"),
+    "packed file": (".7z .rar .gz .bz2 .xz .zst .lz4 .iso .dmg", "unpack first"),
 }
+_KINDS = {ending: kind for kind, (endings, _) in _FOREIGN.items() for ending in endings.split()}
+
+#: What helps with files left aside, by kind.
+ADVICE = {kind: advice for kind, (_, advice) in _FOREIGN.items()} | {"archive": "give to --input itself"}
 
 #: Endings of archives that can be an input.
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -76,4 +61,4 @@ def left_aside(path: str) -> str | None:
         return "hidden file"
     if is_archive_name(path):
         return "archive"
-    return FOREIGN_ENDINGS.get(ending(path))
+    return _KINDS.get(ending(path))

@@ -18,10 +18,13 @@ _CONTAINER_WORDS = frozenset(
     """
     train training test testing val valid validation eval dev set sets split splits part data dataset datasets image
     images img imgs photo photos picture pictures pic pics input raw original originals all jpeg jpg png jpegs full
-    cropped aligned resized archive archives files unlabeled unlabelled animal animals pet pets face faces class classes
-    category categories download downloads extracted unzipped
+    cropped aligned resized archive archives files unlabeled unlabelled classes categories download downloads extracted
+    unzipped
     """.split()  # noqa: SIM905 - see above
 )
+
+#: Words that are a class beside others (``face`` and ``no_face``), but none alone.
+_GENERAL = _CONTAINER_WORDS | {"animal", "animals", "pet", "pets", "face", "faces", "class", "category"}
 
 #: Words of containers whose photos may have no labels.
 _TEST_WORDS = frozenset({"test", "testing", "unlabeled", "unlabelled"})
@@ -30,16 +33,23 @@ _TEST_WORDS = frozenset({"test", "testing", "unlabeled", "unlabelled"})
 _ANNOTATION_WORDS = frozenset(
     """
     annotation annotations mask masks trimap trimaps segmentation segmentations label labels xml xmls bbox bboxes
-    landmarks keypoints groundtruth metadata depth
+    landmarks keypoints groundtruth gt metadata depth
     """.split()  # noqa: SIM905 - see above
 )
 
-#: Beginnings of file names that come from cameras, programs and websites and name no class.
+#: Words of file names that say where a photo comes from, never what it shows.
+_WEBSITES = frozenset(
+    """
+    flickr pixabay unsplash pexels google bing pinterest instagram facebook fb whatsapp reddit imgur wikimedia
+    shutterstock getty istock
+    """.split()  # noqa: SIM905 - see above
+)
+
+#: Beginnings of file names that come from cameras and programs and name no class.
 _GENERIC = frozenset(
     """
     img image images photo photos pic pics picture pictures dsc dscn dscf dcim pxl p pict mvi screenshot scan
-    frame file untitled download thumb crop face sample x n im flickr pixabay unsplash pexels google bing pinterest
-    instagram facebook fb whatsapp reddit imgur wikimedia shutterstock getty istock test train val part batch
+    frame file untitled download thumb crop face sample x n im test train val part batch
     """.split()  # noqa: SIM905 - see above
 )
 
@@ -60,7 +70,7 @@ def annotation_paths(paths: Sequence[str]) -> set[str]:
         folders = split_path(path)[:-1]
         for level, folder in enumerate(folders):
             words = _words(folder)
-            if words and words <= _ANNOTATION_WORDS:
+            if words & _ANNOTATION_WORDS and words <= _ANNOTATION_WORDS | _CONTAINER_WORDS | {"class", "object"}:
                 found.append((path, tuple(folders[:level])))
                 break
             if _is_container(folder):
@@ -106,6 +116,7 @@ def guess(
     found = _folder_labels(paths, level) if level is not None else {}
     if len(set(found.values())) > 1 or (found and layout == "folders"):
         return _by_folders(paths, level or 0, found, address, sure=layout == "folders")
+    found = {name: label for name, label in found.items() if not _is_general(name)}
     own = next(iter(found.values()), "") or (normalize(folder) if _says_class(folder) else "")
     like_folder = bool(found) or (len(inputs) > 1 and bool(own))
     tell = layout == "auto" and _names_tell(paths)
@@ -199,12 +210,19 @@ def _classes_of(folder: str) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=1 << 16)
 def _words(name: str) -> frozenset[str]:
     """The words of a name, without numbers and sizes."""
-    return frozenset(word for word in re.split(r"[\W_\d]+", name.casefold()) if word and word != "x")
+    parted = re.sub(r"([a-z])(?=[A-Z])|([A-Z])(?=[A-Z][a-z])", r"\1\2 ", name)  # JPEGImages
+    return frozenset(word for word in re.split(r"[\W_\d]+", parted.casefold()) if word and word != "x")
 
 
 def _is_container(name: str) -> bool:
     words = _words(name)
     return bool(words) and words <= _CONTAINER_WORDS
+
+
+def _is_general(name: str) -> bool:
+    """Whether a name says nothing about a class if it is the only one, such as ``faces`` or ``img_align_celeba``."""
+    words = _words(name)
+    return words <= _GENERAL or bool(words & _CONTAINER_WORDS and not {normalize(word) for word in words} & ANIMALS)
 
 
 def _says_class(name: str) -> bool:
@@ -220,7 +238,9 @@ def _name_label(path: str) -> str | None:
     stem = name[: len(name) - len(ending(path))]
     match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", stem))
     label = match.group("label").strip(" ._-(") if match else ""
-    return normalize(label) or None if label.casefold() not in _GENERIC and not _SYNSET.fullmatch(label) else None
+    if label.casefold() in _GENERIC or _SYNSET.fullmatch(label):
+        return None
+    return "_".join(word for word in normalize(label).split("_") if word not in _WEBSITES) or None
 
 
 def _names_tell(paths: Sequence[str]) -> bool:

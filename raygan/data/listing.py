@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from raygan import addresses
 from raygan.data import archives, kinds, layouts
-from raygan.data.kinds import FOREIGN_ENDINGS, is_image_name
+from raygan.data.kinds import is_image_name
 from raygan.data.labels import Guess, Layout, check_guess, check_labels, normalize
 from raygan.data.rows import Rows, read_rows
 from raygan.data.sources import File, Source, files, open_source
@@ -70,13 +70,8 @@ class Listing:
     def aside(self) -> str:
         """What is left aside, in words."""
         counts = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
-        advice = (
-            "; convert photos of these formats to JPEG or PNG"
-            if set(FOREIGN_ENDINGS.values()) & dict(counts).keys()
-            else ""
-        )
-        advice += "; give archives to --input themselves" if "archive" in self.ignored else ""
-        return "left aside: " + ", ".join(f"{reason} ({count:,})" for reason, count in counts) + advice
+        each = (f"{kind} ({n:,}{'; ' + kinds.ADVICE[kind] if kind in kinds.ADVICE else ''})" for kind, n in counts)
+        return f"left aside: {', '.join(each)}"
 
     def decompressed(self, folder: str) -> list[Source]:
         """The sources, ready to be read: compressed tars with a plain copy in a folder.

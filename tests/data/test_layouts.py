@@ -52,6 +52,10 @@ def several(*patterns, count=6):
         (("Aaron_Eckhart/Aaron_Eckhart_{:04}.jpg", "Tom_Hanks/Tom_Hanks_{:04}.jpg"), ["aaron_eckhart", "tom_hanks"]),
         (("2019/cats/{}.jpg", "2020/dogs/{}.jpg"), ["cat", "dog"]),
         (("cats/{}.jpg", "cats/indoor/{}.jpg", "dogs/{}.jpg"), ["cat", "cat", "dog"]),
+        # Pascal VOC, and other names of several words
+        (("VOC2012/JPEGImages/cat_{}.jpg", "VOC2012/JPEGImages/dog_{}.jpg"), ["cat", "dog"]),
+        (("face/{}.jpg", "no_face/{}.jpg"), ["face", "no_face"]),
+        (("images/flickr_cat_{}.jpg", "images/pixabay_dog_{}.jpg"), ["cat", "dog"]),
         # names made on Windows, and by Roboflow
         (("train\\cats\\{}.jpg", "train\\dogs\\{}.jpg"), ["cat", "dog"]),
         (("train/cat_{}_jpg.rf.3f2a9c.jpg", "train/dog_{}_jpg.rf.77aa01.jpg"), ["cat", "dog"]),
@@ -116,8 +120,16 @@ def test_a_name_for_each_photo_gives_no_labels():
         found(["rex_1.jpg", "bella_2.jpg", "tom_3.jpg"])
 
 
+@pytest.mark.parametrize("folder", ["img_align_celeba", "faces", "my_dataset", "JPEGImages", "2019"])
+def test_one_folder_whose_name_says_no_class_is_asked_about(folder):
+    with pytest.raises(ConfigurationError, match="--label"):
+        found(several(f"{folder}/{{:06}}.jpg"))
+
+
 def test_annotations_beside_photos_are_no_photos():
     photos = several("pets/images/Abyssinian_{}.jpg")
     masks = several("pets/annotations/trimaps/Abyssinian_{}.png", "pets/masks/{}.png")
     assert annotation_paths([*photos, *masks]) == set(masks)
     assert not annotation_paths(several("mask/{}.jpg", "no_mask/{}.jpg"))
+    masks = several("VOC/SegmentationClass/{}.png", "VOC/SegmentationObject/{}.png")
+    assert annotation_paths([*several("VOC/JPEGImages/{}.jpg"), *masks]) == set(masks)
