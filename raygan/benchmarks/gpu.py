@@ -8,7 +8,8 @@ and ends after `--seconds`. The same command goes on where it stopped, in the mi
 --folder FOLDER` then makes tables of the results where there is the rest of raygan.
 
 1. Speeds of the hardware: the fastest product at each precision, and a copy in memory.
-2. Images/s and memory of each candidate's iteration, in turn with the textbook's, and what a roofline allows.
+2. Whether the losses of the textbook's settings agree with the textbook's; then images/s and memory of each candidate's
+   iteration, in turn with the textbook's, and what a roofline allows.
 3. The timeline of an iteration: the kernels that take longest, and how much of the time the GPU has one to run.
 4. Trainings for equal times, which keep a generator at each point in time.
 """
@@ -30,10 +31,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from raygan.benchmarks.candidates import Candidate, Runner, count_operations, matrix_peak, now, rate
+from raygan.benchmarks.candidates import (
+    SOURCE,
+    Candidate,
+    Runner,
+    count_operations,
+    losses_apart,
+    matrix_peak,
+    now,
+    rate,
+)
 from raygan.benchmarks.gpu_timeline import timeline
 from raygan.benchmarks.gpu_training import Training
 from raygan.benchmarks.results import machine
+from raygan.errors import RayganError
 from raygan.models.gan import NetworkSettings
 
 PLAN, PHOTOS, RESULTS = "plan.json", "photos.npy", "results.json"
@@ -78,6 +89,7 @@ class Session:
         return {
             "machine": machine,
             "speeds": self.speeds,
+            "losses": self.losses,
             **{f"steps {batch}": partial(self.steps, batch) for batch in plan["batches"]},
             "timeline": partial(timeline, shown),
             **{f"training {each['name']}": partial(self.train, self.candidate(each)) for each in plan["trainings"]},
@@ -118,6 +130,17 @@ class Session:
         values = torch.zeros(2**28 if self.device == "cuda" else 2**22, device=device)
         found["bandwidth"] = _per_second(lambda: values.clone(), 2 * values.nbytes, self.device)
         return found
+
+    def losses(self) -> dict[str, float]:
+        """How far the losses of the textbook's settings are from the textbook's, from the same weights and draws.
+
+        Raises:
+            RayganError: by more than rounding: the speeds of two objectives would be compared.
+        """
+        first, *others = map(self.candidate, self.plan["candidates"])
+        # In bf16 the formulas are the same, and small networks round a lot.
+        same = [each for each in others if each.name == SOURCE and each.precision != "bf16"]
+        return {each.title: losses_apart(each, first) for each in same}
 
     def steps(self, batch: int) -> dict[str, dict[str, float]]:
         """Each candidate's iteration at a batch size: medians over rounds in which all take turns."""
@@ -210,7 +233,10 @@ def main() -> None:
     if flags.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU here: --device cpu only tries the command out")
     session = Session(flags.folder, flags.seconds, flags.device)
-    done = session.run()
+    try:
+        done = session.run()
+    except RayganError as error:
+        sys.exit(f"error: {error}")
     left = [name for name in session.parts() if name not in session.results]
     print("everything is measured" if done else f"to do: {', '.join(left)}; the same command goes on")
 

@@ -20,6 +20,7 @@ from raygan import pictures
 from raygan.benchmarks import gpu
 from raygan.benchmarks.candidates import SOURCE, TEXTBOOK
 from raygan.benchmarks.results import checkout, write_json
+from raygan.benchmarks.scale import LINKS, Cost, line_through, messages
 from raygan.benchmarks.settings import GpuBenchmarkSettings
 from raygan.benchmarks.train import in_memory
 from raygan.data.shards import DataSet
@@ -30,6 +31,7 @@ from raygan.models.gan import NetworkSettings, build_generator
 from raygan.settings import load_preset
 from raygan.training.monitor import draw
 from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.step import GanStep
 
 #: The tables stand between these lines of the page.
 _BEGIN, _END = "<!-- gpu -->", "<!-- /gpu -->"
@@ -148,12 +150,17 @@ def tables(plan: dict[str, Any], found: dict[str, Any]) -> str:
         bandwidth = speeds.pop("bandwidth")
         measured = ", ".join(f"{speed / 1e12:,.1f} TFLOP/s in {name}" for name, speed in speeds.items())
         parts[0] += f" Measured: {measured}; a copy moves {bandwidth / 1e9:,.0f} GB/s."
+    if found.get("losses"):
+        apart = ", ".join(f"{difference:.0e} ({title})" for title, difference in found["losses"].items())
+        parts[0] += f" The losses of an iteration are within {apart} of the textbook's."
     steps = {batch: found[f"steps {batch}"] for batch in plan["batches"] if f"steps {batch}" in found}
     if steps:
         parts.append(_table(["an iteration", *(f"batch {batch}" for batch in steps)], _step_rows(steps)))
         parts.append(
             "Each cell: images/s (times the textbook), memory, share of the measured peak (share at best, by roofline)."
         )
+    if len(steps) > 1:
+        parts.append(_scaling(plan, steps))
     if "timeline" in found:
         parts += _timeline(found["timeline"])
     if "kid" in found:
@@ -176,6 +183,21 @@ def _cell(row: dict[str, float]) -> str:
         f"{row['images_per_second']:,.0f} ({row['ratio']:.2f}), {row['megabytes']:,.0f} MB, "
         f"{row['share_of_peak']:.1%} ({row['share_of_peak_at_best']:.1%})"
     )
+
+
+def _scaling(plan: dict[str, Any], steps: dict[int, dict[str, dict[str, float]]]) -> str:
+    """How far the last preset would scale over such GPUs, by the model of `benchmark scale`."""
+    last, largest = plan["candidates"][-1], max(steps)
+    title = f"{last['name']} {last['precision']}"
+    seconds = {batch: batch / rows[title]["images_per_second"] for batch, rows in steps.items()}
+    options = StepOptions.model_validate(last["options"])
+    cost = Cost(*line_through(seconds), *messages(GanStep(NetworkSettings(**last["networks"]), options)))
+    rows = [
+        [name, *(f"{cost.most_workers(largest, link, weak=weak):,}" for weak in (False, True))]
+        for name, link in LINKS.items()
+    ]
+    head = [f"most GPUs at half efficiency, {title}, by the model", f"batch {largest} in all", f"batch {largest} each"]
+    return _table(head, rows)
 
 
 def _timeline(found: dict[str, Any]) -> list[str]:

@@ -55,6 +55,7 @@ from raygan.models.sync_norm import SyncBatchNorm2d
 from raygan.runtime import cluster
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
+from raygan.training.step import GanStep
 from raygan.training.train import check
 from raygan.training.worker import new_step
 
@@ -84,6 +85,7 @@ LINKS = {
     "1 Gbit/s Ethernet": Link(1e9 / 8, 100e-6),
     "10 Gbit/s Ethernet": Link(10e9 / 8, 50e-6),
     "100 Gbit/s InfiniBand": Link(100e9 / 8, 5e-6),
+    "NVLink, 450 GB/s": Link(450e9, 3e-6),
 }
 
 
@@ -226,7 +228,8 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
     """Fit the model, print it, and return its numbers."""
     batches = sorted({max(1, base.batch_size // part) for part in (1, 2, 4, 8)})
     seconds = {batch: _batch_seconds(base, batch) for batch in batches}
-    cost = Cost(*line_through(seconds), *_messages(base))
+    step = new_step(base, Schedule.of(base, base.batch_size, base.batch_size))
+    cost = Cost(*line_through(seconds), *messages(step))
     here = measure_gloo()
     print(
         f"model: {1e3 * cost.fixed:.1f} ms and {1e3 * cost.slope:.2f} ms an image for a batch on one "
@@ -269,13 +272,11 @@ def _batch_seconds(base: TrainSettings, batch: int) -> float:
     return batch / apart(bare, 1)["images_per_second"]
 
 
-def _messages(base: TrainSettings) -> tuple[int, int, int, int]:
+def messages(step: GanStep) -> tuple[int, int, int, int]:
     """critic_bytes, generator_bytes, n_critic and norms of `Cost`."""
-    schedule = Schedule.of(base, base.batch_size, base.batch_size)
-    step = new_step(base, schedule)
     critic, generator = (sum(4 * p.numel() for p in network.parameters()) for network in (step.critic, step.generator))
     norms = sum(isinstance(module, SyncBatchNorm2d) for module in step.generator.modules())
-    return critic, generator, base.n_critic, norms
+    return critic, generator, step.options.n_critic, norms
 
 
 def measure_gloo() -> Link:

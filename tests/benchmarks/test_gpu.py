@@ -67,9 +67,9 @@ def tiny(tmp_path, write_shards):
     page.write_text("# Page\n\n<!-- gpu -->\nNot measured yet.\n<!-- /gpu -->\n\n## More\n")
     settings = GpuBenchmarkSettings(
         folder=str(tmp_path / "gpu"),
-        presets=["best-64"],
+        presets=["wgan-gp-128", "best-64"],
         width=4,
-        batches=[4],
+        batches=[4, 8],
         rounds=1,
         seconds=0.02,
         minutes=0.02,
@@ -78,7 +78,9 @@ def tiny(tmp_path, write_shards):
     )
     plan = benchmark(settings.model_copy(update={"data": str(write_shards()), "label": "cat"}))
     for training in plan["trainings"]:
-        training["networks"]["width"] = training["options"]["batch_size"] = 4
+        training["networks"]["width"] = 4
+    for candidate in (*plan["trainings"], *plan["candidates"], plan["timeline"]):
+        candidate["options"]["batch_size"] = 4
     (tmp_path / "gpu" / "plan.json").write_text(json.dumps(plan))
     return settings
 
@@ -88,11 +90,15 @@ def test_torch_alone_measures_and_the_page_shows_it(tiny, tmp_path):
     benchmark(tiny)
     assert "Not measured yet." in page.read_text()
     said = measure(folder, "--seconds", "0")
-    assert said.startswith("to do: machine, speeds, steps 4, timeline, training best-64, training textbook;")
+    assert said.startswith(
+        "to do: machine, speeds, losses, steps 4, steps 8, timeline, training best-64, training textbook;"
+    )
     assert measure(folder) == "everything is measured\n"
     result = benchmark(tiny)
     steps = result["steps 4"]
-    assert list(steps) == ["textbook tf32", "best-64 tf32", "best-64 bf16"]
+    presets = [f"{preset} {precision}" for preset in ("wgan-gp-128", "best-64") for precision in ("tf32", "bf16")]
+    assert list(steps) == ["textbook tf32", *presets]
+    assert result["losses"].keys() == {"wgan-gp-128 tf32"}
     assert steps["textbook tf32"]["ratio"] == 1
     assert all(0 < row["share_of_peak_at_best"] <= 1 for row in steps.values())
     assert 0 < result["timeline"]["busy"] <= 1
@@ -100,7 +106,7 @@ def test_torch_alone_measures_and_the_page_shows_it(tiny, tmp_path):
     text = page.read_text()
     assert text.startswith("# Page\n\n<!-- gpu -->\nNo GPU, torch ")
     assert text.endswith("\n<!-- /gpu -->\n\n## More\n")
-    for row in ("| best-64 bf16 |", "| textbook |", "| kernel |"):
+    for row in ("| best-64 bf16 |", "| textbook |", "| kernel |", "| NVLink, 450 GB/s |"):
         assert row in text
     assert (folder / "samples.png").exists()
 
