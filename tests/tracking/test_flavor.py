@@ -27,7 +27,7 @@ from raygan.models.gan import save_generator
 from raygan.runtime.settings import StorageSettings
 from raygan.serve.messages import ModelVersion, SampleRequest
 from raygan.serve.model_store import ModelStore
-from raygan.serve.replicas import GeneratorReplica
+from raygan.serve.replicas import Replica
 from raygan.serve.settings import ServeSettings
 from tests.conftest import takes_long
 from tests.helpers import wait_until
@@ -154,11 +154,11 @@ def test_python_draws_the_pixels_of_the_service(tmp_path):
     async def fetch(model):
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    replica = GeneratorReplica(ServeSettings(storage="x", tracking_uri=None, threads=2), fetch)
+    replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=2), fetch)
     seeds = tuple(range(50))
 
     async def serve(*requests):
-        return [(await replica.sample(version, [request]))[0] for request in requests]
+        return [(await replica.draw(version, request))[0].images for request in requests]
 
     walk = SampleRequest("cat", (3,) * 4, 0.7, (4,) * 4, (0.0, 1 / 3, 2 / 3, 1.0))
     served, walked = asyncio.run(serve(SampleRequest("cat", seeds, 0.7), walk))
