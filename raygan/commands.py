@@ -36,7 +36,8 @@ JOBS = {
         settings="raygan.training.settings:TrainSettings",
         function="raygan.training.train:train",
         examples=("--data shards --preset quick --label cat --num-workers 2",),
-        notes="The last line of standard output is one JSON object: run_id, model, checkpoint and the final metrics.",
+        notes="The last line of standard output is one JSON object: run_id, model, checkpoint, metrics "
+        "of the checkpoint that became the model (those that begin with fresh_ did not choose it) and last_metrics.",
     ),
     "tune": Job(
         summary="Search learning rates, z_dim or other settings with Ray Tune; every trial is a real training.",
@@ -47,7 +48,8 @@ JOBS = {
             "--data shards --label cat --space generator_lr=1e-5..1e-3 z_dim=64,128 --search tpe",
         ),
         notes="The length of a full training (--epochs or --kimg) matters for --train-best only. The last line of "
-        "standard output is one JSON object: run_id, best, kid, trials, settings_file and pictures.",
+        "standard output is one JSON object: run_id, best, kid (measured again), searched_kid (which chose the best), "
+        "better (than the source's values by more than the error), trials, settings_file and pictures.",
     ),
     "classify": Job(
         summary="Train GoogLeNet to tell labels apart on real photos, generated images or both, and register it.",
@@ -71,10 +73,15 @@ JOBS = {
         notes="The last line of standard output is one JSON object: run_id, the address of the report and the metrics.",
     ),
     "usefulness": Job(
-        summary="Find out when generated images help a classifier: real only, generated only (CAS) and mixtures.",
+        summary="Find out whether generated images help a classifier: real photos only, and mixtures. A generator is "
+        "trained on each small set of real photos alone.",
         settings="raygan.classifier.settings:UsefulnessSettings",
         function="raygan.classifier.usefulness.study:study",
-        examples=("--data shards", "--data shards --real-sizes 100 1000 --real-fractions 1 0.5 --seeds 5"),
+        examples=(
+            "--data shards",
+            "--data shards --real-sizes 100 1000 --real-fractions 1 0.5 --seeds 5",
+            "--data shards --elsewhere",
+        ),
         notes="The last line of standard output is one JSON object: run_id, the folder with table and chart, and the "
         "table.",
     ),
