@@ -238,18 +238,16 @@ class _Sorter:
 
     def _rows(self, tables: Sequence[File]) -> list[pa.Table]:
         """The photos of Parquet files, a table for each file."""
-        parts, damaged = [], []
-        for file in tables:
-            try:
-                found = read_rows(self.source, file, self.label)
-            except (OSError, pa.ArrowException):
-                # List the whole file as one photo: reading it will find it unreadable.
-                damaged.append(Rows([file], [-1], "", [self.label or "unknown"]))
-                continue
-            if found is None:
-                self.ignored["Parquet without photos"] += 1
-            else:
-                parts.append(found)
+        read = [self._read(file) for file in tables]
+        names = next((part.names for part in read if part and part.names), None)
+        if names:  # parts of one data set, some of which lack its metadata
+            read = [
+                self._read(file, names) if part and not part.names else part
+                for file, part in zip(tables, read, strict=True)
+            ]
+        self.ignored["Parquet without photos"] += sum(part is None for part in read)
+        parts = [part for part in read if part and part.how]
+        damaged = [part for part in read if part and not part.how]
         by_path = [part for part in parts if part.paths is not None]
         if by_path:
             guess = self.guess([path for part in by_path for path in part.paths or () if path])
@@ -258,10 +256,16 @@ class _Sorter:
                 part.how += f": {guess.how}"
             self._check(by_path, guessed=not guess.certain, flags=_FLAGS)
         columns = [part for part in parts if part.paths is None]
-        self._check(
-            columns, guessed=any(part.guessed for part in columns), flags=columns[0].flags if columns else _FLAGS
-        )
+        if columns:
+            self._check(columns, guessed=any(part.guessed for part in columns), flags=columns[0].flags)
         return [self._of_rows(part) for part in [*parts, *damaged]]
+
+    def _read(self, file: File, names: Sequence[str] | None = None) -> Rows | None:
+        try:
+            return read_rows(self.source, file, self.label, names)
+        except (OSError, pa.ArrowException):
+            # List the whole file as one photo: reading it will find it unreadable.
+            return Rows([file], [-1], "", [self.label or "unknown"])
 
     def _check(self, parts: Sequence[Rows], *, guessed: bool, flags: Sequence[str]) -> None:
         self.layouts += [part.how for part in parts]

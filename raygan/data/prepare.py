@@ -87,7 +87,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         records, outlier_notes = passes.compare()
         summary = report.summarize(records, listing) | {"outliers": outlier_notes}
         if not summary["kept"]:
-            raise RayganError(f"--input: no photo is left to train on: {report.reasons_in_words(summary)}")
+            raise RayganError(f"--input: no photo is left to train on: {report.why_none_is_left(records, summary)}")
         summary["variation"] = passes.survey(records)
         print(report.in_words(summary))
         if settings.dry_run:

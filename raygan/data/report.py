@@ -86,6 +86,15 @@ def reasons_in_words(summary: dict[str, Any]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in Counter(summary["reasons"]).most_common())
 
 
+def why_none_is_left(records: pa.Table, summary: dict[str, Any]) -> str:
+    """Where all photos went, and what ails most of those that can't be read."""
+    aside = [f"{count:,} left aside ({reason})" for reason, count in summary["ignored_because"].items()]
+    words = ", ".join([*([reasons_in_words(summary)] if summary["reasons"] else []), *aside])
+    unreadable = records.filter(pc.equal(records["reason"], "unreadable"))["detail"].to_pylist()
+    ailment = Counter(filter(None, unreadable)).most_common(1)
+    return f"{words}; {ailment[0][1]:,} of them: {ailment[0][0]}" if ailment else words
+
+
 def rejected(records: pa.Table, listing: Listing) -> pa.Table:
     """The content of rejected.parquet."""
     chosen = records.filter(pc.is_valid(records["reason"]))

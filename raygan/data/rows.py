@@ -35,6 +35,7 @@ class Rows:
         paths: of each photo, if its label is to be found there and not in `labels`.
         guessed: the labels are from a column that no flag names.
         flags: what is likeliest to correct the guess.
+        names: of the classes, where labels are numbers and the file's metadata names them.
         ignored: rows left aside, by reason.
     """
 
@@ -45,16 +46,18 @@ class Rows:
     paths: list[str] | None = None
     guessed: bool = False
     flags: tuple[str, str] = ("", "")
+    names: Sequence[str] | None = None
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def read_rows(source: Source, file: File, label: str | None) -> Rows | None:
+def read_rows(source: Source, file: File, label: str | None, names: Sequence[str] | None = None) -> Rows | None:
     """The photos of a Parquet file; None if it holds none.
 
     Args:
         source: where it is.
         file: the Parquet file.
         label: the label of every photo, spelled, if given.
+        names: of the classes, if labels are numbers that the file's own metadata doesn't name.
 
     Raises:
         ConfigurationError: there is no column of labels, or one is wrong, or the photos that it names don't exist.
@@ -64,7 +67,7 @@ def read_rows(source: Source, file: File, label: str | None) -> Rows | None:
     with source.parquet(os.fsencode(file.path)) as parquet:
         chosen = columns.choose(parquet.schema_arrow, source.image_column, source.label_column)
         embedded = chosen.image is not None and _has_bytes(parquet, chosen.image)
-        texts = _paths(parquet, chosen) if not embedded or (label is None and not chosen.given) else {}
+        texts = _paths(parquet, chosen) if not embedded or (label is None and chosen.label is None) else {}
         naming = next((column for column, found in texts.items() if columns.are_file_names(found)), None)
         if embedded:
             count = parquet.metadata.num_rows
@@ -77,6 +80,7 @@ def read_rows(source: Source, file: File, label: str | None) -> Rows | None:
             rows.ignored["no photo in the row"] = len(named) - len(kept)
         else:
             return None
+        rows.names = columns.class_names(parquet.schema_arrow, chosen.label or "") or names
         _label(rows, parquet, chosen, name, label, {column: texts[column] for column in [naming] if column}, kept)
     return rows
 
@@ -104,8 +108,7 @@ def _label(
         values = parquet.read(columns=[chosen.label])[chosen.label]
         as_text = columns.text_values(values) if chosen.label in chosen.paths else []
         if not columns.are_file_names(as_text):
-            names = columns.class_names(schema, chosen.label)
-            found, why = columns.row_labels(values, names, chosen.label, name)
+            found, why = columns.row_labels(values, rows.names, chosen.label, name)
             rows.labels = of_photos(found.to_pylist())
             rows.ignored["several labels"] = why["several labels"] if kept is None else 0
             rows.how += f", labels in column {chosen.label}"

@@ -54,6 +54,12 @@ def test_rows_without_a_label_are_counted(tmp_path, labels):
     assert ignored == {"no label": 1}
 
 
+def test_a_file_without_the_metadata_of_its_neighbors_has_their_names(tmp_path):
+    write_rows(tmp_path / "0.parquet", {"image": structs(4), "label": [0, 1, 0, 1]})
+    write_rows(tmp_path / "1.parquet", {"image": structs(4), "label": [0, 1, 0, 1]}, NAMES)
+    assert set(listed(tmp_path)[0].values()) == {"cat", "dog"}
+
+
 def test_a_column_of_file_names_is_read_as_file_names(tmp_path):
     names = [f"cat_{i}.jpg" for i in range(8)]
     write_rows(tmp_path / "t.parquet", {"image": [b"\xff\xd8\xff"] * 8, "file_name": names})
