@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+
+if TYPE_CHECKING:  # takes seconds to import, which processes that only read photos don't need
+    from torch import Tensor
 
 _GAP = 2
 _CAPTION = 22

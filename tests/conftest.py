@@ -82,6 +82,21 @@ def new_storage(tmp_path, empty_records):
     return folder
 
 
+def write_random_shard(
+    path: Path, labels: list[str], size: int, split: str, random: np.random.Generator, brightest: int = 255
+) -> None:
+    """Write a shard of random pixels, with a photo for each label."""
+    pixels = random.integers(0, brightest + 1, (len(labels), size * size * 3), dtype=np.uint8)
+    columns = {
+        "image": pa.array([row.tobytes() for row in pixels], pa.binary(size * size * 3)),
+        "label": labels,
+        "path": [f"{path.stem}/{i}.png" for i in range(len(labels))],
+        "hash": [f"{path.stem}{i}" for i in range(len(labels))],
+        "split": [split] * len(labels),
+    }
+    pq.write_table(pa.table(columns), path)
+
+
 @pytest.fixture
 def write_shards(tmp_path):
     """A function that writes a data set of random photos: two labels, two training shards, one validation."""
@@ -101,17 +116,7 @@ def write_shards(tmp_path):
         splits = (("a", "train", per_label), ("b", "train", per_label // 2), ("c", "validation", held_out))
         for name, split, count in splits:
             labels = ["cat", "dog"] * count
-            pixels = random.integers(0, brightest + 1, (len(labels), size * size * 3), dtype=np.uint8)
-            table = pa.table(
-                {
-                    "image": pa.array([row.tobytes() for row in pixels], pa.binary(size * size * 3)),
-                    "label": labels,
-                    "path": [f"{name}/{i}.png" for i in range(len(labels))],
-                    "hash": [f"{name}{i}" for i in range(len(labels))],
-                    "split": [split] * len(labels),
-                }
-            )
-            pq.write_table(table, root / f"{name}.parquet")
+            write_random_shard(root / f"{name}.parquet", labels, size, split, random, brightest)
             shards.append(ShardFile(file=f"{name}.parquet", split=split, rows={"cat": count, "dog": count}))
         manifest = Manifest(
             image_size=size, classes=["cat", "dog"], shards=shards, fingerprint=f"{seed}-{per_label}", configuration={}

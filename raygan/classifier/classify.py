@@ -32,7 +32,7 @@ from raygan.classifier.mixture import check_data, choose_generators, training_im
 from raygan.classifier.report import log_validation
 from raygan.classifier.settings import ClassifySettings
 from raygan.classifier.worker import ClassifyTask, classify_worker
-from raygan.data.batches import load_photos
+from raygan.data.reader import load_photos, shards_mixed
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.googlenet import load_classifier
@@ -80,6 +80,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     """
     data = DataSet.open(settings.data)
     check_data(data)
+    shards_mixed(data, settings.data_memory)
     tracking.check_records(settings)
     weights = _initial_weights(settings)
     cluster.connect(settings)

@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from raygan.classifier.step import ClassifierStep
-from raygan.data.batches import BatchStream, Photos
+from raygan.data.batches import BatchStream
+from raygan.data.photos import Photos
 from raygan.metrics.classification import score
 from raygan.models.hardware import on_device
+
+#: Validation photos that a classifier is scored on, spread evenly over the shards.
+MOST_VALIDATED = 20_000
 
 #: Seconds between two progress reports.
 _PROGRESS_S = 2.0
@@ -34,7 +38,7 @@ class ClassifierLoop:
             on_progress: called every two seconds with the number of images seen so far.
         """
         self.step, self.validation, self._on_progress = step, validation, on_progress
-        self.stream = BatchStream(images.rows, images.block, step.options.batch_size, step.options.seed, step.share)
+        self.stream = BatchStream(images, step.options.batch_size, step.options.seed, step.share)
 
     @property
     def images_seen(self) -> int:
@@ -76,11 +80,10 @@ class ClassifierLoop:
         """
         self.step.average_statistics()
         probabilities, targets = [], []
-        for number in range(len(self.validation.rows)):
-            pixels, classes = self.validation.block(number)
+        for pixels, classes in self.validation.parts(self.validation.spread(MOST_VALIDATED)):
             rows = self.step.share.rows(len(pixels))
-            probabilities.append(self.step.probabilities(torch.from_numpy(pixels[rows].copy())))
-            targets.append(torch.from_numpy(classes[rows].copy()))
+            probabilities.append(self.step.probabilities(torch.from_numpy(pixels[rows])))
+            targets.append(torch.from_numpy(classes[rows]))
         ranks = self._gather((torch.cat(probabilities), torch.cat(targets)))
         return torch.cat([own for own, _ in ranks]), torch.cat([own for _, own in ranks])
 

@@ -1,21 +1,24 @@
 """The images a classifier trains on: real photos, generated images or both, as blocks in Ray's object store.
 
-A block of generated images has the form of a shard's (see `raygan.data.batches.Photos`): uint8 pixels (n, 3, S, S) and
-int64 classes (n,). So code that trains on photos trains on any mixture, and all workers and trials of a node map the
-same memory.
+A block of generated images has the form of a shard's (see `raygan.data.photos.Photos`): pixels and classes. So code
+that trains on photos trains on any mixture, and all workers and trials of a node map the same memory. Tasks that make
+blocks take no cores from Ray's books: should a block's node be lost, the workers hold all cores.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from raygan.classifier.settings import ClassifySettings
-from raygan.data.batches import Block, Photos, load_photos
-from raygan.data.shards import DataSet
+from raygan.data.photos import InStore, Joined, Photos
+from raygan.data.reader import load_photos
+from raygan.data.shards import DataSet, Stored
 from raygan.errors import ConfigurationError
 from raygan.runtime import capacity, cluster
 from raygan.sampling.generators import NamedGenerator, check_drawn, matching_generators
@@ -72,7 +75,7 @@ def training_images(
     parts = []
     origin: dict[str, Any] = {"real": real, "generated": generated}
     if real:
-        photos = load_photos(data, "train", None)
+        photos = load_photos(data, "train", None, settings.data_memory)
         parts.append(photos if real == len(photos) else balanced_subset(photos, real, len(classes), settings.seed))
     if generated:
         origin["generators"] = ", ".join(one.name for one in generators)
@@ -150,13 +153,13 @@ def taken(photos: Photos, indices: np.ndarray) -> Photos:
     """The photos at some indices, in the order of their shards."""
     places = np.array([(shard, row) for shard, rows in enumerate(photos.rows) for row in range(rows)])
     chosen = places[indices]
-    take = ray.remote(_take)
-    rows, blocks = [], []
+    held, take = ray.put(photos), ray.remote(_take).options(num_cpus=0)
+    rows, starts = [], []
     for shard in np.unique(chosen[:, 0]):
         wanted = np.sort(chosen[chosen[:, 0] == shard, 1])
         rows.append(len(wanted))
-        blocks.append(take.remote(photos.blocks[shard], wanted))
-    return Photos(tuple(rows), tuple(blocks))
+        starts.append(functools.partial(take.remote, held, int(shard), wanted))
+    return Photos(tuple(rows), InStore(tuple(cluster.run_all(starts, "taking photos", unit="shard"))))
 
 
 def balanced(classes: np.ndarray, count: int, labels: int, seed: int) -> np.ndarray:
@@ -183,9 +186,9 @@ def generated_photos(generators: Sequence[NamedGenerator], labels: Sequence[str]
     """
     check_drawn(generators, labels)
     refs = {one.name: ray.put(one) for one in generators}
-    generate = ray.remote(_generate).options(num_gpus=capacity.gpu_share())
+    generate = ray.remote(_generate).options(num_cpus=0, num_gpus=capacity.gpu_share())
     rows: list[int] = []
-    blocks: list[ray.ObjectRef] = []
+    starts = []
     for number, label in enumerate(labels):
         able = [one for one in generators if label in one.labels]
         wanted = count * (number + 1) // len(labels) - count * number // len(labels)
@@ -193,19 +196,25 @@ def generated_photos(generators: Sequence[NamedGenerator], labels: Sequence[str]
             share = wanted * (turn + 1) // len(able) - wanted * turn // len(able)
             for first in range(0, share, _TASK):
                 rows.append(min(_TASK, share - first))
-                blocks.append(generate.remote(refs[one.name], label, number, rows[-1], seed, _FIRST + first))
-    cluster.wait_for(blocks, "generating images", unit="block")
-    return Photos(tuple(rows), tuple(blocks))
+                given = refs[one.name], label, number, rows[-1], seed, _FIRST + first
+                starts.append(functools.partial(generate.remote, *given))
+    return Photos(tuple(rows), InStore(tuple(cluster.run_all(starts, "generating images", unit="block"))))
 
 
 def combine(*parts: Photos) -> Photos:
     """The photos of all parts."""
-    return Photos(tuple(r for part in parts for r in part.rows), tuple(b for part in parts for b in part.blocks))
+    starts = np.cumsum([0, *(len(part.rows) for part in parts[:-1])]).tolist()
+    rows = tuple(count for part in parts for count in part.rows)
+    mixed = min(part.mixed for part in parts)
+    return Photos(rows, Joined(tuple(part.source for part in parts), tuple(starts)), mixed)
 
 
-def _take(block: Block, rows: np.ndarray) -> Block:
-    return block[0][rows], block[1][rows]
+def _take(photos: Photos, shard: int, rows: np.ndarray) -> Stored:
+    pixels, classes = photos.source.read(shard)
+    return pixels[rows], classes[rows]
 
 
-def _generate(one: NamedGenerator, label: str, number: int, count: int, seed: int, first: int) -> Block:
-    return one.sample(label, count, seed, first).numpy(), np.full(count, number, np.int64)
+def _generate(one: NamedGenerator, label: str, number: int, count: int, seed: int, first: int) -> Stored:
+    torch.set_num_threads(1)  # tasks run on all cores
+    pixels = one.sample(label, count, seed, first).numpy()
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), np.full(count, number, np.int64)

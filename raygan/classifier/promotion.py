@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from raygan import tracking
+from raygan.classifier.loop import MOST_VALIDATED
 from raygan.classifier.settings import ClassifySettings
-from raygan.data.batches import Photos
+from raygan.data.photos import Photos
 from raygan.errors import RayganError
 from raygan.models.googlenet import Classifier, load_classifier
 from raygan.tracking.promotion import Decision
@@ -59,6 +59,8 @@ def _by_accuracy(new: Tensor, old: Tensor, version: str) -> Decision:
 
 
 def _is_right(classifier: Classifier, photos: Photos) -> Tensor:
-    blocks = [photos.block(number) for number in range(len(photos.rows))]
-    probabilities = classifier.probabilities(torch.from_numpy(np.concatenate([pixels for pixels, _ in blocks])))
-    return (probabilities.argmax(1) == torch.from_numpy(np.concatenate([classes for _, classes in blocks]))).float()
+    right = [
+        classifier.probabilities(torch.from_numpy(pixels)).argmax(1) == torch.from_numpy(classes)
+        for pixels, classes in photos.parts(photos.spread(MOST_VALIDATED))
+    ]
+    return torch.cat(right).float()

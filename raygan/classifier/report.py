@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from raygan import charts, pictures, tracking
-from raygan.data.batches import Photos
+from raygan.classifier.loop import MOST_VALIDATED
+from raygan.data.photos import Photos
 from raygan.metrics.classification import confusion, score
 from raygan.models.googlenet import Classifier
 
@@ -27,21 +28,25 @@ def log_validation(classifier: Classifier, validation: Photos, log: tracking.Run
     Returns:
         The metrics, with the number of photos.
     """
-    blocks = [validation.block(number) for number in range(len(validation.rows))]
-    photos = torch.from_numpy(np.concatenate([pixels for pixels, _ in blocks]))
-    targets = torch.from_numpy(np.concatenate([classes for _, classes in blocks]))
-    probabilities = classifier.probabilities(photos)
+    places = validation.spread(MOST_VALIDATED)
+    found = [
+        (classifier.probabilities(torch.from_numpy(pixels)), torch.from_numpy(classes))
+        for pixels, classes in validation.parts(places)
+    ]
+    probabilities, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
     metrics = score(probabilities, targets)
     log.log_metrics({f"best_{name}": value for name, value in metrics.items()}, images)
     log.log_bytes(charts.confusion(confusion(probabilities, targets), classifier.labels), "pictures/confusion.png")
     log.log_bytes(charts.calibration(probabilities, targets), "pictures/calibration.png")
-    sheet = _mistakes(classifier.labels, photos, probabilities, targets)
+    sheet = _mistakes(classifier.labels, validation, places, probabilities, targets)
     if sheet is not None:
         log.log_bytes(sheet, "pictures/misclassified.png")
-    return metrics | {"validation_photos": float(len(photos))}
+    return metrics | {"validation_photos": float(len(places))}
 
 
-def _mistakes(labels: tuple[str, ...], photos: Tensor, probabilities: Tensor, targets: Tensor) -> bytes | None:
+def _mistakes(
+    labels: tuple[str, ...], validation: Photos, places: np.ndarray, probabilities: Tensor, targets: Tensor
+) -> bytes | None:
     """A contact sheet of misclassified photos, the most confident first; None if there are none."""
     predicted = probabilities.argmax(1)
     wrong = torch.nonzero(predicted != targets).flatten()
@@ -52,4 +57,5 @@ def _mistakes(labels: tuple[str, ...], photos: Tensor, probabilities: Tensor, ta
     captions = [
         f"{labels[int(targets[i])]}? {labels[int(predicted[i])]} {float(probabilities[i].max()):.0%}" for i in wrong
     ]
-    return pictures.png(pictures.captioned(photos[wrong], captions))
+    photos = torch.from_numpy(validation.pixels(places[wrong.numpy()]))
+    return pictures.png(pictures.captioned(photos, captions))

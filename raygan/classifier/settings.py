@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import model_validator
 
+from raygan.data.settings import ReadOptions
 from raygan.runtime.settings import ArithmeticOptions, BatchNormOptions, Promotion, StorageSettings, WorkerOptions
 from raygan.settings import Address, NameOrAddress, Settings, option
 
@@ -47,7 +48,7 @@ class ImageSources(Settings):
     )
 
 
-class ClassifySettings(ImageSources, BatchNormOptions, WorkerOptions, ClassifierOptions, StorageSettings):
+class ClassifySettings(ImageSources, ReadOptions, BatchNormOptions, WorkerOptions, ClassifierOptions, StorageSettings):
     """All settings of `jobs/classify.py`."""
 
     group: ClassVar[str] = "run"

@@ -19,7 +19,7 @@ from torch import Tensor
 from raygan.classifier.loop import ClassifierLoop
 from raygan.classifier.settings import ClassifySettings
 from raygan.classifier.step import ClassifierStep
-from raygan.data.batches import Photos
+from raygan.data.photos import Photos
 from raygan.models.googlenet import save_classifier
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime.progress import Seen

@@ -66,6 +66,20 @@ class FilterOptions(Limits, FilterChoice):
     outlier_network: NameOrAddress = option(DEFAULT_FEATURES, f"outlier: feature network: {FEATURE_NETWORKS}")
 
 
+class ReadOptions(Settings):
+    """How shards are read while a training runs."""
+
+    group: ClassVar[str] = "cluster"
+
+    data_memory: float | None = option(
+        None,
+        "most photos in Ray's object store at a time, if they exceed it; half of it is shuffled at a time, the other "
+        "half is being read; by default 64 shards each",
+        unit="GB",
+        gt=0,
+    )
+
+
 class PrepareSettings(FilterOptions, StorageSettings):
     """All settings of `jobs/prepare.py`."""
 
@@ -105,6 +119,11 @@ class PrepareSettings(FilterOptions, StorageSettings):
     )
     chunk_images: int = option(
         512, "images per task; a killed job repeats at most this many per running task", unit="images", ge=1
+    )
+    more_later: bool = option(
+        False,
+        "keep what was found out about each photo in OUTPUT/.prepare, which takes as much room as the shards; once the "
+        "input has grown, the same command with --overwrite examines only the new photos",
     )
     overwrite: bool = option(False, "replace a different data set in the output folder")
     dry_run: bool = option(False, "judge the photos and report, but write nothing")

@@ -11,7 +11,7 @@ Columns of every shard, one row per photo:
     image   fixed-size binary, S*S*3 bytes: uint8 RGB, row by row; with `encoding` "png": binary, a PNG file
     label   string: the class, such as "cat"
     path    string: the photo's path relative to its input
-    hash    string: SHA-256 of the source's decoded, upright pixels, in hex
+    hash    string: SHA-256 of the source's decoded, upright pixels, in hex; large JPEGs are decoded at a smaller scale
     split   string: "train" or "validation"
 
 `Manifest` is the typed content of manifest.json; `read_shard` and `write_shard` read and write one file.
@@ -29,17 +29,22 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygan.errors import ConfigurationError, RayganError, first_line
-from raygan.runtime.storage import join, read_text, resolve, write_bytes
+from raygan.runtime.storage import join, read_text, resolve, stamp_of, write_bytes
 
 MANIFEST = "manifest.json"
 
 Split = Literal["train", "validation"]
 Encoding = Literal["raw", "png"]
+
+#: Pixels, uint8 (n, S, S, 3), and class indices, int64 (n,), as Ray's object store has them.
+Stored = tuple[np.ndarray, np.ndarray]
 
 
 class ShardFile(BaseModel):
@@ -81,6 +86,23 @@ class Manifest(BaseModel):
             return sum(sum(shard.rows.values()) for shard in shards)
         return sum(shard.rows.get(label, 0) for shard in shards)
 
+    def contradiction(self) -> str | None:
+        """What is wrong with the list of shards, as in "names a.parquet twice"; None if nothing is."""
+        for file, times in Counter(shard.file for shard in self.shards).items():
+            if times > 1:
+                return f"names {file} twice"
+        for shard in self.shards:
+            for label, rows in shard.rows.items():
+                if label not in self.classes:
+                    return f"gives {shard.file} photos of {label!r}, which is not among its classes"
+                if rows < 0:
+                    return f"gives {shard.file} {rows} photos of {label!r}"
+        return None
+
+    def without_shards(self) -> Manifest:
+        """What reading a shard needs to know: a list of thousands of shards must not travel with each task."""
+        return self.model_copy(update={"shards": [], "configuration": {}})
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -103,6 +125,9 @@ class DataSet:
             manifest = Manifest.model_validate(json.loads(content))
         except (ValueError, ValidationError):
             raise RayganError(f"{path} is not a manifest of this version: prepare the shards again") from None
+        trouble = manifest.contradiction()
+        if trouble:
+            raise RayganError(f"{path} {trouble}: prepare the shards again")
         return cls(address, manifest)
 
     def check(self, *, image_size: int, label: str | None) -> None:
@@ -135,36 +160,63 @@ class DataSet:
 
 
 def read_shard(
-    address: str, manifest: Manifest, shard: ShardFile, label: str | None = None
+    address: str, manifest: Manifest, shard: ShardFile, label: str | None = None, stamp: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read one shard.
 
     Args:
         address: of the data set.
-        manifest: of the data set.
+        manifest: of the data set, with or without its list of shards.
         shard: one of its shards.
         label: read only this label's photos.
+        stamp: what `raygan.runtime.storage.stamps` said of the file before, which it must still say.
 
     Returns:
-        Pixels, uint8 (n, 3, S, S), and class indices, int64 (n,), in file order.
+        Pixels, uint8 (n, 3, S, S), with the channels last in memory, and class indices, int64 (n,), in file order.
 
     Raises:
-        RayganError: the file is damaged, missing, or not what the manifest says.
+        RayganError: the file is damaged, missing, replaced, or not what the manifest says.
     """
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
-    filters = [("label", "=", label)] if label is not None else None
     try:
-        table = pq.read_table(path, columns=["image", "label"], filters=filters, filesystem=filesystem)
+        if stamp is not None and stamp_of(filesystem.get_file_info(path)) != stamp:
+            raise RayganError(f"shard {path} was deleted or replaced while it was in use: prepare the shards again")
+        # Mapped, a local file is copied once, from the page cache.
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        with pa.memory_map(path) if local else filesystem.open_input_file(path) as file:
+            table = pq.ParquetFile(file).read(columns=["image", "label"], use_threads=not local)
     except (OSError, pa.ArrowException) as error:
         raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    names = table["label"].to_pylist()
-    if Counter(names) != {name: rows for name, rows in shard.rows.items() if rows and label in (None, name)}:
+    names = pc.dictionary_encode(table["label"].combine_chunks())
+    counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in names.value_counts()}
+    if counts != {name: rows for name, rows in shard.rows.items() if rows}:
         raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
-    index = {name: number for number, name in enumerate(manifest.classes)}
-    labels = np.array([index[name] for name in names], dtype=np.int64)
+    known = np.array([manifest.classes.index(name) for name in names.dictionary.to_pylist()], np.int64)
+    classes = known[names.indices.to_numpy()]
     pixels = _pixels(table["image"].combine_chunks(), manifest)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels
+    if label is not None and len(counts) > 1:
+        chosen = classes == manifest.classes.index(label)
+        pixels, classes = pixels[chosen], classes[chosen]
+    return pixels.transpose(0, 3, 1, 2), classes
+
+
+def read_stored(address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamp: str) -> Stored:
+    """A shard as the object store has it."""
+    pixels, classes = read_shard(address, manifest, shard, label, stamp)
+    return pixels.transpose(0, 2, 3, 1), classes
+
+
+def check_rows(address: str, shard: ShardFile) -> None:
+    """Check a shard's number of rows by its footer. Raises RayganError if it is damaged or has others."""
+    filesystem, root = resolve(address)
+    path = posixpath.join(root, shard.file)
+    try:
+        rows = pq.read_metadata(path, filesystem=filesystem).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
+    if rows != sum(shard.rows.values()):
+        raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
 
 
 def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:

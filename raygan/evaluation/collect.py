@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from raygan.addresses import slug
-from raygan.data.batches import load_photos
+from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation.candidates import Candidate, Source
@@ -131,7 +131,7 @@ def real_photos(data: DataSet, label: str, most: int, networks: Networks, storag
         networks: for the features.
         storage_folder: features are kept in its ``features``.
     """
-    found = load_photos(data, "train", None if label == ALL else label)
+    found = open_photos(data, "train", None if label == ALL else label)
     if not len(found):
         raise RayganError(f"--data: {data.address} has no training photo of {label} to compare with")
     pixels = torch.from_numpy(found.pixels(found.spread(most)))

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -161,8 +161,12 @@ def poll_training_often() -> None:
 
 def queue() -> Queue:
     """A queue for workers' events. It lives on this node, since losing another node must not end the job."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Ray's strategy for what must run on this node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -189,6 +193,31 @@ def wait_for(tasks: Sequence[ray.ObjectRef], doing: str, *, unit: str = "task", 
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)
             bar.update(len(done))
+
+
+def run_all(starts: Sequence[Callable[[], ray.ObjectRef]], doing: str, *, unit: str = "task") -> list[ray.ObjectRef]:
+    """Start tasks that reserve no cores, no more at a time than the cluster has cores, with a progress bar.
+
+    Args:
+        starts: each starts a task.
+        doing: text beside the bar.
+        unit: what the bar counts.
+
+    Returns:
+        Ray's references to the tasks, all of which have ended.
+    """
+    at_once = max(1, int(total("CPU")))
+    tasks: list[ray.ObjectRef] = []
+    running: list[ray.ObjectRef] = []
+    with tqdm(total=len(starts), desc=doing, unit=unit, leave=False) as bar:
+        for number in range(len(starts) + at_once):
+            if number < len(starts):
+                tasks.append(starts[number]())
+                running.append(tasks[-1])
+            if len(running) >= at_once or (running and number >= len(starts)):
+                ended, running = ray.wait(running, num_returns=1, fetch_local=False)
+                bar.update(len(ended))
+    return tasks
 
 
 def failure(error: ray.exceptions.RayError) -> RayganError:

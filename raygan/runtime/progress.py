@@ -47,7 +47,8 @@ class InBackground(Generic[T]):
         self._thread.join()
         error = self._outcome.get("error")
         if error is not None:
-            raise RayganError(f"{self._doing} failed: {last_line(error)}") from error
+            cause = last_line(error).removeprefix("raygan.errors.RayganError: ")  # a worker's own
+            raise RayganError(f"{self._doing} failed: {cause}") from error
         result: T = self._outcome["result"]
         return result
 

@@ -194,6 +194,19 @@ def list_folders(address: str, pattern: str) -> list[str]:
     return sorted(join(address, name) for name in names if fnmatch.fnmatch(name, pattern))
 
 
+def stamps(address: str) -> dict[str, str]:
+    """Size and time of each file directly under an address, by name: what has changed has another stamp.
+
+    Raises RayganError if the folder can't be read.
+    """
+    return {info.base_name: stamp_of(info) for info in _list(address) if info.type == pafs.FileType.File}
+
+
+def stamp_of(info: pafs.FileInfo) -> str:
+    """A file's size and time."""
+    return f"{info.size} {info.mtime_ns}"
+
+
 def delete_folders(address: str, pattern: str) -> None:
     """Delete the folders whose paths below `address` match a pattern such as ``a.*/b_*``.
 

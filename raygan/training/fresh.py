@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from raygan.data.batches import Photos, load_photos
+from raygan.data.photos import Photos, open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.features import Features
@@ -95,7 +95,7 @@ def measure_result(settings: TrainSettings, data: DataSet, generator: Generator)
         generator: the result, on the CPU, in evaluation mode.
     """
     try:
-        photos = load_photos(data, "validation", settings.label)
+        photos = open_photos(data, "validation", settings.label)
         networks = judges(settings.quality_network)
         found = measure_fresh([generator], photos, networks, settings.quality_samples, settings.cpus_per_worker)
     except RayganError as error:

@@ -28,7 +28,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from raygan import pictures
-from raygan.data.batches import Photos
+from raygan.data.photos import Photos
 from raygan.errors import last_line
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
@@ -41,6 +41,9 @@ from raygan.training.settings import TrainSettings
 
 #: Training photos among which memorization is looked for, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000
+
+#: Validation photos that generators are compared with, spread evenly over the shards.
+VALIDATION_PHOTOS = 10_000
 
 #: Samples shown beside their nearest training photo.
 SHOWN = 12
@@ -187,8 +190,7 @@ def measure_reference(train: Photos, validation: Photos, network: str) -> Refere
     vectors, classes = features_of(validation, features)
     choosing = ~held_back(classes)
     places = train.spread(TRAIN_PHOTOS)
-    shards = np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1)
-    trained = torch.cat([features(torch.from_numpy(train.pixels(part))) for part in shards])
+    trained = torch.cat([features(torch.from_numpy(pixels)) for pixels, _ in train.parts(places)])
     return Reference(vectors[choosing], classes[choosing], trained, places)
 
 
@@ -213,10 +215,12 @@ def patience_s(images: int) -> float:
 
 
 def features_of(photos: Photos, network: Features) -> tuple[Tensor, Tensor]:
-    """Features (n, d) and class numbers (n,) of all photos."""
-    blocks = [photos.block(number) for number in range(len(photos.rows)) if photos.rows[number]]
-    vectors = torch.cat([network(torch.from_numpy(pixels.copy())) for pixels, _ in blocks])
-    return vectors, torch.from_numpy(np.concatenate([classes for _, classes in blocks]))
+    """Features (n, d) and class numbers (n,) of up to `VALIDATION_PHOTOS` photos, read a shard at a time."""
+    vectors, classes = [], []
+    for pixels, numbers in photos.parts(photos.spread(VALIDATION_PHOTOS)):
+        vectors.append(network(torch.from_numpy(pixels)))
+        classes.append(torch.from_numpy(numbers))
+    return torch.cat(vectors), torch.cat(classes)
 
 
 def start_measuring(

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from raygan import tracking
-from raygan.data.batches import load_photos
+from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.gan import Generator, load_generator
@@ -66,7 +66,7 @@ def _by_kid(
         return Decision(
             False, f"{held_out} validation photos are too few to compare it with version {champion.version}"
         )
-    photos = load_photos(data, "validation", settings.label)
+    photos = open_photos(data, "validation", settings.label)
     network = feature_network(settings, settings.quality_network, "--quality-network")
     samples, cores = settings.quality_samples, settings.cpus_per_worker
     print(f"comparing with {champion.name}/{champion.version} on {samples} fresh samples of each", flush=True)

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, model_validator
 
+from raygan.data.settings import ReadOptions
 from raygan.models.registry import ARCHITECTURES, DEFAULT_FEATURES, FEATURE_NETWORKS
 from raygan.runtime.settings import (
     ArithmeticOptions,
@@ -160,7 +161,7 @@ class LengthOptions(Settings):
     )
 
 
-class TrainSettings(WorkerOptions, LengthOptions, StepOptions, NetworkOptions, StorageSettings):
+class TrainSettings(ReadOptions, WorkerOptions, LengthOptions, StepOptions, NetworkOptions, StorageSettings):
     """All settings of `jobs/train.py`."""
 
     group: ClassVar[str] = "run"

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from raygan import tracking
 from raygan.addresses import slug
-from raygan.data.batches import load_photos
+from raygan.data.photos import open_photos
+from raygan.data.reader import load_photos, shards_mixed
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.gan import load_generator
@@ -98,8 +99,8 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
     begins = keep_source(settings, data, run.folder)
-    photos = trial.shared.photos if trial else load_photos(data, "train", settings.label)
-    held_out = trial.shared.held_out if trial else load_photos(data, "validation", settings.label)
+    photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)
+    held_out = trial.shared.held_out if trial else open_photos(data, "validation", settings.label)
     parent = {"mlflow.parentRunId": trial.parent_run} if trial else {}
     with tracking.start_run(
         settings,
@@ -137,6 +138,7 @@ def check(settings: TrainSettings) -> DataSet:
             f"--batch-size: {settings.data} has only {count} {kind}, "
             f"fewer than one batch of {settings.batch_size}: add photos, or lower --batch-size to at most {count}"
         )
+    shards_mixed(data, settings.data_memory)
     held_out = data.manifest.count("validation", settings.label)
     if settings.quality_every != 0 and not monitor.can_measure(held_out):
         raise ConfigurationError(

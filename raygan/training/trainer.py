@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from tqdm import tqdm
 
 from raygan import tracking
-from raygan.data.batches import Photos
+from raygan.data.photos import Photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.runtime import cluster, storage

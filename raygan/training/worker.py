@@ -8,6 +8,7 @@ with metrics, pictures, checkpoints and measurements when the `Schedule` says so
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import tempfile
 import time
@@ -21,7 +22,8 @@ import torch
 from ray.util.queue import Queue
 
 from raygan import pictures
-from raygan.data.batches import BatchStream, Photos
+from raygan.data.batches import BatchStream
+from raygan.data.photos import Photos
 from raygan.models.distributed import Share
 from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
 from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
@@ -99,7 +101,7 @@ def train_worker(config: dict[str, Any]) -> None:
     elif task.weights:
         with storage.checkpoint_at(task.weights).as_directory() as folder:
             Inheritance.of(Path(folder), step.networks).give(step)
-    stream = BatchStream(task.photos.rows, task.photos.block, settings.batch_size, settings.seed, share)
+    stream = BatchStream(task.photos, settings.batch_size, settings.seed, share)
     TrainLoop(task, step, stream, before).run()
 
 
@@ -271,7 +273,7 @@ class TrainLoop:
             return
         kimg = self.step.images_seen / 1000
         fakes = to_uint8(self._samples(GRID_IMAGES)).cpu()
-        panels = [("real", self._reals()), (f"generated, {kimg:.3g} kimg", fakes)]
+        panels = [("real", self._reals), (f"generated, {kimg:.3g} kimg", fakes)]
         picture = pictures.side_by_side(panels, GRID_COLUMNS)
         path = f"pictures/samples-{self.step.images_seen:09d}-images.png"
         self._tell(written(self.task.folder, path, pictures.png(picture)))
@@ -282,10 +284,12 @@ class TrainLoop:
         classes = torch.arange(count) % len(self.task.labels) if self.task.labels else None
         return self.step.sample(latents, classes)
 
+    @functools.cached_property
     def _reals(self) -> torch.Tensor:
-        """Real images (GRID_IMAGES, 3, S, S), uint8, spread evenly over all shards."""
+        """Real images (GRID_IMAGES, 3, S, S), uint8, spread evenly over the shards, or over some of very many."""
         photos = self.task.photos
-        return torch.from_numpy(photos.pixels(photos.spread(GRID_IMAGES)))
+        few = len(photos.rows) if len(photos.rows) <= photos.mixed else GRID_COLUMNS
+        return torch.from_numpy(photos.pixels(photos.spread(GRID_IMAGES, few)))
 
     def _tick(self) -> None:
         """Tell the driver every two seconds how far the training is."""

@@ -1,6 +1,6 @@
 """Tune: a search over trainings, on whatever cluster there is.
 
-1. `tune` checks what it can, reads the shards into the object store once, measures KID's reference once, and starts
+1. `tune` checks what it can, has shards read once for all trials, measures KID's reference once, and starts
    the search (`raygan.tuning.search`).
 2. Each trial (`raygan.tuning.trial`) is a real training with its own Ray Train workers, at one point of the space
    (`raygan.tuning.space`); its MLflow run is a child of the search's. After each KID it reports to Tune, whose
@@ -23,7 +23,8 @@ import yaml
 
 from raygan import tracking
 from raygan.addresses import slug
-from raygan.data.batches import load_photos
+from raygan.data.photos import open_photos
+from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import capacity, cluster, reservations, storage
@@ -194,7 +195,8 @@ def conclude(
 
 def _trainable(base: TrainSettings, data: DataSet, record: RunRecord, log: tracking.Run, at_once: int) -> Any:
     """A trial, as Tune calls it, with what all trials share in the object store."""
-    photos, held_out = (load_photos(data, split, base.label) for split in ("train", "validation"))
+    photos = load_photos(data, "train", base.label, base.data_memory)
+    held_out = open_photos(data, "validation", base.label)
     shared = Shared(photos, held_out, *start_measuring(base, photos, held_out, at_once))
     return ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, base=base, shared=shared, search=record.name, parent=log.id),

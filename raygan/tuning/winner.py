@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raygan.data.batches import load_photos
+from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.gan import load_generator
@@ -48,7 +48,7 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
     rival = baseline if baseline is not best and baseline and _is_kept(baseline) else None
     try:
         generators = [_load(trial)[0] for trial in (rival, best) if trial]
-        photos = load_photos(DataSet.open(base.data), "validation", base.label)
+        photos = open_photos(DataSet.open(base.data), "validation", base.label)
         found = measure_fresh(
             generators, photos, judges(base.quality_network), base.quality_samples, base.cpus_per_worker
         )

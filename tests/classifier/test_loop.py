@@ -3,7 +3,7 @@
 from raygan.classifier.loop import ClassifierLoop
 from raygan.classifier.settings import ClassifierOptions
 from raygan.classifier.step import ClassifierStep
-from raygan.data.batches import Photos
+from raygan.data.photos import Photos
 
 
 def test_training_settles_when_the_learning_rate_has_fallen_below_half():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raygan.classifier.mixture import balanced, choose_generators, mixture_sizes, training_images
-from raygan.data.batches import load_photos
+from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from raygan import tracking
 from raygan.benchmarks.processes import find_processes
-from raygan.data.batches import load_photos
+from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.metrics.distances import kid
@@ -230,7 +230,7 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
 
 def assert_measured_afresh(client, result, data):
     """Both networks measure the result once more: on other samples, and on photos that the monitor did not see."""
-    photos = load_photos(DataSet.open(data), "validation", None)
+    photos = open_photos(DataSet.open(data), "validation", None)
     pixels, classes = photos.block(0)
     cats, dogs = (np.flatnonzero(classes == number) for number in (0, 1))
     # Of the six of each class, in order, the monitor sees the others.

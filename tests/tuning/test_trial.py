@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import ray.tune
 
-from raygan.data.batches import load_photos
+from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.runtime import cluster
 from raygan.training.monitor import start_measuring, with_network

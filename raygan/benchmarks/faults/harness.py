@@ -80,15 +80,16 @@ SHORT = Length(total=600, log=10, checkpoint=40, before=80, long=1000, trial=150
 class Nodes:
     """Ray nodes of this machine, each with its own processes."""
 
-    def __init__(self, checkout: Path, *cores: int):
+    def __init__(self, checkout: Path, *cores: int, store: int | None = None):
         """Start the nodes.
 
         Args:
             checkout: the folder that submitted jobs run in.
             cores: number of cores of the head node, then of each further node.
+            store: bytes of each node's object store.
         """
-        self._checkout = checkout
-        head = {"num_cpus": cores[0], "include_dashboard": True, "dashboard_port": None}  # any free port
+        self._checkout, self._store = checkout, {"object_store_memory": store} if store else {}
+        head = {"num_cpus": cores[0], "include_dashboard": True, "dashboard_port": None, **self._store}  # any free port
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._others: list[Any] = []
         self._added = 0
@@ -100,6 +101,11 @@ class Nodes:
         return str(self._cluster.address)
 
     @property
+    def ids(self) -> list[str]:
+        """The nodes' ids, the head's first."""
+        return [str(node.node_id) for node in (self._cluster.head_node, *self._others)]
+
+    @property
     def dashboard(self) -> str:
         """The address that jobs are submitted to."""
         return f"http://{self._cluster.webui_url}"
@@ -107,7 +113,9 @@ class Nodes:
     def add(self, cores: int) -> None:
         """Add a node with its own address, since a job takes nodes with its own address for its own machine."""
         self._added += 1
-        self._others.append(self._cluster.add_node(num_cpus=cores, node_ip_address=f"127.0.0.{1 + self._added}"))
+        self._others.append(
+            self._cluster.add_node(num_cpus=cores, node_ip_address=f"127.0.0.{1 + self._added}", **self._store)
+        )
 
     def kill_last(self) -> str:
         """SIGKILL every process of the newest node, and return the node's id."""
@@ -266,9 +274,9 @@ class Stage:
                 self.train(nodes, "undisturbed", "--num-workers", "2").end_undisturbed()
 
     @contextmanager
-    def nodes(self, *cores: int) -> Iterator[Nodes]:
-        """Nodes for the length of a `with` block, whose end kills the jobs that still run."""
-        nodes = Nodes(self.checkout, *cores)
+    def nodes(self, *cores: int, store: int | None = None) -> Iterator[Nodes]:
+        """Nodes for the length of a `with` block, whose end kills the jobs that still run; see `Nodes`."""
+        nodes = Nodes(self.checkout, *cores, store=store)
         try:
             yield nodes
         finally:

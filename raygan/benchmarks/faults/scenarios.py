@@ -18,6 +18,7 @@ from ray.util.state import list_tasks
 
 from raygan.benchmarks.faults.harness import BATCH, CHUNK, Baseline, Job, Nodes, Stage, WatchedRun, digest, kimg
 from raygan.benchmarks.faults.outcome import Drill, Outcome
+from raygan.benchmarks.faults.reading import lose_node_reading
 from raygan.benchmarks.faults.serving import lose_serving_node
 from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.servers import free_port
@@ -357,6 +358,11 @@ DRILLS: dict[str, Drill] = {
     "notice": Drill("one of two nodes is taken away after a notice", _take_node),
     "submitted": Drill(
         "`ray job stop` stops a submitted training, which is submitted again", _stop_submitted, _COMPARED
+    ),
+    "reading": Drill(
+        "one of two nodes is killed while workers with all cores read more photos than its store takes",
+        lose_node_reading,
+        (),
     ),
     "prepare": Drill("one of two nodes is killed while photos are prepared", _lose_node_preparing, ("photos",)),
     "tune": Drill("one of two nodes is killed during a search", _lose_node_tuning),

@@ -19,7 +19,9 @@ import torch
 from raygan.classifier.mixture import balanced_indices, combine, generated_photos, taken
 from raygan.classifier.settings import UsefulnessSettings
 from raygan.classifier.usefulness.trial import Trial
-from raygan.data.batches import BatchStream, Photos, load_photos
+from raygan.data.batches import BatchStream
+from raygan.data.photos import Photos
+from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.models.distributed import Share
 from raygan.models.gan import Generator, save_generator
@@ -142,7 +144,7 @@ def train_generator(settings: TrainSettings, photos: Photos, labels: tuple[str, 
     settings = settings.model_copy(update={"batch_size": min(settings.batch_size, len(photos))})
     schedule = Schedule.of(settings, len(photos), settings.batch_size)
     step = new_step(settings, schedule, labels)
-    stream = BatchStream(photos.rows, photos.block, settings.batch_size, settings.seed, Share())
+    stream = BatchStream(photos, settings.batch_size, settings.seed, Share())
     for reals, classes in stream.starting_at(0):
         if step.images_seen >= schedule.total:
             break

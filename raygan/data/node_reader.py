@@ -1,0 +1,16 @@
+"""The actor that reads shards on a node; in a module of its own, since torch would cost it seconds and memory."""
+
+from __future__ import annotations
+
+from raygan.data.shards import Manifest, ShardFile, Stored, read_stored
+
+
+class NodeReader:
+    """Reads shards into the node's object store, a few at a time."""
+
+    def read(
+        self, address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamp: str
+    ) -> tuple[Stored, int]:
+        """A shard, and the number of its photos."""
+        block = read_stored(address, manifest, shard, label, stamp)
+        return block, len(block[1])

@@ -1,0 +1,230 @@
+"""Photos by shard: in Ray's object store, in this process, or still in storage.
+
+`open_photos` only lists the shards of a data set. `Photos.block`, `parts` and `pixels` then read from storage, a shard
+at a time. `raygan.data.reader.load_photos` gives photos that all workers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import ray
+
+from raygan import pictures
+from raygan.data.shards import DataSet, Manifest, ShardFile, Split, Stored, check_rows, read_stored
+from raygan.errors import RayganError
+from raygan.runtime import cluster, storage
+
+#: Shards shuffled together, unless memory is bounded further: enough to mix small data sets completely.
+SHARDS_MIXED = 64
+
+#: Shards at most from which photos are taken where some must stand for all: reading more would take minutes.
+_SHARDS_SPREAD = 256
+
+#: Shards that are read at a time on each node.
+READ_AT_ONCE = 4
+
+#: Pixels, uint8 (n, 3, S, S), and class indices, int64 (n,). The pixels' channels may be last in memory.
+Block = tuple[np.ndarray, np.ndarray]
+
+
+class Source(Protocol):
+    """Where blocks come from, by number."""
+
+    def read(self, number: int) -> Stored:
+        """One block. Raises RayganError if it is unreadable."""
+        ...
+
+    def fetch(self, numbers: Sequence[int]) -> list[Stored]:
+        """Several blocks, mapped from the node's object store. Raises RayganError if one is unreadable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos by shard.
+
+    Attributes:
+        rows: number of photos of each shard.
+        source: of their blocks.
+        mixed: shards that a `BatchStream` shuffles together.
+    """
+
+    rows: tuple[int, ...]
+    source: Source
+    mixed: int = SHARDS_MIXED
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    def spread(self, count: int, shards: int = _SHARDS_SPREAD) -> np.ndarray:
+        """Shard and row of up to `count` photos, evenly spread: int64 (n, 2), in order.
+
+        shards: take them from at most so many shards, which are evenly spread, too.
+        """
+        chosen = pictures.spread(shards, len(self.rows)) if self.rows else np.empty(0, np.int64)
+        rows = np.array(self.rows, np.int64)[chosen]
+        numbers = pictures.spread(count, int(rows.sum()))
+        ends = np.cumsum(rows)
+        among = np.searchsorted(ends, numbers, side="right")
+        return np.stack([chosen[among], numbers - (ends - rows)[among]], 1)
+
+    def parts(self, places: np.ndarray) -> Iterator[Block]:
+        """Copies of photos given by shard and row, (n, 2), one block for consecutive photos of the same shard."""
+        for part in np.split(places, np.flatnonzero(np.diff(places[:, 0])) + 1) if len(places) else []:
+            pixels, classes = self.block(int(part[0, 0]))
+            yield pixels[part[:, 1]].copy(), classes[part[:, 1]]
+
+    def pixels(self, places: np.ndarray) -> np.ndarray:
+        """A copy of the pixels of photos given by shard and row, (n, 2): uint8 (n, 3, S, S)."""
+        order = np.argsort(places[:, 0], kind="stable")  # to read each shard once
+        found = np.concatenate([pixels for pixels, _ in self.parts(places[order])])
+        return found[np.argsort(order)]
+
+    def classes(self, places: np.ndarray) -> np.ndarray:
+        """The class indices of photos given by shard and row, (n, 2): int64 (n,)."""
+        order = np.argsort(places[:, 0], kind="stable")
+        found: np.ndarray = np.concatenate([classes for _, classes in self.parts(places[order])])[np.argsort(order)]
+        return found
+
+    def block(self, number: int) -> Block:
+        """Pixels (n, 3, S, S) and class indices (n,) of one shard; read-only.
+
+        Raises:
+            RayganError: the shard is unreadable.
+        """
+        pixels, classes = self.source.read(number)
+        return pixels.transpose(0, 3, 1, 2), classes
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Blocks in this process."""
+
+    blocks: tuple[Stored, ...]
+
+    def read(self, number: int) -> Stored:
+        return self.blocks[number]
+
+    def fetch(self, numbers: Sequence[int]) -> list[Stored]:
+        return [self.blocks[number] for number in numbers]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The blocks of several sources, one after the other; `starts` has the number of each source's first block."""
+
+    sources: tuple[Source, ...]
+    starts: tuple[int, ...]
+
+    def read(self, number: int) -> Stored:
+        return self.fetch([number])[0]
+
+    def fetch(self, numbers: Sequence[int]) -> list[Stored]:
+        found: dict[int, Stored] = {}
+        for source, start, end in zip(self.sources, self.starts, [*self.starts[1:], None], strict=True):
+            own = [number for number in numbers if number >= start and (end is None or number < end)]
+            if own:
+                found |= zip(own, source.fetch([number - start for number in own]), strict=True)
+        return [found[number] for number in numbers]
+
+
+@dataclass(frozen=True)
+class InStore:
+    """Blocks that are in the object store, such as generated images."""
+
+    blocks: tuple[ray.ObjectRef, ...]
+
+    def read(self, number: int) -> Stored:
+        found: Stored = cluster.fetch(self.blocks[number])
+        return found
+
+    def fetch(self, numbers: Sequence[int]) -> list[Stored]:
+        found: list[Stored] = cluster.fetch([self.blocks[number] for number in numbers])
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """A split's shards in storage.
+
+    Attributes:
+        address: of the data set.
+        manifest: of the data set, without its shards.
+        split: train or validation.
+        label: read only this label's photos; None for all.
+        files: names of the shards.
+        counts: photos of each shard by class, int32 (shards, classes).
+        stamps: what `storage.stamps` said of each file.
+    """
+
+    address: str
+    manifest: Manifest
+    split: Split
+    label: str | None
+    files: tuple[str, ...]
+    counts: np.ndarray
+    stamps: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Number of photos of each shard."""
+        if self.label is None:
+            return tuple(self.counts.sum(axis=1).tolist())
+        return tuple(self.counts[:, self.manifest.classes.index(self.label)].tolist())
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each shard's pixels in the object store."""
+        return np.array(self.rows, np.int64) * 3 * self.manifest.image_size**2
+
+    def of(self, number: int) -> tuple[str, Manifest, ShardFile, str | None, str]:
+        """The arguments of `read_shard` for one shard."""
+        rows = dict(zip(self.manifest.classes, self.counts[number].tolist(), strict=True))
+        shard = ShardFile(file=self.files[number], split=self.split, rows=rows)
+        return self.address, self.manifest, shard, self.label, self.stamps[number]
+
+    def read(self, number: int) -> Stored:
+        return read_stored(*self.of(number))
+
+    def fetch(self, numbers: Sequence[int]) -> list[Stored]:
+        return [self.read(number) for number in numbers]
+
+
+def open_photos(data: DataSet, split: Split, label: str | None) -> Photos:
+    """A split's photos in storage. Raises RayganError for a missing shard."""
+    shards = list_shards(data, split, label)
+    return Photos(shards.rows, shards)
+
+
+def list_shards(data: DataSet, split: Split, label: str | None) -> Shards:
+    """A split's shards with the label.
+
+    Raises:
+        RayganError: a shard is missing, or one of the first, which are looked at, is not what the manifest says.
+    """
+    found = data.shards(split, label)
+    stamps = storage.stamps(data.address) if found else {}
+    missing = [shard.file for shard in found if shard.file not in stamps]
+    if missing:
+        raise RayganError(
+            f"{data.address} lacks {len(missing)} of its {len(found)} {split} shards, the first of them {missing[0]}: "
+            f"prepare the shards again"
+        )
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        list(pool.map(lambda shard: check_rows(data.address, shard), found[:SHARDS_MIXED]))
+    classes = data.manifest.classes
+    counts = np.array([[shard.rows.get(name, 0) for name in classes] for shard in found], np.int32)
+    return Shards(
+        address=data.address,
+        manifest=data.manifest.without_shards(),
+        split=split,
+        label=label,
+        files=tuple(shard.file for shard in found),
+        counts=counts.reshape(len(found), len(classes)),
+        stamps=tuple(stamps[shard.file] for shard in found),
+    )

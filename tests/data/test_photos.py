@@ -1,0 +1,110 @@
+"""Reading shards while they are in use: once for all, within a bound, and again when a copy or a node is lost."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from raygan.data.batches import BatchStream
+from raygan.data.photos import open_photos
+from raygan.data.reader import load_photos, shards_mixed
+from raygan.data.shards import DataSet, Manifest, ShardFile, read_shard
+from raygan.errors import ConfigurationError, RayganError
+from raygan.models.distributed import Share
+from tests.conftest import write_random_shard
+
+
+def make(folder, shards: int, rows: int, size: int = 32) -> DataSet:
+    """A data set of random photos, without validation."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    files = []
+    for number in range(shards):
+        counts = {"cat": rows // 2, "dog": rows // 2}
+        write_random_shard(folder / f"train-{number:05d}.parquet", ["cat", "dog"] * (rows // 2), size, "train", random)
+        files.append(ShardFile(file=f"train-{number:05d}.parquet", split="train", rows=counts))
+    manifest = Manifest(image_size=size, classes=["cat", "dog"], shards=files, fingerprint="x", configuration={})
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return DataSet.open(str(folder))
+
+
+def batches(photos, count: int, world: int = 1, rank: int = 0, size: int = 16, start: int = 0) -> list[torch.Tensor]:
+    stream = BatchStream(photos, size, 3, Share(rank, world)).starting_at(start)
+    return [next(stream)[0].clone() for _ in range(count)]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_within_the_bound_are_read_once_and_others_again(tmp_path):
+    data = make(tmp_path / "shards", 8, 12)
+    bound = 4 * 12 * 3 * 32**2 / 1e9  # two groups of two shards
+    whole, bounded = load_photos(data, "train", None), load_photos(data, "train", None, bound)
+    assert (whole.mixed, bounded.mixed) == (64, 2)
+    for photos in (whole, bounded):
+        batches(photos, 12)  # two epochs
+    assert torch.equal(torch.cat(batches(bounded, 6)), torch.cat(batches(open_again(data, 2), 6)))
+    for path in (tmp_path / "shards").glob("train-*"):
+        path.unlink()
+    batches(whole, 12)
+    with pytest.raises(RayganError, match=r"shard .*train-0000\d.parquet was deleted or replaced") as raised:
+        batches(bounded, 12)
+    assert "\n" not in str(raised.value)
+
+
+def open_again(data, mixed):
+    """The photos without an object store."""
+    photos = open_photos(data, "train", None)
+    return type(photos)(photos.rows, photos.source, mixed)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("change", ["replaced", "truncated"])
+def test_a_shard_that_changes_while_it_is_in_use_is_named(tmp_path, change):
+    data = make(tmp_path / "shards", 8, 12)
+    photos = load_photos(data, "train", "cat", 4 * 12 * 3 * 32**2 / 1e9)
+    assert len(photos) == 48
+    for number in range(8):
+        shard = tmp_path / "shards" / f"train-{number:05d}.parquet"
+        if change == "replaced":
+            write_random_shard(shard, ["cat", "dog"] * 6, 32, "train", np.random.default_rng(1))
+        else:
+            shard.write_bytes(shard.read_bytes()[:-200])
+    with pytest.raises(RayganError, match=r"shard .*train-0000\d.parquet was deleted or replaced"):
+        batches(photos, 1)
+
+
+def test_what_cannot_be_read_is_refused_before_anything_is(tmp_path):
+    data = make(tmp_path / "shards", 4, 12)
+    size = 12 * 3 * 32**2
+    assert shards_mixed(data, 2.1 * size / 1e9) == 1
+    assert shards_mixed(data, 4.1 * size / 1e9) == 64  # all of them fit
+    with pytest.raises(ConfigurationError, match=r"--data-memory: .* less than two shards"):
+        shards_mixed(data, 1.9 * size / 1e9)
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    for change, says in (
+        ({"file": "train-00001.parquet"}, "names train-00001.parquet twice"),
+        ({"rows": {"fox": 12}}, "gives train-00000.parquet photos of 'fox'"),
+        ({"rows": {"cat": -1}}, "gives train-00000.parquet -1 photos"),
+    ):
+        changed = {**manifest, "shards": [{**manifest["shards"][0], **change}, *manifest["shards"][1:]]}
+        (tmp_path / "shards" / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(RayganError, match=says):
+            DataSet.open(str(tmp_path / "shards"))
+    (tmp_path / "shards" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "shards" / "train-00002.parquet").unlink()
+    with pytest.raises(RayganError, match=r"lacks 1 of its 4 train shards, the first of them train-00002.parquet"):
+        open_photos(data, "train", None)
+
+
+def test_some_photos_stand_for_all_without_all_shards_being_read(tmp_path):
+    data = make(tmp_path / "shards", 12, 6)
+    photos = open_photos(data, "train", None)
+    places = photos.spread(24, shards=4)
+    assert len(places) == 24
+    assert np.unique(places[:, 0]).tolist() == [0, 3, 7, 11]
+    assert np.array_equal(photos.spread(1000), [(shard, row) for shard in range(12) for row in range(6)])
+    whole = [read_shard(data.address, data.manifest, shard)[0] for shard in data.shards("train")]
+    shuffled = np.random.default_rng(0).permutation(places)
+    assert np.array_equal(photos.pixels(shuffled), [whole[shard][row] for shard, row in shuffled])
