@@ -1,13 +1,12 @@
 """Chunks: what `prepare` knows about a few hundred photos, on disk between its passes.
 
-A chunk is one Parquet file in the work folder. It has a row of `RECORD` for each photo of a slice of the listing, in
-the listing's order, plus the square of pixels if the photo was decoded, a feature vector if outliers are filtered, and
-for some photos the layout map that variation is measured from. Records are read without the pixels, so a decision
-over millions of photos takes a few hundred bytes of memory per photo.
+A chunk is one Parquet file in the work folder. It has a row of `RECORD` for each of some photos of the listing, plus
+the square of pixels if the photo was decoded, and a feature vector if outliers are filtered. Records are read without
+the pixels, so a decision over millions of photos takes a few hundred bytes of memory per photo.
 
-A chunk's name includes a digest of everything its content depends on: the photos' names, sizes and times, and the
-settings that affect pixels and verdicts. An existing chunk is therefore correct whichever run wrote it, and a killed
-run resumes from its chunks.
+Each photo has a key, a digest of everything that its row depends on: the photo's name, size and time, and the settings
+that affect pixels and verdicts. A row does not depend on the photos beside it. So what a chunk says of a key is correct
+whichever run wrote it, a killed run resumes from its chunks, and a listing that has grown needs only new ones.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raygan.data import faces, outliers, variation
+from raygan.data import faces, outliers
 from raygan.data.columns import choose
 from raygan.data.decode import Fit, looks_like_image
-from raygan.data.examine import judge, look
+from raygan.data.examine import LARGEST, judge, look
 from raygan.data.filters import Photo, Rules
 from raygan.data.kinds import is_image_name
 from raygan.data.sources import Source, image_bytes, shown
@@ -35,14 +34,11 @@ from raygan.errors import RayganError, first_line
 from raygan.runtime.storage import parent, resolve, write_bytes
 
 #: Increment when the content of chunks changes for the same settings: older chunks are then ignored.
-VERSION = 3
+VERSION = 4
 
 #: Side in px of the square given to the feature network, whatever the size of the shards' images: at 64 px, many
 #: more faces would count as outliers.
-LARGE = 128
-
-#: Photos of a chunk that get a layout map. An eighth of a class gives the same variation as all of it.
-SURVEYED = 64
+LARGE = LARGEST
 
 RECORD = pa.schema(
     [
@@ -84,27 +80,41 @@ class PixelSettings:
     detector: str | None = None
 
 
-def name_of(number: int, photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> str:
-    """The file name of a chunk: its number, and a digest of everything its content depends on."""
-    roots = [(source.root, source.image_column) for source in sources]
-    digest = hashlib.sha256(f"{VERSION}|{settings}|{roots}".encode())
-    digest.update(digest_of(photos))
-    return f"chunk-{number:06d}-{digest.hexdigest()[:16]}.parquet"
+def keys_of(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> np.ndarray:
+    """The keys of a listing's photos: uint64 (n,)."""
+    starts = [hashlib.sha256(f"{VERSION}|{settings}|{one.root}|{one.image_column}".encode()) for one in sources]
+    keys = np.empty(photos.num_rows, np.uint64)
+    for number, (source, *row) in enumerate(_rows(photos)):
+        digest = starts[source].copy()
+        digest.update(repr(row).encode())
+        keys[number] = int.from_bytes(digest.digest()[:8], "little")
+    return keys
+
+
+def name_of(keys: np.ndarray) -> str:
+    """The file name of a chunk of photos with these keys."""
+    return f"chunk-{hashlib.sha256(keys.tobytes()).hexdigest()[:24]}.parquet"
 
 
 def digest_of(photos: pa.Table) -> bytes:
     """SHA-256 of a slice of a listing: names, rows, sizes, times and labels."""
     digest = hashlib.sha256()
-    for row in zip(*(photos[name].to_pylist() for name in photos.schema.names), strict=True):
+    for row in _rows(photos):
         digest.update(repr(row).encode())
     return digest.digest()
+
+
+def _rows(photos: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """The rows of a listing; Python holds few of them at a time."""
+    for batch in photos.to_batches(max_chunksize=4096):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> pa.Table:
     """Read, decode and judge a slice of the listing.
 
     Returns:
-        A table of `RECORD` plus the columns `image`, `features` and `layout`.
+        A table of `RECORD` plus the columns `image` and `features`.
 
     Raises:
         RayganError: a whole input has vanished. (A single file that has vanished is unreadable.)
@@ -133,14 +143,14 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
     for name, values in (
         ("image", _images([photo.pixels for photo in judged], settings.size)),
         ("features", pa.array(vectors, pa.binary(2 * outliers.DIM))),
-        ("layout", pa.array(_layouts(judged), pa.binary(4 * variation.LENGTH))),
     ):
         table = table.append_column(name, values)
     return table
 
 
-def write_chunk(address: str, table: pa.Table) -> None:
-    """Write a chunk atomically. Raises RayganError if the address can't be written."""
+def write_chunk(address: str, table: pa.Table, keys: pa.ChunkedArray) -> None:
+    """Write a chunk, with a column of keys, atomically. Raises RayganError if the address can't be written."""
+    table = table.append_column("key", keys)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="none", use_dictionary=["label"], write_statistics=False)
     write_bytes(address, sink.getvalue())
@@ -169,10 +179,10 @@ def read_features(address: str, rows: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(vectors.to_pylist()), np.float16).reshape(-1, outliers.DIM)
 
 
-def read_layouts(address: str, rows: np.ndarray) -> np.ndarray:
-    """Layout maps of those of the given rows that have one: float32 (m, LENGTH)."""
-    maps = _read(address, ["layout"])["layout"].take(pa.array(rows)).drop_null()
-    return np.frombuffer(b"".join(maps.to_pylist()), np.float32).reshape(-1, variation.LENGTH)
+def read_keys(address: str) -> np.ndarray:
+    """The keys of a chunk's photos: uint64 (n,); none of a chunk of earlier versions. Raises RayganError if damaged."""
+    table = _read(address, ["key"])
+    return table["key"].to_numpy() if "key" in table.column_names else np.empty(0, np.uint64)
 
 
 def _read(address: str, names: Sequence[str]) -> pa.Table:
@@ -286,18 +296,6 @@ def _images(pictures: Sequence[np.ndarray | None], size: int) -> pa.Array:
             row[:] = picture.ravel()
     valid = pa.py_buffer(np.packbits(there, bitorder="little"))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(data.shape[1]), len(data), [valid, pa.py_buffer(data)])
-
-
-def _layouts(photos: Sequence[Photo]) -> list[bytes | None]:
-    """Layout maps of up to `SURVEYED` photos that aren't rejected: those with the smallest hashes; None for others."""
-    good = {n: photo.pixels for n, photo in enumerate(photos) if photo.pixels is not None and not photo.reason}
-    chosen = sorted(good, key=lambda number: photos[number].hash)[:SURVEYED]
-    maps: list[bytes | None] = [None] * len(photos)
-    if chosen:
-        found = variation.layouts(np.stack([good[number] for number in chosen]))
-        for number, layout in zip(chosen, found, strict=True):
-            maps[number] = layout.tobytes()
-    return maps
 
 
 def _vectors(pictures: Sequence[np.ndarray | None], network: str | None) -> list[bytes | None]:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 Fit = Literal["crop", "pad"]
 
@@ -63,6 +64,13 @@ class Header:
     image: Image.Image
     width: int
     height: int
+
+    def upright(self, decoded: Image.Image) -> tuple[int, int]:
+        """Width and height in px that the upright photo would have at its whole size."""
+        if decoded.width * decoded.height >= self.width * self.height:
+            return decoded.size
+        turned = (decoded.width < decoded.height) != (self.width < self.height)
+        return (self.height, self.width) if turned else (self.width, self.height)
 
     @property
     def megapixels(self) -> float:
@@ -113,12 +121,19 @@ def jpeg_scans(data: bytes) -> int:
     return scans
 
 
-def decode(header: Header) -> Image.Image:
+def decode(header: Header, least: int | None = None) -> Image.Image:
     """The first frame as upright RGB. Raises Unreadable if the file is damaged.
 
     Applies the orientation, puts white behind transparent pixels, and reduces wider gray to 8 bits.
+
+    Args:
+        header: of the file.
+        least: a JPEG may be decoded at a half, a quarter or an eighth of its size, from fewer
+            coefficients, if its short side keeps so many px; None for its whole size.
     """
     try:
+        if least is not None and isinstance(header.image, JpegImageFile):
+            header.image.draft(None, (least, least))
         header.image.load()
         return _to_rgb(_upright(header.image))
     except Exception as error:  # see above

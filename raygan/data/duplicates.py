@@ -1,22 +1,20 @@
 """Comparing photos with each other: duplicates and near-duplicates.
 
-Decisions take a few bytes per photo (hashes, sizes) and no pixels, so one process can judge a data set of millions
-(`Verdicts`). Everything here is a pure function of content and paths; the order of tasks doesn't matter.
+Decisions take a few hundred bytes per photo (hashes, sizes, paths) in Arrow columns, no pixels and no Python objects,
+so one process can judge a data set of millions (`Verdicts`). Everything here is a pure function of content and paths;
+the order of tasks doesn't matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raygan.data.shards import Split
-from raygan.data.split import split
-
-#: Hashes looked up at a time; bounds the memory of the answer.
-_QUERIES = 20_000
+from raygan.data.neighbors import close_pairs, words_of
+from raygan.data.split import held_out
 
 
 class Verdicts:
@@ -28,62 +26,81 @@ class Verdicts:
     """
 
     def __init__(self, records: pa.Table):
-        self.records = records
-        self.paths = records["path"].to_pylist()
-        self.labels = records["label"].to_pylist()
-        self.hashes = records["hash"].to_pylist()
-        self.reasons: list[str | None] = records["reason"].to_pylist()
-        self.scores = records["score"].to_pylist()
-        self.details = records["detail"].to_pylist()
-        self.partners: list[int | None] = [None] * records.num_rows
+        self.records = records.combine_chunks()
         areas = records["width"].to_numpy().astype(np.int64) * records["height"].to_numpy()
-        self.ranks = preference(self.paths, areas)
-        self.alive = np.array([h != "" for h in self.hashes]) & np.array([r is None for r in self.reasons])
+        self.ranks = preference(self._column("path"), areas)
+        self._labels = _codes(self._column("label"))
+        hashed = pc.not_equal(records["hash"], "").fill_null(False).to_numpy()
+        self.alive = hashed & pc.is_null(records["reason"]).to_numpy()
+        count = records.num_rows
+        self._reasons, self._reason = [""], np.zeros(count, np.int8)  # those given here, and which of them
+        self._details, self._detail = [""], np.zeros(count, np.int32)
+        self._scores = np.zeros(count)
+        self._partners = np.full(count, -1, np.int64)
 
-    def reject(self, index: int, reason: str, score: float, same_as: int | None = None) -> None:
-        """Reject a photo, possibly because of another one."""
-        self.reasons[index], self.scores[index], self.alive[index] = reason, score, False
+    def _column(self, name: str) -> pa.Array:
+        column = self.records[name].combine_chunks()
+        return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+
+    def reject(
+        self,
+        indices: np.ndarray | int,
+        reason: str,
+        scores: np.ndarray | float,
+        same_as: np.ndarray | None = None,
+        detail: str = "",
+    ) -> None:
+        """Reject photos, possibly each because of another one."""
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+        self._reason[indices], self._scores[indices] = self._reasons.index(reason), scores
+        self.alive[indices] = False
         if same_as is not None:
-            self.partners[index] = same_as
-            differs = self.labels[index] != self.labels[same_as]
-            self.details[index] = f"like {self.paths[same_as]}" + (
-                f", which is labelled {self.labels[same_as]}" if differs else ""
-            )
+            self._partners[indices] = same_as
+        if detail:
+            self._details.append(detail)
+            self._detail[indices] = len(self._details) - 1
 
     def reject_duplicates(self) -> None:
         """Reject photos with the same pixels as another."""
         chosen = np.flatnonzero(self.alive)
-        same = duplicates([self.hashes[i] for i in chosen], self.ranks[chosen])
-        for index, other in zip(chosen[same >= 0], chosen[same[same >= 0]], strict=True):
-            self.reject(int(index), "duplicate", 0.0, int(other))
+        same = duplicates(self._column("hash").take(pa.array(chosen)), self.ranks[chosen])
+        self.reject(chosen[same >= 0], "duplicate", 0.0, chosen[same[same >= 0]])
 
-    def close_pairs(self, distance: int, *, all_pairs: bool = True) -> np.ndarray:
-        """Pairs of near-duplicates that are alive: all, from `close_pairs`, or few, from `close_links`."""
+    def reject_near_duplicates(self, distance: int) -> None:
+        """Reject photos whose perceptual hashes differ from that of a preferred one in at most `distance` bits.
+
+        Photos with the same hash are alike to all others, so only the preferred of them is compared.
+        """
         chosen = np.flatnonzero(self.alive)
-        phashes = [self.records["phash"][int(i)].as_py() for i in chosen]
-        find = close_pairs if all_pairs else close_links
-        pairs = find(np.frombuffer(b"".join(phashes), np.uint8).reshape(-1, 8), distance)
+        chosen = chosen[np.argsort(self.ranks[chosen])]
+        words, first, which = np.unique(self._phashes(chosen), return_index=True, return_inverse=True)
+        repeats, bits = near_duplicates(close_pairs(words, distance), self.ranks[chosen[first]])
+        of_hash = np.where(repeats >= 0, repeats, np.arange(len(words)))
+        preferred, far = chosen[first[of_hash]][which], bits[which]
+        gone = preferred != chosen
+        self.reject(chosen[gone], "near_duplicate", far[gone].astype(float), preferred[gone])
+
+    def links(self, distance: int) -> np.ndarray:
+        """Pairs that connect near-duplicates that are alive, from `close_links`."""
+        chosen = np.flatnonzero(self.alive)
+        pairs = close_links(self._phashes(chosen), distance)
         pairs[:, :2] = chosen[pairs[:, :2]]
         return pairs
 
-    def reject_near_duplicates(self, pairs: np.ndarray) -> np.ndarray:
-        """Reject near-duplicates. Returns the pairs with both photos still kept: none."""
-        repeats, bits = near_duplicates(pairs, self.ranks)
-        for index in np.flatnonzero(repeats >= 0):
-            self.reject(int(index), "near_duplicate", float(bits[index]), int(repeats[index]))
-        return pairs[:0]
-
     def alive_by_label(self) -> dict[str, np.ndarray]:
         """Indices of each label's photos that are alive."""
-        labels = np.array(self.labels, dtype=object)
-        return {label: np.flatnonzero(self.alive & (labels == label)) for label in sorted(set(self.labels))}
+        codes, names = self._labels
+        alive = np.flatnonzero(self.alive)
+        order = alive[np.argsort(codes[alive], kind="stable")]
+        ends = np.searchsorted(codes[order], np.arange(len(names)), side="right")
+        found = dict(zip(names, np.split(order, ends)[: len(names)], strict=True))
+        return {name: found[name] for name in sorted(found)}
 
     def reject_outliers(self, indices: np.ndarray, scores: np.ndarray, threshold: float) -> int:
         """Reject the photos that score above the threshold. Returns their number."""
         far = np.flatnonzero(scores > threshold)
-        for place in far:
-            self.reject(int(indices[place]), "outlier", float(scores[place]))
-            self.details[int(indices[place])] = f"threshold {threshold:.4f}"
+        self.reject(indices[far], "outlier", scores[far], detail=f"threshold {threshold:.4f}")
         return len(far)
 
     def table(self, pairs: np.ndarray, validation: float) -> pa.Table:
@@ -100,79 +117,80 @@ class Verdicts:
         chosen = np.flatnonzero(self.alive)
         place = np.full(len(self.alive), -1)
         place[chosen] = np.arange(len(chosen))
-        within = place[pairs[:, :2]]
-        splits: list[Split | None] = [None] * len(self.alive)
-        for index, where in zip(chosen, split([self.hashes[i] for i in chosen], within, validation), strict=True):
-            splits[index] = where
+        splits = np.zeros(len(self.alive), np.int8)
+        apart = held_out(self._column("hash").take(pa.array(chosen)), place[pairs[:, :2]], validation)
+        splits[chosen] = np.where(apart, 2, 1)
+        ours = pa.array(self._reason > 0)
+        changed = {
+            "reason": pc.if_else(ours, pa.array(self._reasons).take(pa.array(self._reason)), self._column("reason")),
+            "score": pc.if_else(ours, pa.array(self._scores), self._column("score")),
+            "detail": self._with_details(),
+        }
         table = self.records
-        for name, values in (("reason", self.reasons), ("score", self.scores), ("detail", self.details)):
-            table = table.set_column(
-                table.schema.get_field_index(name),
-                table.schema.field(name),
-                pa.array(values, table.schema.field(name).type),
-            )
-        return table.append_column("split", pa.array(splits, pa.string())).append_column(
-            "partner", pa.array(self.partners, pa.int64())
+        for name, values in changed.items():
+            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+        of_split = pa.array([None, "train", "validation"], pa.string()).take(pa.array(splits))
+        partners = pa.array(self._partners, mask=self._partners < 0)
+        return table.append_column("split", of_split).append_column("partner", partners)
+
+    def _phashes(self, indices: np.ndarray) -> np.ndarray:
+        """Perceptual hashes of photos that have one: uint64 (n,)."""
+        found = self._column("phash").take(pa.array(indices)).cast(pa.binary(8))
+        return words_of(np.frombuffer(found.buffers()[1] or b"", np.uint8)[: 8 * len(found)].reshape(-1, 8))
+
+    def _with_details(self) -> pa.Array:
+        """The column `detail`, with what is known of the photos rejected here."""
+        details = pc.if_else(
+            pa.array(self._detail > 0), pa.array(self._details).take(pa.array(self._detail)), self._column("detail")
         )
+        paired = np.flatnonzero(self._partners >= 0)
+        partners = self._partners[paired]
+        codes, names = self._labels
+        like = pc.binary_join_element_wise("like ", self._column("path").take(pa.array(partners)), "")
+        labels = pc.binary_join_element_wise(", which is labelled ", pa.array(names, pa.string()), "")
+        conflicts = pa.array(codes[paired] != codes[partners])
+        others = pc.if_else(conflicts, labels.take(pa.array(codes[partners])), "")
+        texts = pc.binary_join_element_wise(like, others, "")
+        return pc.replace_with_mask(details, pa.array(self._partners >= 0), texts)
 
 
-def preference(paths: Sequence[str], areas: np.ndarray) -> np.ndarray:
+def _codes(column: pa.Array) -> tuple[np.ndarray, list[str]]:
+    """Each value's number, and the values."""
+    found = pc.dictionary_encode(column)
+    return found.indices.to_numpy(), found.dictionary.to_pylist()
+
+
+def preference(paths: Sequence[str] | pa.Array, areas: np.ndarray) -> np.ndarray:
     """Rank of each photo, 0 for the most preferred: by more pixels, then shorter path, then path.
 
     Shorter paths win because copies have longer names ("photo copy.jpg").
     """
-    lengths = np.array([len(path) for path in paths])
-    order = np.lexsort((np.array(paths, dtype=object), lengths, -areas))
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order))
+    names = pa.array(paths, pa.string())
+    table = pa.table({"area": areas, "length": pc.utf8_length(names), "path": names, "number": np.arange(len(names))})
+    keys = [("area", "descending"), ("length", "ascending"), ("path", "ascending"), ("number", "ascending")]
+    ranks = np.empty(len(names), np.int64)
+    ranks[pc.sort_indices(table, sort_keys=keys).to_numpy()] = np.arange(len(names))
     return ranks
 
 
-def duplicates(hashes: Sequence[str], ranks: np.ndarray) -> np.ndarray:
+def duplicates(hashes: Sequence[str] | pa.Array, ranks: np.ndarray) -> np.ndarray:
     """For each photo, the index of the photo it is an exact copy of, or -1: int64 (n,)."""
-    best: dict[str, int] = {}
-    for index in np.argsort(ranks):
-        best.setdefault(hashes[index], int(index))
-    kept = np.array([best[value] for value in hashes], dtype=np.int64)
-    return np.where(kept == np.arange(len(kept)), -1, kept)
+    which = pc.dictionary_encode(pa.array(hashes, pa.string())).indices.to_numpy()
+    order = np.lexsort((ranks, which))
+    first = np.ones(len(order), bool)
+    first[1:] = which[order][1:] != which[order][:-1]
+    best = np.empty(len(order), np.int64)
+    best[order] = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
+    return np.where(best == np.arange(len(best)), -1, best)
 
 
-def close_pairs(phashes: np.ndarray, distance: int) -> np.ndarray:
-    """All pairs of photos whose perceptual hashes differ in few bits.
-
-    An index over four 16-bit bands of the hash finds all of them: hashes that differ in d bits differ in at most
-    d // 4 bits in at least one band. A photo is compared only with the few that share a band with it, so the cost
-    grows nearly linearly up to millions of photos; comparing all pairs would grow quadratically.
-
-    Args:
-        phashes: uint8 (n, 8).
-        distance: most differing bits, 0 to 15.
-
-    Returns:
-        int64 (pairs, 3): index, larger index, differing bits.
-    """
-    if len(phashes) < 2:
-        return np.empty((0, 3), np.int64)
-    index = faiss.IndexBinaryMultiHash(64, 4, 16)
-    index.nflip = distance // 4
-    index.add(phashes)
-    found = []
-    for start in range(0, len(phashes), _QUERIES):
-        limits, distances, neighbors = index.range_search(phashes[start : start + _QUERIES], distance + 1)
-        ones = np.repeat(np.arange(start, start + len(limits) - 1), np.diff(limits.astype(np.int64)).astype(np.int64))
-        pairs = np.stack([ones, neighbors, distances.astype(np.int64)], axis=1)
-        found.append(pairs[(pairs[:, 0] < pairs[:, 1]) & (pairs[:, 2] <= distance)])
-    joined = np.concatenate(found)
-    return joined[np.lexsort((joined[:, 1], joined[:, 0]))]
-
-
-def close_links(phashes: np.ndarray, distance: int) -> np.ndarray:
+def close_links(words: np.ndarray, distance: int) -> np.ndarray:
     """Fewer pairs that connect the same photos as `close_pairs`: equal hashes form a chain.
 
     A photo that occurs a hundred times would give 4,950 pairs.
     """
-    hashes, first, which = np.unique(phashes, axis=0, return_index=True, return_inverse=True)
-    links = close_pairs(np.ascontiguousarray(hashes), distance)
+    hashes, first, which = np.unique(words, return_index=True, return_inverse=True)
+    links = close_pairs(hashes, distance)
     links[:, :2] = first[links[:, :2]]
     order = np.argsort(which, kind="stable")
     same = np.flatnonzero(which[order][1:] == which[order][:-1])
@@ -184,18 +202,23 @@ def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, n
     """For each photo, the index of the kept photo it nearly repeats, or -1, and the bits in which they differ.
 
     In order of preference, a photo is kept unless it is close to one already kept. So no two kept photos are a pair,
-    and a chain of small steps doesn't reject photos that look different.
+    and a chain of small steps doesn't reject photos that look different. Photos are decided many at a time: those
+    whose preferred neighbors are all rejected are kept, and their other neighbors rejected.
     """
     count = len(ranks)
+    swapped = ranks[pairs[:, 0]] > ranks[pairs[:, 1]]
+    better, worse = np.where(swapped, pairs[:, 1], pairs[:, 0]), np.where(swapped, pairs[:, 0], pairs[:, 1])
+    rejected = np.zeros(count, bool)
+    one, other = better, worse
+    while len(one):
+        blocked = np.zeros(count, bool)
+        blocked[other] = True
+        rejected[other[~blocked[one]]] = True
+        open_ = ~(rejected[one] | rejected[other])
+        one, other = one[open_], other[open_]
     repeats, bits = np.full(count, -1, np.int64), np.zeros(count, np.int64)
-    neighbors: dict[int, list[tuple[int, int]]] = {}
-    for one, other, distance in pairs.tolist():
-        neighbors.setdefault(one, []).append((other, distance))
-        neighbors.setdefault(other, []).append((one, distance))
-    for index in sorted(neighbors, key=lambda number: int(ranks[number])):
-        if repeats[index] >= 0:
-            continue
-        for other, distance in neighbors[index]:
-            if ranks[other] > ranks[index] and repeats[other] < 0:
-                repeats[other], bits[other] = index, distance
+    counts = np.flatnonzero(~rejected[better])
+    counts = counts[np.argsort(ranks[better[counts]], kind="stable")]
+    photos, first = np.unique(worse[counts], return_index=True)  # the most preferred neighbor comes first
+    repeats[photos], bits[photos] = better[counts[first]], pairs[counts[first], 2]
     return repeats, bits

@@ -20,6 +20,9 @@ from raygan.data.filters import Photo, Rules
 #: means the same for both.
 VIEW = 64
 
+#: Side in px of the largest square made from any photo, whatever the settings: the same photo then has the same hash.
+LARGEST = 128
+
 #: Side in px of the view that is hashed.
 HASHED = 32
 
@@ -64,18 +67,20 @@ def look(
         objection = rules.objection(lambda each: each.of_header(header, rules.limits))
         if objection:
             return Photo(width=header.width, height=header.height, **objection)
-        photo = decode(header)
+        # A detector gets the whole photo; the rest needs no more than twice the squares' size.
+        photo = decode(header, None if cut_face else 2 * max(size, large or 0, LARGEST))
     except Unreadable as error:
         return Photo("unreadable", detail=str(error))
     identity = pixel_hash(photo)
     face = cut_face(photo) if cut_face is not None else photo
     cut = photo if face is None else face
+    width, height = header.upright(photo) if cut is photo else cut.size
     square = to_square(cut, size, fit)
     view = square if size == VIEW else to_square(cut, VIEW, fit)
     return Photo(
         reason="no_face" if face is None else None,
-        width=cut.width,
-        height=cut.height,
+        width=width,
+        height=height,
         hash=identity,
         pixels=np.asarray(square),
         large=None if large is None or face is None else np.asarray(to_square(cut, large, fit)),

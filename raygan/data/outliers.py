@@ -11,24 +11,20 @@ which outliers don't inflate. A clean class loses about 1 photo in 700.
 The filter misses outliers that come in numbers (six photos of the same wall are each other's neighbors, unless they
 are near-duplicates) and photos that are partly right (an eye, a muzzle, a profile), which score near the threshold.
 
-Cost for n photos of a label with d = 512 features each: up to `EXACT` photos, an exact search with n² d
-multiplications; 3,000 photos take 0.2 s on one core. Beyond that, an inverted file of 4 √n lists, 32 of which are
-read for each photo: about 8 n^1.5 d multiplications, which takes seconds for 30,000 photos and half an hour on one
-core for 3 million, and 3 kB of memory per photo in one task per label. An exact search would take days. The network
-itself costs far more, about 100 photos per second and core, but grows linearly and uses all cores.
+Up to `EXACT` photos of a label are compared with each other, which takes n² d multiplications for vectors of d = 512
+numbers; 3,000 photos take 0.2 s on one core. Of more, `EXACT` photos, spread evenly, stand for all, and tasks score
+`EXACT` photos each against them, so cost grows linearly and no task holds more than twice as many vectors. Scores are
+higher then, as neighbors are fewer, and so is the threshold; what is ordinary in a way of which a label has only a few
+in a million may look like an outlier. The network itself costs more, about 100 photos per second and core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raygan.runtime.storage import local_folder
-
-if TYPE_CHECKING:
-    import faiss  # imported where it is used: workers that examine photos need not load it
 
 #: Length of the stored vectors: a random projection of the network's 1280 features that ranks outliers as well as
 #: they do (average precision 0.93 on labeled crops with and without it); 256 would be worse.
@@ -43,7 +39,7 @@ NEAR = 0.05
 #: Neighbors that a photo is compared with.
 NEIGHBORS = 5
 
-#: Up to this many photos of a label, the search is exact.
+#: Up to this many photos of a label are all compared with each other.
 EXACT = 20_000
 
 
@@ -71,22 +67,33 @@ def embedder(network: str) -> Callable[[np.ndarray], np.ndarray]:
 def project(features: np.ndarray) -> np.ndarray:
     """Features, float32 (n, d), scaled to unit length and projected, always in the same way, to float16 (n, DIM)."""
     random = np.random.default_rng(0).standard_normal((features.shape[1], DIM), dtype=np.float32)
+    if len(features) == 1:  # alone, it would be multiplied in another order, and rounded differently
+        return project(np.repeat(features, 2, axis=0))[:1]
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     projected: np.ndarray = (features / np.maximum(lengths, 1e-12)) @ random / DIM**0.5
     return projected.astype(np.float16)
 
 
-def scores(vectors: np.ndarray) -> np.ndarray:
-    """Mean cosine distance of each vector, (n, d), to its `NEIGHBORS` nearest others: float32 (n,), 0 to 2."""
+def scores(vectors: np.ndarray, others: np.ndarray | None = None, own: np.ndarray | None = None) -> np.ndarray:
+    """Mean cosine distance of each vector to its `NEIGHBORS` nearest others.
+
+    Args:
+        vectors: (n, d).
+        others: (m, d) those to compare with; by default the vectors themselves.
+        own: int (n,), each vector's number among the others; -1 if it isn't among them.
+
+    Returns:
+        float32 (n,), 0 to 2.
+    """
     import faiss
 
     faiss.omp_set_num_threads(1)
-    unit = vectors.astype(np.float32)
-    faiss.normalize_L2(unit)
-    index = _index(unit)
+    unit = _unit(vectors)
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit if others is None else _unit(others))
     similar, found = index.search(unit, NEIGHBORS + 1)
     # A vector finds itself, first or among its equals; if it doesn't, its farthest neighbor is left out.
-    itself = found == np.arange(len(unit))[:, None]
+    itself = found == (np.arange(len(unit)) if own is None else own)[:, None]
     itself[~itself.any(axis=1), -1] = True
     mean = similar[~itself].reshape(len(unit), NEIGHBORS).mean(axis=1)
     distances: np.ndarray = np.maximum(1 - mean, 1e-6).astype(np.float32)
@@ -103,18 +110,9 @@ def threshold(values: np.ndarray, deviations: float) -> float:
     return max(NEAR, float(np.exp(median + deviations * 1.4826 * np.median(np.abs(logs - median)))))
 
 
-def _index(unit: np.ndarray) -> faiss.Index:
+def _unit(vectors: np.ndarray) -> np.ndarray:
     import faiss
 
-    flat = faiss.IndexFlatIP(unit.shape[1])
-    if len(unit) <= EXACT:
-        flat.add(unit)
-        return flat
-    lists = int(4 * len(unit) ** 0.5)
-    index = faiss.IndexIVFScalarQuantizer(
-        flat, unit.shape[1], lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    index.nprobe = 32
-    index.train(unit[: 40 * lists])
-    index.add(unit)
-    return index
+    unit: np.ndarray = vectors.astype(np.float32)
+    faiss.normalize_L2(unit)
+    return unit

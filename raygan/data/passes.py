@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
+from raygan import pictures
 from raygan.data import chunks, duplicates, outliers, report, sheets, tasks, variation
 from raygan.data.chunks import PixelSettings
 from raygan.data.listing import Listing
+from raygan.data.locations import Locations
 from raygan.data.settings import PrepareSettings
-from raygan.data.shards import MANIFEST, Manifest, ShardFile, Split
+from raygan.data.shards import MANIFEST, Manifest, ShardFile
 from raygan.errors import RayganError
 from raygan.runtime import cluster, storage
 
@@ -35,11 +38,19 @@ _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 #: Photos that the variation of a label is measured from: enough for two digits.
 _SURVEYED = 2000
 
+#: Photos of a chunk's number of photos that it is measured from: an eighth gives the same variation as all.
+_OF_EACH = 64
+
+#: The filters that `compare` applies.
+_COMPARISONS = ["duplicate", "near_duplicate", "outlier"]
+
 #: Most shards per task, which reports only once it has written all of them.
 _SHARDS_PER_TASK = 16
 
-#: Tasks submitted to Ray at a time, unless there are more cores: its queues must stay short.
-_TASKS_WAITING = 1000
+#: What a task takes of a core in Ray's books. Ray Data notices only ten times a second that a task has finished, and
+#: only then starts another within its budget; with one task per core, cores sat idle a third of the time. With two,
+#: a core always has work.
+_CORES_OF_A_TASK = 0.5
 
 
 @dataclass
@@ -56,21 +67,20 @@ class Passes:
     folder: str
 
     def __post_init__(self) -> None:
-        size, photos = self.settings.chunk_images, self.listing.photos
-        self.parts = [photos.slice(start, size) for start in range(0, photos.num_rows, size)]
-        self.names = [
-            chunks.name_of(number, part, self.listing.sources, self.pixel_settings)
-            for number, part in enumerate(self.parts)
-        ]
+        photos = self.listing.photos
+        keys = chunks.keys_of(photos, self.listing.sources, self.pixel_settings)
+        self.where = Locations(self.folder, keys, photos["source"])
 
     def examine(self) -> None:
-        """Make the chunks that don't exist yet."""
-        there = _files_in(self.folder)
-        missing = [number for number, name in enumerate(self.names) if name not in there]
-        found = len(self.names) - len(missing)
+        """Make chunks of the photos that no chunk has yet."""
+        self.where.find(sorted(name for name in _files_in(self.folder) if name.startswith("chunk-")))
+        missing = np.flatnonzero(self.where.chunk < 0)
+        found = len(self.where.keys) - len(missing)
         if found:
-            print(f"resuming: {found} of {len(self.names)} chunks are there, {len(missing)} are still to do")
-        tables = [self._part(number) for number in missing]
+            print(f"resuming: {found:,} of {len(self.where.keys):,} photos are known, {len(missing):,} are still to do")
+        size = self.settings.chunk_images
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+        tables = [self._part(part) for part in parts]
         given = {"folder": self.folder, "sources": self.listing.sources, "settings": self.pixel_settings}
         total = sum(table.num_rows for table in tables)
         with tqdm(total=total, desc="examining photos", unit=" images", smoothing=0.1) as bar:
@@ -80,56 +90,83 @@ class Passes:
                 bar.set_postfix_str(f"{megabytes / (time.monotonic() - start):.1f} MB/s", refresh=False)
                 bar.update(done["images"])
 
+        for part in parts:
+            self.where.locate(part, chunks.name_of(self.where.keys[part]))
+
     def compare(self) -> tuple[pa.Table, dict[str, Any]]:
         """Compare the photos with each other: records with final verdicts and splits, and notes on outliers."""
         skip, distance = self.settings.skip, self.settings.hash_distance
-        verdicts = duplicates.Verdicts(chunks.read_records([storage.join(self.folder, name) for name in self.names]))
+        verdicts = duplicates.Verdicts(self.where.records())
         if "duplicate" not in skip:
             verdicts.reject_duplicates()
         if "near_duplicate" not in skip:
-            pairs = verdicts.reject_near_duplicates(verdicts.close_pairs(distance))
+            verdicts.reject_near_duplicates(distance)
         notes = self.reject_outliers(verdicts) if "outlier" not in skip else {}
-        if "near_duplicate" in skip:
-            # Only links between kept photos: if a link went through a rejected photo, its neighbors would be parted.
-            pairs = verdicts.close_pairs(distance, all_pairs=False)
+        # Only links between kept photos: if a link went through a rejected photo, its neighbors would be parted.
+        pairs = verdicts.links(distance) if "near_duplicate" in skip else np.empty((0, 3), np.int64)
         return verdicts.table(pairs, self.settings.validation), notes
 
     def reject_outliers(self, verdicts: duplicates.Verdicts) -> dict[str, Any]:
-        """Reject each label's outliers, scored in one task per label.
+        """Reject each label's outliers.
 
         Returns:
             For each label, the number of outliers, the threshold and the median score, or why it was skipped.
         """
-        import ray
-
-        score = ray.remote(tasks.outlier_scores)
         photos = verdicts.alive_by_label()
-        waiting = {
-            label: score.remote([place[:2] for place in self.places(rows)])
-            for label, rows in photos.items()
-            if len(rows) >= outliers.MIN_PHOTOS
-        }
+        waiting = {label: self._score(rows) for label, rows in photos.items() if len(rows) >= outliers.MIN_PHOTOS}
         notes: dict[str, Any] = {}
         for label, rows in photos.items():
             if label not in waiting:
                 notes[label] = {"skipped": f"{len(rows)} photos are too few for statistics"}
                 continue
-            scores = cluster.fetch(waiting[label])
+            scores = np.concatenate(cluster.fetch(waiting[label]))
             threshold = outliers.threshold(scores, self.settings.outlier_deviations)
             found = verdicts.reject_outliers(rows, scores, threshold)
             notes[label] = {"found": found, "threshold": threshold, "median": float(np.median(scores))}
         return notes
 
+    def _score(self, rows: np.ndarray) -> list[Any]:
+        """Start tasks that score a label's photos, which are in order; references to their scores, in order."""
+        import ray
+
+        score = ray.remote(tasks.outlier_scores)
+        if len(rows) <= outliers.EXACT:
+            return [score.remote(self.where.places(rows), None, None)]
+        chosen = pictures.spread(outliers.EXACT, len(rows))
+        others = ray.remote(tasks.features).remote(self.where.places(rows[chosen]))
+        own = np.full(len(rows), -1)
+        own[chosen] = np.arange(len(chosen))
+        return [
+            score.remote(
+                self.where.places(rows[start : start + outliers.EXACT]), others, own[start : start + outliers.EXACT]
+            )
+            for start in range(0, len(rows), outliers.EXACT)
+        ]
+
     def survey(self, records: pa.Table) -> dict[str, float | None]:
-        """The variation of each label's kept photos, from about `_SURVEYED` of them if there are more."""
-        labels = np.array(records["label"].to_pylist(), dtype=object)
-        kept = np.array([where is not None for where in records["split"].to_pylist()])
+        """The variation of each label's kept photos, from about `_SURVEYED` of them if there are more.
+
+        Of as many photos of the listing as an undisturbed run examines in a task, those `_OF_EACH` have a say whose
+        hashes are the smallest among the photos that are good on their own.
+        """
+        decoded = pc.not_equal(records["hash"], "")
+        alone = pc.or_kleene(pc.is_null(records["reason"]), pc.is_in(records["reason"], pa.array(_COMPARISONS)))
+        good = np.flatnonzero(pc.and_(decoded, alone).to_numpy())
+        kept = pc.is_valid(records["split"]).to_numpy()
         found: dict[str, float | None] = {}
-        for label in sorted(set(labels[kept])):
+        for label in sorted(records["label"].filter(pa.array(kept)).unique().to_pylist()):
+            own = pc.equal(records["label"], label).to_numpy() & kept
             total, count = np.zeros(variation.LENGTH), 0
-            for address, rows, _ in self.places(np.flatnonzero(kept & (labels == label))):
-                maps = chunks.read_layouts(address, rows)
-                total, count = total + maps.sum(axis=0), count + len(maps)
+            for number in np.unique(np.flatnonzero(own) // self.settings.chunk_images).tolist():
+                first, last = np.searchsorted(good, np.array([number, number + 1]) * self.settings.chunk_images)
+                part = good[first:last]
+                hashes = records["hash"].take(pa.array(part)).to_pylist()
+                chosen = np.sort(part[np.argsort(np.array(hashes, object), kind="stable")[:_OF_EACH]])
+                chosen = chosen[own[chosen]]
+                if len(chosen):
+                    pixels = self.where.pixels(chosen)
+                    maps = variation.layouts(np.stack([pixels[index] for index in chosen.tolist()]))
+                    total, count = total + maps.sum(axis=0), count + len(maps)
                 if count >= _SURVEYED:
                     break
             found[label] = variation.variation(total, count)
@@ -153,7 +190,7 @@ class Passes:
         stale = _shards_in(output)
         storage.delete(storage.join(output, MANIFEST))
         with ThreadPoolExecutor(1) as painter:  # the driver draws while the workers write
-            drawn = painter.submit(sheets.pictures, records, self.pixels)
+            drawn = painter.submit(sheets.pictures, records, self.where.pixels)
             shards, fingerprint = self._write_shards(records)
             pictures = drawn.result()
         storage.delete(storage.join(output, report.PICTURES))
@@ -172,37 +209,24 @@ class Passes:
         storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
         return pictures
 
-    def pixels(self, indices: np.ndarray) -> dict[int, np.ndarray]:
-        """Pixels (S, S, 3), by index, of those of the given photos that were decoded; holds one chunk at a time."""
-        found: dict[int, np.ndarray] = {}
-        for address, rows, numbers in self.places(indices):
-            decoded = np.array([value != "" for value in chunks.read_records([address])["hash"].to_pylist()])[rows]
-            found.update(zip(numbers[decoded].tolist(), chunks.read_pixels(address, rows[decoded]), strict=True))
-        return found
-
-    def places(self, indices: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Where the given photos are: for each chunk with any, its address, their rows in it, and their indices."""
-        size = self.settings.chunk_images
-        return [
-            (storage.join(self.folder, self.names[number]), indices[chosen] % size, indices[chosen])
-            for number in np.unique(indices // size)
-            if (chosen := indices // size == number).any()
-        ]
-
-    def _part(self, number: int) -> pa.Table:
-        """A block for Ray Data: a slice of the listing, and the name of the chunk to make from it."""
-        part = self.parts[number]
-        return part.append_column("chunk", pa.array([self.names[number]] * part.num_rows))
+    def _part(self, photos: np.ndarray) -> pa.Table:
+        """A block for Ray Data: photos of the listing, their keys, and the name of the chunk to make of them."""
+        part = self.listing.photos.take(pa.array(photos)).append_column("key", pa.array(self.where.keys[photos]))
+        return part.append_column("chunk", pa.array([chunks.name_of(self.where.keys[photos])] * len(photos)))
 
     def _shard(self, plan: dict[str, Any]) -> dict[str, Any]:
         """A shard for Ray Data: its name, and where its photos are."""
-        places = self.places(plan["photos"])
-        addresses, rows = [place[0] for place in places], [place[1].tolist() for place in places]
-        return {"file": plan["file"], "split": plan["split"], "addresses": addresses, "rows": rows}
+        places = self.where.places(plan["photos"])
+        where = {
+            "addresses": [address for address, *_ in places],
+            "rows": [rows.tolist() for _, rows, _ in places],
+            "places": [numbers.tolist() for *_, numbers in places],
+        }
+        return {"file": plan["file"], "split": plan["split"], **where}
 
     def _write_shards(self, records: pa.Table) -> tuple[list[ShardFile], str]:
         """Write the shards; returns them, and a fingerprint of their content."""
-        plans = _shard_plans(records["split"].to_pylist(), self.settings)
+        plans = _shard_plans(records["split"], self.settings)
         cores = max(1, int(cluster.total("CPU")))
         count = max(len(plans) // _SHARDS_PER_TASK, min(len(plans), 2 * cores))
         # Every n-th shard: the last ones, for validation, may be small.
@@ -239,7 +263,7 @@ def _stream(
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        concurrency=min(len(tables), max(_TASKS_WAITING, 4 * int(cluster.total("CPU")))),
+        num_cpus=_CORES_OF_A_TASK,
     )
     try:
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -251,13 +275,12 @@ def _stream(
         raise cluster.failure(error) from error
 
 
-def _shard_plans(splits: Sequence[Split | None], settings: PrepareSettings) -> list[dict[str, Any]]:
+def _shard_plans(splits: pa.ChunkedArray, settings: PrepareSettings) -> list[dict[str, Any]]:
     """Which photos go to which shard: consecutive kept photos of a split, in shards of nearly equal size."""
     most = settings.shard_images or max(1, min(1024, int(_SHARD_BYTES / (3 * settings.image_size**2))))
     plans = []
-    of_photo = np.array([split or "" for split in splits])
     for split in ("train", "validation"):
-        rows = np.flatnonzero(of_photo == split)
+        rows = np.flatnonzero(pc.equal(splits, split).fill_null(False).to_numpy())
         count = max(-(-len(rows) // most), min(_SHARDS_AT_LEAST, len(rows) // _IMAGES_AT_LEAST), 1)
         for number, part in enumerate(np.array_split(rows, count)):
             if len(part):

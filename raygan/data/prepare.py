@@ -42,12 +42,7 @@ from raygan.tracking.networks import feature_network
 UNRECORDED = ".unrecorded"
 
 #: Settings that don't affect the content of the shards.
-_CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run"})
-
-#: Ray Data starts a task only once it has seen another finish, for which it polls ten times a second, and in its first
-#: second starts one task at a time: cores sat idle a third of the time. Without its budgets, which protect pipelines
-#: that may fill the memory, tasks queue in Ray's own scheduler.
-_TASKS_QUEUE = {"op_resource_reservation_enabled": False}
+_CIRCUMSTANCES = frozenset({"output", "storage", "tracking_uri", "experiment", "overwrite", "dry_run", "more_later"})
 
 
 def prepare(settings: PrepareSettings) -> dict[str, Any]:
@@ -80,7 +75,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             _record(settings, configuration, known)
             return known
         _say_room(settings, pixel_settings, listing)
-    with cluster.ray_data(settings, **_TASKS_QUEUE), _work_folder(settings, configuration) as folder:
+    with cluster.ray_data(settings), _work_folder(settings, configuration) as folder:
         listing.sources = listing.decompressed(folder)
         passes = Passes(settings, pixel_settings, listing, folder)
         passes.examine()
@@ -94,7 +89,8 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             return summary
         storage.write_bytes(storage.join(settings.output, UNRECORDED), b"")
         passes.write(records, summary, configuration, inputs)
-    storage.delete(storage.join(settings.output, ".prepare"))
+    if not settings.more_later:
+        storage.delete(storage.join(settings.output, ".prepare"))
     _record(settings, configuration, summary)
     print(f"{summary['kept']:,} photos written to {settings.output}")
     return summary

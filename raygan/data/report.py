@@ -41,7 +41,7 @@ PICTURES = "pictures"
 
 def summarize(records: pa.Table, listing: Listing) -> dict[str, Any]:
     """The content of report.json, from judged records and the listing."""
-    reasons = Counter(reason for reason in records["reason"].to_pylist() if reason)
+    reasons = _counts(records["reason"])
     kept = records.num_rows - records["split"].null_count
     no_images = pc.sum(records["ignored"]).as_py() or 0
     because = listing.ignored + Counter({"not an image": no_images})
@@ -53,7 +53,7 @@ def summarize(records: pa.Table, listing: Listing) -> dict[str, Any]:
         "reasons": dict(sorted(reasons.items())),
         "ignored_because": dict(sorted(because.items())),
         "labels": _labels(records),
-        "label_conflicts": sum("labelled" in detail for detail in records["detail"].to_pylist()),
+        "label_conflicts": pc.sum(pc.match_substring(records["detail"], "labelled")).as_py() or 0,
         "inputs": [
             {"address": source.address, "layout": layout}
             for source, layout in zip(listing.sources, listing.layouts, strict=True)
@@ -99,8 +99,8 @@ def rejected(records: pa.Table, listing: Listing) -> pa.Table:
     """The content of rejected.parquet."""
     chosen = records.filter(pc.is_valid(records["reason"]))
     table = chosen.select(["path", "reason", "score", "detail", "label"])
-    inputs = [listing.sources[number].address for number in chosen["source"].to_pylist()]
-    return table.append_column("input", pa.array(inputs, pa.string()))
+    inputs = pa.array([source.address for source in listing.sources], pa.string())
+    return table.append_column("input", inputs.take(chosen["source"].combine_chunks()))
 
 
 def write(
@@ -127,12 +127,20 @@ def write(
 
 
 def _labels(records: pa.Table) -> dict[str, dict[str, int]]:
-    counts: Counter[tuple[str, str]] = Counter()
-    columns = (records[name].to_pylist() for name in ("label", "ignored", "reason", "split"))
-    for label, ignored, reason, split in zip(*columns, strict=True):
-        if not ignored:
-            counts[label, "seen"] += 1
-            counts[label, "rejected" if reason else "kept"] += 1
-            counts[label, split or ""] += 1
+    seen = records.filter(pc.invert(records["ignored"]))
+    counts = {
+        "seen": _counts(seen["label"]),
+        "rejected": _counts(seen["label"].filter(pc.is_valid(seen["reason"]))),
+        "kept": _counts(seen["label"].filter(pc.is_null(seen["reason"]))),
+    } | {
+        split: _counts(seen["label"].filter(pc.equal(seen["split"], split).fill_null(False)))
+        for split in ("train", "validation")
+    }
     names = ("seen", "kept", "rejected", "train", "validation")
-    return {label: {name: counts[label, name] for name in names} for label in sorted({key[0] for key in counts})}
+    return {label: {name: counts[name].get(label, 0) for name in names} for label in sorted(counts["seen"])}
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs that isn't null."""
+    found = column.drop_null().value_counts()
+    return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from raygan.data import filters
@@ -36,11 +37,12 @@ def pictures(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
     Returns:
         PNG files by name: ``kept.png``, ``rejected-REASON.png`` for each reason, ``distributions.png``.
     """
-    reasons = np.array([reason or "" for reason in records["reason"].to_pylist()], dtype=object)
-    kept = np.flatnonzero([where is not None for where in records["split"].to_pylist()])
+    reasons = records["reason"]
+    kept = np.flatnonzero(pc.is_valid(records["split"]).to_numpy())
     files = {"kept.png": _png(_sheet(records, _at_random(records, kept), pixels_of))}
-    for reason in sorted(set(reasons) - {""}):
-        chosen = _most_telling(records, np.flatnonzero(reasons == reason), reason)
+    for reason in sorted(set(reasons.unique().to_pylist()) - {None}):
+        rejected = np.flatnonzero(pc.equal(reasons, reason).fill_null(False).to_numpy())
+        chosen = _most_telling(records, rejected, reason)
         files[f"rejected-{reason}.png"] = _png(_sheet(records, chosen, pixels_of))
     files["distributions.png"] = _distributions(records, kept)
     return files
@@ -48,8 +50,10 @@ def pictures(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
 
 def _at_random(records: pa.Table, indices: np.ndarray) -> np.ndarray:
     """The `TILES` with the smallest hashes, which is as good as a random choice."""
-    hashes = records["hash"].take(pa.array(indices)).to_pylist()
-    return indices[np.argsort(np.array(hashes, dtype=object), kind="stable")[:TILES]]
+    hashes = pa.table({"hash": records["hash"].take(pa.array(indices)), "number": np.arange(len(indices))})
+    keys = [("hash", "ascending"), ("number", "ascending")]
+    chosen: np.ndarray = indices[pc.select_k_unstable(hashes, TILES, keys).to_numpy()]
+    return chosen
 
 
 def _most_telling(records: pa.Table, indices: np.ndarray, reason: str) -> np.ndarray:
@@ -58,16 +62,16 @@ def _most_telling(records: pa.Table, indices: np.ndarray, reason: str) -> np.nda
     if reason in FILTERS.names():
         found = filters.load(reason)
         rejects_low, paired = found.rejects_low, found.paired
-    scores = np.array([score or 0.0 for score in records["score"].take(pa.array(indices)).to_pylist()])
+    scores = records["score"].take(pa.array(indices)).fill_null(0.0).to_numpy()
     order = np.argsort(-scores if rejects_low else scores, kind="stable")
     return indices[order][: TILES // 2 if paired else TILES]
 
 
 def _sheet(records: pa.Table, indices: Sequence[int] | np.ndarray, pixels_of: PixelsOf) -> Image.Image:
-    partners = records["partner"].to_pylist()
+    partners = records["partner"].take(pa.array(indices)).to_pylist()
     tiles: list[int] = []
-    for index in indices:
-        tiles += [int(index)] if partners[index] is None else [int(index), partners[index]]
+    for index, partner in zip(np.asarray(indices).tolist(), partners, strict=True):
+        tiles += [index] if partner is None else [index, partner]
     pixels = pixels_of(np.unique(np.array(tiles, np.int64)))
     rows = max(1, -(-len(tiles) // COLUMNS))
     sheet = Image.new("RGB", (COLUMNS * (SIDE + _GAP), rows * (SIDE + _CAPTION + _GAP)), _PAPER)

@@ -29,7 +29,7 @@ def examine(task: pa.Table, *, folder: str, sources: Sequence[Source], settings:
     """Make one chunk.
 
     Args:
-        task: a slice of the listing, with the chunk's name in the column `chunk`.
+        task: photos of the listing, with their keys in the column `key`, and the chunk's name in the column `chunk`.
         folder: address of the work folder.
         sources: the inputs.
         settings: what the chunk's content depends on.
@@ -39,8 +39,8 @@ def examine(task: pa.Table, *, folder: str, sources: Sequence[Source], settings:
     """
 
     def work() -> list[dict[str, Any]]:
-        table = chunks.build_chunk(task.drop_columns(["chunk"]), sources, settings)
-        chunks.write_chunk(storage.join(folder, task["chunk"][0].as_py()), table)
+        table = chunks.build_chunk(task.drop_columns(["chunk", "key"]), sources, settings)
+        chunks.write_chunk(storage.join(folder, task["chunk"][0].as_py()), table, task["key"])
         return [{"images": table.num_rows, "bytes": pc.sum(table["bytes"]).as_py()}]
 
     return _answer(work)
@@ -50,7 +50,8 @@ def write(task: pa.Table, *, output: str, encoding: Encoding) -> pa.Table:
     """Write shards.
 
     Args:
-        task: a row per shard: its file and split, the chunks' addresses, and the rows to take from each.
+        task: a row per shard: its file and split, the chunks' addresses, the rows to take from each, and the places
+            of these in the shard.
         output: address of the data set.
         encoding: of the images in the shards.
 
@@ -60,11 +61,21 @@ def write(task: pa.Table, *, output: str, encoding: Encoding) -> pa.Table:
     return _answer(lambda: [_written(shard, output, encoding) for shard in task.to_pylist()])
 
 
-def outlier_scores(places: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Outlier scores, float32 (n,), of photos given by their chunks' addresses and their rows in them."""
+#: Where photos are: chunks' addresses, rows in each, and the photos' numbers among all that are meant.
+Places = Sequence[tuple[str, np.ndarray, np.ndarray]]
+
+
+def features(places: Places) -> np.ndarray:
+    """Feature vectors, float16 (n, DIM), of photos, in the order of their numbers."""
+    order = np.argsort(np.concatenate([numbers for *_, numbers in places]))
+    return np.concatenate([chunks.read_features(address, rows) for address, rows, _ in places])[order]
+
+
+def outlier_scores(places: Places, others: np.ndarray | None, own: np.ndarray | None) -> np.ndarray:
+    """Outlier scores, float32 (n,), of photos; `others` and `own` are those of `outliers.scores`."""
     from raygan.data import outliers
 
-    return outliers.scores(np.concatenate([chunks.read_features(address, rows) for address, rows in places]))
+    return outliers.scores(features(places), others, own)
 
 
 def _written(shard: dict[str, Any], output: str, encoding: Encoding) -> dict[str, Any]:
@@ -73,8 +84,9 @@ def _written(shard: dict[str, Any], output: str, encoding: Encoding) -> dict[str
         chunks.read_photos(address, np.array(rows))
         for address, rows in zip(shard["addresses"], shard["rows"], strict=True)
     ]
-    about = pa.concat_tables([table for _, table in found])
-    pixels = np.concatenate([pixels for pixels, _ in found])
+    order = np.argsort(np.concatenate(shard["places"]))
+    about = pa.concat_tables([table for _, table in found]).take(pa.array(order))
+    pixels = np.concatenate([pixels for pixels, _ in found])[order]
     digest = write_shard(output, shard["file"], pixels, about, shard["split"], encoding)
     labels, counts = np.unique(about["label"].to_numpy(zero_copy_only=False), return_counts=True)
     return {

@@ -7,19 +7,18 @@ import torch
 from raygan import tracking
 from raygan.classifier.promotion import decide
 from raygan.classifier.settings import ClassifySettings
+from raygan.data.photos import InMemory, Photos
 from raygan.models.googlenet import build_googlenet, load_classifier, save_classifier
 from raygan.runtime.settings import StorageSettings
 
 LABELS = ("cat", "dog")
 
 
-class Held:
+def held_out(classifier):
     """Photos of which a classifier is always right."""
-
-    def __init__(self, classifier):
-        pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
-        self.rows = (20,)
-        self.block = lambda number: (pixels, classifier.probabilities(torch.from_numpy(pixels)).argmax(1).numpy())
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return Photos((20,), InMemory(((pixels, classifier.probabilities(images).argmax(1).numpy()),)))
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_the_classifier_that_is_right_more_often_is_the_champion(storage, tmp_pa
 
     right, _ = classifier()
     wrong, folder = classifier(swapped=True)
-    photos = Held(right)
+    photos = held_out(right)
     with tracking.start_run(storage, "r", job="test", params={}) as run:
 
         def decision(one, **changes):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image, ImageFilter
+import io
 
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter, ImageOps
+
+from raygan.data.decode import decode, read_header
 from raygan.data.examine import examine, judge, look
 from raygan.data.filters import Rules
 from raygan.data.settings import Limits
@@ -37,3 +41,29 @@ def test_measures_equal_those_of_plain_numpy():
     np.testing.assert_allclose(photo.brightness, gray.mean(), rtol=1e-5)
     np.testing.assert_allclose(photo.contrast, gray.std(), rtol=1e-5)
     np.testing.assert_allclose(photo.sharpness, (laplacian.var() - 20 / 12) ** 0.5 / gray.std(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_large_jpeg_decoded_at_a_smaller_scale_gives_nearly_the_same(size, orientation):
+    random = np.random.default_rng(5)
+    coarse = Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    photo = coarse.resize((3200, 2400), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=90, exif=exif)
+    found = examine(buffer.getvalue(), size, "crop", RULES, large=128)
+    upright = photo if orientation == 1 else photo.rotate(-90, expand=True)
+    assert (found.width, found.height) == upright.size
+    whole = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)).astype(float)
+    assert np.abs(found.pixels - whole).mean() < 1.5
+    decoded = decode(read_header(buffer.getvalue()), 2 * 128)
+    assert sorted(decoded.size) == [300, 400]
+
+
+def test_small_jpegs_and_other_formats_are_decoded_whole():
+    for kind, size in (("JPEG", (700, 500)), ("PNG", (1600, 1200))):
+        buffer = io.BytesIO()
+        Image.new("RGB", size, (9, 99, 199)).save(buffer, kind)
+        assert decode(read_header(buffer.getvalue()), 256).size == size

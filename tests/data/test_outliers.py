@@ -7,7 +7,7 @@ import numpy as np
 from raygan.data import outliers
 
 
-def test_scores_are_mean_distances_to_the_nearest_neighbors(monkeypatch):
+def test_scores_are_mean_distances_to_the_nearest_neighbors():
     random = np.random.default_rng(4)
     vectors = (random.normal(size=(300, 16)) + 1).astype(np.float16)
     unit = vectors.astype(float) / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
@@ -15,8 +15,23 @@ def test_scores_are_mean_distances_to_the_nearest_neighbors(monkeypatch):
     np.fill_diagonal(similar, -9)
     expected = 1 - np.sort(similar, axis=1)[:, -outliers.NEIGHBORS :].mean(axis=1)
     np.testing.assert_allclose(outliers.scores(vectors), expected, atol=1e-4)
-    monkeypatch.setattr(outliers, "EXACT", 100)
-    assert np.corrcoef(outliers.scores(vectors), expected)[0, 1] > 0.99
+
+
+def test_some_vectors_stand_for_all():
+    random = np.random.default_rng(4)
+    vectors = random.normal(size=(3000, 16)) + 2
+    vectors[::100] -= 2  # outliers, each in a direction of its own
+    among = np.arange(0, 3000, 7)
+    own = np.full(3000, -1)
+    own[among] = np.arange(len(among))
+    scored = outliers.scores(vectors.astype(np.float16), vectors[among].astype(np.float16), own)
+    exact = outliers.scores(vectors.astype(np.float16))
+    assert np.corrcoef(scored, exact)[0, 1] > 0.95
+    worst = set(np.argsort(scored)[-30:].tolist())
+    assert len(worst & set(np.argsort(exact)[-30:].tolist())) >= 25
+    # A vector isn't its own neighbor.
+    alone = outliers.scores(vectors[among].astype(np.float16))
+    np.testing.assert_allclose(scored[among], alone, atol=1e-3)
 
 
 def test_equal_vectors_count_as_neighbors():

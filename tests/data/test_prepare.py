@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from raygan import tracking
 from raygan.data import chunks, outliers, tasks
 from raygan.data import report as photo_report
-from raygan.data.listing import Listing
+from raygan.data.listing import SCHEMA, Listing
+from raygan.data.locations import Locations
 from raygan.data.passes import Passes
 from raygan.data.prepare import list_photos, pixel_settings_of, prepare
 from raygan.data.settings import PrepareSettings
@@ -179,7 +180,7 @@ def test_a_killed_and_resumed_job_writes_the_bytes_of_an_undisturbed_one(tmp_pat
         DataSet.open(killed.output)
     capfd.readouterr()
     prepare(killed)
-    assert "chunks are there" in capfd.readouterr().out
+    assert "photos are known" in capfd.readouterr().out
     assert contents(killed.output) == contents(calm.output)
 
 
@@ -190,6 +191,23 @@ def _kill_half_way(settings: PrepareSettings) -> None:
     wait_until(lambda: len(list(work.glob("chunk-*.parquet"))) >= 2, "two chunks are written", alive=job)
     job.kill()
     job.wait()
+
+
+def test_a_grown_input_is_examined_only_where_it_is_new(tmp_path, settings, capfd):
+    photos = photo_folder(tmp_path / "photos", 30)
+    grown = settings(photos, output=str(tmp_path / "grown"), chunk_images=8, more_later=True)
+    prepare(grown)
+    before = {path.name for path in Path(grown.output, ".prepare").glob("chunk-*")}
+    photo_folder(photos, 12, start=500)
+    shutil.copy(photos / "cat" / "0000.png", photos / "cat" / "0000 copy.png")  # among the old ones
+    capfd.readouterr()
+    prepare(grown.model_copy(update={"overwrite": True}))
+    assert "60 of 85 photos are known" in capfd.readouterr().out
+    assert before < {path.name for path in Path(grown.output, ".prepare").glob("chunk-*")}
+    at_once = settings(photos, output=str(tmp_path / "at-once"), chunk_images=8)
+    prepare(at_once)
+    shutil.rmtree(Path(grown.output, ".prepare"))
+    assert contents(grown.output) == contents(at_once.output)
 
 
 def test_split_is_stable_when_files_are_added_and_renamed(tmp_path, settings):
@@ -225,10 +243,10 @@ def test_near_duplicates_share_a_split_even_if_the_photo_between_them_is_rejecte
     about = {"label": "cat", "width": 64, "height": 64, "phash": bytes(8)}
     hashes = ["00000000", "11111111", "88888888", "eeeeeeee", "ffffffff"]  # alone, three would be for training
     rows = [{**about, "path": f"{i}.png", "hash": value} for i, value in enumerate(hashes)]
-    monkeypatch.setattr(chunks, "read_records", lambda addresses: pa.Table.from_pylist(rows, chunks.RECORD))
+    monkeypatch.setattr(Locations, "records", lambda where: pa.Table.from_pylist(rows, chunks.RECORD))
     monkeypatch.setattr(Passes, "reject_outliers", lambda passes, verdicts: verdicts.reject(2, "outlier", 1.0))
     settings = PrepareSettings(input=["photos"], output=str(tmp_path), skip=["near_duplicate"], validation=0.5)
-    passes = Passes(settings, pixel_settings_of(settings), Listing([], pa.table({})), str(tmp_path))
+    passes = Passes(settings, pixel_settings_of(settings), Listing([], SCHEMA.empty_table()), str(tmp_path))
     records, _ = passes.compare()
     assert records["split"].to_pylist() == ["validation", "validation", None, "validation", "validation"]
 
@@ -283,7 +301,7 @@ def test_an_outlier_is_found_in_a_large_enough_class(tmp_path, settings):
 
 
 def test_a_failing_outlier_search_says_why_in_one_line(tmp_path, settings, monkeypatch):
-    def fail(places: Any) -> None:
+    def fail(places: Any, others: Any, own: Any) -> None:
         raise RayganError("cannot read the chunk")
 
     monkeypatch.setattr(tasks, "outlier_scores", fail)
