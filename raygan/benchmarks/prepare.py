@@ -39,12 +39,14 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from raygan import tracking
+from raygan.benchmarks import comparing
 from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.results import cores, machine, write_json
 from raygan.benchmarks.settings import PrepareBenchmarkSettings
 from raygan.data import duplicates
 from raygan.data.kinds import is_image_name
 from raygan.data.listing import Listing, find_photos
+from raygan.data.neighbors import close_pairs, words_of
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import write_shard
@@ -62,7 +64,10 @@ _LOOK_EVERY = 0.2
 
 def benchmark(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
     """Measure, print a table, write JSON if asked, and return the numbers."""
-    result = _memory(settings) if settings.memory else _speed(settings)
+    if settings.compare:
+        result: dict[str, Any] = {"compared": comparing.measure(settings.compare)}
+    else:
+        result = _memory(settings) if settings.memory else _speed(settings)
     result["machine"] = machine()
     write_json(settings.json_file, result)
     return result
@@ -170,7 +175,7 @@ def _pillow_loop(settings: PrepareSettings) -> None:
         kept.append(np.asarray(square))
         about.append({"label": path.parent.name, "path": str(path), "hash": digest})
     near = np.stack([np.packbits(value.hash) for value in phashes])
-    repeats, _ = duplicates.near_duplicates(duplicates.close_pairs(near, settings.hash_distance), np.arange(len(near)))
+    repeats, _ = duplicates.near_duplicates(close_pairs(words_of(near), settings.hash_distance), np.arange(len(near)))
     chosen = np.flatnonzero(repeats < 0)
     for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // _SHARD))):
         rows = pa.Table.from_pylist([about[i] for i in part])

@@ -17,7 +17,7 @@ BENCHMARKS = {
         summary="Compare prepare's speed with a Pillow loop and torchvision's loader, or measure its memory.",
         settings=_SETTINGS + "PrepareBenchmarkSettings",
         function=_RUN + "prepare:benchmark",
-        examples=("--input photos", "--input photos --memory 3000 30000"),
+        examples=("--input photos", "--input photos --memory 3000 30000", "--compare 300000 3000000"),
     ),
     "train-step": Job(
         summary="Compare a training step with textbook WGAN-GP's: images/s, memory, share of the hardware's peak.",
@@ -50,7 +50,10 @@ BENCHMARKS = {
         summary="Measure strong and weak scaling over workers, and model it beyond this machine.",
         settings=_SETTINGS + "ScaleBenchmarkSettings",
         function=_RUN + "scale:benchmark",
-        examples=("--data shards --preset best-64 --label cat --input photos",),
+        examples=(
+            "--data shards --preset best-64 --label cat --input photos",
+            "--data shards-128px --photos 10000 1000000 30000000",
+        ),
     ),
     "serve": Job(
         summary="Compare the service with plain FastAPI and LitServe, all with the same models.",

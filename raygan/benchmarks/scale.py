@@ -36,6 +36,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ import ray
 import torch
 
 from raygan import tracking
+from raygan.addresses import is_remote
+from raygan.benchmarks import reading
 from raygan.benchmarks.prepare import repeat
 from raygan.benchmarks.processes import in_processes
 from raygan.benchmarks.results import cores, machine, write_json
@@ -50,6 +53,7 @@ from raygan.benchmarks.settings import ScaleBenchmarkSettings
 from raygan.benchmarks.train import apart, on_one_kind_of_device, shared_settings, under_ray
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
+from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.sync_norm import SyncBatchNorm2d
 from raygan.runtime import cluster
@@ -133,6 +137,8 @@ class Cost:
 
 def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
     """Measure, print tables, write JSON if asked, and return the numbers."""
+    if settings.photos:
+        return _read(settings)
     if not settings.workers or min(settings.workers) < 1:
         raise ConfigurationError("--workers: give numbers of workers, each at least 1")
     if max(settings.workers) > cores():
@@ -156,6 +162,18 @@ def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
     result = {"machine": machine(), "settings": base.plain(), "rows": rows}
     write_json(settings.json_file, result)
     result["model"] = _model(base, rows)
+    write_json(settings.json_file, result)
+    return result
+
+
+def _read(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
+    """Measure reading, see `raygan.benchmarks.reading`. The links are made beside the shards: on their disk."""
+    if min(settings.photos) < 1 or is_remote(settings.data):
+        raise ConfigurationError("--photos: give numbers of at least 1, and --data on a local disk")
+    data = DataSet.open(settings.data)
+    with tempfile.TemporaryDirectory(prefix=".raygan-links-", dir=os.path.dirname(settings.data)) as folder:
+        rows = reading.measure(data, settings.photos, Path(folder), settings.data_memory)
+    result = {"machine": machine(), "rows": rows}
     write_json(settings.json_file, result)
     return result
 

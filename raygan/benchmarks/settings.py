@@ -38,7 +38,9 @@ class PrepareBenchmarkSettings(NumbersFile):
 
     group: ClassVar[str] = "benchmark"
 
-    input: list[Address] = option(..., "folders of photos to measure with")
+    input: list[Address] = option(
+        None, "folders of photos to measure with; needless with --compare", default_factory=list
+    )
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     rounds: int = option(2, "number of measurements; the best of each counts", ge=1, le=100)
     outlier: bool = option(True, "measure speed with the outlier filter too, memory with it instead of without")
@@ -48,7 +50,19 @@ class PrepareBenchmarkSettings(NumbersFile):
         unit="photos",
         default_factory=list,
     )
+    compare: list[int] = option(
+        None,
+        "measure the comparing step instead, with each of these numbers of synthetic records",
+        unit="photos",
+        default_factory=list,
+    )
     scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
+
+    @model_validator(mode="after")
+    def _has_something_to_measure(self) -> PrepareBenchmarkSettings:
+        if not self.input and not self.compare:
+            raise ValueError("input: give folders of photos, or --compare")
+        return self
 
 
 class TrainStepBenchmarkSettings(NumbersFile):
@@ -141,6 +155,13 @@ class ScaleBenchmarkSettings(TrainBenchmarkSettings):
 
     input: list[Address] = option(None, "folders of photos, to measure prepare too", default_factory=list)
     prepare_photos: int = option(6000, "photos per core, repeated from --input", ge=100)
+    photos: list[int] = option(
+        None,
+        "measure reading instead: seconds to the first step, memory, images/s, bytes between nodes, with data sets of "
+        "each of these numbers of photos, which are hard links to the shards of --data (a local folder)",
+        unit="photos",
+        default_factory=list,
+    )
 
 
 #: What `serve` is compared with, and itself, as `raygan.benchmarks.serve_peers` names them.
@@ -188,6 +209,7 @@ class DrillSettings(NumbersFile):
             "four",
             "notice",
             "submitted",
+            "reading",
             "prepare",
             "tune",
             "serve",

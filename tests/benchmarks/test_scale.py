@@ -1,8 +1,13 @@
-"""The model of how training scales, against cases worked out by hand."""
+"""The model of how training scales, against cases worked out by hand; data sets and records of any size."""
 
+import numpy as np
 import pytest
 
+from raygan.benchmarks.comparing import compare
+from raygan.benchmarks.reading import linked
 from raygan.benchmarks.scale import Cost, Link, line_through
+from raygan.data.photos import open_photos
+from raygan.data.shards import DataSet
 
 PERFECT_LINK = Link(bandwidth=float("inf"), latency=0.0)
 
@@ -48,3 +53,20 @@ def test_batch_norms_over_all_ranks_send_messages_in_every_pass():
     cost = Cost(fixed=0.0, slope=0.0, critic_bytes=0, generator_bytes=0, n_critic=1, norms=4)
     # Critic step, generator forwards and backwards: 12 sums of 2 messages, beside two sums of gradients with 4.
     assert cost.seconds(3, 20, Link(1e8, 0.001)) == pytest.approx((12 * 2 + 2 * 4) * 0.001)
+
+
+def test_a_large_data_set_is_made_of_links(tmp_path, write_shards):
+    data = DataSet.open(str(write_shards()))
+    large = DataSet.open(linked(data, 1000, tmp_path / "large").address)
+    photos, few = open_photos(large, "train", None), open_photos(data, "train", None)
+    assert 1000 <= len(photos) < 1000 + max(few.rows)
+    for number in (0, len(photos.rows) - 1):
+        same = few.block(number % len(few.rows))
+        assert all(np.array_equal(a, b) for a, b in zip(photos.block(number), same, strict=True))
+    assert large.manifest.count("validation") == data.manifest.count("validation")
+
+
+def test_synthetic_records_have_copies_and_near_duplicates():
+    found = compare(3000)
+    # A tenth are near-duplicates, and a tenth copies, some of them of each other.
+    assert 0.8 <= found["kept"] / 3000 < 0.85
