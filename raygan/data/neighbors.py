@@ -24,6 +24,11 @@ _MOST_BITS = 8
 #: Bits of a key that suffice: with more, the tables would become too many.
 _KEY_BITS = 21
 
+#: Hashes that are sorted at a time.
+_IN_CACHE = 1 << 15
+
+_UPPER = np.uint64(0xFFFFFFFF00000000)
+
 #: Hashes looked up at a time in the index for more bits; bounds the memory of the answer.
 _QUERIES = 20_000
 
@@ -53,42 +58,63 @@ def _by_tables(words: np.ndarray, distance: int) -> np.ndarray:
     equal = next(k for k in itertools.count(1) if 64 * k / (distance + k) >= min(log2(len(words)) - 1, _KEY_BITS))
     edges = np.round(np.linspace(0, 64, distance + equal + 1)).astype(int).tolist()
     bands = [((1 << (high - low)) - 1) << low for low, high in itertools.pairwise(edges)]
+    tables = list(itertools.combinations(range(len(bands)), equal))
     found = [np.empty((0, 3), np.int64)]
-    for chosen in itertools.combinations(range(len(bands)), equal):
-        before = [np.uint64(bands[band]) for band in range(chosen[-1]) if band not in chosen]
-        keys = _keys(words, [(edges[band], bands[band]) for band in chosen])
-        for one, other in _equal(keys):
-            differ = words[one] ^ words[other]
-            bits = np.bitwise_count(differ)
-            # A pair counts in the first of the tables where it is found.
-            new = (bits <= distance) & np.logical_and.reduce([differ & band != 0 for band in before], 0)
-            ends = np.sort(np.stack([one[new], other[new]], 1), axis=1)
-            found.append(np.column_stack([ends, bits[new]]).astype(np.int64))
+    for first, same in itertools.groupby(tables, lambda table: table[0]):
+        of_band = list(same)
+        for part in _parts(words, edges[first], edges[first + 1]):
+            for chosen in of_band:
+                before = [np.uint64(bands[band]) for band in range(chosen[-1]) if band not in chosen]
+                mask = np.uint64(sum(bands[band] for band in chosen))
+                found += _close(words, part, mask, before, distance)
     return np.concatenate(found)
 
 
-def _keys(words: np.ndarray, bands: list[tuple[int, int]]) -> np.ndarray:
-    """The bits of some bands, or 32 bits made from them, above each hash's index: uint64 (n,), sorted."""
-    key, width = np.zeros_like(words), 0
-    for low, mask in bands:
-        key |= ((words & np.uint64(mask)) >> np.uint64(low)) << np.uint64(width)
-        width += mask.bit_count()
-    if width > 32:
-        key = (key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)  # equal keys stay equal
-    packed: np.ndarray = (key << np.uint64(32)) | np.arange(len(words), dtype=np.uint64)
-    packed.sort()
-    return packed
+def _parts(words: np.ndarray, low: int, high: int) -> list[np.ndarray]:
+    """Indices of the hashes by the upper of the bits from `low` to `high`, few enough for a core's cache."""
+    used = min(high - low, max(0, round(log2(len(words) / _IN_CACHE))))
+    values = ((words >> np.uint64(high - used)) & np.uint64((1 << used) - 1)) << np.uint64(32)
+    values |= np.arange(len(words), dtype=np.uint64)
+    values.sort()
+    ends = np.searchsorted(values >> np.uint64(32), np.arange(1, 1 << used))
+    return np.split((values & ~_UPPER).astype(np.int64), ends)
 
 
-def _equal(packed: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of indices with equal keys: those of neighbors in the table, then those two places apart, and so on."""
-    keys, indices = packed >> np.uint64(32), (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    places, step = np.flatnonzero(keys[1:] == keys[:-1]), 1
+def _close(
+    words: np.ndarray, part: np.ndarray, mask: np.uint64, before: list[np.uint64], distance: int
+) -> list[np.ndarray]:
+    """Close pairs, as of `close_pairs`, of some hashes that agree in a table's bits, and in no earlier table's."""
+    found = []
+    for one, other, differ in _equal(words[part], mask):
+        bits = np.bitwise_count(differ)
+        close = np.flatnonzero(bits <= distance)
+        new = close[np.logical_and.reduce([differ[close] & band != 0 for band in before], 0)] if before else close
+        if len(new):
+            ends = np.sort(np.stack([part[one[new]], part[other[new]]], 1), axis=1)
+            found.append(np.column_stack([ends, bits[new]]).astype(np.int64))
+    return found
+
+
+def _equal(words: np.ndarray, mask: np.uint64) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Indices of hashes that agree in the bits of a mask, and the bits in which they differ.
+
+    Hashes are sorted by 32 bits made from the mask's, so a few pairs agree only in these. First come pairs of
+    neighbors in the table, then pairs two places apart, and so on.
+    """
+    table = words & mask
+    table *= np.uint64(0x9E3779B97F4A7C15)  # equal bits stay equal, and the upper half depends on all of them
+    table &= _UPPER
+    table |= np.arange(len(words), dtype=np.uint64)
+    table.sort()
+    indices = (table & ~_UPPER).astype(np.int64)
+    there = words[indices]
+    table >>= np.uint64(32)
+    places, step = np.flatnonzero(table[1:] == table[:-1]), 1
     while len(places):
-        yield indices[places], indices[places + step]
+        yield indices[places], indices[places + step], there[places] ^ there[places + step]
         step += 1
-        places = places[places + step < len(keys)]
-        places = places[keys[places] == keys[places + step]]
+        places = places[places + step < len(table)]
+        places = places[table[places] == table[places + step]]
 
 
 def _by_index(words: np.ndarray, distance: int) -> np.ndarray:
