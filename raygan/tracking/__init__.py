@@ -2,8 +2,9 @@
 
 `connection` finds MLflow and checks that it works. `runs` opens a job's run; its metrics, tags and artifacts go to a
 folder on disk (`outbox`), from which a thread sends them, so nothing waits for MLflow and nothing is lost. `callback`
-records what Ray Train's workers report. `models` registers and finds trained models, as MLflow models (`flavor`) with a
-`card`; `promotion` moves the serving alias; `networks` finds the registered classifier and feature networks by name.
+records what Ray Train's workers report. `register` registers trained models, as MLflow models (`flavor`) with a `card`;
+`models` finds them, and `promotion` moves the serving alias. `networks` finds the registered classifier and feature
+networks by name.
 """
 
 from raygan.tracking.connection import check_records, connect, tracking_uri, ui_command
@@ -15,12 +16,10 @@ from raygan.tracking.models import (
     download_model,
     find_model,
     generator_name,
-    keep_beside,
-    register_classifier,
-    register_generator,
     serving_classifier,
     serving_generators,
 )
+from raygan.tracking.register import keep_beside, register_classifier, register_generator
 from raygan.tracking.runs import Run, close_children, kill_children, start_run
 
 __all__ = [

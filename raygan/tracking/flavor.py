@@ -31,9 +31,6 @@ from raygan.models.registry import ARCHITECTURES
 
 Kind = Literal["generator", "classifier"]
 
-#: Where a model's own files are in an MLflow model.
-FILES = "artifacts"
-
 #: What each kind needs beside the code that travels along.
 _PACKAGES = {
     "generator": ("mlflow", "torch", "numpy", "pandas", "safetensors"),
