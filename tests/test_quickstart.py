@@ -1,6 +1,7 @@
 """The quickstart, shortened: drawn faces go through every stage."""
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,9 +10,10 @@ from raygan.errors import ConfigurationError
 from raygan.quickstart import quickstart as module
 from raygan.quickstart.quickstart import quickstart
 from raygan.quickstart.settings import QuickstartSettings
+from raygan.settings import validate
 
 
-def test_drawn_faces_become_a_registered_generator(ray_cluster, new_storage, monkeypatch, capsys):
+def test_drawn_faces_become_a_registered_generator_and_a_classifier(ray_cluster, new_storage, monkeypatch, capsys):
     monkeypatch.setattr(module, "DRAWN_FACES", 48)
     settings = QuickstartSettings(storage=str(new_storage), tracking_uri=None, epochs=1, image_size=32, serve=False)
     quickstart(settings)
@@ -21,8 +23,47 @@ def test_drawn_faces_become_a_registered_generator(ray_cluster, new_storage, mon
     assert "/v1/sample?label=cat&n=16&seed=7" in shown
     assert list((new_storage / "runs").glob("*/pictures/*.png"))
     assert set(tracking.serving_generators(tracking.connect(settings))) == {"cat"}
+    assert tracking.serving_classifier(tracking.connect(settings)).name == "raygan-classifier"
     quickstart(settings)  # nothing is trained twice
-    assert "already trained" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("already trained") == 2
+
+
+def test_minutes_name_the_preset_the_time_and_what_to_expect(monkeypatch, capsys, tmp_path):
+    """The plan alone, with stages that only note what they are asked."""
+    asked = {}
+    data = SimpleNamespace(
+        address="shards",
+        manifest=SimpleNamespace(
+            classes=["cat", "dog"], fingerprint="f", count=lambda split, label: {"train": 400, "validation": 60}[split]
+        ),
+    )
+    report = SimpleNamespace(folder="reports/r")
+    monkeypatch.setattr(module.cluster, "connect", lambda settings: None)
+    monkeypatch.setattr(module.cluster, "nodes", lambda: [{"CPU": 2}])
+    monkeypatch.setattr(module.tracking, "check_records", lambda settings: None)
+    monkeypatch.setattr(module, "prepare", lambda settings: None)
+    monkeypatch.setattr(module.DataSet, "open", lambda address: data)
+    for name, answer in (("classify", None), ("train", None), ("evaluate", report)):
+        monkeypatch.setattr(
+            module, name, lambda settings, name=name, answer=answer: asked.update({name: settings}) or answer
+        )
+    quickstart(
+        QuickstartSettings(
+            storage=str(tmp_path), tracking_uri=None, input=["photos"], label="cat", minutes=60, serve=False
+        )
+    )
+    assert (asked["train"].objective, asked["train"].minutes, asked["train"].image_size) == ("r3gan", 48, 64)
+    assert asked["classify"].epochs == 20
+    assert asked["evaluate"].model == ["raygan-generator-cat"]
+    shown = capsys.readouterr().out
+    assert shown.startswith("about 60 minutes")
+    assert "400 training photos" in shown
+    assert "report    reports/r/report.html" in shown
+
+
+def test_epochs_and_minutes_exclude_each_other(tmp_path):
+    with pytest.raises(ConfigurationError, match="give epochs or minutes"):
+        validate(QuickstartSettings, {"storage": str(tmp_path), "epochs": 3, "minutes": 60})
 
 
 def test_a_port_in_use_is_reported_before_work_starts(tmp_path):
