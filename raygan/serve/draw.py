@@ -27,11 +27,11 @@ from raygan.serve.headers import (
     sample_headers,
     walk_headers,
 )
-from raygan.serve.messages import ModelVersion
+from raygan.serve.messages import ModelVersion, Samples
 from raygan.serve.negotiation import Caching, chosen_format, gzipped, is_head, takes_gzip
 from raygan.serve.problems import as_problem
 from raygan.serve.schemas import SampleQuery, StreamQuery, WalkQuery
-from raygan.serve.service import Samples, Service
+from raygan.serve.service import Service
 from raygan.serve.workers import PictureWorkers
 
 #: Images that a stream draws at once, and maximum number of streams at once.

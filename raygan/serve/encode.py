@@ -19,8 +19,7 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
-from raygan.serve.messages import Pixels
-from raygan.serve.service import Samples
+from raygan.serve.messages import Pixels, Samples
 
 Format = Literal["grid", "zip", "json", "npz", "webp", "jpeg"]
 Animation = Literal["webp", "gif"]

@@ -7,8 +7,7 @@ import urllib.parse
 from typing import Any
 
 from raygan.serve.encode import Format
-from raygan.serve.messages import ModelVersion
-from raygan.serve.service import Samples
+from raygan.serve.messages import ModelVersion, Samples
 
 #: Maximum length of the header with probabilities; the formats json, zip and npz hold all of them.
 _MAX_CHARACTERS = 4000

@@ -116,3 +116,30 @@ class Drawn:
 
     images: Pixels
     predictions: Predictions | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A request's images with their origin.
+
+    Attributes:
+        label: the requested label.
+        images: uint8 (n, S, S, 3).
+        seeds: one per image.
+        drawn: images drawn to find these.
+        model: the generator's version.
+        classifier: the classifier's version; None if none is registered.
+        predictions: None if no classifier is registered.
+    """
+
+    label: str
+    images: Pixels
+    seeds: list[int]
+    drawn: int
+    model: ModelVersion
+    classifier: ModelVersion | None
+    predictions: Predictions | None
+
+    @property
+    def accepted(self) -> int:
+        return len(self.images)

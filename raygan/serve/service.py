@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from raygan.errors import last_line
@@ -27,6 +27,7 @@ from raygan.serve.messages import (
     Pixels,
     Predictions,
     SampleRequest,
+    Samples,
 )
 from raygan.serve.metrics import Metrics
 from raygan.serve.pins import Exists, Pins, always
@@ -39,33 +40,6 @@ ClassifierStage = Stage[ClassifyRequest, Predictions]
 
 #: Seconds that a refresh waits for a version: a deployment without a replica must not delay the other labels.
 PREPARE_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A request's images with their origin.
-
-    Attributes:
-        label: the requested label.
-        images: uint8 (n, S, S, 3).
-        seeds: one per image.
-        drawn: images drawn to find these.
-        model: the generator's version.
-        classifier: the classifier's version; None if none is registered.
-        predictions: None if no classifier is registered.
-    """
-
-    label: str
-    images: Pixels
-    seeds: list[int]
-    drawn: int
-    model: ModelVersion
-    classifier: ModelVersion | None
-    predictions: Predictions | None
-
-    @property
-    def accepted(self) -> int:
-        return len(self.images)
 
 
 class Service:

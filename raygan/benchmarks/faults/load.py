@@ -123,7 +123,7 @@ async def _drill(settings: ServeDrillSettings, port: int) -> _Report:
 
     work = [keep_asking(port, requests(client), hear, over.is_set) for client in range(settings.clients)]
     if settings.hostile:
-        work += [_attack(port, over, report), _watch_memory(settings.seconds / 20, over, report)]
+        work += [_attack(port, over, report), _stall(port, over), _watch_memory(settings.seconds / 20, over, report)]
     under_way = asyncio.gather(*work)
     began = time.perf_counter()
     if settings.faults:
@@ -245,7 +245,13 @@ _HOSTILE_PATHS = [
     "/v1/interpolate?label=cat&frames=1e9",
     "/" + "a" * 5000,
     "/" + "a" * 200_000,
+    "/v1/sample?label=cat&version=999999",
+    "/v1/sample?label=cat&seeds=" + "1," * 500,
+    "/v1/stream?label=cat&n=1000000000",
 ]
+
+#: Connections that ask for much and read nothing, and seconds until they give up.
+_STALLED, _STALL_SECONDS = 20, 5.0
 
 
 async def _attack(port: int, over: asyncio.Event, report: _Report) -> None:
@@ -256,6 +262,7 @@ async def _attack(port: int, over: asyncio.Event, report: _Report) -> None:
         b"\x89PNG\r\n\x1a\n" + os.urandom(2000),
         b"\xff\xd8\xff" + os.urandom(2000),
         b"GIF89a\xff",
+        _many_scans(),
     ]
 
     def requests() -> Iterator[Request]:
@@ -271,6 +278,31 @@ async def _attack(port: int, over: asyncio.Event, report: _Report) -> None:
         return 0.01
 
     await keep_asking(port, requests(), hear, over.is_set)
+
+
+def _many_scans() -> bytes:
+    """A progressive JPEG of 100 kB and 23 megapixels with 250 scans, each of which costs a decoder a whole picture."""
+    buffer = io.BytesIO()
+    Image.new("L", (4800, 4800), 128).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    return whole[:-2] + whole[whole.rfind(b"\xff\xda") : -2] * 250 + whole[-2:]
+
+
+async def _stall(port: int, over: asyncio.Event) -> None:
+    """Ask for large answers and don't read them."""
+    request = b"GET /v1/sample?label=cat&n=64&seed=1&format=npz HTTP/1.1\r\nHost: drill\r\n\r\n"
+    while not over.is_set():
+        writers = []
+        for _ in range(_STALLED):
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            except OSError:  # while the gateway is dead
+                continue
+            writer.write(request)
+            writers.append(writer)
+        await asyncio.sleep(_STALL_SECONDS)
+        for writer in writers:
+            writer.close()
 
 
 async def _watch_memory(step: float, over: asyncio.Event, report: _Report) -> None:
