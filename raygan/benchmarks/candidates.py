@@ -119,11 +119,7 @@ class Runner:
 
 
 def losses_apart(ours: Candidate, textbook: Candidate) -> float:
-    """The largest difference of losses from the same weights.
-
-    Raises:
-        RayganError: it is more than rounding.
-    """
+    """The largest difference of losses from the same weights and draws, as a share of the loss or of 1."""
     mine, its = Runner(ours, "iteration"), Runner(textbook, "iteration")
     worst = 0.0
     # TF32 rounds by more than the two formulas may differ.
@@ -132,14 +128,21 @@ def losses_apart(ours: Candidate, textbook: Candidate) -> float:
             its.follow(mine)
             for loss, wanted in zip(mine.step(), its.step(), strict=True):
                 worst = max(worst, abs(float(loss) - float(wanted)) / max(1.0, abs(float(wanted))))
+    return worst
+
+
+def check_losses(ours: Candidate, textbook: Candidate) -> float:
+    """`losses_apart`. Raises RayganError if that is more than rounding: they have different objectives."""
+    worst = losses_apart(ours, textbook)
     if not worst <= _TOLERANCE[ours.precision]:  # NaN, too
         raise RayganError(f"{ours.title}: its losses differ from the textbook's by {worst:.1e}: not the same objective")
     return worst
 
 
 def rate(runner: Runner, seconds: float) -> float:
-    """Real images per second."""
+    """Real images per second at the candidate's precision, which another runner of this process may have changed."""
     device = runner.candidate.device
+    set_up_gpu(runner.candidate.precision, deterministic=False)
     done, start = 0, now(device)
     while time.perf_counter() - start < seconds:
         runner.run()

@@ -152,7 +152,7 @@ def tables(plan: dict[str, Any], found: dict[str, Any]) -> str:
         parts[0] += f" Measured: {measured}; a copy moves {bandwidth / 1e9:,.0f} GB/s."
     if found.get("losses"):
         apart = ", ".join(f"{difference:.0e} ({title})" for title, difference in found["losses"].items())
-        parts[0] += f" The losses of an iteration are within {apart} of the textbook's."
+        parts[0] += f" The losses of an iteration are {apart} from the textbook's."
     steps = {batch: found[f"steps {batch}"] for batch in plan["batches"] if f"steps {batch}" in found}
     if steps:
         parts.append(_table(["an iteration", *(f"batch {batch}" for batch in steps)], _step_rows(steps)))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from raygan.benchmarks.candidates import Candidate, Runner, now, rate
+from raygan.errors import RayganError
 
 #: Kernels that are named, and iterations that are watched.
 _KERNELS, _ITERATIONS = 12, 8
@@ -30,6 +31,8 @@ def timeline(candidate: Candidate) -> dict[str, Any]:
         # Annotations, such as an optimizer's step, span the kernels that are meant.
         if event.device_type.name == candidate.device.upper() and not event.is_user_annotation
     )
+    if not spans:
+        raise RayganError("the profiler saw no kernels")
     busy, gaps, end = 0.0, [], spans[0][0]
     took: dict[str, list[float]] = {}
     for start, stop, name in spans:

@@ -33,8 +33,8 @@ from raygan.benchmarks.candidates import (
     Candidate,
     Part,
     Runner,
+    check_losses,
     count_operations,
-    losses_apart,
     matrix_peak,
     rate,
 )
@@ -53,7 +53,7 @@ def benchmark(settings: TrainStepBenchmarkSettings) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     candidates = _candidates(settings, device)
     precisions = list(dict.fromkeys(candidate.precision for candidate in candidates))
-    differences = {each.title: losses_apart(each, candidates[0]) for each in candidates if each.name == SOURCE}
+    differences = {each.title: check_losses(each, candidates[0]) for each in candidates if each.name == SOURCE}
     for title, difference in differences.items():
         print(f"{title}: the losses of an iteration are within {difference:.0e} of the textbook's")
     peaks = {precision: matrix_peak(device, precision, min(1.0, settings.seconds)) for precision in precisions}

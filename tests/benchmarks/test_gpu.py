@@ -98,7 +98,8 @@ def test_torch_alone_measures_and_the_page_shows_it(tiny, tmp_path):
     steps = result["steps 4"]
     presets = [f"{preset} {precision}" for preset in ("wgan-gp-128", "best-64") for precision in ("tf32", "bf16")]
     assert list(steps) == ["textbook tf32", *presets]
-    assert result["losses"].keys() == {"wgan-gp-128 tf32"}
+    assert set(result["losses"]) == {"wgan-gp-128 tf32", "wgan-gp-128 bf16"}
+    assert result["losses"]["wgan-gp-128 tf32"] < 1e-4
     assert steps["textbook tf32"]["ratio"] == 1
     assert all(0 < row["share_of_peak_at_best"] <= 1 for row in steps.values())
     assert 0 < result["timeline"]["busy"] <= 1
@@ -133,6 +134,16 @@ def test_a_training_goes_on_where_its_command_ended(tiny, tmp_path, name):
     weights, others = (torch.load(file, weights_only=True) for file in files)
     assert weights.keys() == others.keys()
     assert all(torch.equal(value, others[key]) for key, value in weights.items()) or name == TEXTBOOK
+
+
+def test_a_part_that_fails_leaves_the_others(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("raygan.benchmarks.gpu.machine", lambda: 1 / 0)
+    plan = tmp_path / "gpu" / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "batches": [], "trainings": []}))
+    session = Session(tmp_path / "gpu", 100.0, "cpu")
+    assert not session.run()
+    assert list(session.results) == ["speeds", "losses", "timeline"]
+    assert "machine failed: ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_page_without_marks_is_named(tmp_path):

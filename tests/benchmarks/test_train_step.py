@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.benchmarks.candidates import TEXTBOOK, Candidate, count_operations, losses_apart
+from raygan.benchmarks.candidates import TEXTBOOK, Candidate, check_losses, count_operations
 from raygan.benchmarks.settings import TrainStepBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train_step import benchmark, candidate_of
@@ -42,7 +42,7 @@ def make(tiny):
 
 
 def test_losses_equal_the_textbooks(make):
-    assert losses_apart(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK)) < 1e-5
+    assert check_losses(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK)) < 1e-5
 
 
 def test_the_textbook_has_torchs_own_layers():
@@ -55,7 +55,7 @@ def test_another_objective_is_noticed(make):
     ours = make("wgan-gp-128")
     changed = replace(ours, settings=ours.settings.model_copy(update={"penalty_weight": 10.1}))
     with pytest.raises(RayganError, match="not the same objective"):
-        losses_apart(changed, make("wgan-gp-128", TEXTBOOK))
+        check_losses(changed, make("wgan-gp-128", TEXTBOOK))
 
 
 def test_a_critic_step_costs_its_convolutions(make):
