@@ -102,7 +102,11 @@ def shared_settings(settings: TrainBenchmarkSettings, folder: str) -> TrainSetti
 
 def on_one_kind_of_device(base: TrainSettings, most_workers: int) -> TrainSettings:
     """Decide between GPUs and cores once for all numbers of workers, and print it. Needs a connected cluster."""
-    gpu = capacity.use_gpus(base.gpu, most_workers)
+    gpu = capacity.use_gpus(base.gpu, 1)
+    if gpu and (gpus := cluster.total("GPU")) < most_workers:
+        raise ConfigurationError(
+            f"--workers: {most_workers} workers need a GPU each, and the cluster has {gpus:g}: leave larger numbers out"
+        )
     print(f"device: {'a GPU per worker' if gpu else 'cores only'}", flush=True)
     return base.model_copy(update={"gpu": gpu})
 

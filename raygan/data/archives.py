@@ -127,8 +127,9 @@ def _in_tar(path: str) -> Iterator[Member]:
             if not info.isdir():
                 regular = info.isreg() and not info.issparse()
                 yield Member(info.name, info.size, int(info.mtime) * 10**9, regular, info.offset_data)
+        # tarfile takes an archive that ends between two files, or in a header, for a whole one.
         archive.fileobj.seek(archive.offset)
-        if not archive.fileobj.read(1):  # a block of zeros ends an archive
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("it ends too early")
 
 

@@ -1,5 +1,6 @@
 """The benchmarks of training, run on tiny ones: their numbers agree with each other."""
 
+import contextlib
 import json
 
 import pytest
@@ -81,9 +82,10 @@ def test_numbers_of_workers_are_checked_before_work(write_shards):
             module.benchmark(settings_of(kind, data=data, workers=[]))
 
 
-@pytest.mark.parametrize(("gpus", "uses"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("gpus", "uses"), [(0, {False}), (1, set()), (2, {True})])
 @pytest.mark.parametrize(("module", "kind"), [(train, TrainBenchmarkSettings), (scale, ScaleBenchmarkSettings)])
 def test_no_ratio_compares_devices(write_shards, monkeypatch, module, kind, gpus, uses):
+    """Too few GPUs for the largest number of workers are an error, as for a training."""
     used = []
 
     def measured(settings, *_):
@@ -93,12 +95,16 @@ def test_no_ratio_compares_devices(write_shards, monkeypatch, module, kind, gpus
     for name in ("runtime.cluster", "tracking"):
         monkeypatch.setattr(f"raygan.{name}.connect", lambda *_: None)
     monkeypatch.setattr("raygan.runtime.cluster.nodes", lambda: [{"CPU": 2.0, "GPU": float(gpus)}])
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
     monkeypatch.setattr(module, "cores", lambda: 2)
     for name in ("apart", "under_ray"):
         monkeypatch.setattr(module, name, measured)
     monkeypatch.setattr(scale, "measure_gloo", lambda: scale.Link(1e9, 1e-4))
-    module.benchmark(settings_of(kind, data=str(write_shards()), measure_kimg=0.12, rounds=1, workers=[1, 2]))
-    assert set(used) == {uses}
+    settings = settings_of(kind, data=str(write_shards()), measure_kimg=0.12, rounds=1, workers=[1, 2])
+    refused = pytest.raises(ConfigurationError, match="--workers: 2 workers need a GPU each")
+    with contextlib.nullcontext() if uses else refused:
+        module.benchmark(settings)
+    assert set(used) == uses
 
 
 def test_the_bare_loop_uses_no_gpu_that_workers_do_not_get(write_shards, tmp_path, monkeypatch):
