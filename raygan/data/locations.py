@@ -40,7 +40,9 @@ class Locations:
         self.chunk, self.row = np.full(len(keys), -1, np.int32), np.zeros(len(keys), np.int32)
 
     def find(self, names: Sequence[str]) -> None:
-        """Find the photos in existing chunks."""
+        """Find the photos in existing chunks, and only there."""
+        self.names.clear()
+        self.chunk[:] = -1
         order = np.argsort(self.keys)
         keys = self.keys[order]
         with ThreadPoolExecutor(_READ_AT_ONCE) as pool:

@@ -308,8 +308,10 @@ def test_a_failing_outlier_search_says_why_in_one_line(tmp_path, settings, monke
     monkeypatch.setattr(outliers, "MIN_PHOTOS", 4)
     made = settings(photo_folder(tmp_path / "photos", 4, ("cat",)))
     verdicts = SimpleNamespace(alive_by_label=lambda: {"cat": np.arange(4)})
+    passes = passes_of(made, made.output)
+    passes.where.locate(np.arange(8), "chunk")
     with pytest.raises(RayganError, match=r"^cannot read the chunk$"):  # without Ray's traceback
-        passes_of(made, made.output).reject_outliers(verdicts)
+        passes.reject_outliers(verdicts)
 
 
 def test_a_job_that_died_while_writing_resumes_to_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):
