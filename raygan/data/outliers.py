@@ -15,7 +15,10 @@ Up to `EXACT` photos of a label are compared with each other, which takes n² d 
 numbers; 3,000 photos take 0.2 s on one core. Of more, `EXACT` photos, spread evenly, stand for all, and tasks score
 `EXACT` photos each against them, so cost grows linearly and no task holds more than twice as many vectors. Scores are
 higher then, as neighbors are fewer, and so is the threshold; what is ordinary in a way of which a label has only a few
-in a million may look like an outlier. The network itself costs more, about 100 photos per second and core.
+in a million may look like an outlier. The loss, as average precision against the exact verdicts: on 1,542 cat faces, 54
+of them outliers, 0.998, 0.992 and 0.997 if a half, a quarter or an eighth of the faces stand for all; on 1,304 dog
+faces, none of them clearly an outlier, the 20 that score above 2 deviations are found less well (0.51, 0.29, 0.15).
+The network itself costs more, about 100 photos per second and core.
 """
 
 from __future__ import annotations
