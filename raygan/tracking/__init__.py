@@ -1,10 +1,10 @@
 """MLflow, and the only room that touches it.
 
 `connection` finds MLflow and checks that it works. `runs` opens a job's run; its metrics, tags and artifacts go to a
-folder on disk (`outbox`), from which a thread sends them, so nothing waits for MLflow and nothing is lost. `callback`
-records what Ray Train's workers report. `register` registers trained models, as MLflow models (`flavor`) with a `card`;
-`models` finds them, and `promotion` moves the serving alias. `networks` finds the registered classifier and feature
-networks by name.
+folder on disk (`outbox`), from which a thread sends them, so nothing waits for MLflow and nothing is lost. `heartbeat`
+tells whether a run's process lives, and `orphans` sends and closes what dead ones left. `callback` records what Ray
+Train's workers report. `register` registers trained models, as MLflow models (`flavor`) with a `card`; `models` finds
+them, and `promotion` moves the serving alias. `networks` finds the registered classifier and feature networks by name.
 """
 
 from raygan.tracking.connection import check_records, connect, tracking_uri, ui_command
@@ -19,8 +19,9 @@ from raygan.tracking.models import (
     serving_classifier,
     serving_generators,
 )
+from raygan.tracking.orphans import close_children, kill_children
 from raygan.tracking.register import keep_beside, register_classifier, register_generator
-from raygan.tracking.runs import Run, close_children, kill_children, start_run
+from raygan.tracking.runs import Run, start_run
 
 __all__ = [
     "CLASSIFIER_NAME",
