@@ -1,7 +1,8 @@
 """Batch normalization over all ranks, on any device.
 
-torch's `SyncBatchNorm` works on GPUs only. This one computes the same with one collective call in each direction, so
-training on CPUs with gloo is mathematically the same.
+torch's `SyncBatchNorm` works on GPUs only, and makes the host wait in each forward pass: it picks the ranks with images
+by a mask, whose count the host needs. This one computes the same with one collective call in each direction, never
+waits, and makes training on CPUs with gloo mathematically the same.
 """
 
 from __future__ import annotations
