@@ -50,6 +50,7 @@ class LabelQuery(BaseModel):
     version: str | None = Field(
         None,
         pattern="^[1-9][0-9]{0,8}$",
+        coerce_numbers_to_str=True,
         description="version of the generator's registered model; the champion by default",
         examples=["3"],
     )

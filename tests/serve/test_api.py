@@ -236,6 +236,8 @@ async def test_a_pinned_version_is_loaded_on_demand(models, tmp_path):
             assert (answer.status_code, answer.json()["detail"].split(":")[0]) == (status, "version")
         await local.service.refresh(Champions({"cat": newer}, None))
         assert (await ask(version=1)).content == pinned.content
+        posted = await client.post("/v1/sample", json={"label": "cat", "n": 2, "seed": 5, "version": 1})
+        assert posted.content == pinned.content
 
 
 def test_a_client_that_has_the_answer_gets_304_and_head_computes_nothing(running, http):

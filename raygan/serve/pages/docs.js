@@ -49,7 +49,7 @@ function parameters(description, operation) {
 
 async function show() {
   const description = await (await fetch('/openapi.json')).json();
-  const parts = [];
+  const parts = [element('pre', description.info.description)];
   for (const [path, methods] of Object.entries(description.paths)) {
     for (const [method, operation] of Object.entries(methods)) {
       parts.push(element('h2', `${method.toUpperCase()} ${path}`), element('p', operation.description || operation.summary));
