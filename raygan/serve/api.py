@@ -104,9 +104,11 @@ def _info(service: Service, model: ModelVersion) -> ModelInfo:
 
 
 def _add_status(app: fastapi.FastAPI, service: Service, not_ready: Callable[[], list[str]]) -> None:
-    @app.get("/v1/models", response_model=Models, responses=openapi.errors(401), tags=["status"])
+    @app.get("/v1/models", response_model=Models, responses=openapi.errors(401, 503), tags=["status"])
     async def models() -> Models:
         """The labels, and the model versions that answer."""
+        if service.wanted is None:
+            raise unavailable("the models are not loaded yet", 2)
         champions = service.champions
         classifier = champions.classifier
         return Models(

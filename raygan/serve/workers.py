@@ -152,7 +152,7 @@ class Decoders:
             Busy: too many uploads are waiting.
         """
         async with self._slots.taken(client):
-            process = self._idle.pop() if self._idle else await _start()
+            process = await self._process()
             answered = False
             try:
                 answer = await asyncio.wait_for(self._ask(process, data, size), self.seconds)
@@ -171,6 +171,14 @@ class Decoders:
         if status != decoder.DECODED:
             raise Problem(status, body.decode(), field=field)
         return np.frombuffer(body, np.uint8).reshape(size, size, 3)
+
+    async def _process(self) -> asyncio.subprocess.Process:
+        """An idle process that lives, or a new one."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+        return await _start()
 
     async def _ask(self, process: asyncio.subprocess.Process, data: bytes, size: int) -> tuple[int, bytes]:
         assert process.stdin is not None  # noqa: S101 (for mypy)

@@ -221,8 +221,11 @@ async def test_only_clients_with_the_token_learn_what_is_not_ready(models):
         broken = ModelVersion("raygan-generator-cat", "4")
         local.service.wanted = Champions({"cat": CAT, "dog": broken}, None)
         asked = [await client.get("/readyz", headers=h) for h in ({}, {"Authorization": "Bearer s3cret"})]
-    assert [answer.status_code for answer in asked] == [200, 200]
-    assert [answer.json()["not_served"] for answer in asked] == [[], [str(broken)]]
+        assert [answer.status_code for answer in asked] == [200, 200]
+        assert [answer.json()["not_served"] for answer in asked] == [[], [str(broken)]]
+        local.service.wanted = None  # the registry hasn't answered
+        unknown = await client.get("/v1/models", headers={"Authorization": "Bearer s3cret"})
+    assert (unknown.status_code, unknown.headers["Retry-After"]) == (503, "2")
 
 
 async def test_another_token_counts_at_once():
