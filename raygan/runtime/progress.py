@@ -53,10 +53,16 @@ class InBackground(Generic[T]):
         return result
 
 
-def follow(events: Queue, call: InBackground[T], handle: Callable[[Any], None]) -> T:
-    """Handle events as they come until the call has ended and the queue is empty; return the call's result."""
+def follow(
+    events: Queue, call: InBackground[T], handle: Callable[[Any], None], look: Callable[[], None] = lambda: None
+) -> T:
+    """Handle events as they come until the call has ended and the queue is empty; return the call's result.
+
+    `look` is called about twice a second, events or not. What it raises ends the waiting, but not the call.
+    """
     ended = False
     while not ended:
+        look()
         ended = call.finished()  # before the look: what the call sent last is in the queue by now
         try:
             batch = [events.get(timeout=0.1 if ended else 0.5), *events.get_nowait_batch(events.qsize())]

@@ -25,6 +25,10 @@ from raygan.training.schedule import Schedule
 _SERIES = re.compile(r"pictures/(?P<name>\w+)-(?P<images>\d+)-images\.png")
 
 
+class MeasuringStuckError(RayganError):
+    """The training is over, but what Ray Train still wants to measure does not come to an end."""
+
+
 class Progress:
     """Follows one training.
 
@@ -62,6 +66,7 @@ class Progress:
         self._warned = False
         self._patience_s = patience_s
         self._awaited: list[int] = []  # images of checkpoints that are to be measured, one after another
+        self._over = False  # whether the last report has come
         self._moved = 0.0  # when a measurement last ended, or the first of those was asked for
 
     def __enter__(self) -> Progress:
@@ -90,8 +95,21 @@ class Progress:
             tqdm.write(f"a node is about to be taken away: saving at {event.kimg:.3g} kimg", file=sys.stderr)
         elif isinstance(event, Collapse):
             self.collapse = event
-        self._give_up(time.monotonic())
         self._history.save(at_least_every_s=5)
+
+    def look(self) -> None:
+        """Tell of a measurement that should have come by now: its task was killed, or found no room.
+
+        Raises:
+            MeasuringStuckError: nothing else is left to do.
+        """
+        if self._awaited and time.monotonic() - self._moved >= self._patience_s:
+            reason = "its task did not end in time, or found no room in the cluster"
+            over = self._over or self.collapse is not None
+            for images in list(self._awaited) if over else self._awaited[:1]:
+                self._unmeasured(Unmeasured(images, reason))
+            if over:
+                raise MeasuringStuckError(reason)
 
     def catch_up(self, result: ray.train.Result) -> None:
         """Handle measurements of kept checkpoints of which an earlier driver was not told before it died."""
@@ -101,12 +119,6 @@ class Progress:
                 self._measured(event)
         for images in list(self._awaited):
             self._unmeasured(Unmeasured(images, "its task ended without a result"))
-
-    def _give_up(self, now: float) -> None:
-        """Tell of measurements that should have come by now: their task was killed, or found no room."""
-        while self._awaited and now - self._moved >= self._patience_s:
-            images = self._awaited[0]
-            self._unmeasured(Unmeasured(images, "its task did not end in time, or found no room in the cluster"))
 
     def _ended(self, images: int) -> None:
         """Wait no more for a measurement; the next one has begun only now."""
@@ -139,6 +151,7 @@ class Progress:
             self._log.log_bytes(content, picture.path)
 
     def _report(self, metrics: dict[str, float]) -> None:
+        self._over = metrics["images"] >= self._most or metrics["minutes"] >= self._minutes
         self._history.add(metrics)
         total = None
         if self._minutes < math.inf:

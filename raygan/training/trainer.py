@@ -32,7 +32,7 @@ from raygan.tracking.callback import MLflowCallback
 from raygan.training.events import SCORE, Collapse, ForwardReports, Quality
 from raygan.training.history import History
 from raygan.training.monitor import Monitor, start_measuring
-from raygan.training.progress import Progress
+from raygan.training.progress import MeasuringStuckError, Progress
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.source import BEGUN_FROM
@@ -134,7 +134,11 @@ class Training:
         told = self.trial.told if self.trial else None
         patience = monitor.patience_s if monitor else math.inf
         with Progress(self.schedule, self.run.folder, self.history, self.log, told, patience) as progress:
-            result = follow(self.events, fitting, progress.handle)
+            try:
+                result = follow(self.events, fitting, progress.handle, progress.look)
+            except MeasuringStuckError:
+                filesystem, path = storage.resolve(self.run.folder)
+                result = ray.train.Result.from_path(path, filesystem)
             progress.catch_up(result)
         if progress.collapse:
             self._collapsed(progress.collapse, result)

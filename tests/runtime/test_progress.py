@@ -1,5 +1,7 @@
 """Progress: events are followed to the call's result, and a worker's failure is the error."""
 
+import threading
+
 import pytest
 from ray.util.queue import Empty
 
@@ -58,3 +60,18 @@ def test_the_bar_goes_on_from_an_earlier_session(hidden, capsys):
     shown = capsys.readouterr().err
     assert ("50.0/200" in shown and "loss 1" in shown) != hidden
     assert bool(shown) != hidden
+
+
+def test_a_look_can_end_the_waiting_for_a_call_that_does_not_end():
+    forever = threading.Event()
+    looked = []
+
+    def look():
+        looked.append(len(looked))
+        if len(looked) == 2:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        follow(Queue(), InBackground(forever.wait, "training"), looked.append, look)
+    assert looked == [0, 1]
+    forever.set()

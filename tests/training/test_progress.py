@@ -7,7 +7,7 @@ import pytest
 
 from raygan.training.events import Collapse, Picture, Quality, Report, Tick, Unmeasured, measurement
 from raygan.training.history import History
-from raygan.training.progress import Progress
+from raygan.training.progress import MeasuringStuckError, Progress
 from raygan.training.schedule import Every, Schedule
 
 
@@ -79,11 +79,17 @@ def test_measurements_that_fail_or_never_come_are_shown_and_recorded(progress, l
         follower.handle(measured_report(24))
         follower.catch_up(SimpleNamespace(best_checkpoints=[]))
     assert logged["unmeasured"].endswith("quality at 0.024 kimg is not measured: its task ended without a result")
-    with progress(patience_s=0.0) as follower:  # while the training goes on
+    with progress(patience_s=0.0) as follower:
         follower.handle(measured_report(32))
-    assert "at 0.032 kimg is not measured: its task did not end in time" in logged["unmeasured"]
+        follower.look()  # while the training goes on
+        assert "at 0.032 kimg is not measured: its task did not end in time" in logged["unmeasured"]
+        follower.handle(measured_report(40))
+        follower.handle(measured_report(80))  # the end: no more than one patience is waited
+        with pytest.raises(MeasuringStuckError):
+            follower.look()
+        follower.look()
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert len(warnings) == 3
+    assert len(warnings) == 5
 
 
 def test_a_run_by_the_clock_shows_what_its_minutes_are_expected_to_bring(progress, capsys):
