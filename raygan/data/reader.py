@@ -11,6 +11,7 @@ whose only copy went with a node is read from storage again.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from raygan.data.photos import READ_AT_ONCE, SHARDS_MIXED, Photos, Shards, list_
 from raygan.data.shards import DataSet, Split, Stored
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster
+
+#: Share of a node's object store that photos may take without a word.
+_STORES_SHARE = 0.8
 
 #: Seconds after which a shard that can't be read is tried again.
 _TRY_AGAIN_S = (0.5, 3.0)
@@ -157,9 +161,21 @@ def load_photos(data: DataSet, split: Split, label: str | None, memory: float | 
     shards = list_shards(data, split, label)
     sizes = shards.sizes
     bound = memory * 1e9 if memory is not None else 2.0 * mixed * max(sizes.tolist(), default=0)
+    _say_room(min(bound, float(sizes.sum())))
     actor = ray.remote(ShardReader).options(num_cpus=0, max_restarts=-1, scheduling_strategy=cluster.here())
     reader = actor.remote(shards, bound)
     return Photos(shards.rows, SharedShards(shards, reader, whole=bool(sizes.sum() <= bound)), mixed)
+
+
+def _say_room(needed: float) -> None:
+    """Say if so many bytes of photos don't fit a node's object store beside what else is there."""
+    room = min((node.get("object_store_memory", 0.0) for node in cluster.nodes()), default=0.0)
+    if needed > _STORES_SHARE * room:
+        print(
+            f"note: up to {needed / 1e9:.2g} GB of photos will be in Ray's object store, which has {room / 1e9:.2g} GB "
+            f"on the smallest node: what doesn't fit goes to disk, unless you give a smaller --data-memory",
+            file=sys.stderr,
+        )
 
 
 def shards_mixed(data: DataSet, memory: float | None) -> int:
