@@ -309,7 +309,7 @@ def test_a_failing_outlier_search_says_why_in_one_line(tmp_path, settings, monke
     made = settings(photo_folder(tmp_path / "photos", 4, ("cat",)))
     verdicts = SimpleNamespace(alive_by_label=lambda: {"cat": np.arange(4)})
     passes = passes_of(made, made.output)
-    passes.where.locate(np.arange(8), "chunk")
+    passes.where.locate(np.arange(4), "chunk")
     with pytest.raises(RayganError, match=r"^cannot read the chunk$"):  # without Ray's traceback
         passes.reject_outliers(verdicts)
 
