@@ -25,8 +25,8 @@ from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.models.distributed import Share
 from raygan.models.gan import Generator, save_generator
-from raygan.models.hardware import keep_freed_memory
-from raygan.runtime import cluster, storage
+from raygan.models.hardware import keep_freed_memory, on_device
+from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import NamedGenerator, find_generators
 from raygan.settings import load_preset
 from raygan.training.schedule import Schedule
@@ -73,6 +73,7 @@ def lay_out(
     trials: Sequence[Trial],
     elsewhere: Sequence[NamedGenerator],
     folder: str,
+    needs: dict[str, float],
 ) -> list[TrialImages]:
     """The images of each trial; generators are trained first, unless they are from elsewhere.
 
@@ -82,6 +83,7 @@ def lay_out(
         trials: what to train.
         elsewhere: generators that are there already; empty to train one on each real set.
         folder: the study's, which keeps the generators.
+        needs: CPU and GPU that each training reserves.
 
     Raises:
         RayganError: a generator can't be trained, or can't draw.
@@ -96,7 +98,8 @@ def lay_out(
     }
     own = {}
     if not elsewhere:
-        own = _own_generators(settings, data, {draw: taken(photos, at) for draw, at in draws.items()}, folder)
+        sets = {draw: taken(photos, indices) for draw, indices in draws.items()}
+        own = _own_generators(settings, data, sets, folder, needs)
     found = []
     for trial in trials:
         draw = trial.real, trial.seed
@@ -113,11 +116,15 @@ def lay_out(
 
 
 def _own_generators(
-    settings: UsefulnessSettings, data: DataSet, draws: dict[tuple[int, int], Photos], folder: str
+    settings: UsefulnessSettings,
+    data: DataSet,
+    draws: dict[tuple[int, int], Photos],
+    folder: str,
+    needs: dict[str, float],
 ) -> dict[tuple[int, int], NamedGenerator]:
     """A generator trained on each draw of photos alone, kept in the study's folder."""
     training = generator_settings(settings, data)
-    train = ray.remote(train_generator).options(num_cpus=settings.cpus_per_trial)
+    train = ray.remote(train_generator).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"])
     places = {draw: storage.join(folder, "generators", f"real{draw[0]}-seed{draw[1]}") for draw in draws}
     tasks = [
         train.remote(training.model_copy(update={"seed": draw[1]}), photos, tuple(data.manifest.classes), places[draw])
@@ -143,9 +150,9 @@ def train_generator(settings: TrainSettings, photos: Photos, labels: tuple[str, 
     keep_freed_memory()
     settings = settings.model_copy(update={"batch_size": min(settings.batch_size, len(photos))})
     schedule = Schedule.of(settings, len(photos), settings.batch_size)
-    step = new_step(settings, schedule, labels)
+    step = new_step(settings, schedule, labels, capacity.own_device())
     stream = BatchStream(photos, settings.batch_size, settings.seed, Share())
-    for reals, classes in stream.starting_at(0):
+    for reals, classes in on_device(stream.starting_at(0), step.device):
         if step.images_seen >= schedule.total:
             break
         step.step(reals, classes)

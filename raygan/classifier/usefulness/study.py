@@ -182,7 +182,7 @@ def _run(
     folder: str,
 ) -> None:
     """Run the trials with a progress bar."""
-    images = lay_out(settings, data, trials, generators, folder)
+    images = lay_out(settings, data, trials, generators, folder, _resources(settings))
     task = SharedTask(
         settings=settings,
         photos=data.manifest.count("train") + data.manifest.count("validation"),
