@@ -21,8 +21,8 @@ from raygan import addresses
 from raygan.data import archives, kinds, layouts
 from raygan.data.kinds import is_image_name
 from raygan.data.labels import Guess, Layout, check_guess, check_labels, normalize
-from raygan.data.rows import Rows, read_rows
-from raygan.data.sources import File, Source, files, open_source
+from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
+from raygan.data.sources import File, Source, check_apart, files, open_source
 from raygan.errors import ConfigurationError
 
 SCHEMA = pa.schema(
@@ -120,7 +120,7 @@ def find_photos(
     several = names if len(set(names)) == len(names) > 1 else []
     for number, address in enumerate(inputs):
         source = open_source(address, image_column or "", label_column or "")
-        _check_apart(source, exclude)
+        check_apart(source, exclude)
         found = sorted(files(source, exclude), key=lambda file: os.fsencode(file.path))
         if not found:
             raise ConfigurationError(f"--input: there are no files in {address}")
@@ -150,17 +150,6 @@ def _class_of(address: str) -> str:
     return name[: len(name) - len(ending)]
 
 
-def _check_apart(source: Source, output: str | None) -> None:
-    if output is None or source.archive:
-        return
-    same = os.path.realpath(source.root) == os.path.realpath(output) if source.local else source.root == output
-    if same:
-        raise ConfigurationError(
-            f"--output: {output} is an input, and shards among the photos would be taken for photos: "
-            f"give another folder, which may lie inside it"
-        )
-
-
 def _counts(found: pa.ChunkedArray) -> dict[str, int]:
     return {each["values"]: each["counts"] for each in pc.value_counts(found).to_pylist()}
 
@@ -183,6 +172,7 @@ class _Sorter:
         self.source, self.number, self.ignored = source, number, ignored
         self.label, self.wanted, self.guess = None if label is None else normalize(label), layout, guess
         self.layouts: list[str] = []
+        self.elsewhere: PhotosElsewhereError | None = None
         self.named: set[str] = set()  # paths of image files that rows name
 
     def sort(self, found: Sequence[File]) -> pa.Table:
@@ -202,6 +192,8 @@ class _Sorter:
             self.ignored["Parquet file"] += len(tables)
             tables = []
         rows = self._rows(tables)
+        if self.elsewhere and not rows and not photos:
+            raise self.elsewhere
         if self.wanted == "columns":
             self.ignored["not Parquet"] += len(photos)
             photos = []
@@ -263,6 +255,9 @@ class _Sorter:
     def _read(self, file: File, names: Sequence[str] | None = None) -> Rows | None:
         try:
             return read_rows(self.source, file, self.label, names)
+        except PhotosElsewhereError as error:  # a table about photos, which matters only if there are no others
+            self.elsewhere = error
+            return None
         except (OSError, pa.ArrowException):
             # List the whole file as one photo: reading it will find it unreadable.
             return Rows([file], [-1], "", [self.label or "unknown"])

@@ -179,7 +179,8 @@ def _say_room(settings: PrepareSettings, pixel_settings: PixelSettings, listing:
     archives = sum(os.path.getsize(source.root) for source in listing.sources if source.compressed)
     # A chunk and a shard hold each photo, with what is known about it.
     needed = listing.photos.num_rows * (2 * square + features + 1000) + archives
-    storage.check_room("--output", settings.output, needed)
+    there = storage.bytes_in(storage.join(settings.output, ".prepare"))  # by a job that was killed
+    storage.check_room("--output", settings.output, max(0, needed - there))
 
 
 def _record(settings: PrepareSettings, configuration: dict[str, Any], summary: dict[str, Any]) -> None:

@@ -23,6 +23,10 @@ from raygan.data.sources import File, Source, shown
 from raygan.errors import ConfigurationError
 
 
+class PhotosElsewhereError(ConfigurationError):
+    """A file holds no photos, and those that it names aren't there."""
+
+
 @dataclass
 class Rows:
     """The photos of one Parquet file.
@@ -60,7 +64,8 @@ def read_rows(source: Source, file: File, label: str | None, names: Sequence[str
         names: of the classes, if labels are numbers that the file's own metadata doesn't name.
 
     Raises:
-        ConfigurationError: there is no column of labels, or one is wrong, or the photos that it names don't exist.
+        PhotosElsewhereError: the photos that it names don't exist.
+        ConfigurationError: there is no column of labels, or one is wrong.
         OSError, pa.ArrowException: the file is damaged.
     """
     name = shown(os.fsencode(file.path))
@@ -167,7 +172,7 @@ def _paths(parquet: pq.ParquetFile, chosen: Columns) -> dict[str, list[str | Non
 def _named(source: Source, file: File, name: str, column: str, values: Sequence[str | None]) -> list[File | None]:
     """The file that each row names; None for a row that names none.
 
-    Raises ConfigurationError if no file exists.
+    Raises PhotosElsewhereError if no file exists.
     """
     folder = posixpath.dirname(file.path)
     spelled = [path.replace("\\", "/") if path else None for path in values]
@@ -178,7 +183,7 @@ def _named(source: Source, file: File, name: str, column: str, values: Sequence[
     if not any(there.values()):
         number = next(iter(wrong), next(number for number, path in enumerate(joined) if path))
         why = wrong.get(number, "not there, seen from this file: put the photos there")
-        raise ConfigurationError(
+        raise PhotosElsewhereError(
             f"--input: {name} has no photos but their paths in column {column}, and {values[number]!r} is {why}, or "
             f"give a file that contains them"
         )

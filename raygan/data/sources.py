@@ -116,6 +116,18 @@ class File:
     regular: bool
 
 
+def check_apart(source: Source, output: str | None) -> None:
+    """Raise ConfigurationError if the output folder is the input itself."""
+    if output is None or source.archive:
+        return
+    same = os.path.realpath(source.root) == os.path.realpath(output) if source.local else source.root == output
+    if same:
+        raise ConfigurationError(
+            f"--output: {output} is an input, and shards among the photos would be taken for photos: "
+            f"give another folder, which may lie inside it"
+        )
+
+
 def shown(path: bytes, row: int = -1) -> str:
     """A photo's path as text: undecodable bytes are escaped, and a Parquet row follows a ``#``."""
     text = path.decode("utf-8", "backslashreplace")

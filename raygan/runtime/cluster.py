@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from raygan.errors import RayganError, Terminated, first_line, last_line
+from raygan.machine import cores
 from raygan.runtime.local import check_machine
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.shared import check_shared
@@ -49,12 +50,16 @@ def connect(settings: StorageSettings | None = None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = _cluster_address()
+    options: dict[str, Any] = {}
     if address == "local" or (address is None and find_bootstrap_address(None) is None):
         check_machine()
+        options["num_cpus"] = cores()  # Ray itself sees neither CPU affinity nor quotas outside of containers
     try:
         # Ray Train asks the dashboard whether a controller is alive, and frees the cores of a dead one's workers.
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if options:
+            raise RayganError(f"Ray can't start on this machine: {first_line(error)}") from None
         raise _refusal(address or "of this machine", error) from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack trace and ends the process before anything is cleaned up.

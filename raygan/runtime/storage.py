@@ -149,6 +149,11 @@ def check_room(flag: str, address: str, needed: int) -> None:
     print(f"up to {_size(needed)} will be written to {address}; its disk has room for {_size(free)}")
 
 
+def bytes_in(address: str) -> int:
+    """Bytes of the files directly in a folder; 0 if it doesn't exist. Raises RayganError if it can't be read."""
+    return sum(info.size or 0 for info in _list(address))
+
+
 def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 

@@ -111,6 +111,13 @@ def test_rows_by_paths_that_lead_nowhere_are_refused_with_the_reason(tmp_path, p
         listed(tmp_path)
 
 
+def test_a_table_about_photos_elsewhere_is_no_hindrance(tmp_path):
+    write_rows(tmp_path / "rejected.parquet", {"path": ["gone.jpg"] * 4, "label": ["cat"] * 4})
+    for name in ("cat/1.jpg", "dog/1.jpg"):
+        write(tmp_path / name)
+    assert listed(tmp_path) == ({"cat/1.jpg": "cat", "dog/1.jpg": "dog"}, {"Parquet without photos": 1})
+
+
 def test_folders_named_by_spark_are_labels(tmp_path):
     for label in ("cats", "dog"):
         write_rows(tmp_path / f"label={label}" / "part-0.parquet", {"image": structs(2)})
