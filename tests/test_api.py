@@ -93,6 +93,25 @@ def test_a_generator_draws_the_image_of_each_seed(name, registered, place, tmp_p
         generator.sample([1])
 
 
+def test_a_generator_walks_takes_latents_and_leaves_as_onnx(registered, place, tmp_path):
+    generator = raygan.load_generator("models:/raygan-generator-pets@champion", **place)
+    ends = generator.sample([3, 4], "cat", 0.7)
+    walk = generator.interpolate(3, 4, 5, "cat", 0.7)
+    assert walk.shape == (5, 32, 32, 3)
+    assert (np.abs(walk[[0, -1]].astype(int) - ends) <= 1).all()
+    with pytest.raises(raygan.ConfigurationError, match="frames must be at least 2"):
+        generator.interpolate(3, 4, 1, "cat")
+    latents = generator.latents([3, 4])
+    assert (generator.draw(latents * np.float32(0.7), ["cat", "cat"]) == ends).all()
+    assert generator.draw(generator.latents([]), "cat").shape == (0, 32, 32, 3)
+    with pytest.raises(raygan.ConfigurationError, match="2 images need one label or 2, not 3"):
+        generator.draw(latents, ["cat", "cat", "dog"])
+    assert generator.directions(2).shape == (2, 8)
+    assert (generator.to("cpu").sample([3, 4], "cat", 0.7) == ends).all()
+    generator.save_onnx(str(tmp_path / "pets.onnx"))
+    assert (tmp_path / "pets.onnx").stat().st_size > 1000
+
+
 def test_samples_are_those_of_the_job(ray_cluster, registered, place, tmp_path):
     values = {**place, "model": "raygan-generator-pets", "label": "dog", "n": 5, "seed": 3, "truncation": 0.7}
     sample(SampleSettings(**values, output=str(tmp_path / "samples"), tracking_uri=None))

@@ -6,6 +6,9 @@
    and `draws` are the random numbers of its images.
 2. `latents`: seeds become latents, and latents become images, uint8 (N, 3, S, S).
 3. `googlenet` classifies such images; `features` turns them into vectors for metrics.
-4. `fuse` and `pooling` make finished networks fast for serving. `hardware` says what the machine can do.
-5. `weights` reads and writes all files.
+4. `fuse` and `pooling` make finished networks fast, and `drawing` runs a fast generator so that a seed gives the same
+   pixels everywhere. `hardware` says what the machine can do.
+5. `weights` reads and writes all files; `export` writes ONNX files.
+6. `directions` are those among the latents that change images most. `stages` are the parts of a critic that can freeze,
+   and that a growing network gets more of.
 """

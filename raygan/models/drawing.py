@@ -57,10 +57,10 @@ class Drawing:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Any number of images; inputs and result as for `compute`."""
-        batches = list(zip(*(column.split(BATCH) for column in inputs), strict=True))
-        if not batches:
+        if not len(inputs[0]):
             size = self.generator.settings.image_size
             return torch.empty(0, size, size, 3, dtype=torch.uint8)
+        batches = list(zip(*(column.split(BATCH) for column in inputs), strict=True))
         before = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(min(self._threads, len(batches)), "draw", torch.set_num_threads, (1,)) as pool:

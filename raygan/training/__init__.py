@@ -7,4 +7,7 @@ alive, and `checkpoints` saves it. `monitor` measures checkpoints, and `fresh` t
 more, on what did not choose it. All of them send `events` to the driver, whose
 `progress` shows them and keeps the `history`, from which `plots` draws. `settings` and `presets/` say what can be set;
 `registry` names the objectives.
+
+Before and after: `source` finds the weights that a fine-tuning begins with, and `inherit` puts them into its networks.
+`fresh` measures finished generators, by which `promotion` decides who is served.
 """
