@@ -60,7 +60,7 @@ def address(ray_cluster, settings):
     models["autoscaling_config"] = {
         **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
         **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
-        "downscale_to_zero_delay_s": 10,
+        "downscale_to_zero_delay_s": 5,
     }
     # HAProxy's own default is one folder for the machine.
     with tempfile.TemporaryDirectory(prefix="ha", ignore_cleanup_errors=True) as scratch:
