@@ -87,6 +87,8 @@ def run(settings: ServeJobSettings) -> None:
     service = _read_service(settings.service)
     http = service.http_options
     check_port(http.host, http.port)
+    if any(application.route_prefix not in ("/", None) for application in service.applications):
+        raise ConfigurationError(f"--service: {settings.service}: route_prefix: the page works only at /")
     arguments = service.applications[0].args if service.applications else {}
     check_token(validate(ServeSettings, arguments), http.host)
     if not tracking.serving_generators(tracking.connect(settings)):

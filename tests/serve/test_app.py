@@ -263,6 +263,9 @@ def test_the_serve_job_names_what_would_make_serve_run_fail(tmp_path, monkeypatc
     service.write_text(f"http_options: {{host: 0.0.0.0, port: {port}}}")
     with pytest.raises(ConfigurationError, match="give a token"):
         run(settings())
+    service.write_text("applications: [{name: a, route_prefix: /faces, import_path: 'raygan.serve:build'}]")
+    with pytest.raises(ConfigurationError, match="route_prefix"):
+        run(settings())
     with pytest.raises(ConfigurationError, match="cannot read"):
         run(settings(tmp_path / "none.yaml"))
 
