@@ -155,7 +155,9 @@ def tables(plan: dict[str, Any], found: dict[str, Any]) -> str:
         parts[0] += f" The losses of an iteration are {apart} from the textbook's."
     steps = {batch: found[f"steps {batch}"] for batch in plan["batches"] if f"steps {batch}" in found}
     if steps:
-        parts.append(_table(["an iteration", *(f"batch {batch}" for batch in steps)], _step_rows(steps)))
+        width = plan["candidates"][0]["networks"]["width"]
+        head = [f"an iteration, width {width}", *(f"batch {batch}" for batch in steps)]
+        parts.append(_table(head, _step_rows(steps)))
         parts.append(
             "Each cell: images/s (times the textbook), memory, share of the measured peak (share at best, by roofline)."
         )
