@@ -50,7 +50,7 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
     assert classifier.about["generated"] == 0
     assert set(json.loads(result.to_json())) == {"run_id", "model", "metrics"}
     features = load_features(str(folder))
-    assert (features.name, features.size) == ("googlenet_classifier", 32)
+    assert (features.name, features.size) == (f"googlenet_{folder.name}", 32)
     assert features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 1024)
     with pytest.raises(ConfigurationError, match="is finished"):
         classify(settings)
