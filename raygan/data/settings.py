@@ -14,6 +14,9 @@ from raygan.settings import Address, ImageSize, NameOrAddress, OneOf, Settings, 
 #: By default, a photo is enlarged at most by this factor: enlarged more, it teaches a GAN to be blurry.
 MOST_ENLARGED = 2
 
+#: Photos with a shorter side in px show too little of an animal, whatever the size of the shards' images.
+LEAST_SIDE = 32
+
 
 class FilterChoice(Settings):
     """Which filters are in use."""
@@ -31,7 +34,7 @@ class Limits(Settings):
     min_side: int | None = option(
         None,
         "too_small: shortest short side, of the face with --crop-faces; by default half of --image-size, so that no "
-        "photo is enlarged more than twice",
+        "photo is enlarged more than twice, and at least 32",
         unit="px",
         ge=1,
     )
@@ -133,5 +136,5 @@ class PrepareSettings(FilterOptions, StorageSettings):
     def _enlarge_little(cls, values: dict[str, Any]) -> dict[str, Any]:
         size = values.get("image_size") or cls.model_fields["image_size"].default
         if values.get("min_side") is None and str(size).isdigit():
-            values = {**values, "min_side": int(size) // MOST_ENLARGED}
+            values = {**values, "min_side": max(int(size) // MOST_ENLARGED, LEAST_SIDE)}
         return values
