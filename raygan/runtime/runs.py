@@ -117,7 +117,7 @@ def _differences(
     before: dict[str, Any], now: dict[str, Any], may_change: Set[str], known: type[StorageSettings]
 ) -> list[str]:
     # A run of an older version lacks newer settings; it behaved as their defaults do.
-    defaults = {name: field.default for name, field in known.model_fields.items()}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in known.model_fields.items()}
     old, new = {**defaults, **before.get("settings", {})}, now["settings"]
     changed = [
         f"{key} was {old.get(key)}, now {value}"
