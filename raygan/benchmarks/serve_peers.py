@@ -8,7 +8,6 @@ All have the same generator and the same classifier, and answer with a PNG grid 
     litserve       LitServe with batching and our optimized models
     raygan         the service behind HAProxy, as `raygan serve` starts it on Linux
     raygan-proxies the service behind Serve's Python proxies
-    raygan-direct  the service whose gateway listens itself (Serve's direct ingress), for one gateway on one node
     composed       the graph as Ray Serve's documentation would write it (`serve_composed`), behind HAProxy
 """
 
@@ -27,7 +26,6 @@ import torch
 
 from raygan.benchmarks.clients import HOST
 from raygan.benchmarks.serve_models import Pair, picture
-from raygan.benchmarks.servers import free_port
 
 
 def bare(folder: Path, seconds: float) -> dict[str, float]:
@@ -97,17 +95,12 @@ def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) ->
 
     service = load_yaml(str(folder / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
-    proxy_port = port
-    if name == "raygan-direct":
-        ports = {f"RAY_SERVE_DIRECT_INGRESS_{which}_HTTP_PORT": str(port) for which in ("MIN", "MAX")}
-        os.environ.update({"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", **ports})
-        proxy_port = free_port()  # the head's own proxy
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if name in ("raygan", "composed") else "0"
     import ray
     from ray import serve
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    serve.start(proxy_location=service["proxy_location"], http_options={"host": HOST, "port": proxy_port})
+    serve.start(proxy_location=service["proxy_location"], http_options={"host": HOST, "port": port})
     from raygan.benchmarks.serve_composed import build_composed
     from raygan.serve.app import build
 

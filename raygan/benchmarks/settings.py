@@ -165,7 +165,7 @@ class ScaleBenchmarkSettings(TrainBenchmarkSettings):
 
 
 #: What `serve` is compared with, and itself, as `raygan.benchmarks.serve_peers` names them.
-Server = Literal["fastapi", "fastapi-fast", "litserve", "raygan", "raygan-proxies", "raygan-direct", "composed"]
+Server = Literal["fastapi", "fastapi-fast", "litserve", "raygan", "raygan-proxies", "composed"]
 
 
 class ServeBenchmarkSettings(NumbersFile):
