@@ -104,7 +104,7 @@ def guess(
         spelled = normalize(label)
         return Guess("--label for all", lambda path: spelled, certain=True)
     names = Guess(
-        "labels in file names" if layout == "names" else "labels in file names, which are few for so many files",
+        "labels in file names" if layout == "names" else "labels in file names (few different ones for so many files)",
         _name_label,
         certain=layout == "names",
     )

@@ -174,6 +174,6 @@ def test_what_is_found_and_left_aside_is_said(tmp_path):
     for name in ("train/cat.0.jpg", *(f"train/dog.{i}.jpg" for i in range(7)), "test1/1.jpg", "notes.txt"):
         write(tmp_path / name)
     assert find_photos([str(tmp_path)]).describe() == (
-        f"{tmp_path}: labels in file names, which are few for so many files: 7 dog, 1 cat\n"
+        f"{tmp_path}: labels in file names (few different ones for so many files): 7 dog, 1 cat\n"
         "left aside: no label (1), not an image (1)"
     )
