@@ -41,7 +41,7 @@ from tqdm import tqdm
 from raygan import tracking
 from raygan.benchmarks import comparing
 from raygan.benchmarks.processes import find_processes
-from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import PrepareBenchmarkSettings
 from raygan.data import duplicates
 from raygan.data.kinds import is_image_name
@@ -51,6 +51,7 @@ from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import write_shard
 from raygan.errors import ConfigurationError, RayganError
+from raygan.machine import cores
 from raygan.runtime import cluster
 
 LOOP = "Pillow loop, 1 process"

@@ -30,13 +30,14 @@ from tqdm import tqdm
 from raygan import pictures
 from raygan.addresses import is_remote
 from raygan.benchmarks.processes import in_process
-from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import QualityBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train import in_memory
 from raygan.charts import row_of_axes, to_png
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
+from raygan.machine import cores
 from raygan.metrics.distances import kid
 from raygan.models.gan import load_generator, save_generator
 from raygan.runtime.runs import is_finished, recorded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 import raygan
 from raygan.errors import ConfigurationError
+from raygan.machine import cores
 
 
 def checkout() -> Path:
@@ -25,11 +25,6 @@ def checkout() -> Path:
         if (folder / "serve_config.yaml").exists() and (folder / "jobs").is_dir():
             return folder
     raise ConfigurationError("this command needs a checkout of raygan: run it from there")
-
-
-def cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

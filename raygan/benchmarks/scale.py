@@ -48,13 +48,14 @@ from raygan.addresses import is_remote
 from raygan.benchmarks import reading
 from raygan.benchmarks.prepare import repeat
 from raygan.benchmarks.processes import in_processes
-from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import ScaleBenchmarkSettings
 from raygan.benchmarks.train import apart, on_one_kind_of_device, shared_settings, under_ray
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
+from raygan.machine import cores
 from raygan.models.sync_norm import SyncBatchNorm2d
 from raygan.runtime import cluster
 from raygan.training.schedule import Schedule

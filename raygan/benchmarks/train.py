@@ -28,10 +28,11 @@ import torch
 
 from raygan import tracking
 from raygan.benchmarks.processes import in_process
-from raygan.benchmarks.results import cores, machine, write_json
+from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import TrainBenchmarkSettings
 from raygan.data.shards import DataSet, Split, read_shard
 from raygan.errors import ConfigurationError
+from raygan.machine import cores
 from raygan.models.hardware import keep_freed_memory, peak_resident_bytes
 from raygan.runtime import capacity, cluster
 from raygan.training.schedule import Schedule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,9 +11,8 @@ from raygan import tracking
 from raygan.classifier.loop import MOST_VALIDATED
 from raygan.classifier.settings import ClassifySettings
 from raygan.data.photos import Photos
-from raygan.errors import RayganError
 from raygan.models.googlenet import Classifier, load_classifier
-from raygan.tracking.promotion import Decision
+from raygan.tracking.promotion import Decision, beside_champion
 
 
 def decide(settings: ClassifySettings, classifier: Classifier, validation: Photos, log: tracking.Run) -> Decision:
@@ -30,18 +28,15 @@ def decide(settings: ClassifySettings, classifier: Classifier, validation: Photo
         return Decision(settings.promote == "always", f"by the setting promote {settings.promote}")
     if settings.real_fraction < 1:  # it must not judge generators
         return Decision(False, "it learned from generated images")
-    try:
-        champion = tracking.serving_classifier(log.client)
-        if champion is None:
-            return Decision(True, "there was none before")
-        with tempfile.TemporaryDirectory() as scratch:
-            rival = load_classifier(tracking.download_model(log.client, champion, Path(scratch)))
-    except RayganError as error:  # the model is registered; only the comparison is missing
-        return Decision(False, f"it could not be compared with the champion: {error}")
-    if (classifier.labels, classifier.image_size) != (rival.labels, rival.image_size):
-        new, old = (f"{', '.join(one.labels)} at {one.image_size} px" for one in (classifier, rival))
-        return Decision(False, f"it tells apart {new}, and version {champion.version} {old}")
-    return _by_accuracy(_is_right(classifier, validation), _is_right(rival, validation), champion.version)
+
+    def compare(champion: tracking.RegisteredModel, folder: Path) -> Decision:
+        rival = load_classifier(folder)
+        if (classifier.labels, classifier.image_size) != (rival.labels, rival.image_size):
+            new, old = (f"{', '.join(one.labels)} at {one.image_size} px" for one in (classifier, rival))
+            return Decision(False, f"it tells apart {new}, and version {champion.version} {old}")
+        return _by_accuracy(_is_right(classifier, validation), _is_right(rival, validation), champion.version)
+
+    return beside_champion(log.client, tracking.CLASSIFIER_NAME, compare)
 
 
 def _by_accuracy(new: Tensor, old: Tensor, version: str) -> Decision:

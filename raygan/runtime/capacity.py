@@ -14,6 +14,7 @@ import ray._private.state
 import torch
 
 from raygan.errors import ConfigurationError
+from raygan.machine import cores
 from raygan.runtime import cluster
 from raygan.runtime.settings import WorkerOptions
 
@@ -71,6 +72,12 @@ def own_device() -> torch.device:
     """
     reserved = ray.is_initialized() and ray.get_gpu_ids()
     return torch.device("cuda" if reserved and torch.cuda.is_available() else "cpu")
+
+
+def use_own_cores() -> None:
+    """Give torch a thread for each core that this task or actor has reserved, up to those of the machine."""
+    reserved = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+    torch.set_num_threads(max(1, min(reserved, cores())))
 
 
 def room(resources: Resources) -> int:

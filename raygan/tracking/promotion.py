@@ -7,8 +7,11 @@ reason, too (``raygan.not_promoted``).
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -16,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.settings import PromoteSettings
 from raygan.tracking.connection import connect
-from raygan.tracking.models import SERVING_ALIAS, RegisteredModel, find_model
+from raygan.tracking.models import SERVING_ALIAS, RegisteredModel, download_model, find_model
 
 _PROMOTED, _REPLACED, _DECLINED = "raygan.promoted", "raygan.replaced", "raygan.not_promoted"
 
@@ -27,6 +30,24 @@ class Decision:
 
     promote: bool
     reason: str
+
+
+def beside_champion(client: MlflowClient, name: str, compare: Callable[[RegisteredModel, Path], Decision]) -> Decision:
+    """Decide by comparing with the champion; whoever has none to beat is promoted.
+
+    Args:
+        client: of MLflow.
+        name: of the registered model.
+        compare: decides, given the champion and a folder with its files. If it fails, the alias stays.
+    """
+    try:
+        champion = find_model(client, name)
+        if champion is None:
+            return Decision(True, "there was none before")
+        with tempfile.TemporaryDirectory() as scratch:
+            return compare(champion, download_model(client, champion, Path(scratch)))
+    except RayganError as error:  # the model is registered; only the comparison is missing
+        return Decision(False, f"it could not be compared with the champion: {error}")
 
 
 def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) -> None:

@@ -7,13 +7,11 @@ to be compared with another generator's. A second network, which chose nothing e
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from raygan.data.photos import Photos, open_photos
 from raygan.data.shards import DataSet
@@ -21,7 +19,7 @@ from raygan.errors import RayganError
 from raygan.models.features import Features
 from raygan.models.gan import Generator
 from raygan.models.registry import DEFAULT_FEATURES, SECOND_FEATURES
-from raygan.runtime import cluster
+from raygan.runtime import capacity, cluster
 from raygan.tracking.networks import load_network
 from raygan.training.monitor import draw, features_of, held_back, patience_s
 from raygan.training.settings import TrainSettings
@@ -50,6 +48,11 @@ class Fresh:
     fair: bool
     kids: tuple[Estimate, ...]
     leads: tuple[Estimate, ...]
+
+    def metrics(self, generator: int = -1) -> dict[str, float]:
+        """One generator's KID and its standard error by name, prefixed ``fresh_``."""
+        value, error = self.kids[generator]
+        return {f"fresh_{self.metric}": value, f"fresh_{self.metric}_error": error}
 
 
 def measure_fresh(
@@ -110,12 +113,11 @@ def measure_result(settings: TrainSettings, data: DataSet, generator: Generator)
         return {}
     said = ", ".join(f"{one.metric} {one.kids[0][0]:.3g} ± {one.kids[0][1]:.2g}" for one in found)
     print(f"measured again on fresh samples and {found[0].photos} photos that did not choose it: {said}", flush=True)
-    names = [(f"fresh_{one.metric}", one.kids[0]) for one in found]
-    return {f"{name}{end}": value for name, pair in names for end, value in zip(("", "_error"), pair, strict=True)}
+    return {name: value for one in found for name, value in one.metrics().items()}
 
 
 def _measure(generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int) -> list[Fresh]:
-    torch.set_num_threads(max(1, min(int(_cores()), os.cpu_count() or 1)))
+    capacity.use_own_cores()
     return [_measured_by(load_network(network), generators, photos, samples) for network in networks]
 
 
@@ -134,7 +136,3 @@ def _measured_by(net: Features, generators: Sequence[Generator], photos: Photos,
         kids=tuple(kid(real, fake) for fake in fakes),
         leads=tuple(kid_difference(real, fake, fakes[0]) for fake in fakes),
     )
-
-
-def _cores() -> float:
-    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))

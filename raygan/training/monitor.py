@@ -14,7 +14,6 @@ A few hundred samples are enough to watch a training; `jobs/evaluate.py` makes t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +29,11 @@ from torch import Tensor
 from raygan import pictures
 from raygan.data.photos import Photos
 from raygan.errors import last_line
+from raygan.machine import cores
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
-from raygan.runtime import cluster
+from raygan.runtime import capacity, cluster
 from raygan.runtime.runs import address_of
 from raygan.tracking.networks import feature_network, load_network
 from raygan.training.events import Quality, Unmeasured, measurement, written
@@ -101,7 +101,7 @@ class Monitor:
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """Measure a checkpoint in a task of its own; returns Ray Train's metrics of it, none if that fails."""
-        torch.set_num_threads(min(self.threads, os.cpu_count() or 1))
+        torch.set_num_threads(min(self.threads, cores()))
         with checkpoint.as_directory() as folder:
             generator, about = load_generator(Path(folder))
         images = round(about["kimg"] * 1000)
@@ -185,7 +185,7 @@ def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = N
 
 def measure_reference(train: Photos, validation: Photos, network: str) -> Reference:
     """What generators are compared with."""
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    capacity.use_own_cores()
     features = load_network(network)
     vectors, classes = features_of(validation, features)
     choosing = ~held_back(classes)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from raygan import tracking
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
-from raygan.errors import RayganError
 from raygan.models.gan import Generator, load_generator
 from raygan.tracking.networks import feature_network
-from raygan.tracking.promotion import Decision
+from raygan.tracking.promotion import Decision, beside_champion
 from raygan.training.fresh import measure_fresh
 from raygan.training.monitor import can_measure
 from raygan.training.settings import TrainSettings
@@ -31,15 +29,12 @@ def decide(
     """
     if settings.promote != "better":
         return Decision(settings.promote == "always", f"by the setting promote {settings.promote}")
-    try:
-        champion = tracking.find_model(log.client, model.name)
-        if champion is None:
-            return Decision(True, "there was none before")
-        with tempfile.TemporaryDirectory() as scratch:
-            rival, _ = load_generator(tracking.download_model(log.client, champion, Path(scratch)))
+
+    def compare(champion: tracking.RegisteredModel, folder: Path) -> Decision:
+        rival, _ = load_generator(folder)
         return _unlike(generator, rival, champion) or _by_kid(settings, data, generator, rival, champion, log)
-    except RayganError as error:  # the model is registered; only the comparison is missing
-        return Decision(False, f"it could not be compared with the champion: {error}")
+
+    return beside_champion(log.client, model.name, compare)
 
 
 def _unlike(generator: Generator, rival: Generator, champion: tracking.RegisteredModel) -> Decision | None:

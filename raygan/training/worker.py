@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ray.util.queue import Queue
 from raygan import pictures
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos
+from raygan.machine import cores
 from raygan.models.distributed import Share
 from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
 from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
@@ -107,7 +107,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
     """This rank's share and device under Ray Train. Gives torch a thread for each reserved core."""
-    torch.set_num_threads(max(1, min(int(options.cpus_per_worker), os.cpu_count() or 1)))
+    torch.set_num_threads(max(1, min(int(options.cpus_per_worker), cores())))
     keep_freed_memory()
     context = ray.train.get_context()
     return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()

@@ -59,8 +59,7 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
     lines = [f"measured again on fresh samples and {found[0].photos} photos that chose no trial:"]
     lines += [_line(one, baseline is best) for one in found]
     better = all(one.leads[-1][0] < -one.leads[-1][1] for one in found) if rival else None
-    metrics = {f"fresh_{one.metric}": one.kids[-1][0] for one in found}
-    metrics |= {f"fresh_{one.metric}_error": one.kids[-1][1] for one in found}
+    metrics = {name: value for one in found for name, value in one.metrics().items()}
     return Winner("\n".join(lines), found[0].kids[-1][0], better, metrics)
 
 
