@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,8 +25,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000"
 #: Maximum number of scans in a progressive JPEG; encoders write about ten. Each may cost as much as a whole photo.
 MAX_SCANS = 64
 
-#: A marker in a JPEG file other than those without a length: stuffed bytes, TEM, RST, SOI.
-_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")
+#: Whether a byte after 0xFF makes a marker of a JPEG file that has a length, or ends the picture. Stuffed bytes, fill
+#: bytes, TEM, RST and SOI don't.
+_IS_MARKER = np.isin(np.arange(256), [0x00, 0x01, *range(0xD0, 0xD9), 0xFF], invert=True)
 _END, _SCAN = 0xD9, 0xDA
 
 #: First bytes of the formats that start with a signature (those of WebP, AVIF and HEIF come later).
@@ -111,13 +111,17 @@ def read_header(data: bytes) -> Header:
 
 def jpeg_scans(data: bytes) -> int:
     """The number of scans of a JPEG file's first picture, found as libjpeg finds them: from marker to marker."""
+    values = np.frombuffer(data, np.uint8)
+    places = np.flatnonzero(values[:-1] == 0xFF) + 1
+    places = places[_IS_MARKER[values[places]]]
     scans, position = 0, 2
-    while found := _MARKER.search(data, position):
-        marker = found[1][0]
+    while (number := np.searchsorted(places, position + 1)) < len(places):
+        end = int(places[number]) + 1
+        marker = data[end - 1]
         if marker == _END:
             break
         scans += marker == _SCAN
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+        position = end + int.from_bytes(data[end : end + 2])
     return scans
 
 
