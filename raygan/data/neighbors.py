@@ -63,29 +63,36 @@ def _by_tables(words: np.ndarray, distance: int) -> np.ndarray:
     for first, same in itertools.groupby(tables, lambda table: table[0]):
         of_band = list(same)
         for part in _parts(words, edges[first], edges[first + 1]):
+            own = words[part]  # gathered once: they are all over the memory
             for chosen in of_band:
                 before = [np.uint64(bands[band]) for band in range(chosen[-1]) if band not in chosen]
                 mask = np.uint64(sum(bands[band] for band in chosen))
-                found += _close(words, part, mask, before, distance)
+                found += _close(own, part, mask, before, distance)
     return np.concatenate(found)
 
 
 def _parts(words: np.ndarray, low: int, high: int) -> list[np.ndarray]:
     """Indices of the hashes by the upper of the bits from `low` to `high`, few enough for a core's cache."""
     used = min(high - low, max(0, round(log2(len(words) / _IN_CACHE))))
-    values = ((words >> np.uint64(high - used)) & np.uint64((1 << used) - 1)) << np.uint64(32)
-    values |= np.arange(len(words), dtype=np.uint64)
-    values.sort()
-    ends = np.searchsorted(values >> np.uint64(32), np.arange(1, 1 << used))
-    return np.split((values & ~_UPPER).astype(np.int64), ends)
+    values = ((words >> np.uint64(high - used)) & np.uint64((1 << used) - 1)).astype(np.uint16)
+    ends = np.cumsum(np.bincount(values, minlength=1 << used))[:-1]
+    return np.split(np.argsort(values, kind="stable"), ends)  # 16 bits are sorted by counting
 
 
 def _close(
     words: np.ndarray, part: np.ndarray, mask: np.uint64, before: list[np.uint64], distance: int
 ) -> list[np.ndarray]:
-    """Close pairs, as of `close_pairs`, of some hashes that agree in a table's bits, and in no earlier table's."""
+    """Close pairs, as of `close_pairs`, of hashes that agree in a table's bits, and in no earlier table's.
+
+    Args:
+        words: hashes of a part.
+        part: their indices among all.
+        mask: the table's bits.
+        before: bands that agree only in earlier tables.
+        distance: most differing bits.
+    """
     found = []
-    for one, other, differ in _equal(words[part], mask):
+    for one, other, differ in _equal(words, mask):
         bits = np.bitwise_count(differ)
         close = np.flatnonzero(bits <= distance)
         new = close[np.logical_and.reduce([differ[close] & band != 0 for band in before], 0)] if before else close
