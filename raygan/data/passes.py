@@ -6,10 +6,10 @@ counts, and the few photos that it draws.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,12 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from raygan import pictures
-from raygan.data import chunks, duplicates, outliers, report, sheets, tasks, variation
+from raygan.data import chunks, duplicates, outliers, report, sheets, streaming, tasks, variation
 from raygan.data.chunks import PixelSettings
 from raygan.data.listing import Listing
 from raygan.data.locations import Locations
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST, Manifest, ShardFile
-from raygan.errors import RayganError
 from raygan.runtime import cluster, storage
 
 #: Most bytes of pixels in a shard, by default.
@@ -47,11 +46,6 @@ _COMPARISONS = ["duplicate", "near_duplicate", "outlier"]
 #: Most shards per task, which reports only once it has written all of them.
 _SHARDS_PER_TASK = 16
 
-#: What a task takes of a core in Ray's books. Ray Data notices only ten times a second that a task has finished, and
-#: only then starts another within its budget; with one task per core, cores sat idle a third of the time. With two,
-#: a core always has work.
-_CORES_OF_A_TASK = 0.5
-
 
 @dataclass
 class Passes:
@@ -70,6 +64,8 @@ class Passes:
         photos = self.listing.photos
         keys = chunks.keys_of(photos, self.listing.sources, self.pixel_settings)
         self.where = Locations(self.folder, keys, photos["source"])
+        with_network = bool(self.pixel_settings.network or self.pixel_settings.detector)
+        self._run = functools.partial(streaming.run, with_network=with_network)
 
     def examine(self) -> None:
         """Make chunks of the photos that no chunk has yet."""
@@ -85,7 +81,7 @@ class Passes:
         total = sum(table.num_rows for table in tables)
         with tqdm(total=total, desc="examining photos", unit=" images", smoothing=0.1) as bar:
             megabytes, start = 0.0, time.monotonic()
-            for done in _stream(tables, tasks.examine, given):
+            for done in self._run(tables, tasks.examine, given):
                 megabytes += done["bytes"] / 1e6
                 bar.set_postfix_str(f"{megabytes / (time.monotonic() - start):.1f} MB/s", refresh=False)
                 bar.update(done["images"])
@@ -234,7 +230,7 @@ class Passes:
         given = {"output": self.settings.output, "encoding": self.settings.encoding}
         with tqdm(total=sum(len(plan["photos"]) for plan in plans), desc="writing shards", unit=" images") as bar:
             done = {}
-            for answer in _stream(tables, tasks.write, given):
+            for answer in self._run(tables, tasks.write, given):
                 done[answer["file"]] = answer
                 bar.update(answer["images"])
         shards = [
@@ -243,36 +239,6 @@ class Passes:
         ]
         digests = "".join(done[shard.file]["digest"] for shard in shards)
         return shards, hashlib.sha256(digests.encode()).hexdigest()
-
-
-def _stream(
-    tables: Sequence[pa.Table], task: Callable[..., pa.Table], given: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Run a task of `raygan.data.tasks` on each table with Ray Data, and yield the rows of its answers as they come.
-
-    given: the task's other arguments. Raises RayganError if a task fails.
-    """
-    if not tables:
-        return
-    import ray
-
-    data = ray.data.from_arrow(list(tables))
-    answers = data.map_batches(
-        task,
-        fn_kwargs=given,
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=_CORES_OF_A_TASK,
-    )
-    try:
-        for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for answer in batch.to_pylist():
-                if answer["error"]:
-                    raise RayganError(answer["error"])
-                yield answer
-    except ray.exceptions.RayError as error:
-        raise cluster.failure(error) from error
 
 
 def _shard_plans(splits: pa.ChunkedArray, settings: PrepareSettings) -> list[dict[str, Any]]:
