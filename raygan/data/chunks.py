@@ -16,7 +16,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,12 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygan.data import faces, outliers
-from raygan.data.columns import choose
-from raygan.data.decode import Fit, looks_like_image
+from raygan.data.contents import Content, contents
+from raygan.data.decode import Fit
 from raygan.data.examine import LARGEST, judge, look
 from raygan.data.filters import Photo, Rules
-from raygan.data.kinds import is_image_name
-from raygan.data.sources import Source, image_bytes, shown
+from raygan.data.sources import Source, shown
 from raygan.errors import RayganError, first_line
 from raygan.runtime.storage import parent, resolve, write_bytes
 
@@ -120,11 +118,11 @@ def build_chunk(photos: pa.Table, sources: Sequence[Source], settings: PixelSett
         RayganError: a whole input has vanished. (A single file that has vanished is unreadable.)
     """
     rows = photos.to_pylist()
-    contents = _contents(rows, sources, settings.rules)
+    found = contents(rows, sources, settings.rules)
     ignored, sizes, seen = [], [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata, which doesn't affect the pixels
-        for row, content in zip(rows, contents, strict=True):
+        for row, content in zip(rows, found, strict=True):
             ignored.append(content is None)
             sizes.append(len(content) if isinstance(content, bytes) else row["size"])
             seen.append(_look(content, settings))
@@ -204,82 +202,10 @@ def _pixels(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     return pixels
 
 
-# ---------------------------------------------------------------- from the listing to bytes
-
-#: A photo's bytes; a verdict, if the photo was not read; or None for a file that is not a photo.
-_Content = bytes | Photo | None
-
-
-def _contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], rules: Rules) -> Iterator[_Content]:
-    for (number, path, is_row), group in groupby(rows, lambda row: (row["source"], row["path"], row["row"] >= 0)):
-        if is_row:
-            numbers = [row["row"] for row in group]
-            yield from _row_contents(sources[number], path, numbers[0], len(numbers))
-        else:
-            yield from (_file_content(sources[number], row, rules) for row in group)
-
-
-def _file_content(source: Source, row: dict[str, Any], rules: Rules) -> _Content:
-    path = row["path"]
-    try:
-        if not is_image_name(shown(path)) and not looks_like_image(source.read(path, 16)):
-            return None
-        objection = rules.objection(lambda each: each.of_file(row["size"], rules.limits))
-        return Photo(**objection) if objection else source.read(path)
-    except OSError as error:
-        _still_there(source)
-        gone = isinstance(error, FileNotFoundError)
-        return Photo("unreadable", detail="gone since it was listed" if gone else f"cannot be read: {error.strerror}")
-
-
-def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterator[_Content]:
-    """Contents of consecutive rows of a Parquet file; reads only the row groups with these rows."""
-    done = 0
-    try:
-        with source.parquet(path) as parquet:
-            name = choose(parquet.schema_arrow, source.image_column).image
-            groups, skip = _row_groups(parquet.metadata, first, count)
-            for batch in parquet.iter_batches(batch_size=64, row_groups=groups, columns=[name]):
-                for data in image_bytes(batch[name]):
-                    if skip > 0:
-                        skip -= 1
-                    elif done < count:
-                        done += 1
-                        yield data if data is not None else Photo("unreadable", detail="no image in this row")
-    except (OSError, pa.ArrowException) as error:
-        _still_there(source)
-        yield from [Photo("unreadable", detail=f"cannot be read: {first_line(error)}")] * (count - done)
-
-
-def _row_groups(metadata: pq.FileMetaData, first: int, count: int) -> tuple[list[int], int]:
-    """The row groups with `count` rows from `first`, and how many rows to skip at their start."""
-    groups: list[int] = []
-    skip, start = 0, 0
-    for number in range(metadata.num_row_groups):
-        size = metadata.row_group(number).num_rows
-        if start < first + count and start + size > first:
-            if not groups:
-                skip = first - start
-            groups.append(number)
-        start += size
-    return groups, skip
-
-
-def _still_there(source: Source) -> None:
-    try:
-        there = source.exists()
-    except OSError:
-        there = False
-    if not there:
-        raise RayganError(
-            f"--input: {source.address} vanished while it was being read; once it is back, the same command resumes"
-        )
-
-
 # ---------------------------------------------------------------- from bytes to records
 
 
-def _look(content: _Content, settings: PixelSettings) -> Photo:
+def _look(content: Content, settings: PixelSettings) -> Photo:
     if not isinstance(content, bytes):
         return content or Photo()
     large = LARGE if settings.network else None

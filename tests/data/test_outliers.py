@@ -34,6 +34,17 @@ def test_some_vectors_stand_for_all():
     np.testing.assert_allclose(scored[among], alone, atol=1e-3)
 
 
+def test_vectors_are_compared_with_all_others_in_parts(monkeypatch):
+    vectors = np.random.default_rng(5).normal(size=(500, 16)).astype(np.float16)
+    vectors[400:410] = vectors[3]  # more equals than neighbors
+    whole = outliers.scores(vectors)
+    monkeypatch.setattr(outliers, "PART", 64)  # the last part is smaller
+    np.testing.assert_allclose(outliers.scores(vectors), whole, atol=1e-6)
+    np.testing.assert_allclose(
+        outliers.scores(vectors[100:200], vectors, np.arange(100, 200)), whole[100:200], atol=1e-6
+    )
+
+
 def test_equal_vectors_count_as_neighbors():
     vectors = np.ones((20, 8), np.float16)
     np.testing.assert_allclose(outliers.scores(vectors), 0, atol=1e-5)

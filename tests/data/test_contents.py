@@ -1,0 +1,25 @@
+"""The bytes of a slice of the listing."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygan.data.contents import contents
+from raygan.data.filters import Rules
+from raygan.data.settings import Limits
+from raygan.data.sources import open_source
+from tests.data.messy import encoded, picture
+
+
+def test_rows_with_gaps_between_them_are_the_listed_ones(tmp_path):
+    """A job that resumes after one with another --chunk-images examines such slices."""
+    photos = [encoded(picture(number), "PNG") for number in range(12)]
+    pq.write_table(pa.table({"image": photos}), tmp_path / "photos.parquet", row_group_size=5)
+    (tmp_path / "alone.png").write_bytes(photos[0])
+    source = open_source(str(tmp_path), "image", "")
+    numbers = [0, 1, 4, 5, 6, 9, 11]
+    rows = [{"source": 0, "path": b"alone.png", "row": -1, "size": 1}]
+    rows += [{"source": 0, "path": b"photos.parquet", "row": number, "size": 0} for number in numbers]
+    found = list(contents(rows, [source], Rules((), Limits())))
+    assert found == [photos[0], *(photos[number] for number in numbers)]
