@@ -34,6 +34,9 @@ _SHARD_BYTES = 32e6
 #: Even small data sets are cut into this many shards, one for each of a few workers, but not below this many images.
 _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 
+#: Most bytes of photos that a task examines, so that a few large photos, too, are shared by all cores.
+_TASK_BYTES = 64e6
+
 #: Photos that the variation of a label is measured from: enough for two digits.
 _SURVEYED = 2000
 
@@ -74,8 +77,7 @@ class Passes:
         found = len(self.where.keys) - len(missing)
         if found:
             print(f"resuming: {found:,} of {len(self.where.keys):,} photos are known, {len(missing):,} are still to do")
-        size = self.settings.chunk_images
-        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+        parts = _tasks(missing, self.listing.photos["size"].to_numpy(), self.settings.chunk_images)
         tables = [self._part(part) for part in parts]
         given = {"folder": self.folder, "sources": self.listing.sources, "settings": self.pixel_settings}
         total = sum(table.num_rows for table in tables)
@@ -126,7 +128,7 @@ class Passes:
         import ray
 
         score = ray.remote(tasks.outlier_scores)
-        if len(rows) <= outliers.EXACT:
+        if len(rows) <= outliers.PART:
             return [score.remote(self.where.places(rows), None, None)]
         chosen = pictures.spread(outliers.EXACT, len(rows))
         others = ray.remote(tasks.features).remote(self.where.places(rows[chosen]))
@@ -134,9 +136,9 @@ class Passes:
         own[chosen] = np.arange(len(chosen))
         return [
             score.remote(
-                self.where.places(rows[start : start + outliers.EXACT]), others, own[start : start + outliers.EXACT]
+                self.where.places(rows[start : start + outliers.PART]), others, own[start : start + outliers.PART]
             )
-            for start in range(0, len(rows), outliers.EXACT)
+            for start in range(0, len(rows), outliers.PART)
         ]
 
     def survey(self, records: pa.Table) -> dict[str, float | None]:
@@ -239,6 +241,18 @@ class Passes:
         ]
         digests = "".join(done[shard.file]["digest"] for shard in shards)
         return shards, hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _tasks(photos: np.ndarray, sizes: np.ndarray, most: int) -> list[np.ndarray]:
+    """Photos cut into runs of at most `most` photos and, beyond the first photo, at most `_TASK_BYTES`."""
+    ends = np.cumsum(sizes[photos])
+    parts, start = [], 0
+    while start < len(photos):
+        full = np.searchsorted(ends, ends[start] - sizes[photos[start]] + _TASK_BYTES, side="right")
+        stop = min(start + most, max(start + 1, int(full)))
+        parts.append(photos[start:stop])
+        start = stop
+    return parts
 
 
 def _shard_plans(splits: pa.ChunkedArray, settings: PrepareSettings) -> list[dict[str, Any]]:
