@@ -26,7 +26,11 @@ _PROGRESS_S = 2.0
 
 
 class ClassifierLoop:
-    """Trains and validates one classifier on this rank."""
+    """Trains and validates one classifier on this rank.
+
+    Attributes:
+        validated: shard and row of the validation photos that it is scored on, int64 (n, 2).
+    """
 
     def __init__(self, step: ClassifierStep, images: Photos, validation: Photos, on_progress: Callable[[int], None]):
         """Set up the stream of batches.
@@ -38,6 +42,7 @@ class ClassifierLoop:
             on_progress: called every two seconds with the number of images seen so far.
         """
         self.step, self.validation, self._on_progress = step, validation, on_progress
+        self.validated = validation.spread(MOST_VALIDATED)
         self.stream = BatchStream(images, step.options.batch_size, step.options.seed, step.share)
 
     @property
@@ -74,13 +79,13 @@ class ClassifierLoop:
         return score(*self.predict())
 
     def predict(self) -> tuple[Tensor, Tensor]:
-        """Probabilities (n, labels) and classes (n,) of the validation photos, the same on every rank.
+        """Probabilities (n, labels) and classes (n,) of the photos in `validated`, the same on every rank.
 
-        They are in the photos' order on a single rank.
+        They are in that order on a single rank.
         """
         self.step.average_statistics()
         probabilities, targets = [], []
-        for pixels, classes in self.validation.parts(self.validation.spread(MOST_VALIDATED)):
+        for pixels, classes in self.validation.parts(self.validated):
             rows = self.step.share.rows(len(pixels))
             probabilities.append(self.step.probabilities(torch.from_numpy(pixels[rows])))
             targets.append(torch.from_numpy(classes[rows]))

@@ -16,7 +16,7 @@ import ray
 import torch
 
 from raygan.classifier.settings import ClassifySettings
-from raygan.data.photos import InStore, Joined, Photos
+from raygan.data.photos import InMemory, InStore, Joined, Photos
 from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet, Stored
 from raygan.errors import ConfigurationError
@@ -76,7 +76,9 @@ def training_images(
     origin: dict[str, Any] = {"real": real, "generated": generated}
     if real:
         photos = load_photos(data, "train", None, settings.data_memory)
-        parts.append(photos if real == len(photos) else balanced_subset(photos, real, len(classes), settings.seed))
+        if real < len(photos):
+            photos = taken(photos, balanced_numbers(photos, data.counts("train"), real, settings.seed))
+        parts.append(photos)
     if generated:
         origin["generators"] = ", ".join(one.name for one in generators)
         parts.append(generated_photos(generators, classes, generated, settings.seed))
@@ -124,81 +126,109 @@ def mixture_sizes(real: int | None, fraction: float, photos: int, generated: int
     return real, max(1, round(real * (1 - fraction) / fraction))
 
 
-def balanced_subset(photos: Photos, count: int, labels: int, seed: int) -> Photos:
-    """A random subset with equally many photos per label, as far as there are enough.
+def balanced_numbers(photos: Photos, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The numbers (size,), among all photos, of a random subset with equally many per label, as far as possible.
 
-    A larger subset of the same seed contains the smaller ones.
+    A larger subset of the same seed contains the smaller ones. Only shards with photos of the subset are read.
 
     Args:
         photos: real photos to draw from.
-        count: size of the subset.
-        labels: number of labels.
+        counts: photos of each label in each of their shards, int (shards, labels).
+        size: of the subset.
         seed: of the draw.
 
     Raises:
-        ConfigurationError: there are fewer than `count` photos.
+        ConfigurationError: there are fewer than `size` photos.
     """
-    return taken(photos, balanced_indices(photos, count, labels, seed))
+    if size > len(photos):
+        raise ConfigurationError(f"{size} real photos are asked for, but the shards have {len(photos)} to train on")
+    labels, nths = balanced(counts.sum(axis=0), size, seed).T
+    ends = np.cumsum(counts, axis=0)
+    shards = np.empty(size, np.int64)
+    for label in np.unique(labels).tolist():
+        shards[labels == label] = np.searchsorted(ends[:, label], nths[labels == label], side="right")
+    starts = np.cumsum([0, *photos.rows])
+    numbers = np.empty(size, np.int64)
+    for shard in np.unique(shards).tolist():
+        classes = photos.block(shard)[1]
+        for at in np.flatnonzero(shards == shard).tolist():
+            label = labels[at]
+            row = np.flatnonzero(classes == label)[nths[at] - (ends - counts)[shard, label]]
+            numbers[at] = starts[shard] + row
+    return numbers
 
 
-def balanced_indices(photos: Photos, count: int, labels: int, seed: int) -> np.ndarray:
-    """The indices (count,) of `balanced_subset`, among all photos in the order of their shards."""
-    if count > len(photos):
-        raise ConfigurationError(f"{count} real photos are asked for, but the shards have {len(photos)} to train on")
-    classes = [photos.block(number)[1] for number in range(len(photos.rows))]
-    return balanced(np.concatenate(classes), count, labels, seed)
+def taken(photos: Photos, numbers: np.ndarray) -> Photos:
+    """A few photos, by their numbers, as blocks of their own in the object store, in the order of their shards."""
+    few = photos.only(numbers)
+    held, take = ray.put(few), ray.remote(_take).options(num_cpus=0)
+    starts = [functools.partial(take.remote, held, number) for number in range(len(few.rows))]
+    return Photos(few.rows, InStore(tuple(cluster.run_all(starts, "taking photos", unit="shard"))))
 
 
-def taken(photos: Photos, indices: np.ndarray) -> Photos:
-    """The photos at some indices, in the order of their shards."""
-    places = np.array([(shard, row) for shard, rows in enumerate(photos.rows) for row in range(rows)])
-    chosen = places[indices]
-    held, take = ray.put(photos), ray.remote(_take).options(num_cpus=0)
-    rows, starts = [], []
-    for shard in np.unique(chosen[:, 0]):
-        wanted = np.sort(chosen[chosen[:, 0] == shard, 1])
-        rows.append(len(wanted))
-        starts.append(functools.partial(take.remote, held, int(shard), wanted))
-    return Photos(tuple(rows), InStore(tuple(cluster.run_all(starts, "taking photos", unit="shard"))))
+def balanced(counts: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Photos taken from the labels in turn, in random order within each label.
 
+    Args:
+        counts: photos of each label.
+        size: how many to take.
+        seed: of the order.
 
-def balanced(classes: np.ndarray, count: int, labels: int, seed: int) -> np.ndarray:
-    """Indices of `count` of the classes (n,), taken from the labels in turn, in random order within each label."""
+    Returns:
+        Each photo's label and its number among those of the label, int64 (size, 2).
+    """
     random = np.random.default_rng([seed, 7])
-    turns = np.empty(len(classes))
-    for label in range(labels):
-        own = random.permutation(np.flatnonzero(classes == label))
-        turns[own] = np.arange(len(own)) + label / labels
-    return np.argsort(turns, kind="stable")[:count]
+    orders = [random.permutation(count) for count in counts.tolist()]
+    labels = np.repeat(np.arange(len(counts)), counts)
+    turns = np.concatenate([np.arange(len(order)) for order in orders]) + labels / len(counts)
+    chosen = np.argsort(turns, kind="stable")[:size]
+    return np.stack([labels, np.concatenate(orders)], 1)[chosen]
 
 
 def generated_photos(generators: Sequence[NamedGenerator], labels: Sequence[str], count: int, seed: int) -> Photos:
-    """Generate images, with a progress bar.
-
-    Args:
-        generators: those that draw the same label share its images.
-        labels: each gets the same number of images, to within one.
-        count: images in all.
-        seed: of the latents.
+    """Images of `drawn_photos` from tasks all over the cluster, in the object store, with a progress bar.
 
     Raises:
         RayganError: no generator draws one of the labels, or a task failed.
     """
     check_drawn(generators, labels)
     refs = {one.name: ray.put(one) for one in generators}
-    generate = ray.remote(_generate).options(num_cpus=0, num_gpus=capacity.gpu_share())
-    rows: list[int] = []
-    starts = []
+    generate = ray.remote(_generate_alone).options(num_cpus=0, num_gpus=capacity.gpu_share())
+    parts = _parts(generators, labels, count)
+    starts = [
+        functools.partial(generate.remote, refs[one.name], labels[number], number, size, seed, first)
+        for one, number, size, first in parts
+    ]
+    blocks = tuple(cluster.run_all(starts, "generating images", unit="block"))
+    return Photos(tuple(size for *_, size, _ in parts), InStore(blocks))
+
+
+def drawn_photos(generators: Sequence[NamedGenerator], labels: Sequence[str], count: int, seed: int) -> Photos:
+    """Generate images in this process, on its device.
+
+    Args:
+        generators: those that draw the same label share its images.
+        labels: each gets the same number of images, to within one.
+        count: images in all.
+        seed: of the latents.
+    """
+    parts = _parts(generators, labels, count)
+    blocks = tuple(_generate(one, labels[number], number, size, seed, first) for one, number, size, first in parts)
+    return Photos(tuple(size for *_, size, _ in parts), InMemory(blocks))
+
+
+def _parts(
+    generators: Sequence[NamedGenerator], labels: Sequence[str], count: int
+) -> list[tuple[NamedGenerator, int, int, int]]:
+    """What to draw: generator, number of the label, images, and number of the first of them."""
+    parts = []
     for number, label in enumerate(labels):
         able = [one for one in generators if label in one.labels]
         wanted = count * (number + 1) // len(labels) - count * number // len(labels)
         for turn, one in enumerate(able):
             share = wanted * (turn + 1) // len(able) - wanted * turn // len(able)
-            for first in range(0, share, _TASK):
-                rows.append(min(_TASK, share - first))
-                given = refs[one.name], label, number, rows[-1], seed, _FIRST + first
-                starts.append(functools.partial(generate.remote, *given))
-    return Photos(tuple(rows), InStore(tuple(cluster.run_all(starts, "generating images", unit="block"))))
+            parts += [(one, number, min(_TASK, share - first), _FIRST + first) for first in range(0, share, _TASK)]
+    return parts
 
 
 def combine(*parts: Photos) -> Photos:
@@ -209,12 +239,15 @@ def combine(*parts: Photos) -> Photos:
     return Photos(rows, Joined(tuple(part.source for part in parts), tuple(starts)), mixed)
 
 
-def _take(photos: Photos, shard: int, rows: np.ndarray) -> Stored:
-    pixels, classes = photos.source.read(shard)
-    return pixels[rows], classes[rows]
+def _take(photos: Photos, number: int) -> Stored:
+    return photos.source.read(number)
+
+
+def _generate_alone(one: NamedGenerator, label: str, number: int, count: int, seed: int, first: int) -> Stored:
+    torch.set_num_threads(1)  # tasks run on all cores
+    return _generate(one, label, number, count, seed, first)
 
 
 def _generate(one: NamedGenerator, label: str, number: int, count: int, seed: int, first: int) -> Stored:
-    torch.set_num_threads(1)  # tasks run on all cores
     pixels = one.sample(label, count, seed, first).numpy()
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), np.full(count, number, np.int64)

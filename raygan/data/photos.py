@@ -68,10 +68,25 @@ class Photos:
         """
         chosen = pictures.spread(shards, len(self.rows)) if self.rows else np.empty(0, np.int64)
         rows = np.array(self.rows, np.int64)[chosen]
-        numbers = pictures.spread(count, int(rows.sum()))
-        ends = np.cumsum(rows)
-        among = np.searchsorted(ends, numbers, side="right")
-        return np.stack([chosen[among], numbers - (ends - rows)[among]], 1)
+        places = _places(rows, pictures.spread(count, int(rows.sum())))
+        return np.stack([chosen[places[:, 0]], places[:, 1]], 1)
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Shard and row of photos by their numbers among all, in the order of the shards: int64 (n, 2)."""
+        return _places(np.array(self.rows, np.int64), numbers)
+
+    def numbers(self, places: np.ndarray) -> np.ndarray:
+        """The numbers among all photos, int64 (n,), of photos given by shard and row, (n, 2)."""
+        starts = np.cumsum([0, *self.rows])
+        found: np.ndarray = starts[places[:, 0]] + places[:, 1]
+        return found
+
+    def only(self, numbers: np.ndarray) -> Photos:
+        """The photos with these numbers, in the order of their shards, each of which is read when it is needed."""
+        places = self.places(np.sort(numbers))
+        shards, starts = np.unique(places[:, 0], return_index=True)
+        rows = tuple(np.split(places[:, 1], starts[1:])) if len(shards) else ()
+        return Photos(tuple(map(len, rows)), Chosen(self.source, tuple(shards.tolist()), rows), self.mixed)
 
     def parts(self, places: np.ndarray) -> Iterator[Block]:
         """Copies of photos given by shard and row, (n, 2), one block for consecutive photos of the same shard."""
@@ -131,6 +146,24 @@ class Joined:
             if own:
                 found |= zip(own, source.fetch([number - start for number in own]), strict=True)
         return [found[number] for number in numbers]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some rows of some blocks of another source."""
+
+    source: Source
+    shards: tuple[int, ...]
+    rows: tuple[np.ndarray, ...]
+
+    def read(self, number: int) -> Stored:
+        pixels, classes = self.source.read(self.shards[number])
+        return pixels[self.rows[number]], classes[self.rows[number]]
+
+    def fetch(self, numbers: Sequence[int]) -> list[Stored]:
+        blocks = self.source.fetch([self.shards[number] for number in numbers])
+        rows = [self.rows[number] for number in numbers]
+        return [(pixels[own], classes[own]) for (pixels, classes), own in zip(blocks, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -195,6 +228,13 @@ class Shards:
         return [self.read(number) for number in numbers]
 
 
+def _places(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Block and row of photos by number, int64 (n, 2), from the number of rows of each block."""
+    ends = np.cumsum(rows)
+    among = np.searchsorted(ends, numbers, side="right")
+    return np.stack([among, numbers - (ends - rows)[among]], 1)
+
+
 def open_photos(data: DataSet, split: Split, label: str | None) -> Photos:
     """A split's photos in storage. Raises RayganError for a missing shard."""
     shards = list_shards(data, split, label)
@@ -217,14 +257,12 @@ def list_shards(data: DataSet, split: Split, label: str | None) -> Shards:
         )
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         list(pool.map(lambda shard: check_rows(data.address, shard), found[:SHARDS_MIXED]))
-    classes = data.manifest.classes
-    counts = np.array([[shard.rows.get(name, 0) for name in classes] for shard in found], np.int32)
     return Shards(
         address=data.address,
         manifest=data.manifest.without_shards(),
         split=split,
         label=label,
         files=tuple(shard.file for shard in found),
-        counts=counts.reshape(len(found), len(classes)),
+        counts=data.counts(split, label),
         stamps=tuple(stamps[shard.file] for shard in found),
     )

@@ -150,6 +150,12 @@ class DataSet:
         held_out = {label: self.manifest.count("validation", label) for label in classes}
         return {"image_size": self.manifest.image_size, "train": training, "validation": held_out}
 
+    def counts(self, split: Split, label: str | None = None) -> np.ndarray:
+        """Photos of each class in each of `shards`: int32 (shards, classes)."""
+        classes = self.manifest.classes
+        found = [[shard.rows.get(name, 0) for name in classes] for shard in self.shards(split, label)]
+        return np.array(found, np.int32).reshape(-1, len(classes))
+
     def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
         """The split's files with at least one photo of the label, in order."""
         return [

@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 
-from raygan.classifier.mixture import balanced, choose_generators, mixture_sizes, training_images
+from raygan.classifier.mixture import (
+    balanced_numbers,
+    choose_generators,
+    drawn_photos,
+    mixture_sizes,
+    training_images,
+)
+from raygan.data.photos import InMemory, Photos
 from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
+from raygan.runtime.settings import StorageSettings
+from raygan.sampling.generators import find_generators
 
 
 @pytest.mark.parametrize(
@@ -25,12 +34,43 @@ def test_sizes_of_mixtures(asked, sizes):
     assert mixture_sizes(*asked) == sizes
 
 
-def test_subsets_are_balanced_and_nested():
-    classes = np.array([0] * 20 + [1] * 5)
-    small, large = (set(balanced(classes, count, 2, seed=1).tolist()) for count in (6, 14))
-    assert np.bincount(classes[list(small)]).tolist() == [3, 3]
-    assert np.bincount(classes[list(large)]).tolist() == [9, 5]  # the second label has no more
-    assert small < large
+class Watched(InMemory):
+    """Blocks that know which of them were read."""
+
+    def read(self, number):
+        READ.add(number)
+        return super().read(number)
+
+
+READ: set[int] = set()
+
+
+def test_subsets_are_balanced_and_nested_and_read_no_other_shards():
+    classes = np.random.default_rng(3).permutation([0] * 300 + [1] * 5 + [2] * 60)
+    parts = np.array_split(classes, 40)
+    counts = np.array([np.bincount(part, minlength=3) for part in parts])
+    pixels = np.zeros((16, 4, 4, 3), np.uint8)
+    photos = Photos(tuple(map(len, parts)), Watched(tuple((pixels[: len(part)], part) for part in parts)))
+    READ.clear()
+    small = balanced_numbers(photos, counts, 6, seed=1)
+    assert set(READ) == set(photos.places(small)[:, 0].tolist())
+    large = balanced_numbers(photos, counts, 45, seed=1)
+    assert np.bincount(classes[small]).tolist() == [2, 2, 2]
+    assert np.bincount(classes[large]).tolist() == [20, 5, 20]  # the second label has no more
+    assert len(set(large.tolist())) == 45
+    assert set(small.tolist()) < set(large.tolist())
+    with pytest.raises(ConfigurationError, match="366 real photos are asked for"):
+        balanced_numbers(photos, counts, 366, seed=1)
+
+
+def test_a_training_draws_the_images_that_tasks_draw(write_generator):
+    pair = find_generators(StorageSettings(), [write_generator(label) for label in ("cat", "dog")], [])
+    drawn = drawn_photos(pair, ["cat", "dog"], 301, seed=4)
+    assert drawn.rows == (150, 151)
+    pixels, classes = drawn.block(1)
+    assert classes.tolist() == [1] * 151
+    expected = pair[1].sample("dog", 151, 4, 1 << 31)
+    assert np.array_equal(pixels, expected.numpy())
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 import torch
 
-from raygan.classifier.mixture import balanced_indices, combine, generated_photos, taken
+from raygan.classifier.mixture import balanced_numbers, combine, drawn_photos, taken
 from raygan.classifier.settings import UsefulnessSettings
 from raygan.classifier.usefulness.trial import Trial
 from raygan.data.batches import BatchStream
@@ -27,7 +27,7 @@ from raygan.models.distributed import Share
 from raygan.models.gan import Generator, save_generator
 from raygan.models.hardware import keep_freed_memory, on_device
 from raygan.runtime import capacity, cluster, storage
-from raygan.sampling.generators import NamedGenerator, find_generators
+from raygan.sampling.generators import NamedGenerator, check_drawn, find_generators
 from raygan.settings import load_preset
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
@@ -39,14 +39,29 @@ class TrialImages:
     """Images of a training.
 
     Attributes:
-        images: to train on.
+        real: photos to train on; None for none.
+        generated: number of images to draw and train on, too.
+        generators: that draw them.
+        labels: of all images.
+        seed: of their latents.
         validation: photos that neither the classifier nor its generator has seen.
         numbers: of the validation photos (n,) among all photos of the shards, training photos first.
     """
 
-    images: Photos
+    real: Photos | None
+    generated: int
+    generators: Sequence[NamedGenerator]
+    labels: Sequence[str]
+    seed: int
     validation: Photos
     numbers: np.ndarray
+
+    def draw(self) -> Photos:
+        """All that it trains on; images are generated now, in this process."""
+        parts = [] if self.real is None else [self.real]
+        if self.generated:
+            parts.append(drawn_photos(self.generators, self.labels, self.generated, self.seed))
+        return combine(*parts)
 
 
 def generator_settings(settings: UsefulnessSettings, data: DataSet) -> TrainSettings:
@@ -90,28 +105,33 @@ def lay_out(
     """
     labels = data.manifest.classes
     photos, held_out = load_photos(data, "train", None), load_photos(data, "validation", None)
-    everything = combine(photos, held_out)
+    everything, counts = combine(photos, held_out), data.counts("train")
     draws = {
-        (trial.real, trial.seed): balanced_indices(photos, trial.real, len(labels), trial.seed)
+        (trial.real, trial.seed): balanced_numbers(photos, counts, trial.real, trial.seed)
         for trial in trials
         if trial.real
     }
-    own = {}
-    if not elsewhere:
-        sets = {draw: taken(photos, indices) for draw, indices in draws.items()}
-        own = _own_generators(settings, data, sets, folder, needs)
+    sets = {draw: taken(photos, numbers) for draw, numbers in draws.items()}
+    own = {} if elsewhere else _own_generators(settings, data, sets, folder, needs)
     found = []
     for trial in trials:
         draw = trial.real, trial.seed
-        real = draws.get(draw, np.empty(0, np.int64))
-        parts = [taken(photos, real)] if trial.real else []
-        if trial.generated:
-            generators = elsewhere or [own[draw]]
-            parts.append(generated_photos(generators, labels, trial.generated, trial.seed))
-        unseen = (
-            np.arange(len(photos), len(everything)) if elsewhere else np.setdiff1d(np.arange(len(everything)), real)
+        seen = draws.get(draw, np.empty(0, np.int64))
+        unseen = np.arange(len(everything))
+        unseen = unseen[len(photos) :] if elsewhere else np.delete(unseen, seen)
+        generators = (elsewhere or [own[draw]]) if trial.generated else []
+        check_drawn(generators, labels if generators else [])
+        found.append(
+            TrialImages(
+                real=sets.get(draw),
+                generated=trial.generated,
+                generators=generators,
+                labels=labels,
+                seed=trial.seed,
+                validation=everything.only(unseen),
+                numbers=unseen,
+            )
         )
-        found.append(TrialImages(combine(*parts), taken(everything, unseen), unseen))
     return found
 
 

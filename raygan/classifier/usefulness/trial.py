@@ -97,11 +97,12 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
         task.events.actor.put_nowait.remote(Seen(seen, worker=trial.key))
 
     progress(0)
-    loop = ClassifierLoop(step, images.images, images.validation, progress)
+    loop = ClassifierLoop(step, images.draw(), images.validation, progress)
     trained = loop.train_until(task.batches)
     probabilities, classes = loop.predict()
     right = np.full(task.photos, "-")
-    right[images.numbers] = np.where((probabilities.argmax(1) == classes).numpy(), "1", "0")
+    scored = images.numbers[images.validation.numbers(loop.validated)]
+    right[scored] = np.where((probabilities.argmax(1) == classes).numpy(), "1", "0")
     result = {**asdict(trial), **trained, **score(probabilities, classes), "right": "".join(right)}
     if not math.isfinite(result["nll"]):
         # It would diverge again, so this is final.
