@@ -20,7 +20,7 @@ from raygan import pictures
 from raygan.benchmarks import gpu
 from raygan.benchmarks.candidates import SOURCE, TEXTBOOK
 from raygan.benchmarks.results import checkout, write_json
-from raygan.benchmarks.scale import LINKS, Cost, line_through, messages
+from raygan.benchmarks.scale_model import LINKS, Cost, line_through, messages
 from raygan.benchmarks.settings import GpuBenchmarkSettings
 from raygan.benchmarks.train import in_memory
 from raygan.data.shards import DataSet

@@ -9,6 +9,9 @@ Speed. Same photos, same output size, one candidate after another in every round
     raygan           the whole job: from listing to manifest, report, rejected.parquet, pictures and the MLflow run
     ... outlier on   the same with the network that looks at every photo
 
+With `--megapixels`, the photos are large JPEGs made of the given ones. The loop decodes them whole, raygan at a smaller
+scale; the mean difference of the kept pixels is printed, too.
+
 Python, Ray and MLflow's database start before the clock. Ray's workers start within raygan's first round, which has its
 own column, and are there in later rounds. CPU time covers all processes below this one, Ray's own included; on a busy
 machine it tells more than the clock, since Ray's workers run at a low priority and the loop at the usual one.
@@ -19,7 +22,6 @@ own process; the peak resident memory of the driver and of the largest worker is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -31,33 +33,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import imagehash
-import numpy as np
 import psutil
 import pyarrow as pa
-from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from raygan import tracking
-from raygan.benchmarks import comparing
+from raygan.benchmarks import comparing, large_photos
+from raygan.benchmarks import prepare_peers as peers
 from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import PrepareBenchmarkSettings
-from raygan.data import duplicates
 from raygan.data.kinds import is_image_name
-from raygan.data.listing import Listing, find_photos
-from raygan.data.neighbors import close_pairs, words_of
+from raygan.data.listing import find_photos
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
-from raygan.data.shards import write_shard
 from raygan.errors import ConfigurationError, RayganError
-from raygan.machine import cores
 from raygan.runtime import cluster
 
 LOOP = "Pillow loop, 1 process"
-
-#: Photos in a shard of the loop, as many as `prepare` writes at 64 px.
-_SHARD = 1024
 
 #: Seconds between two samples of memory.
 _LOOK_EVERY = 0.2
@@ -79,6 +71,10 @@ def benchmark(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
 
 def _speed(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="raygan-") as records:
+        if settings.megapixels:
+            folder = Path(records, "photos")
+            large_photos.enlarge(settings.input, folder, settings.large_photos, settings.megapixels)
+            settings = settings.model_copy(update={"input": [str(folder)]})
         cluster.connect()
         tracking.connect(_prepare_settings(settings, "", records))
         return _compare(settings, records)
@@ -87,16 +83,17 @@ def _speed(settings: PrepareBenchmarkSettings) -> dict[str, Any]:
 def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]:
     listing = find_photos(settings.input)
     count, size = listing.photos.num_rows, float(pa.compute.sum(listing.photos["size"]).as_py())
-    by_label = _class_folders(listing, os.path.join(records, "by-label"))
+    by_label = peers.class_folders(listing, os.path.join(records, "by-label"))
     candidates: dict[str, Callable[[str], Any]] = {
-        LOOP: lambda output: _pillow_loop(_prepare_settings(settings, output, records)),
-        "torchvision, decode only": lambda output: _torchvision(by_label, settings.image_size),
+        LOOP: lambda output: peers.pillow_loop(_prepare_settings(settings, output, records)),
+        "torchvision, decode only": lambda output: peers.torchvision(by_label, settings.image_size),
         "raygan": lambda output: prepare(_prepare_settings(settings, output, records)),
     }
     if settings.outlier:
         candidates["raygan, outlier filter on"] = lambda output: prepare(
             _prepare_settings(settings, output, records, outlier=True)
         )
+    difference: float | None = None
     times: dict[str, list[float]] = {name: [] for name in candidates}
     cpu: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(settings.rounds):
@@ -106,6 +103,8 @@ def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]
                 seconds = run(folder)
                 times[name].append(seconds if isinstance(seconds, float) else time.perf_counter() - start)
                 cpu[name].append(_cpu_seconds() - used)
+                if settings.megapixels and name == "raygan":
+                    difference = large_photos.difference(os.path.join(folder, "shards"), Path(*settings.input))
     best = {name: min(values) for name, values in times.items()}
     rows = {
         name: {
@@ -123,7 +122,10 @@ def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]
     for name, row in rows.items():
         numbers = list(row.values())
         print("{:26}{:9.0f}{:7.1f}{:8.2f}{:13.0f}{:14.2f}".format(name, *numbers[:5]))
-    return {"images": count, "megabytes": size / 1e6, "image_size": settings.image_size, "rows": rows}
+    if difference is not None:
+        print(f"raygan's pixels differ by {difference:.2f} levels of 256 from those of photos decoded whole")
+    about = {"images": count, "megabytes": size / 1e6, "image_size": settings.image_size, "difference": difference}
+    return about | {"rows": rows}
 
 
 def _cpu_seconds() -> float:
@@ -149,98 +151,6 @@ def _prepare_settings(
         image_size=settings.image_size,
         skip=[] if outlier else ["outlier"],
     )
-
-
-def _pillow_loop(settings: PrepareSettings) -> None:
-    """What people write by hand: one process, one photo after another, the shards at the end."""
-    paths = [path for root in settings.input for path in sorted(Path(root).rglob("*")) if is_image_name(path.name)]
-    hashes: set[str] = set()
-    phashes: list[imagehash.ImageHash] = []
-    kept, about = [], []
-    for path in tqdm(paths, desc="Pillow loop", unit=" images"):
-        try:
-            with Image.open(path) as image:
-                if not _fits(image, settings):
-                    continue
-                photo = ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError):
-            continue
-        square = ImageOps.fit(photo, (settings.image_size, settings.image_size), Image.Resampling.BICUBIC)
-        if not _has_content(square, settings):
-            continue
-        digest = hashlib.sha256(photo.tobytes()).hexdigest()
-        if digest in hashes:
-            continue
-        hashes.add(digest)
-        phashes.append(imagehash.phash(photo))
-        kept.append(np.asarray(square))
-        about.append({"label": path.parent.name, "path": str(path), "hash": digest})
-    near = np.stack([np.packbits(value.hash) for value in phashes])
-    repeats, _ = duplicates.near_duplicates(close_pairs(words_of(near), settings.hash_distance), np.arange(len(near)))
-    chosen = np.flatnonzero(repeats < 0)
-    for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // _SHARD))):
-        rows = pa.Table.from_pylist([about[i] for i in part])
-        write_shard(settings.output, f"{number:05d}.parquet", np.stack([kept[i] for i in part]), rows, "train", "raw")
-
-
-def _class_folders(listing: Listing, root: str) -> str:
-    """Link the photos into a folder per label, as torchvision's ImageFolder wants them, and return the parent."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    photos = listing.photos.to_pylist()
-    for number, photo in enumerate(photos):
-        if Path(os.fsdecode(photo["path"])).suffix.lower() not in IMG_EXTENSIONS:
-            raise ConfigurationError(
-                f"--input: torchvision's loader skips {os.fsdecode(photo['path'])}: give photos that end in "
-                f"{', '.join(IMG_EXTENSIONS)}"
-            )
-        source = listing.sources[photo["source"]]
-        folder = Path(root, photo["label"])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = os.path.join(source.root, os.fsdecode(photo["path"]))
-        (folder / f"{number}{Path(path).suffix}").symlink_to(path)
-    return root
-
-
-def _torchvision(root: str, size: int) -> float:
-    """Seconds in a process of its own; a fork of this one would inherit Ray's threads."""
-    code = "import sys; from raygan.benchmarks.prepare import load_all; load_all(sys.argv[1], int(sys.argv[2]))"
-    command = [sys.executable, "-c", code, root, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise RayganError(f"torchvision's loader failed, as it does on any unreadable photo: {reason[0]}")
-    return float(done.stdout)
-
-
-def load_all(root: str, size: int) -> None:
-    """Read an ImageFolder once and print the seconds from the listing to the last batch."""
-    from torch.utils.data import DataLoader
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
-
-    bicubic = transforms.InterpolationMode.BICUBIC
-    steps = [transforms.Resize(size, bicubic), transforms.CenterCrop(size), transforms.PILToTensor()]
-    start = time.perf_counter()
-    photos = ImageFolder(root, transforms.Compose(steps))
-    for _ in DataLoader(photos, batch_size=256, num_workers=cores()):
-        pass
-    print(time.perf_counter() - start)
-
-
-def _fits(image: Image.Image, settings: PrepareSettings) -> bool:
-    short, long = sorted(image.size)
-    return (
-        image.width * image.height <= settings.max_megapixels * 1e6
-        and short >= (settings.min_side or 1)
-        and long / short <= settings.max_aspect
-    )
-
-
-def _has_content(square: Image.Image, settings: PrepareSettings) -> bool:
-    grey = np.asarray(square.convert("L").resize((64, 64)), np.float32)
-    laplacian = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
-    return bool(grey.std() >= settings.min_contrast and laplacian.std() / grey.std() >= settings.min_sharpness)
 
 
 # ---------------------------------------------------------------- memory

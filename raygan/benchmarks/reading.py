@@ -5,9 +5,12 @@ For each number of photos:
     first step     seconds from a training worker's start to the end of its first step, pictures included
     memory         most MB of the driver and of the training worker that are their own, apart from the object store,
                    which `--data-memory` bounds
+    bounded        images/s of a training whose data is five times its `--data-memory`, beside one whose data fits
     reading alone  images/s of 1, 2 and 4 readers that do nothing else, and images per second of a core's time, all of
                    Ray's processes counted
     between nodes  bytes per image that readers fetch from another node's store, on 1, 2 and 4 Ray nodes of this machine
+
+    Ray Data       `raygan.benchmarks.reading_peers`
 
 The shards should be in the page cache, as those of a small data set are.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -27,8 +31,10 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raygan.benchmarks import reading_peers
 from raygan.benchmarks.faults.harness import Nodes
 from raygan.benchmarks.results import checkout
+from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos
 from raygan.data.reader import SharedShards, load_photos
@@ -38,6 +44,9 @@ from raygan.models.distributed import Share
 
 #: Batches that a training takes, and that readers read after those that warm them up; images in each of them.
 _STEPS, _WARM, _BATCHES, _IMAGES = 4, 20, 300, 256
+
+#: How often the bounded training's bound its data is; steps and rounds of that training, and steps between two metrics.
+_TIMES, _LONG, _ROUNDS, _LOG = 5, 60, 2, 5
 
 #: Readers, and nodes, that are measured.
 READERS = (1, 2, 4)
@@ -67,24 +76,43 @@ def linked(data: DataSet, photos: int, folder: Path) -> DataSet:
 
 def first_step(data: DataSet, folder: Path, memory: float | None) -> dict[str, float]:
     """Train for a few steps; seconds to the first, and memory."""
+    records, most = _train(data, folder, memory, steps=_STEPS, log=1)
+    return {"first_step_seconds": 60 * records[0]["minutes"], **most}
+
+
+def bounded(data: DataSet, folder: Path) -> dict[str, float]:
+    """Images/s of trainings whose data fits the memory bound, and of some whose data is five times the bound."""
+    enough = data.manifest.count("train") * 3 * data.manifest.image_size**2 / 1e9
+    speeds: dict[str, list[float]] = {"fitting": [], "bounded": []}
+    for number in range(_ROUNDS):
+        for name, memory in (("fitting", 1.01 * enough), ("bounded", enough / _TIMES)):
+            records, _ = _train(data, folder / f"{name}-{number}", memory, steps=_LONG, log=_LOG)
+            speeds[name] += [record["images_per_second"] for record in records[1:]]
+    fitting, others = (statistics.median(values) for values in speeds.values())
+    return {"fitting_images_per_second": fitting, "images_per_second": others, "ratio": others / fitting}
+
+
+def _train(
+    data: DataSet, folder: Path, memory: float | None, *, steps: int, log: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Train a tiny network; the metrics, every `log` steps, and the most memory of the driver and the worker."""
     size = str(data.manifest.image_size)
-    kimg = f"{_STEPS * _IMAGES / 1000:g}"
     command = [sys.executable, str(checkout() / "jobs" / "train.py"), "--data", data.address, "--preset", "quick"]
-    command += ["--image-size", size, "--width", "4", "--batch-size", str(_IMAGES), "--kimg", kimg, "--quality-every"]
-    command += ["0", "--log-every", f"{_IMAGES / 1000:g}", "--no-promote", "--storage", str(folder), "--name", "run"]
+    command += ["--image-size", size, "--width", "4", "--batch-size", str(_IMAGES), "--quality-every", "0"]
+    command += ["--kimg", f"{steps * _IMAGES / 1000:g}", "--log-every", f"{log * _IMAGES / 1000:g}", "--no-promote"]
+    command += ["--storage", str(folder), "--name", "run"]
     command += ["--data-memory", f"{memory:g}"] if memory is not None else []
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    most = {"driver": 0.0, "worker": 0.0}
+    most = {"driver_megabytes": 0.0, "worker_megabytes": 0.0}
     while job.poll() is None:
         workers = [each for each in psutil.process_iter(["name", "cmdline"]) if _is_worker(each)]
-        for name, processes in (("driver", [psutil.Process(job.pid)]), ("worker", workers)):
+        for name, processes in (("driver_megabytes", [psutil.Process(job.pid)]), ("worker_megabytes", workers)):
             most[name] = max([most[name], *map(_own_megabytes, processes)])
         time.sleep(0.2)
     if job.returncode:
         raise RayganError(f"the training failed: {(job.stderr.read() if job.stderr else '').strip()[-300:]}")
     lines = (folder / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    first = next(record for record in map(json.loads, lines) if "minutes" in record)
-    return {"first_step_seconds": 60 * first["minutes"], **{f"{name}_megabytes": value for name, value in most.items()}}
+    return [record for record in map(json.loads, lines) if "minutes" in record], most
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -172,23 +200,54 @@ def _core_seconds() -> float:
     return total
 
 
-def measure(data: DataSet, counts: Sequence[int], folder: Path, memory: float | None) -> dict[str, dict[str, Any]]:
-    """Measure each number of photos, printing as it goes."""
+def measure(
+    data: DataSet, counts: Sequence[int], folder: Path, memory: float | None, parts: Sequence[ReadingPart]
+) -> dict[str, dict[str, Any]]:
+    """Measure each number of photos, printing as it goes.
+
+    Args:
+        data: the small data set.
+        counts: numbers of photos.
+        folder: for links, on the disk of the shards.
+        memory: `--data-memory` of trainings and readers, GB.
+        parts: what to measure.
+    """
+    sets = {count: linked(data, count, folder / f"photos-{count}") for count in sorted(counts)}
+    smallest, largest = sets[min(counts)], sets[max(counts)]
     rows: dict[str, dict[str, Any]] = {}
-    for count in counts:
-        large = linked(data, count, folder / f"photos-{count}")
-        row: dict[str, Any] = first_step(large, folder / f"storage-{count}", memory)
-        rows[str(count)] = row
+    if "first-step" in parts:
+        rows |= _first_steps(sets, folder, memory)
+    if "bounded" in parts:
+        rows["bounded"] = row = bounded(smallest, folder / "bounded")
+        print(
+            f"data {_TIMES} times the memory bound: {row['images_per_second']:.0f} images/s, "
+            f"{row['ratio']:.2f} times those of data that fits",
+            flush=True,
+        )
+    if "alone" in parts:
+        rows |= _readers(largest, memory)
+    if "ray-data" in parts:
+        rows |= reading_peers.compare(smallest)
+    return rows
+
+
+def _first_steps(sets: dict[int, DataSet], folder: Path, memory: float | None) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for count, data in sets.items():
+        rows[str(count)] = row = first_step(data, folder / f"storage-{count}", memory)
         print(
             f"{count:12,} photos  first step after {row['first_step_seconds']:5.1f} s  "
             f"driver {row['driver_megabytes']:6.0f} MB  worker {row['worker_megabytes']:6.0f} MB",
             flush=True,
         )
-    largest = DataSet.open(str(folder / f"photos-{max(counts)}"))
+    return rows
+
+
+def _readers(data: DataSet, memory: float | None) -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
     for readers in READERS:
         for nodes in {1, readers}:
-            row = read_alone(largest, readers, nodes, memory)
-            rows[f"{readers} readers, {nodes} nodes"] = row
+            rows[f"{readers} readers, {nodes} nodes"] = row = read_alone(data, readers, nodes, memory)
             print(
                 f"{readers} readers on {nodes} nodes  {row['images_per_second']:8.0f} images/s  "
                 f"{row['images_per_core_second']:8.0f} images per core's second  "

@@ -17,7 +17,12 @@ BENCHMARKS = {
         summary="Compare prepare's speed with a Pillow loop and torchvision's loader, or measure its memory.",
         settings=_SETTINGS + "PrepareBenchmarkSettings",
         function=_RUN + "prepare:benchmark",
-        examples=("--input photos", "--input photos --memory 3000 30000", "--compare 300000 3000000"),
+        examples=(
+            "--input photos",
+            "--input photos --memory 3000 30000",
+            "--input photos --no-outlier --megapixels 12",
+            "--compare 300000 3000000",
+        ),
     ),
     "train-step": Job(
         summary="Compare a training step with textbook WGAN-GP's: images/s, memory, share of the hardware's peak.",

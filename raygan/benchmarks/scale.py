@@ -9,46 +9,29 @@ in every round; `prepare` runs in one Ray cluster after another, each with that 
     prepare, weak     the same number of photos per core
 
 An efficiency is the speed divided by that of one worker and by the number of workers; the median of the rounds counts.
-
-The model. Training is data parallel: every worker computes its share of the batch, then all sum their gradients in a
-ring, where each sends 2 (w - 1) / w of the gradient's bytes in 2 (w - 1) messages (Patarasuk and Yuan 2009). An
-iteration of n critic steps and a generator step over w workers with b images each takes
-
-    n compute_critic(b) + compute_generator(b) + sum over steps of 2 (w - 1) (bytes / w / bandwidth + latency)
-    + sum over batch norms and their passes of (w - 1) latency
-
-with compute(b) = fixed + slope b, fitted by least squares to the seconds of an iteration at several b in one worker of
-one core (or GPU). Batch norms over all ranks gather their statistics in the critic steps and in the generator's, and
-sum their gradients in the latter; those are small, so only the latency of their messages counts.
-
-The model assumes that sums don't overlap with the backward pass, that each gradient is summed in one piece, that all
-workers are alike and wait for nothing else, and that all links have the same bandwidth. Its prediction for two workers
-here, with gloo's bandwidth and latency measured between two processes, stands beside what two workers did.
+The model is `raygan.benchmarks.scale_model`'s. With `--photos`, `raygan.benchmarks.reading` measures instead.
 """
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import math
 import os
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-import torch
 
 from raygan import tracking
 from raygan.addresses import is_remote
 from raygan.benchmarks import reading
 from raygan.benchmarks.prepare import repeat
-from raygan.benchmarks.processes import in_processes
 from raygan.benchmarks.results import machine, write_json
+from raygan.benchmarks.scale_model import LINKS, MOST, WORTH, Cost, line_through, measure_gloo, messages
 from raygan.benchmarks.settings import ScaleBenchmarkSettings
 from raygan.benchmarks.train import apart, on_one_kind_of_device, shared_settings, under_ray
 from raygan.data.prepare import prepare
@@ -56,84 +39,14 @@ from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.machine import cores
-from raygan.models.sync_norm import SyncBatchNorm2d
 from raygan.runtime import cluster
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
-from raygan.training.step import GanStep
 from raygan.training.train import check
 from raygan.training.worker import new_step
 
-#: The efficiency below which more workers don't pay.
-_WORTH = 0.5
-
-#: The most workers that the model considers.
-_MOST = 4096
-
 #: For the seconds of a batch: roughly how many batches between two metrics, and how many metrics.
 _TURN_BATCHES, _TURNS = 12, 6
-
-#: Bytes of the sum that measures gloo's bandwidth.
-_LARGE_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class Link:
-    """What connects two workers: bytes/s in each direction, and the seconds of the shortest message."""
-
-    bandwidth: float
-    latency: float
-
-
-#: Links for which the model is evaluated.
-LINKS = {
-    "1 Gbit/s Ethernet": Link(1e9 / 8, 100e-6),
-    "10 Gbit/s Ethernet": Link(10e9 / 8, 50e-6),
-    "100 Gbit/s InfiniBand": Link(100e9 / 8, 5e-6),
-    "NVLink, 450 GB/s": Link(450e9, 3e-6),
-}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The model of this module's docstring.
-
-    Attributes:
-        fixed: seconds of a batch of reals in one worker, with its share of a generator step, apart from the images.
-        slope: seconds of each image in the batch.
-        critic_bytes: bytes of the critic's gradients.
-        generator_bytes: bytes of the generator's gradients.
-        n_critic: critic steps per generator step.
-        norms: number of batch norms over all ranks in the generator.
-    """
-
-    fixed: float
-    slope: float
-    critic_bytes: int
-    generator_bytes: int
-    n_critic: int
-    norms: int = 0
-
-    def seconds(self, workers: int, images: float, link: Link) -> float:
-        """Seconds of a batch of reals, of which each worker has `images`."""
-        sums = 1 + 1 / self.n_critic
-        sent = (self.critic_bytes + self.generator_bytes / self.n_critic) / workers / link.bandwidth
-        gathered = self.norms * (1 + 2 / self.n_critic)
-        messages = (2 * sums + gathered) * (workers - 1)
-        return self.fixed + self.slope * images + 2 * (workers - 1) * sent + messages * link.latency
-
-    def efficiency(self, workers: int, batch: int, link: Link, *, weak: bool) -> float:
-        """Speed over that of one worker times their number. `batch` is for all workers, or if weak for each."""
-        share, work = (batch, 1) if weak else (batch / workers, workers)
-        return self.seconds(1, batch, link) / (work * self.seconds(workers, share, link))
-
-    def most_workers(self, batch: int, link: Link, *, weak: bool) -> int:
-        """The largest power of two of workers that is efficient enough, with at least an image each."""
-        limit = _MOST if weak else min(_MOST, batch)
-        most = 1
-        while 2 * most <= limit and self.efficiency(2 * most, batch, link, weak=weak) >= _WORTH:
-            most *= 2
-        return most
 
 
 def benchmark(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
@@ -173,7 +86,7 @@ def _read(settings: ScaleBenchmarkSettings) -> dict[str, Any]:
         raise ConfigurationError("--photos: give numbers of at least 1, and --data on a local disk")
     data = DataSet.open(settings.data)
     with tempfile.TemporaryDirectory(prefix=".raygan-links-", dir=os.path.dirname(settings.data)) as folder:
-        rows = reading.measure(data, settings.photos, Path(folder), settings.data_memory)
+        rows = reading.measure(data, settings.photos, Path(folder), settings.data_memory, settings.reading)
     result = {"machine": machine(), "rows": rows}
     write_json(settings.json_file, result)
     return result
@@ -265,8 +178,8 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
     ends: dict[str, dict[str, int]] = {}
     for name, link in LINKS.items():
         ends[name] = {way: cost.most_workers(base.batch_size, link, weak=way == "weak") for way in ("strong", "weak")}
-        most = ", ".join(f"{workers}{'+' * (workers == _MOST)} {way}" for way, workers in ends[name].items())
-        print(f"model, {name}: workers at an efficiency of {_WORTH} or more: {most}")
+        most = ", ".join(f"{workers}{'+' * (workers == MOST)} {way}" for way, workers in ends[name].items())
+        print(f"model, {name}: workers at an efficiency of {WORTH} or more: {most}")
     return {
         "cost": asdict(cost),
         "batch_seconds": seconds,
@@ -276,12 +189,6 @@ def _model(base: TrainSettings, rows: dict[str, dict[int, tuple[float, float]]])
     }
 
 
-def line_through(seconds: dict[int, float]) -> tuple[float, float]:
-    """Seconds of any batch and of each image in it, by least squares on the seconds by batch size."""
-    slope, fixed = np.polyfit(list(seconds), list(seconds.values()), 1)
-    return max(0.0, float(fixed)), float(slope)  # noise can put it below 0
-
-
 def _batch_seconds(base: TrainSettings, batch: int) -> float:
     """Seconds of a batch of reals in one process on a worker's device, with its share of generator steps."""
     # Whole turns of generator steps and lazy penalties between two metrics; the first metrics start the clock.
@@ -289,36 +196,3 @@ def _batch_seconds(base: TrainSettings, batch: int) -> float:
     log = turn * max(1, round(_TURN_BATCHES / turn)) * batch / 1000
     bare = base.model_copy(update={"batch_size": batch, "kimg": _TURNS * log, "log_every": log})
     return batch / apart(bare, 1)["images_per_second"]
-
-
-def messages(step: GanStep) -> tuple[int, int, int, int]:
-    """critic_bytes, generator_bytes, n_critic and norms of `Cost`."""
-    critic, generator = (sum(4 * p.numel() for p in network.parameters()) for network in (step.critic, step.generator))
-    norms = sum(isinstance(module, SyncBatchNorm2d) for module in step.generator.modules())
-    return critic, generator, step.options.n_critic, norms
-
-
-def measure_gloo() -> Link:
-    """Measure gloo's link between two processes of this machine."""
-    with tempfile.TemporaryDirectory(prefix="raygan-gloo-") as folder:
-        place = f"file://{folder}/meet"
-        (small, large), _ = in_processes("two processes joined by gloo", [(_sum, (rank, place)) for rank in range(2)])
-    # Each of the two workers sends two messages with half of the bytes each.
-    return Link(_LARGE_BYTES / (large - small), small / 2)
-
-
-def _sum(rank: int, place: str) -> list[float]:
-    """Seconds of a small and of a large sum over two processes."""
-    torch.set_num_threads(1)
-    waits = datetime.timedelta(seconds=60)
-    torch.distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=waits)
-    found = []
-    for numbers, times in ((1, 200), (_LARGE_BYTES // 4, 10)):
-        values = torch.zeros(numbers)
-        torch.distributed.all_reduce(values)
-        began = time.perf_counter()
-        for _ in range(times):
-            torch.distributed.all_reduce(values)
-        found.append((time.perf_counter() - began) / times)
-    torch.distributed.destroy_process_group()
-    return found

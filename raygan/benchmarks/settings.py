@@ -50,6 +50,14 @@ class PrepareBenchmarkSettings(NumbersFile):
         unit="photos",
         default_factory=list,
     )
+    megapixels: float | None = option(
+        None,
+        "measure with JPEGs of this size, which are made of the photos",
+        unit="megapixels",
+        ge=0.1,
+        le=50,
+    )
+    large_photos: int = option(60, "how many photos to enlarge with --megapixels", unit="photos", ge=1)
     compare: list[int] = option(
         None,
         "measure the comparing step instead, with each of these numbers of synthetic records",
@@ -150,6 +158,10 @@ class TuneBenchmarkSettings(NumbersFile, TuneSettings):
     """Settings of `jobs/benchmark.py tune`."""
 
 
+#: What `scale --photos` measures, see `raygan.benchmarks.reading`.
+ReadingPart = Literal["first-step", "bounded", "alone", "ray-data"]
+
+
 class ScaleBenchmarkSettings(TrainBenchmarkSettings):
     """Settings of `jobs/benchmark.py scale`."""
 
@@ -161,6 +173,12 @@ class ScaleBenchmarkSettings(TrainBenchmarkSettings):
         "each of these numbers of photos, which are hard links to the shards of --data (a local folder)",
         unit="photos",
         default_factory=list,
+    )
+    reading: list[ReadingPart] = option(
+        None,
+        "what of reading to measure with --photos: the first step and memory, a training whose data exceeds its memory "
+        "bound, readers alone, or Ray Data beside them; the last needs raw shards",
+        default_factory=lambda: list(get_args(ReadingPart)),
     )
 
 

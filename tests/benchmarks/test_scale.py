@@ -5,7 +5,7 @@ import pytest
 
 from raygan.benchmarks.comparing import compare
 from raygan.benchmarks.reading import linked
-from raygan.benchmarks.scale import Cost, Link, line_through
+from raygan.benchmarks.scale_model import Cost, Link, line_through
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 
