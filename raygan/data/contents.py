@@ -21,6 +21,16 @@ Content = bytes | Photo | None
 
 
 def contents(rows: Sequence[dict[str, Any]], sources: Sequence[Source], rules: Rules) -> Iterator[Content]:
+    """The content of each photo of a slice of the listing, in order.
+
+    Args:
+        rows: of the listing.
+        sources: the inputs.
+        rules: the filters in use; a photo that they reject by its size is not read.
+
+    Raises:
+        RayganError: a whole input has vanished.
+    """
     for (source, path, start), group in groupby(enumerate(rows), _run):
         run = [row for _, row in group]
         if start is None:
