@@ -60,7 +60,7 @@ def absolute(address: str) -> str:
     return address if is_remote(address) else os.path.abspath(os.path.expanduser(address))
 
 
-def slug(text: str, most: int = 100) -> str:
+def slug(text: str, most: int = 100, *, ascii_only: bool = False) -> str:
     """Text as a part of a name: of a file, a run, a registered model.
 
     Letters and digits of any script, ``.``, ``_`` and ``-`` stay. Whatever is dropped, a digest of the text stands for.
@@ -68,8 +68,9 @@ def slug(text: str, most: int = 100) -> str:
     Args:
         text: not empty.
         most: UTF-8 bytes of the result.
+        ascii_only: letters of other scripts are dropped, too, as for runs: Ray takes their names in ASCII only.
     """
-    clean = re.sub(r"[^\w.-]+", "_", text)
+    clean = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII if ascii_only else 0)
     if clean == text and not text.startswith(".") and len(text.encode()) <= most:
         return text
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -64,6 +64,9 @@ def test_a_slug_is_a_short_name_for_a_file(text, most):
     assert re.fullmatch(r"(?!\.)[\w.-]+", name)
     assert len(name.encode()) <= most
     assert addresses.slug(name, most) == name
+    plain = addresses.slug(text, most, ascii_only=True)
+    assert plain.isascii()
+    assert addresses.slug(plain, most, ascii_only=True) == plain
 
 
 def test_ordinary_labels_are_their_own_slugs():

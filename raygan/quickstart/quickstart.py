@@ -178,7 +178,7 @@ def _reported(settings: QuickstartSettings, data: DataSet, label: str | None) ->
 def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
     """Train on the shards unless that is done already; the address of the pictures."""
     length = settings.epochs if settings.minutes is None else f"{settings.minutes:g} minutes"
-    name = f"quickstart-{slug(label or 'all', 60)}-{_digest(data.manifest.fingerprint, str(length))}"
+    name = f"quickstart-{slug(label or 'all', 60, ascii_only=True)}-{_digest(data.manifest.fingerprint, str(length))}"
     folder = storage.join(settings.storage, "runs", name)
     if is_finished(settings, name):
         print(f"run {name} is already trained")

@@ -69,9 +69,10 @@ class RunRecord:
         Raises:
             ConfigurationError: the run is finished, or it began with other settings or shards.
         """
-        if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name):
+        if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name, re.ASCII):  # Ray encodes the name in ASCII
             raise ConfigurationError(
-                f"--name: {name!r} must have 1 to 120 letters, digits, '.', '_' and '-', and not only dots"
+                f"--name: {name!r} must have 1 to 120 letters (a to z, A to Z), digits, '.', '_' and '-', and not only "
+                f"dots"
             )
         folder = storage.join(settings.storage, under, name)
         now: dict[str, Any] = {"settings": recorded(settings), "fingerprint": fingerprint}

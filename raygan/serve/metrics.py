@@ -63,8 +63,13 @@ class RayMetrics:
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:
         if amount:
-            self.counters[name].inc(amount, tags)
+            self.counters[name].inc(amount, _in_ascii(tags))
 
     def observe(self, name: str, value: float, **tags: str) -> None:
         metric = self.values[name]
-        (metric.set if name in ("waiting_images", "not_served") else metric.observe)(value, tags)
+        (metric.set if name in ("waiting_images", "not_served") else metric.observe)(value, _in_ascii(tags))
+
+
+def _in_ascii(tags: dict[str, str]) -> dict[str, str]:
+    """Tags as Ray takes them: without letters of other scripts, such as a label has, which are escaped."""
+    return {name: value.encode("ascii", "backslashreplace").decode() for name, value in tags.items()}

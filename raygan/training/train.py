@@ -155,7 +155,8 @@ def check(settings: TrainSettings) -> DataSet:
 def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> RunRecord:
     return RunRecord.open(
         settings,
-        settings.name or time.strftime(f"{settings.objective}-{slug(settings.label or 'all', 60)}-%Y%m%d-%H%M%S"),
+        settings.name
+        or time.strftime(f"{settings.objective}-{slug(settings.label or 'all', 60, ascii_only=True)}-%Y%m%d-%H%M%S"),
         data.manifest.fingerprint,
         may_change=MAY_CHANGE,
         allow_changes=settings.allow_changes,

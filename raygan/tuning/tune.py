@@ -100,7 +100,7 @@ def tune(settings: TuneSettings) -> TuneResult:
     base = with_network(base)
     resources = capacity.place(base)
     at_once = min(settings.trials, settings.concurrent or capacity.room(resources) // base.fewest_workers)
-    name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60)}-%Y%m%d-%H%M%S")
+    name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60, ascii_only=True)}-%Y%m%d-%H%M%S")
     record = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="searches")
     values = recorded(settings)
     with tracking.start_run(

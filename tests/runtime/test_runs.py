@@ -58,7 +58,7 @@ def test_a_finished_run_is_resumed_only_for_more_images_or_minutes(opened):
     assert opened(images=1000, minutes=60).resumed
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "x" * 121])
-def test_a_name_that_is_not_one_folder_is_refused(opened, name):
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "x" * 121, "кот"])
+def test_a_name_that_is_not_one_folder_or_that_ray_does_not_take_is_refused(opened, name):
     with pytest.raises(ConfigurationError, match="--name"):
         opened(name=name)
