@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from raygan.data.kinds import split_path
+from raygan.data.kinds import in_place_of_a_file, split_path
 from raygan.errors import ConfigurationError, RayganError, first_line
 
 #: What damaged archives make the standard library raise.
@@ -56,7 +56,7 @@ def members(path: str) -> list[Member]:
     try:
         found = list(_zipped(path) if path.lower().endswith(".zip") else _in_tar(path))
     except (OSError, *_DAMAGED) as error:
-        raise ConfigurationError(f"--input: cannot read the archive {path}: {first_line(error)}") from None
+        raise ConfigurationError(f"--input: cannot read the archive {path}: {_reason(path, error)}") from None
     return list({name_of(member.path): member for member in found}.values())
 
 
@@ -109,16 +109,47 @@ def name_of(path: str) -> str:
     return "/".join(split_path(path))
 
 
+def _reason(path: str, error: BaseException) -> str:
+    """Why an archive can't be read."""
+    try:
+        with open(path, "rb") as file:
+            instead = in_place_of_a_file(file.read(64))
+    except OSError:
+        instead = None
+    return f"it is {instead}" if instead else first_line(error)
+
+
 def _zipped(path: str) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
+        for name, info in _named(archive):
             if info.flag_bits & 1:
                 raise ConfigurationError(f"--input: the archive {path} is encrypted: unpack it first")
             kind = (info.external_attr >> 16) & 0o170000
             if not info.is_dir():
                 changed = calendar.timegm(info.date_time) if all(info.date_time[:3]) else 0
                 # Archives made on other systems say nothing about the kind.
-                yield Member(info.filename, info.file_size, changed * 10**9, kind in (0, 0o100000))
+                yield Member(name, info.file_size, changed * 10**9, kind in (0, 0o100000))
+
+
+def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    """The files of an archive with their names, surrogate-escaped where they aren't UTF-8.
+
+    Programs of old wrote names in the code page of their system without saying which, for which zipfile takes the first
+    PC's. Others write UTF-8 without saying so: then all names are UTF-8. A few in another code page may look like it.
+    """
+    files = archive.infolist()
+    unsaid = {
+        info: info.filename.encode("cp437")
+        for info in files
+        if not info.flag_bits & 0x800 and info.filename == info.orig_filename.partition("\0")[0]
+    }
+    try:
+        code = "utf-8"
+        b"/".join(unsaid.values()).decode(code)
+    except UnicodeDecodeError:
+        code = "ascii"
+    for info in files:
+        yield unsaid[info].decode(code, "surrogateescape") if info in unsaid else info.filename, info
 
 
 def _in_tar(path: str) -> Iterator[Member]:
@@ -136,7 +167,7 @@ def _in_tar(path: str) -> Iterator[Member]:
 class _Zip:
     def __init__(self, path: str):
         self._archive = zipfile.ZipFile(path)
-        self._files = {name_of(info.filename): info for info in self._archive.infolist()}
+        self._files = {name_of(name): info for name, info in _named(self._archive)}
 
     def read(self, member: str, count: int) -> bytes:
         with self._archive.open(self._files[name_of(member)]) as file:

@@ -16,6 +16,8 @@ import pillow_heif
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from raygan.data.kinds import in_place_of_a_file
+
 Fit = Literal["crop", "pad"]
 
 #: Formats that are decoded, if Pillow was built with them. Others are left out on purpose: for EPS, Pillow would
@@ -210,6 +212,5 @@ def _not_an_image(data: bytes) -> str:
     foreign = next((name for start, name in _FOREIGN.items() if data.startswith(start)), None)
     if foreign or data[4:12] == b"ftypcrx ":
         return f"{foreign or 'camera RAW file'}: convert it to JPEG or PNG"
-    if data.lstrip()[:1] == b"<":
-        return "not an image: HTML or XML"
-    return "not an image"
+    instead = in_place_of_a_file(data[:64])
+    return f"not an image: {instead}" if instead else "not an image"

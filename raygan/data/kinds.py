@@ -19,12 +19,27 @@ _FOREIGN = {
     ),
     "drawing or document": (".psd .psb .xcf .kra .svg .eps .ai .pdf", "convert to JPEG or PNG"),
     "video": (".mp4 .mov .avi .mkv .webm .m4v", "extract frames"),
+    "file of arrays or records": (
+        ".npy .npz .h5 .hdf5 .mat .mdb .tfrecord .tfrecords .rec .arrow .feather .pkl .pickle .pt .pth",
+        "write as image files or Parquet",
+    ),
     "packed file": (".7z .rar .gz .bz2 .xz .zst .lz4 .iso .dmg", "unpack first"),
 }
 _KINDS = {ending: kind for kind, (endings, _) in _FOREIGN.items() for ending in endings.split()}
 
 #: What helps with files left aside, by kind.
-ADVICE = {kind: advice for kind, (_, advice) in _FOREIGN.items()} | {"archive": "give to --input itself"}
+ADVICE = {kind: advice for kind, (_, advice) in _FOREIGN.items()} | {
+    "archive": "unpack, or give to --input itself",
+    "Parquet without photos": "a column must have encoded photos, or paths of photos that exist",
+}
+
+#: Folders and files that systems leave among photos, in lower case. Some hold thumbnails and deleted photos.
+_SYSTEM = frozenset(
+    {
+        *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "picasa.ini", "zbthumbnail.info"),
+    }
+)
 
 #: Endings of archives that can be an input.
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -57,8 +72,22 @@ def left_aside(path: str) -> str | None:
     parts = split_path(path)
     if ".." in parts or path.startswith("/"):
         return "outside the archive"
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+    if any(part.startswith(".") or part.lower() in _SYSTEM for part in parts):
         return "hidden file"
     if is_archive_name(path):
         return "archive"
     return _KINDS.get(ending(path))
+
+
+def in_place_of_a_file(start: bytes) -> str | None:
+    """What a download has left in place of a file, and what helps; None for a file.
+
+    start: its first bytes, at least 40.
+    """
+    if not start:
+        return "an empty file"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: fetch the file with `git lfs pull`"
+    if start.lstrip()[:1] == b"<":
+        return "HTML or XML, as a failed download leaves it"
+    return None

@@ -1,8 +1,8 @@
 """Labels: what each photo shows, from folders, file names and Parquet columns. This room's modules own that question.
 
-`layouts` reads paths, `columns` Parquet columns, and this module spells what they find and refuses what can't be
-right. All are pure functions: nothing is read from a disk, and the same listing always gives the same labels. What
-comes out, and why:
+`layouts` reads paths, `columns` Parquet columns, `tables` CSV files, and this module spells what they find and refuses
+what can't be right. All are pure functions: nothing is read from a disk, and the same listing always gives the same
+labels. What comes out, and why:
 
     layout                    example                                 label          because
     Kaggle Dogs vs. Cats      train/cat.0.jpg                         cat            file names tell
@@ -12,6 +12,9 @@ comes out, and why:
     AFHQ                      train/cat/flickr_cat_000000.jpg         cat            file names repeat the folder's name
     Stanford Dogs             n02085620-Chihuahua/n02085620_7.jpg     chihuahua      class folders, less their numbers
     one folder per identity   Aaron_Eckhart/Aaron_Eckhart_0001.jpg    aaron_eckhart  class folders
+    copies, counts            cat - Copy/0.jpg, cat (120)/0.jpg       cat            class folders, less these
+    CycleGAN                  trainA/1.jpg, testB/1.jpg               a, b           class folders, less the split
+    masks beside photos       cat/1_mask.png beside cat/1.jpg         left aside     the name is a photo's
     numbered folders          CAT_00/0.jpg, CAT_01/1.jpg              asks           parts of one class, or a class each
     several inputs            --input train/cat train/dog             cat, dog       class folders
     ClassLabel metadata       label: 1, names: [cat, dog]             dog            the metadata names the numbers
@@ -22,6 +25,7 @@ comes out, and why:
     path in the image struct  image: {bytes, path: "cat.0.jpg"}       cat            like a file's path; no column
     file names in a column    file_name: "cat_0.jpg"                  cat            like a file's path
     captions, ids             text: "a cat on a mat"                  refused        a class for each photo
+    a table beside photos     labels.csv: id,breed / 000bec,boxer     boxer          folders and file names tell nothing
 
 A class folder, or a column that a flag names, is no guess. A guess that gives a class to each photo is refused.
 """
@@ -68,6 +72,11 @@ _PLURALS = {
 ANIMALS = frozenset(_PLURALS.values()) - {"animal", "face", "human", "person", "pet", "wildlife"}
 
 
+#: Characters that nobody sees: byte order marks, zero-width spaces, marks of direction, soft hyphens. Joiners stay,
+#: which some scripts and emoji need.
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+
+
 @dataclass(frozen=True)
 class Guess:
     """How the labels of an input's photos are found.
@@ -86,8 +95,10 @@ class Guess:
 def normalize(label: str) -> str:
     """One spelling for variants of a label: ``Cats``, ``CAT`` and ``cat`` become ``cat``.
 
-    Spaces, dots, hyphens and underscores become one underscore; plurals of animals become singular.
+    Spaces, dots, hyphens and underscores become one underscore; plurals of animals become singular; invisible
+    characters go.
     """
+    label = _INVISIBLE.sub("", label)
     words = unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
     words = re.sub(r"[\s_\-.]+", "_", words).strip("_")
     head, underscore, last = words.rpartition("_")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -19,25 +19,11 @@ import pyarrow.compute as pc
 
 from raygan import addresses
 from raygan.data import archives, kinds, layouts
-from raygan.data.kinds import is_image_name
-from raygan.data.labels import Guess, Layout, check_guess, check_labels, normalize
-from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
-from raygan.data.sources import File, Source, check_apart, files, open_source
+from raygan.data.labels import Guess, Layout, check_labels, normalize
+from raygan.data.sorter import SCHEMA as SCHEMA
+from raygan.data.sorter import Sorter, also, aside
+from raygan.data.sources import Source, check_apart, files, open_source
 from raygan.errors import ConfigurationError
-
-SCHEMA = pa.schema(
-    [
-        ("source", pa.int32()),  # index into Listing.sources
-        ("path", pa.binary()),  # relative to the source's root, in the file system's own bytes
-        ("row", pa.int64()),  # row of a Parquet file; -1 if the file itself is the photo
-        ("size", pa.int64()),  # bytes; 0 for Parquet rows
-        ("changed", pa.int64()),  # modification time in ns; 0 if unknown
-        ("label", pa.string()),
-    ]
-)
-
-#: How to correct a guess from file names.
-_FLAGS = ("name one class with --label", "take them as they are with --layout names")
 
 
 @dataclass
@@ -65,13 +51,7 @@ class Listing:
             named = ", ".join(f"{count:,} {label}" for label, count in counts[:12])
             more = f" and {len(counts) - 12} more labels" if len(counts) > 12 else ""
             lines.append(f"{source.address}: {self.layouts[number]}: {named}{more}")
-        return "\n".join([*lines, *([self.aside()] if self.ignored else [])])
-
-    def aside(self) -> str:
-        """What is left aside, in words."""
-        counts = sorted(self.ignored.items(), key=lambda item: (-item[1], item[0]))
-        each = (f"{kind} ({n:,}{'; ' + kinds.ADVICE[kind] if kind in kinds.ADVICE else ''})" for kind, n in counts)
-        return f"left aside: {', '.join(each)}"
+        return "\n".join([*lines, *([aside(self.ignored)] if self.ignored else [])])
 
     def decompressed(self, folder: str) -> list[Source]:
         """The sources, ready to be read: compressed tars with a plain copy in a folder.
@@ -131,14 +111,13 @@ def find_photos(
                 paths, source.address, label=label, layout=layout, folder=own, inputs=several if own in several else ()
             )
 
-        sorter = _Sorter(source, number, listing.ignored, label, layout, guess)
+        sorter = Sorter(source, number, listing.ignored, label, layout, guess)
         tables.append(sorter.sort(found))
         listing.sources.append(source)
         listing.layouts.append("; ".join(dict.fromkeys(sorter.layouts)))
     listing.photos = pa.concat_tables(tables).combine_chunks()
     if not listing.photos.num_rows:
-        aside = f" ({listing.aside()})" if listing.ignored else ""
-        raise ConfigurationError(f"--input: there are no photos in {', '.join(inputs)}{aside}")
+        raise ConfigurationError(f"--input: there are no photos in {', '.join(inputs)}{also(listing.ignored)}")
     check_labels(listing.photos["label"].unique().to_pylist())
     return listing
 
@@ -152,144 +131,3 @@ def _class_of(address: str) -> str:
 
 def _counts(found: pa.ChunkedArray) -> dict[str, int]:
     return {each["values"]: each["counts"] for each in pc.value_counts(found).to_pylist()}
-
-
-# ---------------------------------------------------------------- from files to photos
-
-
-class _Sorter:
-    """Sorts one source's files into photos with labels, and files left aside."""
-
-    def __init__(
-        self,
-        source: Source,
-        number: int,
-        ignored: Counter[str],
-        label: str | None,
-        layout: Layout,
-        guess: Callable[[Sequence[str]], Guess],
-    ):
-        self.source, self.number, self.ignored = source, number, ignored
-        self.label, self.wanted, self.guess = None if label is None else normalize(label), layout, guess
-        self.layouts: list[str] = []
-        self.elsewhere: PhotosElsewhereError | None = None
-        self.named: set[str] = set()  # paths of image files that rows name
-
-    def sort(self, found: Sequence[File]) -> pa.Table:
-        """The photos among these files, as a table of `SCHEMA`."""
-        photos, tables = [], []
-        about = layouts.annotation_paths([file.path for file in found])
-        for file in found:
-            reason = kinds.left_aside(file.path) if file.regular else "not a regular file"
-            reason = "annotation" if file.path in about and reason is None else reason
-            if reason:
-                self.ignored[reason] += 1
-            elif kinds.ending(file.path) == ".parquet":
-                tables.append(file)
-            else:
-                photos.append(file)
-        if self.wanted not in ("auto", "columns"):
-            self.ignored["Parquet file"] += len(tables)
-            tables = []
-        rows = self._rows(tables)
-        if self.elsewhere and not rows and not photos:
-            raise self.elsewhere
-        if self.wanted == "columns":
-            self.ignored["not Parquet"] += len(photos)
-            photos = []
-        photos = [file for file in photos if file.path not in self.named]
-        known = {label for part in rows for label in part["label"].unique().to_pylist()}
-        parts = [*rows, *([self._files(photos, known)] if photos else [])]
-        self.ignored -= Counter()  # without zeros
-        return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
-
-    def _files(self, photos: Sequence[File], beside: set[str]) -> pa.Table:
-        """The photos among image files, and files that may be images.
-
-        Beside Parquet files, whose labels are given, only photos with the same labels count: a logo has none.
-        """
-        named = [file.path for file in photos if is_image_name(file.path)]
-        try:
-            guess = self.guess(named or [file.path for file in photos]) if named or not beside else None
-        except ConfigurationError:
-            if not beside:
-                raise
-            guess = None
-        found = [guess.label_of(file.path) if guess else None for file in photos]
-        found = [label if not beside or label in beside else None for label in found]
-        for file, label in zip(photos, found, strict=True):
-            if not label:
-                self.ignored["no label" if is_image_name(file.path) else "not an image"] += 1
-        if guess is None:
-            return SCHEMA.empty_table()
-        self.layouts.append(guess.how)
-        if not guess.certain:
-            check_guess(guess.how, Counter(label for label in found if label), _FLAGS)
-        kept = [(file, _as_text(label)) for file, label in zip(photos, found, strict=True) if label]
-        return self._table([file for file, _ in kept], [label for _, label in kept])
-
-    def _rows(self, tables: Sequence[File]) -> list[pa.Table]:
-        """The photos of Parquet files, a table for each file."""
-        read = [self._read(file) for file in tables]
-        names = next((part.names for part in read if part and part.names), None)
-        if names:  # parts of one data set, some of which lack its metadata
-            read = [
-                self._read(file, names) if part and not part.names else part
-                for file, part in zip(tables, read, strict=True)
-            ]
-        self.ignored["Parquet without photos"] += sum(part is None for part in read)
-        parts = [part for part in read if part and part.how]
-        damaged = [part for part in read if part and not part.how]
-        by_path = [part for part in parts if part.paths is not None]
-        if by_path:
-            guess = self.guess([path for part in by_path for path in part.paths or () if path])
-            for part in by_path:
-                part.labels = [guess.label_of(path) if path else None for path in part.paths or ()]
-                part.how += f": {guess.how}"
-            self._check(by_path, guessed=not guess.certain, flags=_FLAGS)
-        columns = [part for part in parts if part.paths is None]
-        if columns:
-            self._check(columns, guessed=any(part.guessed for part in columns), flags=columns[0].flags)
-        return [self._of_rows(part) for part in [*parts, *damaged]]
-
-    def _read(self, file: File, names: Sequence[str] | None = None) -> Rows | None:
-        try:
-            return read_rows(self.source, file, self.label, names)
-        except PhotosElsewhereError as error:  # a table about photos, which matters only if there are no others
-            self.elsewhere = error
-            return None
-        except (OSError, pa.ArrowException):
-            # List the whole file as one photo: reading it will find it unreadable.
-            return Rows([file], [-1], "", [self.label or "unknown"])
-
-    def _check(self, parts: Sequence[Rows], *, guessed: bool, flags: Sequence[str]) -> None:
-        self.layouts += [part.how for part in parts]
-        if guessed:
-            check_guess(parts[0].how, Counter(label for part in parts for label in part.labels if label), flags)
-
-    def _of_rows(self, part: Rows) -> pa.Table:
-        found = zip(part.files, part.rows, part.labels, strict=True)
-        kept = [(file, row, label) for file, row, label in found if label]
-        self.named |= {file.path for file, row in zip(part.files, part.rows, strict=True) if row < 0}
-        self.ignored += part.ignored
-        self.ignored["no label"] += len(part.files) - len(kept) - part.ignored["several labels"]
-        return self._table([file for file, _, _ in kept], [label for *_, label in kept], [row for _, row, _ in kept])
-
-    def _table(self, found: Sequence[File], labels: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
-        rows = [-1] * len(found) if rows is None else rows
-        return pa.table(
-            {
-                "source": [self.number] * len(found),
-                "path": [os.fsencode(file.path) for file in found],
-                "row": rows,
-                "size": [0 if row >= 0 else file.size for file, row in zip(found, rows, strict=True)],
-                "changed": [file.changed for file in found],
-                "label": labels,
-            },
-            schema=SCHEMA,
-        )
-
-
-def _as_text(label: str) -> str:
-    """A label without surrogates: bytes of a name that aren't UTF-8 are escaped."""
-    return label.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -175,8 +175,10 @@ def _named(source: Source, file: File, name: str, column: str, values: Sequence[
     Raises PhotosElsewhereError if no file exists.
     """
     folder = posixpath.dirname(file.path)
+    inside = posixpath.join(source.root, "")  # where absolute paths may lead, too
     spelled = [path.replace("\\", "/") if path else None for path in values]
-    joined = [posixpath.normpath(posixpath.join(folder, path)) if path else None for path in spelled]
+    whole = [posixpath.normpath(posixpath.join(folder, path)) if path else None for path in spelled]
+    joined = [path.removeprefix(inside) if path else None for path in whole]
     wrong = {number: reason for number, path in enumerate(joined) if path and (reason := _leads_out(path))}
     wanted = [path for path in joined if path]
     there = {} if wrong else dict(zip(wanted, source.look(wanted), strict=True))

@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -153,6 +154,8 @@ def open_source(address: str, image_column: str, label_column: str) -> Source:
         pattern = tuple(segments[magic:])
     else:
         root, pattern = address, ()
+    if root.startswith(("http://", "https://")):
+        raise ConfigurationError(f"--input: {addresses.public(address)} is on the web: download it and give its path")
     filesystem, path = resolve(root)
     try:
         kind = filesystem.get_file_info(path).type
@@ -206,13 +209,16 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _walk_local(source: Source, exclude: str | None) -> Iterator[File]:
-    """Files below the root. Links to folders are followed, but each real folder is walked once."""
+    """Files below the root. Links to folders are followed, but each real folder is walked once, not by a link first."""
     excluded = os.path.realpath(exclude) if exclude and not addresses.is_remote(exclude) else None
-    folders, visited = [""], set()
+    folders, visited = deque([""]), set()
     while folders:
         folder = folders.pop()
         real = os.path.realpath(os.path.join(source.root, folder))
-        if real == excluded or real in visited:
+        if real == excluded:
+            continue
+        if real in visited:
+            yield File(folder, 0, 0, regular=False)  # a link to a folder whose photos are known
             continue
         visited.add(real)
         try:
@@ -226,7 +232,7 @@ def _walk_local(source: Source, exclude: str | None) -> Iterator[File]:
             path = f"{folder}/{entry.name}" if folder else entry.name
             try:
                 if entry.is_dir():
-                    folders.append(path)
+                    (folders.appendleft if entry.is_symlink() else folders.append)(path)
                     continue
                 status = entry.stat()
             except FileNotFoundError:  # a dangling link, which is a photo that can't be read, or gone since listed

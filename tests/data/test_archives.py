@@ -99,3 +99,23 @@ def test_a_plain_copy_is_made_once_and_again_for_another_archive(tmp_path):
     assert archives.plain_copy(str(path), str(tmp_path)) == first
     pack(path, {"new.jpg": b"1"})
     assert archives.plain_copy(str(path), str(tmp_path)) != first
+
+
+@pytest.mark.parametrize("code", ["utf-8", "cp866"])
+def test_names_in_a_code_page_that_an_archive_does_not_name(tmp_path, code):
+    """Zip files of old programs: names in UTF-8 are known by their looks, any others aren't guessed."""
+    path = tmp_path / "photos.zip"
+    names = {"a" * len(name.encode(code)): name.encode(code) for name in ("кошка", "пес")}
+    pack(path, {f"{name}/{i}.jpg": b"photo" for name in names for i in range(3)})
+    content = path.read_bytes()
+    for ascii_name, name in names.items():
+        content = content.replace(ascii_name.encode() + b"/", name + b"/")
+    path.write_bytes(content)
+    if code == "utf-8":
+        listing = find_photos([str(path)])
+        assert set(listing.photos["label"].to_pylist()) == {"кошка", "пес"}
+    else:
+        with pytest.raises(ConfigurationError, match=r"code page that it doesn't name: .*unzip -O CP936.*--label"):
+            find_photos([str(path)])
+        listing = find_photos([str(path)], label="cat")
+    assert {listing.sources[0].read(row["path"]) for row in listing.photos.to_pylist()} == {b"photo"}

@@ -101,6 +101,20 @@ def test_rows_by_path_are_read_relative_to_the_file(tmp_path):
     assert set(listed(tmp_path / "data" / "t.parquet")[0]) == {f"photos/{i}.jpg" for i in range(4)}
 
 
+def test_absolute_paths_into_the_input_are_read(tmp_path):
+    photo = tmp_path / "photos" / "0.jpg"
+    write(photo)
+    write_rows(tmp_path / "t.parquet", {"file": [str(photo), None], "label": ["cat", "dog"]})
+    assert listed(tmp_path) == ({"photos/0.jpg": "cat"}, {"no photo in the row": 1})
+
+
+def test_a_table_whose_photos_are_elsewhere_explains_photos_without_labels(tmp_path):
+    write(tmp_path / "0.jpg")
+    write_rows(tmp_path / "t.parquet", {"file": ["/data/0.jpg"] * 4, "label": ["cat"] * 4})
+    with pytest.raises(ConfigurationError, match=r"column file, .*outside of the input"):
+        listed(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [("gone.jpg", "not there"), ("/etc/x.jpg", "outside"), ("../x.jpg", "outside"), ("http://x/y.jpg", "download")],
@@ -133,6 +147,59 @@ def test_links_that_lead_to_themselves_are_counted(tmp_path):
     found, ignored = listed(tmp_path)
     assert set(found) == {"cat/1.jpg", "dog/1.jpg"}
     assert ignored == {"not a regular file": 3}
+
+
+def test_a_folder_that_is_linked_twice_is_read_by_its_own_name_and_the_link_is_counted(tmp_path):
+    write(tmp_path / "dog" / "1.jpg")
+    write(tmp_path / "zebra" / "1.jpg")
+    (tmp_path / "cat").symlink_to("dog")
+    (tmp_path / "dog" / "up").symlink_to("..")
+    assert listed(tmp_path) == ({"dog/1.jpg": "dog", "zebra/1.jpg": "zebra"}, {"not a regular file": 2})
+
+
+def test_what_systems_leave_among_photos_is_left_aside(tmp_path):
+    for label in ("cat", "dog"):
+        names = ("1.jpg", "Thumbs.db", "desktop.ini", "Icon\r", "@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "._1.jpg")
+        for name in names:
+            write(tmp_path / label / name)
+    write(tmp_path / "$RECYCLE.BIN" / "1.jpg")
+    assert listed(tmp_path) == ({"cat/1.jpg": "cat", "dog/1.jpg": "dog"}, {"hidden file": 11})
+
+
+def test_files_without_an_images_ending_are_said(tmp_path):
+    for name in ("cat/1.jpg", "dog/1.jpg", "dog/readme.md"):
+        write(tmp_path / name)
+    assert "1 of the files have no image's ending" in find_photos([str(tmp_path)]).describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t.zip", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ("t.tar.gz", b"<!DOCTYPE html><html>Google Drive can't scan this file</html>", "failed download"),
+        ("t.zip", b"", "an empty file"),
+        ("t.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ("t.parquet", b"PAR1 no more", "cannot read t.parquet"),
+        ("faces.npz", b"PK", r"file of arrays or records \(1; write as image files or Parquet\)"),
+        ("train.tfrecord", b"x", "file of arrays or records"),
+    ],
+)
+def test_files_that_can_not_be_read_are_named_as_what_they_are(tmp_path, name, content, says):
+    write(tmp_path / name, content)
+    with pytest.raises(ConfigurationError, match=says):
+        listed(tmp_path / name)
+
+
+def test_an_archive_beside_other_files_is_named_in_the_refusal(tmp_path):
+    write(tmp_path / "train.zip")
+    write(tmp_path / "sampleSubmission.csv", b"id,label\n")
+    with pytest.raises(ConfigurationError, match=r"archive \(1; unpack, or give to --input itself\)"):
+        listed(tmp_path)
+
+
+def test_an_address_on_the_web_is_refused():
+    with pytest.raises(ConfigurationError, match="is on the web: download it"):
+        listed("https://example.com/cats.zip")
 
 
 def test_photos_in_formats_that_are_not_decoded_are_named(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raygan.data.layouts import annotation_paths, guess
+from raygan.data.folders import annotation_paths
+from raygan.data.layouts import guess
 from raygan.errors import ConfigurationError
 
 
@@ -59,6 +60,15 @@ def several(*patterns, count=6):
         # names made on Windows, and by Roboflow
         (("train\\cats\\{}.jpg", "train\\dogs\\{}.jpg"), ["cat", "dog"]),
         (("train/cat_{}_jpg.rf.3f2a9c.jpg", "train/dog_{}_jpg.rf.77aa01.jpg"), ["cat", "dog"]),
+        # CycleGAN's domains, which are split by name
+        (("h2z/trainA/n{}.jpg", "h2z/testA/n{}.jpg", "h2z/trainB/n{}.jpg"), ["a", "a", "b"]),
+        # copies, counts, thumbnails, and characters that nobody sees
+        (("cat/{}.jpg", "cat - Copy/{}.jpg", "dog/{}.jpg", "dog (copy)/{}.jpg"), ["cat", "cat", "dog", "dog"]),
+        (("Copy of cat/{}.jpg", "cats copy 2/{}.jpg", "cat/{}.jpg", "dog/{}.jpg"), ["cat", "cat", "cat", "dog"]),
+        (("cats (120)/{}.jpg", "dogs [98]/{}.jpg"), ["cat", "dog"]),
+        (("cat/{}.jpg", "dog/{}.jpg", "thumbnails/cat/{}.jpg"), ["cat", "dog", "cat"]),
+        (("cat/{}.jpg", "ca\u200bts/{}.jpg", "\ufeffdog/{}.jpg", "dog\u200f/{}.jpg"), ["cat", "cat", "dog", "dog"]),
+        (("👩\u200d🚀 astro/{}.jpg", "dog/{}.jpg"), ["👩\u200d🚀_astro", "dog"]),
     ],
 )
 def test_layouts_give_their_labels(patterns, labels):
@@ -124,6 +134,25 @@ def test_a_name_for_each_photo_gives_no_labels():
 def test_one_folder_whose_name_says_no_class_is_asked_about(folder):
     with pytest.raises(ConfigurationError, match="--label"):
         found(several(f"{folder}/{{:06}}.jpg"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("IMG-20200101-WA{:04}", "WhatsApp Image 2020-01-01 at 10.10.{}", "Screenshot from 2020-01-01 10-10-{}"),
+        *("IMG_E{:04}", "signal-2020-01-01-{:06}", "received_{}", "AdobeStock_{}", "unnamed ({})", "photo_{}_at_1"),
+    ],
+)
+def test_names_from_phones_and_programs_are_no_labels(name):
+    with pytest.raises(ConfigurationError, match=r"--label.*sort them into folders"):
+        found(several(f"{name}.jpg", count=20))
+
+
+def test_files_that_are_named_for_a_photo_are_annotations():
+    photos = several("cat/{}.jpg", "dog.{}.jpeg")
+    masks = several("cat/{}_mask.png", "cat/{}-Depth.PNG", "dog.{}.label.png")
+    assert annotation_paths([*photos, *masks]) == set(masks)
+    assert not annotation_paths(several("cat/{}_mask.png", "carnival_mask/{}.jpg", "mask/{}.jpg"))
 
 
 def test_annotations_beside_photos_are_no_photos():

@@ -1,0 +1,53 @@
+"""Labels from file names such as ``cat.123.jpg``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from raygan.data.folders import may_lack_labels, words_of
+from raygan.data.kinds import ending, split_path
+from raygan.data.labels import normalize
+
+#: Words of file names that say where a photo comes from, never what it shows.
+_WEBSITES = frozenset(
+    """
+    flickr pixabay unsplash pexels google bing pinterest instagram facebook fb whatsapp reddit imgur wikimedia
+    shutterstock getty istock snapchat telegram signal adobestock depositphotos
+    """.split()  # noqa: SIM905 - see above
+)
+
+#: Beginnings of file names that come from cameras and programs and name no class.
+_GENERIC = frozenset(
+    """
+    img image images photo photos pic pics picture pictures dsc dscn dscf dcim pxl p pict mvi screenshot scan
+    frame file untitled unnamed download received thumb crop face sample x n im test train val part batch at from e wa
+    """.split()  # noqa: SIM905 - see above
+)
+
+_NAME_WITH_NUMBER = re.compile(r"^(?P<label>.*?[^\W\d_].*?)[ ._\-]*\(?\d[\d ._\-()]*$", re.DOTALL)
+_SYNSET = re.compile(r"n\d{6,}")
+
+#: Name of an image, its ending taken off, in an export from Roboflow.
+_EXPORTED = re.compile(r"_(?:jpe?g|png)\.rf\.[0-9a-zA-Z]+$")
+
+
+def name_label(path: str) -> str | None:
+    name = (split_path(path) or [""])[-1]
+    stem = name[: len(name) - len(ending(path))]
+    match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", stem))
+    label = match.group("label").strip(" ._-(") if match else ""
+    if words_of(label) <= _GENERIC | _WEBSITES or label.casefold() in _GENERIC or _SYNSET.fullmatch(label):
+        return None
+    return "_".join(word for word in normalize(label).split("_") if word not in _WEBSITES) or None
+
+
+def names_tell(paths: Sequence[str]) -> bool:
+    """Whether nearly all names carry a label, and there are few labels for that many files.
+
+    Test folders may have none, if there are other photos.
+    """
+    asked = [path for path in paths if not may_lack_labels(path)]
+    names = [name_label(path) for path in asked or paths]
+    known = [name for name in names if name]
+    return len(known) >= 0.9 * len(names) and len(set(known)) <= max(1, len(names) // 4)

@@ -1,0 +1,141 @@
+"""Folders of an input: which sort files by purpose, which are classes, and which files only describe photos."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+from raygan.data.kinds import ending, is_image_name, split_path
+from raygan.data.labels import normalize
+
+#: Words of folder names that sort files by purpose, never by class. `test1` and `train_images_2017` are made of them.
+CONTAINER_WORDS = frozenset(
+    """
+    train training test testing val valid validation eval dev set sets split splits part data dataset datasets image
+    images img imgs photo photos picture pictures pic pics input raw original originals all jpeg jpg png jpegs full
+    cropped aligned resized archive archives files unlabeled unlabelled classes categories download downloads extracted
+    unzipped thumbnail thumbnails thumb thumbs preview previews
+    """.split()  # noqa: SIM905 - see above
+)
+
+#: Words of containers whose photos may have no labels.
+_TEST_WORDS = frozenset({"test", "testing", "unlabeled", "unlabelled"})
+
+#: Words of folders that describe photos, if they lie beside a container.
+_ANNOTATION_WORDS = frozenset(
+    """
+    annotation annotations mask masks trimap trimaps segmentation segmentations label labels xml xmls bbox bboxes
+    landmarks keypoints groundtruth gt metadata depth
+    """.split()  # noqa: SIM905 - see above
+)
+
+#: Endings of the names of files that describe the photo of the same name: ``1_mask.png`` beside ``1.jpg``.
+_ANNOTATION_ENDINGS = tuple(
+    f"{mark}{word}"
+    for mark in "_-. "
+    for word in ("mask", "seg", "segmentation", "trimap", "matte", "depth", "landmarks", "bbox", "annotation", "label")
+)
+
+_FOLDER_NUMBER = re.compile(r"^(?:\d{1,6}[ ._\-]+)?(?:n\d{6,8}[ _\-]+)?(?=.*[^\W\d_])", re.DOTALL)
+_COUNT = re.compile(r"[ ._\-]*[(\[]\d[\d.,]*[)\]]$")
+_COPY = re.compile(r"^copy of |(?: - copy| copy| \((?:\w+ )?copy\))(?: \(?\d+\)?)?$", re.IGNORECASE)
+_DOMAIN = re.compile(r"(?:train|test|val|valid)_?([AB])")
+
+
+def annotation_paths(paths: Sequence[str]) -> set[str]:
+    """Those of the paths that lie in a folder of annotations beside a folder of photos, or are named for a photo."""
+    beside: set[tuple[str, ...]] = set()
+    found = []
+    for path in paths:
+        folders = split_path(path)[:-1]
+        for level, folder in enumerate(folders):
+            words = words_of(folder)
+            if words & _ANNOTATION_WORDS and words <= _ANNOTATION_WORDS | CONTAINER_WORDS | {"class", "object"}:
+                found.append((path, tuple(folders[:level])))
+                break
+            if _is_container(folder):
+                beside.add(tuple(folders[:level]))
+    return {path for path, place in found if place in beside} | _named_for_photos(paths)
+
+
+def _named_for_photos(paths: Sequence[str]) -> set[str]:
+    """Those of the paths whose names are a photo's and the name of an annotation."""
+    stems = {path: path[: len(path) - len(ending(path))] for path in paths}
+    found = {path: stem for path, stem in stems.items() if stem.lower().endswith(_ANNOTATION_ENDINGS)}
+    photos = {stem for path, stem in stems.items() if path not in found and is_image_name(path)} if found else set()
+    return {path for path, stem in found.items() if re.split(r"[ ._\-]+(?=[^ ._\-]+$)", stem)[0] in photos}
+
+
+def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:
+    """The label of each folder.
+
+    Numbers before names (``n02085620-Chihuahua``) and counts after them go if all have them and the labels stay
+    different. A copy of a folder has the folder's label.
+    """
+    folders = sorted({chain[level] for path in paths if len(chain := folders_of(path)) > level})
+    labels = {folder: normalize(folder) for folder in folders}
+    for number in (_FOLDER_NUMBER, _COUNT):
+        short = {folder: normalize(number.sub("", folder, count=1)) for folder in folders}
+        all_numbered = all(short[folder] and number.sub("", folder, count=1) != folder for folder in folders)
+        if all_numbered and len(set(short.values())) == len(set(labels.values())):
+            labels = short
+    known = set(labels.values())
+    originals = {folder: normalize(_COPY.sub("", folder, count=1)) for folder in folders}
+    return {folder: originals[folder] if originals[folder] in known else label for folder, label in labels.items()}
+
+
+def class_level(paths: Sequence[str], *, numbers: bool) -> int | None:
+    """Which folder of `folders_of` is the class: the first where paths differ, or the last if they never do.
+
+    Where the first ones are mere numbers, such as years, it is the next. `numbers` allows numbers as classes.
+    """
+    chains = [chain for path in paths if (chain := folders_of(path))]
+    level = 0
+    while chains:
+        names = {chain[level] for chain in chains if len(chain) > level}
+        deeper = all(len(chain) > level + 1 for chain in chains)
+        if len(names) == 1 and deeper:
+            level += 1
+            continue
+        if numbers or all(map(says_class, names)):
+            return level
+        if any(map(says_class, names)) or not deeper:
+            return None
+        level += 1
+    return None
+
+
+def folders_of(path: str) -> tuple[str, ...]:
+    """The folders above a file that may be classes."""
+    folder, _, _ = path.replace("\\", "/").rpartition("/")
+    return _classes_of(folder)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _classes_of(folder: str) -> tuple[str, ...]:
+    # The domains of CycleGAN are split by name: trainA and testA are A.
+    parts = (_DOMAIN.sub(r"\1", part) if _DOMAIN.fullmatch(part) else part for part in split_path(folder))
+    return tuple(part for part in parts if not _is_container(part))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def words_of(name: str) -> frozenset[str]:
+    """The words of a name, without numbers and sizes."""
+    parted = re.sub(r"([a-z])(?=[A-Z])|([A-Z])(?=[A-Z][a-z])", r"\1\2 ", name)  # JPEGImages
+    return frozenset(word for word in re.split(r"[\W_\d]+", parted.casefold()) if word and word != "x")
+
+
+def _is_container(name: str) -> bool:
+    words = words_of(name)
+    return bool(words) and words <= CONTAINER_WORDS
+
+
+def says_class(name: str) -> bool:
+    """Whether a folder's name can be a class: it contains a letter and isn't a container's name."""
+    return bool(re.search(r"[^\W\d_]|[\udc80-\udcff]", name)) and not _is_container(name)
+
+
+def may_lack_labels(path: str) -> bool:
+    """Whether a file is in a folder of test photos, which often have no labels."""
+    return any(words_of(part) & _TEST_WORDS for part in split_path(path)[:-1])

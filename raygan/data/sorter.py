@@ -1,0 +1,215 @@
+"""From one input's files to photos with labels, and to files left aside, which are counted by reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from raygan.data import kinds, tables
+from raygan.data.folders import annotation_paths
+from raygan.data.kinds import is_image_name
+from raygan.data.labels import Guess, Layout, check_guess, normalize
+from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
+from raygan.data.sources import File, Source
+from raygan.errors import ConfigurationError, first_line
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.int32()),  # index into Listing.sources
+        ("path", pa.binary()),  # relative to the source's root, in the file system's own bytes
+        ("row", pa.int64()),  # row of a Parquet file; -1 if the file itself is the photo
+        ("size", pa.int64()),  # bytes; 0 for Parquet rows
+        ("changed", pa.int64()),  # modification time in ns; 0 if unknown
+        ("label", pa.string()),
+    ]
+)
+
+#: How to correct a guess from tables, and one from file names.
+_TABLE_FLAGS = ("say which column it is with --label-column", "name one class with --label")
+_FLAGS = ("name one class with --label", "take them as they are with --layout names")
+
+
+class Sorter:
+    """Sorts one source's files into photos with labels, and files left aside."""
+
+    def __init__(
+        self,
+        source: Source,
+        number: int,
+        ignored: Counter[str],
+        label: str | None,
+        layout: Layout,
+        guess: Callable[[Sequence[str]], Guess],
+    ):
+        self.source, self.number, self.ignored = source, number, ignored
+        self.label, self.wanted, self.guess = None if label is None else normalize(label), layout, guess
+        self.layouts: list[str] = []
+        self.elsewhere: PhotosElsewhereError | None = None
+        self.damaged: ConfigurationError | None = None  # if all Parquet files are
+        self.named: set[str] = set()  # paths of image files that rows name
+
+    def sort(self, found: Sequence[File]) -> pa.Table:
+        """The photos among these files, as a table of `SCHEMA`."""
+        photos, parquet = [], []
+        about = annotation_paths([file.path for file in found])
+        for file in found:
+            reason = kinds.left_aside(file.path) if file.regular else "not a regular file"
+            reason = "annotation" if file.path in about and reason is None else reason
+            if reason:
+                self.ignored[reason] += 1
+            elif kinds.ending(file.path) == ".parquet":
+                parquet.append(file)
+            else:
+                photos.append(file)
+        if self.wanted not in ("auto", "columns"):
+            self.ignored["Parquet file"] += len(parquet)
+            parquet = []
+        rows = self._rows(parquet)
+        if self.elsewhere and not rows and not photos:
+            raise self.elsewhere
+        if self.damaged and not photos:
+            raise self.damaged
+        if self.wanted == "columns":
+            self.ignored["not Parquet"] += len(photos)
+            photos = []
+        photos = [file for file in photos if file.path not in self.named]
+        known = {label for part in rows for label in part["label"].unique().to_pylist()}
+        parts = [*rows, *([self._files(photos, known)] if photos else [])]
+        self.ignored -= Counter()  # without zeros
+        return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+
+    def _files(self, photos: Sequence[File], beside: set[str]) -> pa.Table:
+        """The photos among image files, and files that may be images.
+
+        Beside Parquet files, whose labels are given, only photos with the same labels count: a logo has none.
+        """
+        named = [file.path for file in photos if is_image_name(file.path)]
+        flags = _FLAGS
+        try:
+            guess = self.guess(named or [file.path for file in photos]) if named or not beside else None
+        except ConfigurationError as error:
+            guess = None
+            if not beside:
+                guess, flags = tables.guess(named, self._tables(photos), self.source.label_column), _TABLE_FLAGS
+                if guess is None:
+                    raise self.elsewhere or ConfigurationError(f"{error}{also(self.ignored)}") from None
+        found = [guess.label_of(file.path) if guess else None for file in photos]
+        found = [label if not beside or label in beside else None for label in found]
+        for file, label in zip(photos, found, strict=True):
+            if not label:
+                self.ignored["no label" if is_image_name(file.path) else "not an image"] += 1
+        if guess is None:
+            return SCHEMA.empty_table()
+        unsure = sum(bool(label) and not is_image_name(file.path) for file, label in zip(photos, found, strict=True))
+        note = f" ({unsure:,} of the files have no image's ending: only those that are images will count)"
+        self.layouts.append(guess.how + (note if unsure and named else ""))
+        if self.source.archive and any(label and _as_text(label) != label for label in set(found)):
+            raise ConfigurationError(
+                f"--input: {self.source.address} has labels in names of a code page that it doesn't name: unpack it "
+                f"with that code page (unzip -O CP936 for Chinese, CP866 for Cyrillic), or give --label"
+            )
+        if not guess.certain:
+            check_guess(guess.how, Counter(label for label in found if label), flags)
+        kept = [(file, _as_text(label)) for file, label in zip(photos, found, strict=True) if label]
+        return self._table([file for file, _ in kept], [label for _, label in kept])
+
+    def _tables(self, found: Sequence[File]) -> dict[str, bytes]:
+        """The content of the tables among files, if no flag says that labels are elsewhere.
+
+        A competition's sample of answers is none: its labels are made up.
+        """
+        csv = [file.path for file in found if kinds.ending(file.path) in tables.ENDINGS]
+        wanted = [path for path in csv if self.wanted == "auto" and "submission" not in path.lower()]
+        return {path: self.source.read(os.fsencode(path)) for path in wanted}
+
+    def _rows(self, found: Sequence[File]) -> list[pa.Table]:
+        """The photos of Parquet files, a table for each file."""
+        read = [self._read(file) for file in found]
+        names = next((part.names for part in read if part and part.names), None)
+        if names:  # parts of one data set, some of which lack its metadata
+            read = [
+                self._read(file, names) if part and not part.names else part
+                for file, part in zip(found, read, strict=True)
+            ]
+        self.ignored["Parquet without photos"] += sum(part is None for part in read)
+        parts = [part for part in read if part and part.how]
+        damaged = [part for part in read if part and not part.how]
+        self.damaged = None if parts else self.damaged
+        by_path = [part for part in parts if part.paths is not None]
+        if by_path:
+            guess = self.guess([path for part in by_path for path in part.paths or () if path])
+            for part in by_path:
+                part.labels = [guess.label_of(path) if path else None for path in part.paths or ()]
+                part.how += f": {guess.how}"
+            self._check(by_path, guessed=not guess.certain, flags=_FLAGS)
+        columns = [part for part in parts if part.paths is None]
+        if columns:
+            self._check(columns, guessed=any(part.guessed for part in columns), flags=columns[0].flags)
+        return [self._of_rows(part) for part in [*parts, *damaged]]
+
+    def _read(self, file: File, names: Sequence[str] | None = None) -> Rows | None:
+        try:
+            return read_rows(self.source, file, self.label, names)
+        except PhotosElsewhereError as error:  # a table about photos, which matters only if there are no others
+            self.elsewhere = error
+            return None
+        except (OSError, pa.ArrowException) as error:
+            self.damaged = ConfigurationError(f"--input: cannot read {file.path}: {_reason(self.source, file, error)}")
+            # List the whole file as one photo: reading it will find it unreadable.
+            return Rows([file], [-1], "", [self.label or "unknown"])
+
+    def _check(self, parts: Sequence[Rows], *, guessed: bool, flags: Sequence[str]) -> None:
+        self.layouts += [part.how for part in parts]
+        if guessed:
+            check_guess(parts[0].how, Counter(label for part in parts for label in part.labels if label), flags)
+
+    def _of_rows(self, part: Rows) -> pa.Table:
+        found = zip(part.files, part.rows, part.labels, strict=True)
+        kept = [(file, row, label) for file, row, label in found if label]
+        self.named |= {file.path for file, row in zip(part.files, part.rows, strict=True) if row < 0}
+        self.ignored += part.ignored
+        self.ignored["no label"] += len(part.files) - len(kept) - part.ignored["several labels"]
+        return self._table([file for file, _, _ in kept], [label for *_, label in kept], [row for _, row, _ in kept])
+
+    def _table(self, found: Sequence[File], labels: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
+        rows = [-1] * len(found) if rows is None else rows
+        return pa.table(
+            {
+                "source": [self.number] * len(found),
+                "path": [os.fsencode(file.path) for file in found],
+                "row": rows,
+                "size": [0 if row >= 0 else file.size for file, row in zip(found, rows, strict=True)],
+                "changed": [file.changed for file in found],
+                "label": labels,
+            },
+            schema=SCHEMA,
+        )
+
+
+def _reason(source: Source, file: File, error: BaseException) -> str:
+    """Why a file can't be read."""
+    try:
+        instead = kinds.in_place_of_a_file(source.read(os.fsencode(file.path), 64))
+    except OSError:
+        instead = None
+    return f"it is {instead}" if instead else first_line(error)
+
+
+def _as_text(label: str) -> str:
+    """A label without surrogates: bytes of a name that aren't UTF-8 are escaped."""
+    return label.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def aside(ignored: Counter[str]) -> str:
+    """What is left aside, in words."""
+    counts = sorted((+ignored).items(), key=lambda item: (-item[1], item[0]))
+    each = (f"{kind} ({n:,}{'; ' + kinds.ADVICE[kind] if kind in kinds.ADVICE else ''})" for kind, n in counts)
+    return f"left aside: {', '.join(each)}"
+
+
+def also(ignored: Counter[str]) -> str:
+    """For the end of a refusal: what is left aside, since that may be what the user meant."""
+    return f" ({aside(ignored)})" if +ignored else ""

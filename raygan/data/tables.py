@@ -1,0 +1,125 @@
+"""Labels from CSV tables beside photos, such as a competition's ``labels.csv``.
+
+A table counts only where neither folders nor file names tell the labels. It names photos by their paths, their names,
+or their names without endings; a name that several photos share stands for none of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raygan.data import columns
+from raygan.data.kinds import ending, split_path
+from raygan.data.labels import Guess
+from raygan.errors import ConfigurationError
+
+#: Endings of tables.
+ENDINGS = frozenset({".csv", ".tsv"})
+
+_DELIMITERS = ",;\t|"
+
+
+def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str = "") -> Guess | None:
+    """How tables give the labels of photos; None if they give none.
+
+    Args:
+        paths: of the photos, relative to the input.
+        tables: content by path, relative to the input.
+        label_column: the column of labels; empty to guess it.
+    """
+    photos = _Photos(paths)
+    found: dict[str, set[str]] = {}
+    how = []
+    for name, content in tables.items():
+        table = _read(content)
+        naming, named = _naming(photos, name, table) if table else ("", [])
+        if table is None or not any(named):
+            continue
+        try:
+            others = table.drop_columns([naming])
+            column = columns.choose(others.schema, label=label_column).label
+            if column is None:
+                continue
+            labels, _ = columns.row_labels(others[column], None, column, name)
+        except ConfigurationError:  # it lacks the column, or has numbers that are no labels
+            continue
+        for path, label in zip(named, labels.to_pylist(), strict=True):
+            if path and label:
+                found.setdefault(path, set()).add(label)
+        how.append(f"column {column} of {name}, photos by its column {naming}")
+    certain = {path: min(labels) for path, labels in found.items() if len(labels) == 1}
+    return Guess(f"labels in {'; '.join(how)}", certain.get, certain=bool(label_column)) if certain else None
+
+
+class _Photos:
+    """Photos by what tables call them."""
+
+    def __init__(self, paths: Sequence[str]):
+        self._whole: dict[str, str] = {}
+        self._short: dict[str, str | None] = {}
+        for path in paths:
+            parts = split_path(path)
+            whole, short = "/".join(parts), parts[-1] if parts else ""
+            for key in (whole, _stem(whole)):
+                self._whole.setdefault(key, path)
+            for key in {short, _stem(short)}:
+                self._short[key] = None if key in self._short else path
+
+    def find(self, value: str | None, folder: str) -> str | None:
+        """The path of the photo that a table in a folder means; None for none, or for one of several."""
+        if not value:
+            return None
+        path = posixpath.normpath(value.replace("\\", "/"))
+        below = self._whole.get(posixpath.join(folder, path)) or self._whole.get(path)
+        return below or self._short.get(posixpath.basename(path))
+
+
+def _stem(path: str) -> str:
+    return path[: len(path) - len(ending(path))]
+
+
+def _naming(photos: _Photos, name: str, table: pa.Table) -> tuple[str, list[str | None]]:
+    """The column that names the most photos, and the path of the photo of each row."""
+    folder = posixpath.dirname(name)
+    found = {}
+    for column in table.column_names:
+        values = pc.cast(table[column], pa.string()).to_pylist()
+        found[column] = [photos.find(value, folder) for value in values]
+    best = max(found, key=lambda column: sum(path is not None for path in found[column]))
+    return best, found[best]
+
+
+def _read(content: bytes) -> pa.Table | None:
+    """A table with a row of names; None if it is none, or in an unknown code page."""
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+        first = text.partition("\n")[0]
+        delimiter = max(_DELIMITERS, key=first.count)
+        names, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+    except (UnicodeDecodeError, csv.Error, ValueError):
+        return None
+    names = [name.strip() for name in names]
+    rows = [row for row in rows if len(row) == len(names)]
+    if len(set(names)) < len(names) or len(names) < 2 or not rows:
+        return None
+    return pa.table(dict(zip(names, _columns(rows), strict=True)))
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[pa.Array]:
+    """The columns: integers, or text as it is, with null for an empty field."""
+    for values in zip(*rows, strict=True):
+        texts = pa.array([value.strip() or None for value in values], pa.string())
+        try:
+            numbers = texts.cast(pa.int64())
+        except pa.ArrowInvalid:
+            yield texts
+        else:
+            # 007 is the name of a file, or a code.
+            yield numbers if numbers.cast(pa.string()).equals(texts) else texts

@@ -1,0 +1,113 @@
+"""Labels from CSV tables beside photos."""
+
+from __future__ import annotations
+
+import pytest
+
+from raygan.data.listing import find_photos
+from raygan.data.sources import shown
+from raygan.errors import ConfigurationError
+
+
+def write(path, content=b"\xff\xd8\xff"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def labels(folder, **options):
+    photos = find_photos([str(folder)], **options).photos.to_pylist()
+    return {shown(row["path"]): row["label"] for row in photos}
+
+
+def breeds(paths, line="{},{}", head="id,breed", end="\n"):
+    """A table in which photos are dogs and cats in turn."""
+    return end.join([head, *(line.format(path, ("dog", "cat")[i % 2]) for i, path in enumerate(paths))]) + end
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        breeds(f"{i:03}" for i in range(8)).encode(),  # names without endings, which aren't numbers
+        breeds((f"photos/{i:03}.jpg" for i in range(8)), head="file_name,label").encode(),
+        breeds((f"/kaggle/input/x/{i:03}.jpg" for i in range(8)), head="path,target").encode(),
+        breeds((f"photos\\{i:03}.jpg" for i in range(8)), end="\r\n").encode(),
+        ("\ufeff" + breeds((f"{i:03}.jpg" for i in range(8)), '"{}";"{}"', "id;breed", "\r\n")).encode(),
+        breeds((f"{i:03}.jpg" for i in range(8)), "{}\t{}", "id\tbreed").encode("utf-16"),  # Excel's "Unicode text"
+        breeds((f"{i:03}.jpg" for i in range(8)), "7,{},{}", ",id,breed").encode(),  # with pandas' index
+    ],
+)
+def test_photos_by_any_name_get_their_labels(tmp_path, content):
+    for i in range(9):  # the last is in no table
+        write(tmp_path / "photos" / f"{i:03}.jpg")
+    write(tmp_path / "labels.csv", content)
+    expected = {f"photos/{i:03}.jpg": ("dog", "cat")[i % 2] for i in range(8)}
+    assert labels(tmp_path) == expected
+    listing = find_photos([str(tmp_path)])
+    assert listing.ignored == {"no label": 1, "not an image": 1}
+    assert "of labels.csv, photos by its column" in listing.describe()
+
+
+def test_folders_and_file_names_come_before_tables(tmp_path):
+    for i in range(8):
+        write(tmp_path / "train" / f"cat.{i}.jpg")
+    write(tmp_path / "labels.csv", breeds(f"cat.{i}" for i in range(8)).encode())
+    assert set(labels(tmp_path).values()) == {"cat"}
+
+
+def test_a_name_that_two_photos_share_stands_for_neither(tmp_path):
+    for i in range(8):
+        write(tmp_path / "train" / f"{i}.jpg")
+    for i in range(4):
+        write(tmp_path / "test" / f"{i}.jpg")
+    write(tmp_path / "labels.csv", breeds(map(str, range(8))).encode())
+    assert set(labels(tmp_path)) == {f"train/{i}.jpg" for i in range(4, 8)}
+
+
+def test_a_photo_with_two_labels_has_none(tmp_path):
+    for i in range(8):
+        write(tmp_path / f"{i}.jpg")
+    boxes = breeds([*range(8), 0, 1], "{},{},1 2 3 4", "image_id,class_name,box")  # 0 and 1 have two boxes each
+    write(tmp_path / "boxes.csv", boxes.encode())
+    assert len(labels(tmp_path)) == 8
+    write(tmp_path / "boxes.csv", boxes.encode() + b"5,dog,1 2 3 4\n")  # and a cat's
+    assert set(labels(tmp_path)) == {f"{i}.jpg" for i in range(8) if i != 5}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"id,caption\n0,a cat\n1,a dog\n",  # says something of each photo, never a class
+        b"id,x,y\n0,1.5,2\n1,2.5,3\n",  # no column of labels
+        b"id,label\n0,0.5\n1,0.5\n",  # fractions are no labels
+        b"name,label\nsomething,cat\nelse,dog\n",  # about other files
+        b"id,label\n0,\xea\xee\xf2\n1,\xf1\xee\xe1\n",  # in a code page that nothing names
+        b"just text\n",
+        b"",
+        b'id,label\n0,"cat',
+    ],
+)
+def test_tables_that_say_nothing_of_classes_give_no_labels(tmp_path, content):
+    for i in range(4):
+        write(tmp_path / f"{i}.jpg")
+    write(tmp_path / "table.csv", content)
+    with pytest.raises(ConfigurationError, match=r"no labels found .*sort them into folders"):
+        labels(tmp_path)
+
+
+def test_a_competitions_sample_of_answers_is_no_table_of_labels(tmp_path):
+    for i in range(4):
+        write(tmp_path / "test1" / f"{i}.jpg")
+    write(tmp_path / "sampleSubmission.csv", b"id,label\n0,0\n1,0\n2,0\n3,0\n")
+    with pytest.raises(ConfigurationError, match="no labels found"):
+        labels(tmp_path)
+
+
+def test_a_table_with_a_class_for_each_photo_is_refused(tmp_path):
+    for i in range(4):
+        write(tmp_path / f"{i}.jpg")
+    write(tmp_path / "t.csv", b"id,name,breed\n0,rex,pug\n1,tom,pug\n2,ada,boxer\n3,bo,boxer\n")
+    assert set(labels(tmp_path).values()) == {"pug", "boxer"}
+    assert set(labels(tmp_path, label_column="name").values()) == {"rex", "tom", "ada", "bo"}
+    write(tmp_path / "t.csv", b"id,name\n0,rex\n1,tom\n2,ada\n3,bo\n")
+    with pytest.raises(ConfigurationError, match=r"4 labels for 4 photos .*--label-column .*--label"):
+        labels(tmp_path)
