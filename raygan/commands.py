@@ -36,8 +36,9 @@ JOBS = {
         settings="raygan.training.settings:TrainSettings",
         function="raygan.training.train:train",
         examples=("--data shards --preset quick --label cat --num-workers 2",),
-        notes="The last line of standard output is one JSON object: run_id, model, checkpoint, metrics "
-        "of the checkpoint that became the model (those that begin with fresh_ did not choose it) and last_metrics.",
+        notes="The last line of standard output is one JSON object: run_id, model, promotion (whether it is the "
+        "champion now, and why), checkpoint, metrics of the checkpoint that became the model (those that begin with "
+        "fresh_ did not choose it) and last_metrics.",
     ),
     "tune": Job(
         summary="Search learning rates, z_dim or other settings with Ray Tune; every trial is a real training.",
@@ -59,8 +60,8 @@ JOBS = {
             "--data shards --num-workers 2",
             "--data shards --real-fraction 0      (generated images only: the accuracy is the CAS)",
         ),
-        notes="The last line of standard output is one JSON object: run_id, model and the metrics on the validation "
-        "photos.",
+        notes="The last line of standard output is one JSON object: run_id, model, promotion (whether it is the "
+        "champion now, and why) and the metrics on the validation photos.",
     ),
     "evaluate": Job(
         summary="Write a report card of generators against real shards: FID, KID, precision, recall, copies and more.",

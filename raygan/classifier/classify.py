@@ -41,7 +41,7 @@ from raygan.runtime.progress import ImageProgress, InBackground
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.callback import MLflowCallback
-from raygan.tracking.promotion import carry_out
+from raygan.tracking.promotion import Decision, carry_out
 
 #: Settings that may differ when a run is resumed.
 MAY_CHANGE = {
@@ -58,17 +58,20 @@ class ClassifyResult:
     Attributes:
         run_id: of the MLflow run.
         model: the registered classifier.
+        promotion: whether it became the champion, and why.
         metrics: of the registered classifier on the validation photos.
     """
 
     run_id: str
     model: tracking.RegisteredModel
+    promotion: Decision
     metrics: dict[str, float]
 
     def to_json(self) -> str:
         """The job's last line."""
         model = {"name": self.model.name, "version": int(self.model.version)}
-        return json.dumps({"run_id": self.run_id, "model": model, "metrics": self.metrics})
+        promoted = self.promotion.plain()
+        return json.dumps({"run_id": self.run_id, "model": model, "promotion": promoted, "metrics": self.metrics})
 
 
 def classify(settings: ClassifySettings) -> ClassifyResult:
@@ -110,9 +113,9 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
         log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
         checkpoint, seen = _train(task, run, resources, log)
-        model, metrics = _register(checkpoint, seen, task, origin, log)
+        result = _register(checkpoint, seen, task, origin, log)
         run.save(state="finished")
-    return ClassifyResult(log.id, model, metrics)
+    return result
 
 
 def _initial_weights(settings: ClassifySettings) -> dict[str, Tensor] | None:
@@ -158,16 +161,17 @@ def _train(
 
 def _register(
     checkpoint: ray.train.Checkpoint, images: int, task: ClassifyTask, origin: dict[str, Any], log: tracking.Run
-) -> tuple[tracking.RegisteredModel, dict[str, float]]:
-    """Register the checkpoint's classifier; the registered model, and its metrics on the validation photos."""
+) -> ClassifyResult:
+    """Register the checkpoint's classifier."""
     with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as scratch:
         classifier = load_classifier(Path(folder))
         metrics = log_validation(classifier, task.validation, log, images)
         exported = Path(scratch, "classifier")
         _export(Path(folder), exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
         model = tracking.register_classifier(log, exported, task.labels, metrics=metrics | {"images": images})
-    carry_out(log.client, model, promotion.decide(task.settings, classifier, task.validation, log))
-    return model, metrics
+    decision = promotion.decide(task.settings, classifier, task.validation, log)
+    carry_out(log.client, model, decision)
+    return ClassifyResult(log.id, model, decision, metrics)
 
 
 def _export(checkpoint: Path, folder: Path, about: dict[str, Any]) -> None:

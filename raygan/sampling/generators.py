@@ -177,8 +177,7 @@ def _registered(settings: StorageSettings, name: str) -> NamedGenerator:
     model = tracking.find_model(client, name)
     if model is None:
         raise ConfigurationError(
-            f"--model: {name!r} is neither a folder with generator.json nor a registered model "
-            f"(NAME for the version under {tracking.SERVING_ALIAS!r}, or NAME/VERSION)"
+            f"--model: {name!r} is neither a folder with generator.json nor a registered model ({tracking.NAMES})"
         )
     return _download(settings, model)
 

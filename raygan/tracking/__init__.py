@@ -11,6 +11,7 @@ from raygan.tracking.connection import check_records, connect, tracking_uri, ui_
 from raygan.tracking.models import (
     CLASSIFIER_NAME,
     MODELS,
+    NAMES,
     SERVING_ALIAS,
     RegisteredModel,
     download_model,
@@ -26,6 +27,7 @@ from raygan.tracking.runs import Run, start_run
 __all__ = [
     "CLASSIFIER_NAME",
     "MODELS",
+    "NAMES",
     "SERVING_ALIAS",
     "RegisteredModel",
     "Run",

@@ -23,6 +23,9 @@ T = TypeVar("T")
 #: Registry alias of the version that the service uses.
 SERVING_ALIAS = "champion"
 
+#: How users name a registered version, in words.
+NAMES = f"NAME for the version under {SERVING_ALIAS!r}, or NAME/VERSION"
+
 #: The registered model's name for the classifier of all labels.
 CLASSIFIER_NAME = "raygan-classifier"
 

@@ -54,8 +54,7 @@ def find_classifier(settings: StorageSettings, name: str) -> str:
     folder = registered_classifier(settings, name)
     if folder is None:
         raise ConfigurationError(
-            f"{name!r} is neither a folder with {_FILES[-1]} nor a registered model "
-            f"(NAME for the version under {tracking.SERVING_ALIAS!r}, or NAME/VERSION)"
+            f"{name!r} is neither a folder with {_FILES[-1]} nor a registered model ({tracking.NAMES})"
         )
     return folder
 

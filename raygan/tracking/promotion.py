@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -20,6 +21,8 @@ from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.settings import PromoteSettings
 from raygan.tracking.connection import connect
 from raygan.tracking.models import SERVING_ALIAS, RegisteredModel, download_model, find_model
+
+T = TypeVar("T")
 
 _PROMOTED, _REPLACED, _DECLINED = "raygan.promoted", "raygan.replaced", "raygan.not_promoted"
 
@@ -31,14 +34,21 @@ class Decision:
     promote: bool
     reason: str
 
+    def plain(self) -> dict[str, Any]:
+        """For a job's last line."""
+        return {"promoted": self.promote, "reason": self.reason}
 
-def beside_champion(client: MlflowClient, name: str, compare: Callable[[RegisteredModel, Path], Decision]) -> Decision:
-    """Decide by comparing with the champion; whoever has none to beat is promoted.
+
+def beside_champion(
+    client: MlflowClient, name: str, compare: Callable[[RegisteredModel, Path], T | Decision]
+) -> T | Decision:
+    """Compare with the champion; whoever has none to beat is promoted.
 
     Args:
         client: of MLflow.
         name: of the registered model.
-        compare: decides, given the champion and a folder with its files. If it fails, the alias stays.
+        compare: decides, or loads what is needed to decide, given the champion and a folder with its files. If it
+            fails, the alias stays.
     """
     try:
         champion = find_model(client, name)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import ray
 
-from raygan.data.photos import Photos, open_photos
-from raygan.data.shards import DataSet
+from raygan.data.photos import Photos
 from raygan.errors import RayganError
 from raygan.models.features import Features
 from raygan.models.gan import Generator
@@ -22,7 +21,6 @@ from raygan.models.registry import DEFAULT_FEATURES, SECOND_FEATURES
 from raygan.runtime import capacity, cluster
 from raygan.tracking.networks import load_network
 from raygan.training.monitor import draw, features_of, held_back, patience_s
-from raygan.training.settings import TrainSettings
 
 #: Seed of the samples. The monitor, whose numbers choose the checkpoint, draws with seed 1.
 _SEED = 2
@@ -87,23 +85,11 @@ def judges(network: str) -> list[str]:
     return [network, DEFAULT_FEATURES if network == SECOND_FEATURES else SECOND_FEATURES]
 
 
-def measure_result(settings: TrainSettings, data: DataSet, generator: Generator) -> dict[str, float]:
-    """A run's result measured afresh by both `judges`: KIDs and their standard errors by name, prefixed ``fresh_``.
+def fair_metrics(found: Sequence[Fresh]) -> dict[str, float]:
+    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``; says them, too.
 
-    Empty, with a warning, if no photos are held back or the measurement fails: it must not end a job that is done.
-
-    Args:
-        settings: of the training.
-        data: the shards.
-        generator: the result, on the CPU, in evaluation mode.
+    Empty, with a warning, if no photos were held back from choosing.
     """
-    try:
-        photos = open_photos(data, "validation", settings.label)
-        networks = judges(settings.quality_network)
-        found = measure_fresh([generator], photos, networks, settings.quality_samples, settings.cpus_per_worker)
-    except RayganError as error:
-        print(f"warning: the result could not be measured afresh: {error}", file=sys.stderr)
-        return {}
     if not found[0].fair:
         print(
             f"warning: the result is only measured on the {found[0].photos} validation photos that chose it: "
@@ -111,7 +97,7 @@ def measure_result(settings: TrainSettings, data: DataSet, generator: Generator)
             file=sys.stderr,
         )
         return {}
-    said = ", ".join(f"{one.metric} {one.kids[0][0]:.3g} ± {one.kids[0][1]:.2g}" for one in found)
+    said = ", ".join(f"{one.metric} {one.kids[-1][0]:.3g} ± {one.kids[-1][1]:.2g}" for one in found)
     print(f"measured again on fresh samples and {found[0].photos} photos that did not choose it: {said}", flush=True)
     return {name: value for one in found for name, value in one.metrics().items()}
 

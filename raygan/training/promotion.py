@@ -1,40 +1,89 @@
-"""Whether a new generator takes the champion's place: if its KID is better by more than chance."""
+"""What a finished generator is worth: measured afresh, beside the champion, whose place it takes if it is better."""
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from raygan import tracking
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
+from raygan.errors import RayganError
 from raygan.models.gan import Generator, load_generator
 from raygan.tracking.networks import feature_network
 from raygan.tracking.promotion import Decision, beside_champion
-from raygan.training.fresh import measure_fresh
+from raygan.training.fresh import Fresh, fair_metrics, judges, measure_fresh
 from raygan.training.monitor import can_measure
 from raygan.training.settings import TrainSettings
 
 
-def decide(
-    settings: TrainSettings, data: DataSet, generator: Generator, model: tracking.RegisteredModel, log: tracking.Run
-) -> Decision:
-    """Decide by the setting `promote`; "better" measures both generators on the same photos and on fresh samples.
+@dataclass(frozen=True)
+class Rival:
+    """The champion's version, and its generator on the CPU."""
+
+    champion: tracking.RegisteredModel
+    generator: Generator
+
+
+def judge(
+    settings: TrainSettings, data: DataSet, generator: Generator, name: str, log: tracking.Run, *, measure: bool
+) -> tuple[dict[str, float], Decision]:
+    """Measure a result afresh, and decide by the setting `promote` whether it becomes the champion.
+
+    With "better", the champion is measured beside it, on the same photos and latents.
 
     Args:
         settings: of the training.
-        data: the shards; both are measured on the validation photos.
-        generator: the new one, on the CPU.
-        model: as which it is registered.
+        data: the shards; generators are measured on the validation photos.
+        generator: the result, on the CPU.
+        name: of the registered model.
         log: gets both KIDs.
+        measure: by both `judges`, also where there is no champion.
+
+    Returns:
+        KIDs and their standard errors by name, and the decision. A measurement that fails gives no KIDs, and leaves the
+        alias where it is: it must not end a job that is done.
     """
+    rival = _rival(settings, generator, name, log)
+    beside = [rival.generator] if isinstance(rival, Rival) else []
+    held_out = data.manifest.count("validation", settings.label)
+    if isinstance(rival, Rival) and not can_measure(held_out):
+        few = f"{held_out} validation photos are too few to compare it with version {rival.champion.version}"
+        return {}, Decision(False, few)
+    if not (measure or beside):
+        return {}, _decided(rival)
+    if isinstance(rival, Rival):
+        print(f"comparing with {name}/{rival.champion.version} on {settings.quality_samples} fresh samples of each")
+    try:
+        network = feature_network(settings, settings.quality_network, "--quality-network")
+        networks = judges(network) if measure else [network]
+        photos = open_photos(data, "validation", settings.label)
+        found = measure_fresh(
+            [*beside, generator], photos, networks, settings.quality_samples, settings.cpus_per_worker
+        )
+    except RayganError as error:
+        if measure:
+            print(f"warning: the result could not be measured afresh: {error}", file=sys.stderr)
+        return {}, _decided(rival, f"it could not be compared with the champion: {error}")
+    metrics = fair_metrics(found) if measure else {}
+    return metrics, _by_kid(found[0], rival.champion, log) if isinstance(rival, Rival) else rival
+
+
+def _decided(found: Rival | Decision, why_not: str = "") -> Decision:
+    return Decision(False, why_not) if isinstance(found, Rival) else found
+
+
+def _rival(settings: TrainSettings, generator: Generator, name: str, log: tracking.Run) -> Rival | Decision:
+    """The champion to compare with, or the decision where there is nothing to compare."""
     if settings.promote != "better":
         return Decision(settings.promote == "always", f"by the setting promote {settings.promote}")
 
-    def compare(champion: tracking.RegisteredModel, folder: Path) -> Decision:
+    def load(champion: tracking.RegisteredModel, folder: Path) -> Rival | Decision:
         rival, _ = load_generator(folder)
-        return _unlike(generator, rival, champion) or _by_kid(settings, data, generator, rival, champion, log)
+        return _unlike(generator, rival, champion) or Rival(champion, rival)
 
-    return beside_champion(log.client, model.name, compare)
+    return beside_champion(log.client, name, load)
 
 
 def _unlike(generator: Generator, rival: Generator, champion: tracking.RegisteredModel) -> Decision | None:
@@ -48,24 +97,8 @@ def _unlike(generator: Generator, rival: Generator, champion: tracking.Registere
     return None
 
 
-def _by_kid(
-    settings: TrainSettings,
-    data: DataSet,
-    generator: Generator,
-    rival: Generator,
-    champion: tracking.RegisteredModel,
-    log: tracking.Run,
-) -> Decision:
-    held_out = data.manifest.count("validation", settings.label)
-    if not can_measure(held_out):
-        return Decision(
-            False, f"{held_out} validation photos are too few to compare it with version {champion.version}"
-        )
-    photos = open_photos(data, "validation", settings.label)
-    network = feature_network(settings, settings.quality_network, "--quality-network")
-    samples, cores = settings.quality_samples, settings.cpus_per_worker
-    print(f"comparing with {champion.name}/{champion.version} on {samples} fresh samples of each", flush=True)
-    (found,) = measure_fresh([rival, generator], photos, [network], samples, cores)
+def _by_kid(found: Fresh, champion: tracking.RegisteredModel, log: tracking.Run) -> Decision:
+    """Decide between the champion, which was measured first, and the result."""
     (old, _), (new, _) = found.kids
     lead, error = found.leads[1]
     log.log_tags({"champion": f"{champion.name}/{champion.version}", f"champion_{found.metric}": f"{old:.4g}"})

@@ -68,7 +68,7 @@ def _find(settings: TrainSettings, scratch: Path) -> tuple[str, Path]:
     model = tracking.find_model(client, given)
     if model is None:
         raise ConfigurationError(
-            f"--begin-from: {given!r} is neither a registered model (NAME for the version under "
-            f"{tracking.SERVING_ALIAS!r}, or NAME/VERSION), a run with a checkpoint, nor a folder with {_FILES[-1]}"
+            f"--begin-from: {given!r} is neither a registered model ({tracking.NAMES}), a run with a checkpoint, nor "
+            f"a folder with {_FILES[-1]}"
         )
     return f"{model.name}/{model.version}", tracking.download_model(client, model, scratch)

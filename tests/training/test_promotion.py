@@ -11,7 +11,7 @@ from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
-from raygan.training.promotion import decide
+from raygan.training.promotion import judge
 from raygan.training.train import train
 from tests.conftest import takes_long
 
@@ -40,16 +40,28 @@ def test_the_better_generator_is_the_champion(train_settings, write_shards, tmp_
     data = DataSet.open(settings.data)
     with tracking.start_run(settings, "r", job="test", params={}) as run:
 
+        def judged(generator, measure=True, **changes):
+            changed = settings.model_copy(update=changes)
+            return judge(changed, data, generator, "raygan-generator-cat", run, measure=measure)
+
         def decision(generator, **changes):
-            return decide(settings.model_copy(update=changes), data, generator, model, run)
+            return judged(generator, measure=False, **changes)[1]
 
         bright, dark = painted(2), painted(-2)
         model = register(run, tmp_path / "bright", bright)
-        assert decision(bright).promote
+        alone, first = judged(bright)
+        assert first.promote
         run.client.set_registered_model_alias(model.name, tracking.SERVING_ALIAS, "1")
         better = decision(dark)
         assert better.promote
         assert "of version 1 is better (difference -" in better.reason
+        # The KIDs on record are those that decide, and are measured in the same way without a champion.
+        measured, verdict = judged(bright)
+        assert measured == alone
+        assert f"its kid32_efficientnet_lite0 of {measured['fresh_kid32_efficientnet_lite0']:.3g}" in verdict.reason
+        assert set(measured) == {
+            f"fresh_kid32_efficientnet_lite{number}{end}" for number in (0, 2) for end in ("", "_error")
+        }
         same = decision(painted(2))
         assert not same.promote
         assert "not better by more than the standard error" in same.reason
