@@ -1,8 +1,8 @@
 """Sample: a generator in, files of samples out.
 
 1. `sample` finds the generator and divides the samples into chunks.
-2. Ray Data streams the missing chunks through a pool of `ChunkWriter` actors, each with the generator loaded once.
-   They draw and write; only counts come back.
+2. A Ray task for each missing chunk draws it and writes it; only counts come back. A worker process keeps the generator
+   that it has loaded for the next task.
 3. A chunk's record under ``chunks/`` is written last, so a job run again redoes only unfinished chunks.
 
 Sample i is the image of seed + i (`raygan.models.latents`), the same image that the service gives for that seed.
@@ -11,13 +11,13 @@ Sample i is the image of seed + i (`raygan.models.latents`), the same image that
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -74,10 +74,8 @@ def sample(settings: SampleSettings) -> SampleResult:
         print(f"{done} samples are there already")
     name = time.strftime(f"sample-{slug(label)}-%Y%m%d-%H%M%S")
     tags = {"raygan.label": label}
-    with (
-        cluster.ray_data(settings),
-        tracking.start_run(settings, name, job="sample", params=record, tags=tags) as log,
-    ):
+    cluster.connect(settings)
+    with tracking.start_run(settings, name, job="sample", params=record, tags=tags) as log:
         _write_chunks(settings, named, label, missing, done)
         few = _draw(Drawing(named.generator), settings, label, 0, min(_SHOWN, settings.n))
         log.log_bytes(pictures.png(pictures.grid(few, _COLUMNS)), "pictures/samples.png")
@@ -90,36 +88,31 @@ def _draw(drawing: Drawing, settings: SampleSettings, label: str, first: int, co
     return drawing.of_seeds(seeds, label, settings.truncation).permute(0, 3, 1, 2)
 
 
-class ChunkWriter:
-    """Draws and writes chunks; an actor in Ray Data's pool."""
+@functools.lru_cache(maxsize=1)
+def _drawing(generator: ray.ObjectRef) -> Drawing:
+    """The generator in this worker process, which keeps it."""
+    torch.set_num_threads(1)  # a task has a core
+    named: NamedGenerator = cluster.fetch(generator)
+    return Drawing(named.generator, capacity.own_device())
 
-    def __init__(self, settings: SampleSettings, named: NamedGenerator, label: str):
-        torch.set_num_threads(1)  # the pool has an actor per core
-        self._settings, self._label = settings, label
-        self._drawing = Drawing(named.generator, capacity.own_device())
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Write the chunks numbered in `chunk`; the number of `images` in each."""
-        return {"images": np.array([self._write(int(number)) for number in batch["chunk"]])}
-
-    def _write(self, number: int) -> int:
-        settings = self._settings
-        first = number * settings.chunk_images
-        count = _size(settings, number)
-        seeds = range(settings.seed + first, settings.seed + first + count)
-        images = _draw(self._drawing, settings, self._label, first, count)
-        files = [pictures.png(pictures.grid(image[None], 1)) for image in images]
-        if settings.format == "png":
-            for index, content in enumerate(files, start=first):
-                storage.write_bytes(storage.join(settings.output, f"{slug(self._label)}.{index:08d}.png"), content)
-        else:
-            table = pa.table({"image": files, "label": [self._label] * count, "seed": list(seeds)})
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer, use_dictionary=["label"])
-            path = storage.join(settings.output, f"{slug(self._label)}-{number:05d}.parquet")
-            storage.write_bytes(path, buffer.getvalue())
-        storage.write_json(_record(settings, number), {"images": count})
-        return count
+def _write(settings: SampleSettings, generators: list[ray.ObjectRef], label: str, number: int) -> int:
+    """Draw and write a chunk; the number of its images. The generator is in a list, else Ray would fetch it anew."""
+    first = number * settings.chunk_images
+    count = _size(settings, number)
+    seeds = range(settings.seed + first, settings.seed + first + count)
+    images = _draw(_drawing(generators[0]), settings, label, first, count)
+    files = [pictures.png(pictures.grid(image[None], 1)) for image in images]
+    if settings.format == "png":
+        for index, content in enumerate(files, start=first):
+            storage.write_bytes(storage.join(settings.output, f"{slug(label)}.{index:08d}.png"), content)
+    else:
+        table = pa.table({"image": files, "label": [label] * count, "seed": list(seeds)})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, use_dictionary=["label"])
+        storage.write_bytes(storage.join(settings.output, f"{slug(label)}-{number:05d}.parquet"), buffer.getvalue())
+    storage.write_json(_record(settings, number), {"images": count})
+    return count
 
 
 def _find(settings: SampleSettings) -> NamedGenerator:
@@ -170,19 +163,14 @@ def _is_done(settings: SampleSettings, number: int) -> bool:
 
 
 def _write_chunks(settings: SampleSettings, named: NamedGenerator, label: str, missing: list[int], done: int) -> None:
-    """Stream the missing chunks through the pool, with a progress bar."""
+    """Write the missing chunks in tasks on the whole cluster, with a progress bar."""
     with tqdm(total=settings.n, initial=done, desc="sampling", unit="img", unit_scale=True) as bar:
         if not missing:
             return
-        actors = max(1, min(len(missing), int(cluster.total("CPU"))))
-        written = ray.data.from_items(
-            [{"chunk": number} for number in missing], override_num_blocks=len(missing)
-        ).map_batches(
-            ChunkWriter,
-            batch_size=1,
-            concurrency=(1, actors),
-            num_gpus=capacity.gpu_share() or None,
-            fn_constructor_args=(settings, named, label),
-        )
-        for row in written.iter_rows():
-            bar.update(int(row["images"]))
+        # Ray would end a worker with a GPU after one task.
+        write = ray.remote(num_cpus=1, num_gpus=capacity.gpu_share(), max_calls=0)(_write)
+        generator = ray.put(named)
+        waiting = [write.remote(settings, [generator], label, number) for number in missing]
+        while waiting:
+            (ended, *_), waiting = ray.wait(waiting)
+            bar.update(cluster.fetch(ended))
