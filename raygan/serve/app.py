@@ -37,9 +37,11 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         ConfigurationError: an unknown argument, or a token is required and missing.
         RayganError: MLflow doesn't answer.
     """
+    import ray
     from ray import serve
 
     from raygan import tracking
+    from raygan.runtime import capacity
     from raygan.serve import gateway
     from raygan.serve.auth import check_token
     from raygan.serve.middleware import MAX_REQUESTS
@@ -49,18 +51,19 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     check_token(settings, host)
     tracking.connect(settings)  # now, where the one who deploys reads why it fails
 
-    def deployment(kind: type, name: str, cpus: float, **options: Any) -> serve.Deployment:
+    def deployment(kind: type, name: str, cpus: float, gpus: float = 0.0, **options: Any) -> serve.Deployment:
         return serve.deployment(kind).options(
             name=name,
             max_surge_percent=100,  # a new replica is ready before the old one stops
             logging_config=_QUIET,
-            ray_actor_options={"num_cpus": cpus},
+            ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
             **options,
         )
 
     store = deployment(gateway.ModelStoreDeployment, "Registry", 0.0).bind(settings)
     # Gateways limit what is under way. A queue in front of full replicas would keep requests from sharing a batch.
-    models = deployment(gateway.ModelsDeployment, gateway.MODELS, 0.2, max_ongoing_requests=10_000)
+    gpus = capacity.gpu_share() if ray.is_initialized() else 0.0
+    models = deployment(gateway.ModelsDeployment, gateway.MODELS, 0.2, gpus, max_ongoing_requests=10_000)
     ingress = deployment(
         gateway.GatewayDeployment,
         "Gateway",

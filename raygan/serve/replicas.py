@@ -32,6 +32,7 @@ from raygan.models.drawing import BATCH, Drawing
 from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
+from raygan.runtime import capacity
 from raygan.serve.executor import Executor, is_batch_invariant
 from raygan.serve.logs import ORIGIN, Origin
 from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
@@ -81,7 +82,7 @@ class Replica:
 
     def __init__(self, settings: ServeSettings, fetch: Fetch, finish: Finish | None = None):
         self._settings, self._fetch, self._finish = settings, fetch, finish
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = capacity.own_device()
         self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
         torch.set_num_threads(1)  # parallelism comes from the executors' threads

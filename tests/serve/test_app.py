@@ -23,6 +23,8 @@ from raygan import tracking
 from raygan.benchmarks.servers import free_port
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import save_generator
+from raygan.runtime import capacity
+from raygan.serve import app
 from raygan.serve.app import build, run
 from raygan.serve.settings import ServeJobSettings, ServeSettings
 from raygan.settings import load_yaml
@@ -242,6 +244,21 @@ def test_the_services_arguments_are_checked(tmp_path):
         build({"tracking_url": "x"})
     with pytest.raises(RayganError, match="does not answer"):
         build({"storage": str(tmp_path), "tracking_uri": "http://127.0.0.1:9"})
+
+
+@pytest.mark.parametrize("gpus", [0.0, 0.25])
+def test_models_reserve_a_share_of_a_gpu_where_there_are_some(tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(capacity, "gpu_share", lambda: gpus)
+    monkeypatch.setattr(app, "_serving_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(tracking, "connect", lambda settings: None)
+    ingress = build({"storage": str(tmp_path)})
+    models = ingress._bound_deployment.init_args[1]._bound_deployment
+    assert models.ray_actor_options["num_gpus"] == gpus
+    assert ingress._bound_deployment.ray_actor_options["num_gpus"] == 0
+    config = load_yaml(str(REPOSITORY / "serve_config.yaml"))
+    listed = {each["name"]: each for each in config["applications"][0]["deployments"]}
+    assert "ray_actor_options" not in listed[models.name]  # it would replace what the code reserves
 
 
 def test_the_serve_job_names_what_would_make_serve_run_fail(tmp_path, monkeypatch):

@@ -96,6 +96,17 @@ def test_the_shift_between_two_forms_of_a_classifier_is_measured(trained):
     assert probability_shift(sure, sure, CPU) == 1
 
 
+async def test_a_replica_that_has_reserved_no_gpu_leaves_it_alone(models, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    async def fetch(model):
+        return models[model]
+
+    replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch)
+    drawn, _ = await replica.draw(CAT, SampleRequest("cat", (7,)))
+    assert drawn.pixels.shape == (1, 32, 32, 3)
+
+
 @pytest.mark.parametrize(
     ("shift", "native", "invariant", "coarse", "padded"),
     [
