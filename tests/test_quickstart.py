@@ -1,12 +1,13 @@
 """The quickstart, shortened: drawn faces go through every stage."""
 
+import signal
 import socket
 from types import SimpleNamespace
 
 import pytest
 
 from raygan import tracking
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, Terminated
 from raygan.quickstart import quickstart as module
 from raygan.quickstart.quickstart import quickstart
 from raygan.quickstart.settings import QuickstartSettings
@@ -59,6 +60,31 @@ def test_minutes_name_the_preset_the_time_and_what_to_expect(monkeypatch, capsys
     assert shown.startswith("about 60 minutes")
     assert "400 training photos" in shown
     assert "report    reports/r/report.html" in shown
+
+
+@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_serving_ends_with_the_signal_that_stopped_it(monkeypatch, tmp_path, number, ends_with):
+    """So the exit status is 130 or 143, as that of every job that is stopped."""
+    stopped = []
+    service = SimpleNamespace(
+        start=lambda **_: None, run=lambda *_, **__: signal.raise_signal(number), shutdown=lambda: stopped.append(True)
+    )
+    data = SimpleNamespace(address="shards", manifest=SimpleNamespace(classes=["cat"], count=lambda *_: 400))
+    monkeypatch.setattr(module.cluster, "connect", lambda settings: None)
+    monkeypatch.setattr(module.tracking, "check_records", lambda settings: None)
+    for name, answer in (("check_port", None), ("build", None), ("serve", service), ("_drawn_faces", "faces")):
+        monkeypatch.setattr(module, name, answer if name == "serve" else lambda *_, answer=answer: answer)
+    monkeypatch.setattr(module, "_shards", lambda *_: data)
+    monkeypatch.setattr(module, "_trained", lambda *_: "pictures")
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(ends_with) as ended:
+            quickstart(QuickstartSettings(storage=str(tmp_path), tracking_uri=None))
+    finally:
+        for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(each, handler)
+    assert type(ended.value) is ends_with
+    assert stopped
 
 
 def test_epochs_and_minutes_exclude_each_other(tmp_path):

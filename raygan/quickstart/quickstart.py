@@ -11,8 +11,8 @@ import hashlib
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ from raygan.data import synthetic
 from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError, RayganError, Terminated
 from raygan.evaluation.evaluate import evaluate
 from raygan.evaluation.report import PAGE
 from raygan.evaluation.settings import EvaluateSettings
@@ -72,6 +72,7 @@ def quickstart(settings: QuickstartSettings) -> None:
     Raises:
         ConfigurationError: a setting is wrong, or the port is in use.
         RayganError: a stage failed.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM (`Terminated`), also where it ends the serving.
     """
     if settings.serve:
         check_port(HOST, settings.port)
@@ -101,8 +102,9 @@ def quickstart(settings: QuickstartSettings) -> None:
         print(f"report    {report}")
     if serving_here:
         print(f"samples   {address}\npage      http://{HOST}:{settings.port}/\n\nServing until Ctrl-C.", flush=True)
-        serving_here.wait()
+        number = serving_here.get()
         serve.shutdown()
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
     else:
         environment = f"RAYGAN_STORAGE={settings.storage} " if not os.environ.get("MLFLOW_TRACKING_URI") else ""
         print(f"serve     {environment}serve run serve_config.yaml, then open {address}")
@@ -227,11 +229,11 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-def _serve(settings: QuickstartSettings) -> threading.Event:
-    """Deploy the service. The event returned is set when the user asks to stop."""
-    stop = threading.Event()
+def _serve(settings: QuickstartSettings) -> SimpleQueue[int]:
+    """Deploy the service. The signal by which the user asks to stop comes through the queue."""
+    stop: SimpleQueue[int] = SimpleQueue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: stop.put(number))
     check_port(HOST, settings.port)
     serve.start(http_options={"host": HOST, "port": settings.port})
     serve.run(build(validate(ServeSettings, _storage_values(settings)).plain()), name="raygan")
