@@ -136,17 +136,23 @@ def check_room(flag: str, address: str, needed: int) -> None:
     Raises:
         RayganError: the disk has less room.
     """
-    if is_remote(address):
+    free = room(address)
+    if free is None:
         return
-    place = Path(absolute(address))
-    place = next(folder for folder in (place, *place.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
     if needed > free:
         raise RayganError(
-            f"{flag}: up to {_size(needed)} will be written to {address}, but its disk has room for {_size(free)}: "
+            f"{flag}: up to {size(needed)} will be written to {address}, but its disk has room for {size(free)}: "
             f"make room, or choose a folder on another disk"
         )
-    print(f"up to {_size(needed)} will be written to {address}; its disk has room for {_size(free)}")
+    print(f"up to {size(needed)} will be written to {address}; its disk has room for {size(free)}")
+
+
+def room(address: str) -> int | None:
+    """Free bytes on the disk of a local folder, which need not exist; None for a URI, of which nothing is known."""
+    if is_remote(address):
+        return None
+    place = Path(absolute(address))
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def bytes_in(address: str) -> int:
@@ -154,7 +160,8 @@ def bytes_in(address: str) -> int:
     return sum(info.size or 0 for info in _list(address))
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes in words."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from raygan.errors import RayganError
-from raygan.models.gan import VERSION, Generator, load_networks, save_generator
+from raygan.models.gan import (
+    VERSION,
+    Generator,
+    NetworkSettings,
+    build_critic,
+    build_generator,
+    load_networks,
+    save_generator,
+)
 from raygan.models.weights import fill, fill_optimizer, load_description, load_tensors, save_description, save_tensors
 from raygan.training.step import GanStep
 
@@ -72,6 +80,17 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     step.images_seen = _images_seen(description)
     step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
+
+
+def checkpoint_bytes(networks: NetworkSettings) -> int:
+    """About how many bytes a training folder takes: weights in fp32, and two moments of each in the optimizers."""
+    with torch.device("meta"):
+        sizes = [
+            sum(parameter.numel() for parameter in net.parameters())
+            for net in (build_generator(networks), build_critic(networks))
+        ]
+    generator, critic = sizes
+    return 4 * ((3 + 2) * generator + 3 * critic)  # the moving average twice
 
 
 def _images_seen(description: dict[str, Any]) -> int:

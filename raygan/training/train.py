@@ -13,9 +13,10 @@ A run lives in ``<storage>/runs/<name>``: ``run.json`` (see `raygan.runtime.runs
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raygan import tracking
@@ -28,13 +29,15 @@ from raygan.models.gan import load_generator
 from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
-from raygan.tracking.promotion import carry_out
-from raygan.training import fresh, monitor, plots, promotion
+from raygan.tracking.promotion import Decision, carry_out
+from raygan.training import monitor, plots, promotion
+from raygan.training.checkpoints import checkpoint_bytes
 from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import Schedule
 from raygan.training.settings import LengthOptions, TrainSettings
 from raygan.training.source import keep_source
 from raygan.training.trainer import Outcome, Training, TrialTraining
+from raygan.training.worker import network_settings
 
 #: Settings that a resumed run may change without becoming another run.
 MAY_CHANGE = {
@@ -46,12 +49,22 @@ MAY_CHANGE = {
 
 
 @dataclass(frozen=True)
+class Published:
+    """What came of a result: the registered model, its metrics measured afresh, and whether it was promoted."""
+
+    model: tracking.RegisteredModel | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What a finished training left behind.
 
     Attributes:
         run_id: of the MLflow run.
         model: the registered generator; None for a search's trial.
+        promotion: whether it became the champion, and why; None for a search's trial.
         checkpoint: address of the chosen checkpoint.
         pictures: address of the folder of pictures.
         metrics: of the chosen checkpoint, which became the model; those that begin with ``fresh_`` did not choose it.
@@ -60,6 +73,7 @@ class TrainResult:
 
     run_id: str
     model: tracking.RegisteredModel | None
+    promotion: Decision | None
     checkpoint: str
     pictures: str
     metrics: dict[str, float]
@@ -72,6 +86,7 @@ class TrainResult:
             {
                 "run_id": self.run_id,
                 "model": model,
+                "promotion": self.promotion.plain() if self.promotion else None,
                 "checkpoint": self.checkpoint,
                 "metrics": self.metrics,
                 "last_metrics": self.last_metrics,
@@ -99,6 +114,9 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
     begins = keep_source(settings, data, run.folder)
+    networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
+    if not trial:
+        _warn_of_room(settings, checkpoint_bytes(networks))
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)
     held_out = trial.shared.held_out if trial else open_photos(data, "validation", settings.label)
     parent = {"mlflow.parentRunId": trial.parent_run} if trial else {}
@@ -120,11 +138,12 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
         # A trial's cores are returned by its search, which may kill the trial.
         with reservations.addressed() if trial else reservations.returned_cores():
             outcome = training.fit(resources)
-        model, measured = _publish(training, outcome)
+        published = _publish(training, outcome)
         run.save(state="finished", images=outcome.images, minutes=outcome.last_metrics.get("minutes", 0.0))
     checkpoint = address_of(run.folder, outcome.chosen)
     folder = storage.join(run.folder, "pictures")
-    return TrainResult(log.id, model, checkpoint, folder, outcome.chosen_metrics | measured, outcome.last_metrics)
+    metrics = outcome.chosen_metrics | published.metrics
+    return TrainResult(log.id, published.model, published.decision, checkpoint, folder, metrics, outcome.last_metrics)
 
 
 def check(settings: TrainSettings) -> DataSet:
@@ -165,12 +184,19 @@ def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> Run
     )
 
 
-def _publish(training: Training, outcome: Outcome) -> tuple[tracking.RegisteredModel | None, dict[str, float]]:
-    """Draw the run's last pictures, copy to MLflow what it keeps, and register the generator unless it is a trial's.
+def _warn_of_room(settings: TrainSettings, checkpoint: int) -> None:
+    """Warn if the storage has no room for the checkpoints: those that are kept, and one before another is deleted."""
+    free = storage.room(settings.storage)
+    if free is not None and free < (settings.keep_checkpoints + 1) * checkpoint:
+        print(
+            f"warning: {settings.storage} has room for {storage.size(free)}, and up to {settings.keep_checkpoints + 1} "
+            f"checkpoints of {storage.size(checkpoint)} will be written there: make room, or choose another --storage",
+            file=sys.stderr,
+        )
 
-    Returns:
-        The registered model, and the chosen checkpoint's metrics, measured afresh.
-    """
+
+def _publish(training: Training, outcome: Outcome) -> Published:
+    """Draw the run's last pictures, copy to MLflow what it keeps, and register the generator unless it is a trial's."""
     settings, log = training.settings, training.log
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "generator")
@@ -182,19 +208,23 @@ def _publish(training: Training, outcome: Outcome) -> tuple[tracking.RegisteredM
             with logged.as_directory() as checkpoint:
                 log.log_folder(Path(checkpoint), f"checkpoints/{settings.log_checkpoints}")
         if training.trial:
-            return None, {}
+            return Published()
         generator, _ = load_generator(folder)
-        measured = {}
-        if training.schedule.quality:
-            measured = fresh.measure_result(settings, training.data, generator)
-            log.log_metrics(measured, int(outcome.chosen_metrics["images"]))
         label = settings.label or "all"
         labels = training.data.manifest.classes if settings.conditional else [label]
+        measured, decision = promotion.judge(
+            settings,
+            training.data,
+            generator,
+            tracking.generator_name(label),
+            log,
+            measure=bool(training.schedule.quality),
+        )
+        log.log_metrics(measured, int(outcome.chosen_metrics["images"]))
         metrics = outcome.chosen_metrics | measured
         model = tracking.register_generator(log, folder, label, labels=labels, metrics=metrics)
-        verdict = promotion.decide(settings, training.data, generator, model, log)
-        carry_out(log.client, model, verdict)
-        return model, measured
+        carry_out(log.client, model, decision)
+        return Published(model, measured, decision)
 
 
 def _export(checkpoint: Path, folder: Path) -> None:

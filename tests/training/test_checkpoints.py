@@ -7,7 +7,7 @@ import torch
 
 from raygan.errors import RayganError
 from raygan.models.gan import NetworkSettings, build_generator, load_generator, save_generator
-from raygan.training.checkpoints import load_training, save_training
+from raygan.training.checkpoints import checkpoint_bytes, load_training, save_training
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
 
@@ -134,3 +134,11 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     other = GanStep(NetworkSettings(image_size=32, z_dim=9, width=4), OPTIONS)
     with pytest.raises(RayganError, match="other networks"):
         load_training(tmp_path, other)
+
+
+def test_the_size_of_a_checkpoint_is_known_beforehand(tmp_path):
+    networks = NetworkSettings(image_size=64, z_dim=64, width=16)
+    step = GanStep(networks, OPTIONS)
+    step.step(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    save_training(tmp_path, step, {})
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) == pytest.approx(checkpoint_bytes(networks), rel=0.1)

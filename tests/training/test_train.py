@@ -157,7 +157,8 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     assert about["label"] == "cat"
     assert generator(torch.randn(2, 8)).shape == (2, 3, 32, 32)
     line = json.loads(result.to_json())
-    assert set(line) == {"run_id", "model", "checkpoint", "metrics", "last_metrics"}
+    assert set(line) == {"run_id", "model", "promotion", "checkpoint", "metrics", "last_metrics"}
+    assert line["promotion"] == {"promoted": True, "reason": "there was none before"}
     assert os.path.exists(os.path.join(line["checkpoint"], "training.safetensors"))
     # The name belongs to this run from now on.
     with pytest.raises(ConfigurationError, match="is finished: train it further"):
