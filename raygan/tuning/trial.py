@@ -81,8 +81,13 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
         metrics = {"kid": quality.kid, "images": quality.images, "checkpoint": quality.checkpoint, "run": name}
         reports.append({**quality.metrics, **metrics})
         storage.write_json(reported_in, {"reports": reports})
-        checkpoint = storage.checkpoint_at(quality.checkpoint) if population else None
-        ray.tune.report(reports[-1], checkpoint=checkpoint)
+        try:
+            checkpoint = storage.checkpoint_at(quality.checkpoint) if population else None
+            ray.tune.report(reports[-1], checkpoint=checkpoint)
+        except FileNotFoundError:
+            # The training has deleted the checkpoint, for better or later ones, before Tune had copied all of it. Then
+            # others can copy an earlier one.
+            ray.tune.report(reports[-1])
 
     if not is_finished(settings, name):
         try:

@@ -9,9 +9,11 @@ import ray.tune
 from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.runtime import cluster
+from raygan.training.events import Quality
 from raygan.training.monitor import start_measuring, with_network
 from raygan.training.trainer import Shared
-from raygan.tuning.trial import run_trial
+from raygan.tuning import trial
+from raygan.tuning.trial import POPULATION, run_trial
 from raygan.tuning.tune import trial_base
 from tests.helpers import wait_for_cores
 
@@ -60,3 +62,30 @@ def test_a_resumed_trial_reports_what_tune_may_not_have_heard(search_settings, n
     unfinish()
     assert reports() == [first]
     wait_for_cores(8)
+
+
+def test_a_checkpoint_that_is_deleted_while_tune_copies_it_costs_no_trial(search_settings, tmp_path, monkeypatch):
+    base = trial_base(search_settings(trial_kimg=0.04, judgements=1))
+    reported = []
+
+    def report(metrics, checkpoint=None):
+        """As Tune reports: it copies the checkpoint first."""
+        if checkpoint is not None:
+            with checkpoint.filesystem.open_input_file(f"{checkpoint.path}/generator.json") as file:
+                file.read()
+        reported.append((metrics["images"], checkpoint is not None))
+
+    def train(settings, told):
+        for images, kept in ((16, True), (32, False)):
+            folder = tmp_path / str(images)
+            if kept:
+                folder.mkdir()
+                (folder / "generator.json").write_text("{}")
+            told.told(Quality({}, images, 0.5, str(folder)))
+
+    monkeypatch.setattr(ray.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
+    monkeypatch.setattr(ray.tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.tune, "report", report)
+    monkeypatch.setattr(trial, "train", train)
+    run_trial({"generator_lr": 1e-4, POPULATION: True}, base, None, "search", "parent")
+    assert reported == [(16, True), (32, False)]
