@@ -26,10 +26,10 @@ JOBS = {
         settings="raygan.data.settings:PrepareSettings",
         function="raygan.data.prepare:prepare",
         examples=("--input photos --output shards --image-size 64",),
-        notes="The input may be class folders, files named like cat.123.jpg, archives of these, Parquet files with an "
-        "image column or, with --label, any folder of one class. The output gets the shards, report.json, "
-        "rejected.parquet (each rejected photo with the reason and the measurement) and pictures of kept and rejected "
-        "photos. Run the same command again to resume a killed job.",
+        notes="The input may be class folders, files named like cat.123.jpg, photos beside a CSV table of their "
+        "labels, archives of these, Parquet files with an image column or, with --label, any folder of one class. The "
+        "output gets the shards, report.json, rejected.parquet (each rejected photo with the reason and the "
+        "measurement) and pictures of kept and rejected photos. Run the same command again to resume a killed job.",
     ),
     "train": Job(
         summary="Train a face GAN on prepared shards with Ray Train, log it to MLflow and register the generator.",

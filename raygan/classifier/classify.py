@@ -151,7 +151,7 @@ def _train(
     )
     total = task.batches_per_epoch * settings.batch_size * settings.epochs
     with reservations.returned_cores(), ImageProgress(total, "training") as progress:
-        result = progress.follow(task.events, InBackground(trainer.fit, "training"))
+        result = progress.follow(task.events, InBackground(trainer.fit, "training", run.folder))
     if not result.best_checkpoints:
         raise RayganError(f"run {run.name} ended without a checkpoint")
     best, _ = min(result.best_checkpoints, key=lambda pair: float(pair[1]["validation_nll"]))

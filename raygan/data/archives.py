@@ -167,7 +167,7 @@ def _in_tar(path: str) -> Iterator[Member]:
 class _Zip:
     def __init__(self, path: str):
         self._archive = zipfile.ZipFile(path)
-        self._files = {name_of(name): info for name, info in _named(self._archive)}
+        self._files = {name_of(os.fsdecode(os.fsencode(name))): info for name, info in _named(self._archive)}
 
     def read(self, member: str, count: int) -> bytes:
         with self._archive.open(self._files[name_of(member)]) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from raygan.data.folders import may_lack_labels, words_of
+from raygan.data.folders import may_lack_labels
 from raygan.data.kinds import ending, split_path
 from raygan.data.labels import normalize
 
@@ -37,7 +37,7 @@ def name_label(path: str) -> str | None:
     stem = name[: len(name) - len(ending(path))]
     match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", stem))
     label = match.group("label").strip(" ._-(") if match else ""
-    if words_of(label) <= _GENERIC | _WEBSITES or label.casefold() in _GENERIC or _SYNSET.fullmatch(label):
+    if set(re.split(r"[\W_\d]+", label.casefold())) - {""} <= _GENERIC | _WEBSITES or _SYNSET.fullmatch(label):
         return None
     return "_".join(word for word in normalize(label).split("_") if word not in _WEBSITES) or None
 

@@ -61,10 +61,13 @@ def annotation_paths(paths: Sequence[str]) -> set[str]:
 
 def _named_for_photos(paths: Sequence[str]) -> set[str]:
     """Those of the paths whose names are a photo's and the name of an annotation."""
-    stems = {path: path[: len(path) - len(ending(path))] for path in paths}
-    found = {path: stem for path, stem in stems.items() if stem.lower().endswith(_ANNOTATION_ENDINGS)}
-    photos = {stem for path, stem in stems.items() if path not in found and is_image_name(path)} if found else set()
+    found = {path: stem for path in paths if (stem := _stem(path)).lower().endswith(_ANNOTATION_ENDINGS)}
+    photos = {_stem(path) for path in paths if path not in found and is_image_name(path)} if found else set()
     return {path for path, stem in found.items() if re.split(r"[ ._\-]+(?=[^ ._\-]+$)", stem)[0] in photos}
+
+
+def _stem(path: str) -> str:
+    return path[: len(path) - len(ending(path))]
 
 
 def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:

@@ -102,7 +102,9 @@ def _read(content: bytes) -> pa.Table | None:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
         first = text.partition("\n")[0]
         delimiter = max(_DELIMITERS, key=first.count)
-        names, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
+        names, *rows = [
+            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row
+        ]
     except (UnicodeDecodeError, csv.Error, ValueError):
         return None
     names = [name.strip() for name in names]
@@ -113,13 +115,18 @@ def _read(content: bytes) -> pa.Table | None:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[pa.Array]:
-    """The columns: integers, or text as it is, with null for an empty field."""
+    """The columns: numbers, or text as it is, with null for an empty field."""
     for values in zip(*rows, strict=True):
         texts = pa.array([value.strip() or None for value in values], pa.string())
         try:
-            numbers = texts.cast(pa.int64())
+            numbers = texts.cast(pa.float64())
         except pa.ArrowInvalid:
             yield texts
-        else:
-            # 007 is the name of a file, or a code.
-            yield numbers if numbers.cast(pa.string()).equals(texts) else texts
+            continue
+        try:
+            whole = texts.cast(pa.int64())
+        except pa.ArrowInvalid:
+            yield numbers
+            continue
+        # 007 is the name of a file, or a code.
+        yield whole if whole.cast(pa.string()).equals(texts) else texts

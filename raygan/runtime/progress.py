@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -13,21 +16,26 @@ from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
 from raygan.errors import RayganError, last_line
+from raygan.runtime import storage
 
 T = TypeVar("T")
+
+#: What systems say of a full disk, through whichever library.
+_NO_ROOM = os.strerror(errno.ENOSPC)
 
 
 class InBackground(Generic[T]):
     """A call in a thread of its own, so that the main thread stays free for signals and progress."""
 
-    def __init__(self, call: Callable[[], T], doing: str):
+    def __init__(self, call: Callable[[], T], doing: str, folder: str = ""):
         """Start the call.
 
         Args:
             call: what to do.
             doing: names it in the error, as in "training failed: ...".
+            folder: address of the folder to which it writes, if known.
         """
-        self._doing = doing
+        self._doing, self._folder = doing, folder
         self._outcome: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
         self._thread.start()
@@ -48,9 +56,18 @@ class InBackground(Generic[T]):
         error = self._outcome.get("error")
         if error is not None:
             cause = last_line(error).removeprefix("raygan.errors.RayganError: ")  # a worker's own
+            if _NO_ROOM in str(error):
+                cause = _full_disk(self._folder)
             raise RayganError(f"{self._doing} failed: {cause}") from error
         result: T = self._outcome["result"]
         return result
+
+
+def _full_disk(folder: str) -> str:
+    """What to do about a full disk. The system's error says neither which it is nor, often, what was being written."""
+    places = dict.fromkeys(filter(None, (folder, tempfile.gettempdir())))
+    rooms = [f"{place} has {storage.size(free)} left" for place in places if (free := storage.room(place)) is not None]
+    return f"a disk is full ({', '.join(rooms)}): make room; what is complete is kept, and the same command resumes"
 
 
 def follow(

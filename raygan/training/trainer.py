@@ -130,7 +130,7 @@ class Training:
         """
         monitor, cores = self._monitor() if self.schedule.quality else (None, 0.0)
         cluster.poll_training_often()
-        fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training")
+        fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training", self.run.folder)
         told = self.trial.told if self.trial else None
         patience = monitor.patience_s if monitor else math.inf
         with Progress(self.schedule, self.run.folder, self.history, self.log, told, patience) as progress:

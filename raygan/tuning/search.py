@@ -79,7 +79,7 @@ def run_search(
         )
     try:
         # In a thread: Ctrl-C inside Ray's own code might surface as another error.
-        results = InBackground(tuner.fit, "the search").result()
+        results = InBackground(tuner.fit, "the search", record.folder).result()
     finally:
         progress.close()
     return [read_trial(result, settings) for result in results]

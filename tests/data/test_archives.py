@@ -69,7 +69,7 @@ def test_an_archive_inside_a_folder_is_counted(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     listing = find_photos([str(tmp_path)])
     assert listing.ignored == {"archive": 1}
-    assert "archive (1; give to --input itself)" in listing.describe()
+    assert "archive (1; unpack, or give to --input itself)" in listing.describe()
 
 
 @pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz"])

@@ -1,5 +1,7 @@
 """Progress: events are followed to the call's result, and a worker's failure is the error."""
 
+import errno
+import os
 import threading
 
 import pytest
@@ -37,6 +39,14 @@ def test_progress_is_followed_to_the_result():
 def test_why_a_worker_ended_before_its_time_is_the_error():
     with ImageProgress(100, "training") as progress, pytest.raises(RayganError, match="it diverged"):
         progress.follow(Queue(Seen(0), Seen(50, failed="it diverged")), InBackground(lambda: None, "training"))
+
+
+def test_a_full_disk_is_named_whatever_the_library_says(tmp_path):
+    def write():
+        raise OSError(errno.ENOSPC, f"Error writing bytes to file. Detail: {os.strerror(errno.ENOSPC)}")
+
+    with pytest.raises(RayganError, match=rf"training failed: a disk is full \({tmp_path} has .* left.*make room"):
+        InBackground(write, "training", str(tmp_path)).result()
 
 
 def test_an_event_sent_just_before_the_call_ends_is_handled():

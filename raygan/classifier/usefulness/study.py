@@ -194,7 +194,7 @@ def _run(
     total = task.batches * settings.batch_size * len(trials)
     with ImageProgress(total, "training") as progress:
         sets = list(zip(trials, images, strict=True))
-        progress.follow(task.events, InBackground(lambda: _tune(task, sets), "the study"))
+        progress.follow(task.events, InBackground(lambda: _tune(task, sets), "the study", folder))
 
 
 def _tune(task: SharedTask, sets: Sequence[tuple[Trial, TrialImages]]) -> None:
