@@ -1,5 +1,8 @@
 """The errors that end a job with one line instead of a traceback, and how to read other libraries' errors."""
 
+import errno
+import os
+
 
 class RayganError(Exception):
     """Something other than the configuration is wrong: data, storage, cluster or server. Exit status 1.
@@ -24,6 +27,11 @@ def interruption(error: BaseException) -> KeyboardInterrupt | None:
     """The Ctrl-C or SIGTERM behind an exception, or None. Inside Ray's code it may surface as a SystemError."""
     cause = error.__cause__ if isinstance(error, SystemError) else error
     return cause if isinstance(cause, KeyboardInterrupt) else None
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a full disk is behind an exception, which libraries often wrap without the system's number."""
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def first_line(error: BaseException | None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 import tempfile
 import threading
@@ -15,13 +13,10 @@ from typing import Any, Generic, TypeVar
 from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-from raygan.errors import RayganError, last_line
+from raygan.errors import RayganError, is_full_disk, last_line
 from raygan.runtime import storage
 
 T = TypeVar("T")
-
-#: What systems say of a full disk, through whichever library.
-_NO_ROOM = os.strerror(errno.ENOSPC)
 
 
 class InBackground(Generic[T]):
@@ -56,7 +51,7 @@ class InBackground(Generic[T]):
         error = self._outcome.get("error")
         if error is not None:
             cause = last_line(error).removeprefix("raygan.errors.RayganError: ")  # a worker's own
-            if _NO_ROOM in str(error):
+            if is_full_disk(error):
                 cause = _full_disk(self._folder)
             raise RayganError(f"{self._doing} failed: {cause}") from error
         result: T = self._outcome["result"]

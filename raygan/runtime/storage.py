@@ -25,7 +25,7 @@ from raygan.addresses import join as join
 from raygan.addresses import name as name
 from raygan.addresses import parent as parent
 from raygan.addresses import public as public
-from raygan.errors import RayganError, first_line
+from raygan.errors import RayganError, first_line, is_full_disk
 from raygan.machine import cache_folder
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
         if first != path:
             filesystem.move(first, path)
     except OSError as error:
-        raise RayganError(f"cannot write {public(address)}: {error.strerror or first_line(error)}") from None
+        reason = "its disk is full: make room" if is_full_disk(error) else error.strerror or first_line(error)
+        raise RayganError(f"cannot write {public(address)}: {reason}") from None
 
 
 def check_writable(address: str) -> None:

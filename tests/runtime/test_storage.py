@@ -1,5 +1,8 @@
 """Files at local paths and URIs. Jobs on a bucket are tested in tests/test_object_store.py."""
 
+import errno
+import os
+
 import pyarrow.fs as pafs
 import pytest
 
@@ -51,3 +54,15 @@ def test_a_storage_that_does_not_answer_is_reported_in_one_line(monkeypatch):
     ):
         with pytest.raises(RayganError, match=r"mock://here/folder: gone$"):
             call()
+
+
+def test_a_full_disk_is_said_in_words(monkeypatch):
+    class Full:
+        type_name = "s3"
+
+        def open_output_stream(self, path):
+            raise OSError(f"Error writing bytes to file. Detail: [errno 28] {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr(storage, "open_root", lambda root: (Full(), ""))
+    with pytest.raises(RayganError, match=r"cannot write mock://here/file: its disk is full: make room$"):
+        storage.write_bytes("mock://here/file", b"x")
