@@ -104,7 +104,7 @@ async def test_a_replica_that_has_reserved_no_gpu_leaves_it_alone(models, monkey
 
     replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch)
     drawn, _ = await replica.draw(CAT, SampleRequest("cat", (7,)))
-    assert drawn.pixels.shape == (1, 32, 32, 3)
+    assert drawn.images.shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
