@@ -32,7 +32,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygan.benchmarks import reading_peers
-from raygan.benchmarks.faults.harness import Nodes
+from raygan.benchmarks.faults.nodes import Nodes
 from raygan.benchmarks.results import checkout
 from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream

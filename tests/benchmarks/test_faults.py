@@ -13,11 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from raygan.benchmarks.faults.harness import SHORT, Length, Stage, WatchedRun, images_in_progress_bar, kimg
+from raygan.benchmarks.faults.harness import SHORT, Length, Stage, images_in_progress_bar, kimg
 from raygan.benchmarks.faults.outcome import Outcome, line, table
 from raygan.benchmarks.faults.run import drill
-from raygan.benchmarks.faults.scenarios import DRILLS, break_training, is_whole, resume
+from raygan.benchmarks.faults.scenarios import DRILLS
 from raygan.benchmarks.faults.serving import REQUESTS, Clients, service_config
+from raygan.benchmarks.faults.training import break_training, is_whole, resume
+from raygan.benchmarks.faults.watched import WatchedRun
 from raygan.benchmarks.settings import DrillSettings
 from raygan.errors import RayganError
 from tests.helpers import REPOSITORY, start_job, wait_until

@@ -1,8 +1,10 @@
 """Fault drills: real jobs on several Ray nodes of this machine, what breaks under them, and what that costs.
 
-1. `harness`: Ray nodes, jobs started as users start them, and what these leave in storage and MLflow.
-2. `scenarios`: the drills; `serving`: the one of the service. Each starts a job, waits until it works, breaks something
-   (SIGKILL, a drain, a full disk), and compares the result with an undisturbed job's.
+1. `nodes`: Ray nodes on this machine; `harness`: jobs started as users start them; `watched`: what a run leaves in
+   storage and MLflow.
+2. `scenarios`: all drills by name; `training`, `reading`, `serving` and `outages` hold most of them. Each starts a job,
+   waits until it works, breaks something (SIGKILL, a drain, a full disk), and compares the result with an undisturbed
+   job's.
 3. `outcome`: what a drill found, and the table of all findings.
 4. `run`: `jobs/drill.py`, all drills one after another. A failed check fails the command.
 5. `load`: `jobs/benchmark.py serve-drill`, the service under many clients, with faults or hostile input.

@@ -1,41 +1,29 @@
-"""What drills need: Ray nodes on this machine, jobs as users start them, and what these leave behind."""
+"""The stage of the drills: folders and faces, and jobs as users start them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import psutil
-import torch
-
-# Ray's utility for its own tests: nodes of one machine, each with its own processes. `ray start` once per node, with
-# its own ports and folder, would replace it.
-from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
-from safetensors.torch import load_file
-
-from raygan import tracking
+from raygan.benchmarks.faults.nodes import Nodes
+from raygan.benchmarks.faults.watched import WatchedRun
 from raygan.benchmarks.prepare import repeat
 from raygan.data import synthetic
 from raygan.errors import RayganError
-from raygan.runtime.settings import StorageSettings
 
 T = TypeVar("T")
 
 #: What runs undisturbed before the drills.
 Baseline = Literal["faces", "photos", "training"]
-
-_RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 #: Seconds within which anything must happen.
 _PATIENCE = 240.0
@@ -75,86 +63,6 @@ class Length:
 
 
 SHORT = Length(total=600, log=10, checkpoint=40, before=80, long=1000, trial=150, faces=150, repeated=10, away_s=10.0)
-
-
-class Nodes:
-    """Ray nodes of this machine, each with its own processes."""
-
-    def __init__(self, checkout: Path, *cores: int, store: int | None = None):
-        """Start the nodes.
-
-        Args:
-            checkout: the folder that submitted jobs run in.
-            cores: number of cores of the head node, then of each further node.
-            store: bytes of each node's object store.
-        """
-        self._checkout, self._store = checkout, {"object_store_memory": store} if store else {}
-        head = {"num_cpus": cores[0], "include_dashboard": True, "dashboard_port": None, **self._store}  # any free port
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._others: list[Any] = []
-        self._added = 0
-        for number in cores[1:]:
-            self.add(number)
-
-    @property
-    def address(self) -> str:
-        return str(self._cluster.address)
-
-    @property
-    def ids(self) -> list[str]:
-        """The nodes' ids, the head's first."""
-        return [str(node.node_id) for node in (self._cluster.head_node, *self._others)]
-
-    @property
-    def dashboard(self) -> str:
-        """The address that jobs are submitted to."""
-        return f"http://{self._cluster.webui_url}"
-
-    def add(self, cores: int) -> None:
-        """Add a node with its own address, since a job takes nodes with its own address for its own machine."""
-        self._added += 1
-        self._others.append(
-            self._cluster.add_node(num_cpus=cores, node_ip_address=f"127.0.0.{1 + self._added}", **self._store)
-        )
-
-    def kill_last(self) -> str:
-        """SIGKILL every process of the newest node, and return the node's id."""
-        node = self._others.pop()
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        # All at once, as when a machine dies. Ray's utility leaves the workers to find out for themselves.
-        for process in [raylet, *raylet.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._cluster.remove_node(node, allow_graceful=False)
-        return str(node.node_id)
-
-    def places_of(self, kind: str) -> list[str]:
-        """Node ids of the living actors of a class."""
-        wanted = [("class_name", "=", kind), ("state", "=", "ALIVE")]
-        return sorted(str(actor.node_id) for actor in list_actors(address=self.dashboard, filters=wanted))
-
-    def warn_last(self, seconds: int) -> None:
-        """Tell Ray that the newest node will be taken away in so many seconds."""
-        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill"]
-        node = ["drain-node", "--address", self.address, "--node-id", self._others[-1].node_id]
-        self._ray(*node, *why, "--deadline-remaining-seconds", str(seconds))
-
-    def submission(self, name: str, command: list[str]) -> list[str]:
-        """Ray's command that submits a command to the cluster and waits for its end."""
-        where = ["--address", self.dashboard, "--working-dir", str(self._checkout)]
-        return [*_RAY, "job", "submit", *where, "--submission-id", name, "--", *command]
-
-    def stop_submitted(self, name: str) -> None:
-        """Have Ray stop a submitted job."""
-        self._ray("job", "stop", "--address", self.dashboard, name)
-
-    def _ray(self, *arguments: str) -> None:
-        done = subprocess.run([*_RAY, *arguments], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RayganError(f"ray {arguments[0]} failed: {' / '.join(done.stderr.strip().splitlines()[-2:])}")
-
-    def stop(self) -> None:
-        self._cluster.shutdown()
 
 
 class Job:
@@ -329,69 +237,6 @@ class Stage:
 def kimg(batches: int) -> str:
     """A number of batches in thousands of images, as flags take it."""
     return f"{batches * BATCH / 1000:g}"
-
-
-class WatchedRun:
-    """A run as it stands in storage and in MLflow."""
-
-    def __init__(self, stage: Stage, name: str, storage: Path | None = None, tracking_uri: str | None = None):
-        self.name, self._storage = name, storage or stage.storage
-        self.folder = self._storage / "runs" / name
-        self._tracking_uri = tracking_uri
-
-    def seen(self) -> int:
-        """Images seen, by the last metrics on disk."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return max((int(json.loads(line)["images"]) for line in lines), default=0)
-
-    def saved(self) -> int:
-        """Images that the latest whole checkpoint has seen."""
-        return max(map(_images_of, self.folder.glob("checkpoint_*/generator.json")), default=0)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors of the latest checkpoint."""
-        latest = max(self.folder.glob("checkpoint_*/training.safetensors"))
-        return load_file(latest)
-
-    def statuses(self) -> list[str]:
-        """The status of each MLflow run with this name."""
-        return [run.info.status for run in self._runs()]
-
-    def child_statuses(self) -> list[str]:
-        """The status of each MLflow run below this one."""
-        (run,) = self._runs()
-        return [child.info.status for child in self._search(f"tags.mlflow.parentRunId = '{run.info.run_id}'")]
-
-    def steps(self, prefix: str) -> dict[str, list[int]]:
-        """The steps of each metric in MLflow whose name has the prefix, with repetitions."""
-        client, found = self._client(), dict[str, list[int]]()
-        for run in self._runs():
-            for name in run.data.metrics:
-                if name.startswith(prefix):
-                    history = client.get_metric_history(run.info.run_id, name)
-                    found.setdefault(name, []).extend(entry.step for entry in history)
-        return found
-
-    def _runs(self) -> list[Any]:
-        return self._search(f"attributes.run_name = '{self.name}'")
-
-    def _search(self, query: str) -> list[Any]:
-        client = self._client()
-        experiment = client.get_experiment_by_name("raygan")
-        return list(client.search_runs([experiment.experiment_id], query))
-
-    def _client(self) -> Any:
-        return tracking.connect(StorageSettings(storage=str(self._storage), tracking_uri=self._tracking_uri))
-
-
-def _images_of(description: Path) -> int:
-    """Images that a checkpoint has seen; 0 while it is being written or removed."""
-    try:
-        kimg: float = json.loads(description.read_text(encoding="utf-8"))["about"]["kimg"]
-    except (OSError, ValueError):
-        return 0
-    return round(1000 * kimg)
 
 
 def digest(folder: Path) -> str:

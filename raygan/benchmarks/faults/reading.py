@@ -12,7 +12,8 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raygan.benchmarks.faults.harness import Nodes, Stage
+from raygan.benchmarks.faults.harness import Stage
+from raygan.benchmarks.faults.nodes import Nodes
 from raygan.benchmarks.faults.outcome import Outcome
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos, open_photos

@@ -23,7 +23,8 @@ import yaml
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from raygan.benchmarks.clients import HOST, Answer, Request, Tally, ask_once, keep_asking
-from raygan.benchmarks.faults.harness import Nodes, Stage
+from raygan.benchmarks.faults.harness import Stage
+from raygan.benchmarks.faults.nodes import Nodes
 from raygan.benchmarks.faults.outcome import Outcome
 from raygan.benchmarks.serve_models import make_models
 from raygan.benchmarks.servers import free_port
