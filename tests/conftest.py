@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +26,81 @@ takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes
 _NEED_RAY = {"ray_cluster", "drilled"}
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts the tests in the background has them, and the jobs they start, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.pluginmanager.has_plugin("terminalreporter"):  # not in the processes of `-n 2`, which it reports for
+        config.pluginmanager.register(_FailuresAtOnce(config.get_terminal_writer()))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+class _FailuresAtOnce:
     """Say at once what failed: a run that is cut off never comes to its summary."""
-    report = yield
-    if report.failed and call.excinfo:
-        writer = item.config.get_terminal_writer()
-        writer.line(f"\n{item.nodeid} ({call.when}, {call.duration:.0f} s): {call.excinfo.exconly()}")
-        writer.flush()
-    return report
+
+    def __init__(self, writer: Any):
+        self._writer = writer
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            said = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longreprtext)
+            self._writer.line(f"\n{report.nodeid} ({report.when}, {report.duration:.0f} s): {said}")
+            self._writer.flush()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`, a file's tests run in one process, where they share fixtures."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # or files with many tests would come before those that take long
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs Ray; and start with the fault tests, whose Ray nodes go before the session's cluster is up."""
+    """Mark what needs Ray, and start with the files where that is, so that the quick ones fill the end.
+
+    The fault tests come first: their Ray nodes go before the session's cluster is up.
+    """
     for item in items:
         if _NEED_RAY & set(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
-    items.sort(key=lambda item: "drilled" not in getattr(item, "fixturenames", ()))
+    long = {item.path for item in items if item.get_closest_marker("cluster")}
+    items.sort(key=lambda item: ("drilled" not in getattr(item, "fixturenames", ()), item.path not in long))
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
+def site(tmp_path_factory):
+    """A folder where the cluster's workers look for installed packages."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(site):
     """A local cluster with more CPU slots than cores, so that placement never decides a test."""
     import ray
 
     # Of the object store that tests start, which takes any; what Ray starts has the environment of now.
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.setdefault(name, "of-tests")
-    yield ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+        context = ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
+    yield context
     ray.shutdown()
+
+
+@pytest.fixture
+def packages(ray_cluster, site):
+    """That folder, for packages that are installed during a test."""
+    yield site
+    for path in site.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
+def installed(packages, ray_cluster):
+    """Variables of a job on the cluster that sees these packages, too."""
+    paths = filter(None, (str(packages), os.environ.get("PYTHONPATH")))
+    return {"PYTHONPATH": os.pathsep.join(paths), "RAY_ADDRESS": ray_cluster.address_info["gcs_address"]}
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""What tests of several rooms need: waiting, jobs as processes, packages that extend raygan."""
+"""What tests of several rooms need: waiting, jobs and ranks as processes, packages that extend raygan."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def start_job(
         command += ["--config", str(config)]
     variables = {**os.environ, **(environment or {}), **({"RAY_ADDRESS": address} if address else {})}
     return subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True, env=variables)
+
+
+def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
+    """Run `work(rank, *arguments)` in a process for each rank. Raises if one of them fails.
+
+    They are forked from one server, which has imported torch, with what its optimizers load at their first use.
+    """
+    from torch.multiprocessing.spawn import start_processes
+
+    multiprocessing.set_forkserver_preload(["torch._dynamo", work.__module__])
+    start_processes(work, arguments, ranks, start_method="forkserver")
 
 
 def make_package(folder: Path, name: str, code: str, entry_points: str) -> Path:

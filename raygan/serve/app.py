@@ -83,11 +83,11 @@ def run(settings: ServeJobSettings) -> None:
         ConfigurationError: the port is in use, a token is required and missing, or the file is invalid.
         RayganError: there is no generator to serve.
     """
+    service = _read_service(settings.service)  # a mistake in it is reported before what takes seconds to import
     from raygan import tracking
     from raygan.addresses import public
     from raygan.serve.auth import check_token
 
-    service = _read_service(settings.service)
     http = service.http_options
     check_port(http.host, http.port)
     if any(application.route_prefix not in ("/", None) for application in service.applications):
@@ -117,11 +117,12 @@ def _can_have_haproxy(http: HTTPOptionsSchema) -> bool:
 
 def _read_service(path: str) -> ServeDeploySchema:
     """Ray Serve's configuration file. Raises ConfigurationError naming the first mistake."""
+    values = load_yaml(path)
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 
     try:
-        service: ServeDeploySchema = ServeDeploySchema.model_validate({"applications": [], **load_yaml(path)})
+        service: ServeDeploySchema = ServeDeploySchema.model_validate({"applications": [], **values})
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))

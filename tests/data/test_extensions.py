@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from tests.data import messy
@@ -27,9 +26,8 @@ class MostlyRed(Filter):
 '''
 
 
-@pytest.mark.cluster
-def test_a_filter_from_a_package_rejects_photos(tmp_path, new_storage):
-    package = make_package(tmp_path / "packages", "red", FILTER, "[raygan.filters]\nmostly_red = red:MostlyRed")
+def test_a_filter_from_a_package_rejects_photos(packages, installed, tmp_path, new_storage):
+    make_package(packages, "red", FILTER, "[raygan.filters]\nmostly_red = red:MostlyRed")
     photos = tmp_path / "photos" / "cat"
     photos.mkdir(parents=True)
     for number in range(4):
@@ -42,8 +40,7 @@ def test_a_filter_from_a_package_rejects_photos(tmp_path, new_storage):
     job = start_job(
         "prepare",
         [*arguments, "--skip", "outlier"],
-        address="local",
-        environment={"PYTHONPATH": str(package)},
+        environment=installed,
         stderr=subprocess.PIPE,
     )
     _, errors = job.communicate(timeout=300)

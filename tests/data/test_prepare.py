@@ -36,9 +36,11 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """One MLflow database for all tests: creating one takes seconds."""
-    return tmp_path_factory.mktemp("records")
+def records(tmp_path_factory, empty_records):
+    """A storage for all tests."""
+    folder = tmp_path_factory.mktemp("records")
+    shutil.copy(empty_records, folder)
+    return folder
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from tests.helpers import make_package, start_job
 
@@ -23,9 +21,8 @@ SHIFT = Metric(move, "lower", "distance <between> the means")
 '''
 
 
-@pytest.mark.cluster
-def test_a_packages_metric_is_in_the_record_and_on_the_page(new_storage, write_shards, tmp_path):
-    package = make_package(tmp_path / "site", "toy", TOY, "[raygan.metrics]\nshift = toy:SHIFT")
+def test_a_packages_metric_is_in_the_record_and_on_the_page(packages, installed, new_storage, write_shards, tmp_path):
+    make_package(packages, "toy", TOY, "[raygan.metrics]\nshift = toy:SHIFT")
     save_generator(
         tmp_path / "cats", build_generator(NetworkSettings(image_size=32, z_dim=4, width=2)), {"label": "cat"}
     )
@@ -34,7 +31,7 @@ def test_a_packages_metric_is_in_the_record_and_on_the_page(new_storage, write_s
     job = start_job(
         "evaluate",
         [*words, "--real-images", "6", "--name", "card"],
-        environment={"PYTHONPATH": str(package), "RAY_ADDRESS": "local"},
+        environment=installed,
         stdout=subprocess.PIPE,
     )
     output, _ = job.communicate(timeout=280)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from raygan.models.sync_norm import synchronize
+from tests.helpers import run_ranks
 
 ROWS = (3, 0, 2)
 
@@ -40,7 +40,7 @@ def _one_rank(rank: int, folder: str) -> None:
 
 
 def test_unequal_ranks_normalize_as_one_process(tmp_path: Path) -> None:
-    spawn(_one_rank, (str(tmp_path),), len(ROWS))
+    run_ranks(_one_rank, len(ROWS), str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(ROWS))]
     network, images, gradient = _problem()
     images.requires_grad_()

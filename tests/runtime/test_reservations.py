@@ -8,7 +8,9 @@ import time
 import pytest
 import ray
 import ray.train
-from ray.train.torch import TorchTrainer
+
+# Ray Train's trainer without torch, which workers take seconds to import.
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raygan.runtime import reservations
 from tests.helpers import wait_for_cores, wait_until
@@ -28,7 +30,7 @@ def train(folder):
 
     scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 4})
     run = ray.train.RunConfig(storage_path=folder, name="run")
-    TorchTrainer(work, train_loop_config={"folder": folder}, scaling_config=scaling, run_config=run).fit()
+    DataParallelTrainer(work, train_loop_config={"folder": folder}, scaling_config=scaling, run_config=run).fit()
 
 
 @ray.remote(num_cpus=0, runtime_env=NOBODY)

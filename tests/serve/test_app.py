@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -39,8 +40,9 @@ def register(settings, folder, seed, *, promote=True, label="cat"):
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(tmp_path_factory, empty_records):
     storage = tmp_path_factory.mktemp("service")
+    shutil.copy(empty_records, storage)
     settings = ServeSettings(storage=str(storage), tracking_uri=None, poll_seconds=0.5, threads=1)
     register(settings, storage / "generator", 0)
     make_classifier(storage / "classifier")
@@ -239,9 +241,12 @@ def replica_pid(deployment):
 # before anything is served
 
 
-def test_the_services_arguments_are_checked(tmp_path):
+def test_a_misspelt_argument_is_refused():
     with pytest.raises(ConfigurationError, match="did you mean tracking_uri"):
         build({"tracking_url": "x"})
+
+
+def test_a_registry_that_does_not_answer_is_reported_by_the_deployment(ray_cluster, tmp_path):
     with pytest.raises(RayganError, match="does not answer"):
         build({"storage": str(tmp_path), "tracking_uri": "http://127.0.0.1:9"})
 
@@ -261,12 +266,12 @@ def test_models_reserve_a_share_of_a_gpu_where_there_are_some(tmp_path, monkeypa
     assert "ray_actor_options" not in listed[models.name]  # it would replace what the code reserves
 
 
-def test_the_serve_job_names_what_would_make_serve_run_fail(tmp_path, monkeypatch):
+def test_the_serve_job_names_what_would_make_serve_run_fail(new_storage, tmp_path, monkeypatch):
     monkeypatch.delenv("RAYGAN_TOKEN", raising=False)
     service = tmp_path / "service.yaml"
 
     def settings(file=service):
-        return ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(file))
+        return ServeJobSettings(storage=str(new_storage), tracking_uri=None, service=str(file))
 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

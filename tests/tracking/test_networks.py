@@ -1,6 +1,7 @@
 """The registered classifier: found by name, cached by run and version, checked before work starts."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -38,10 +39,11 @@ def test_googlenet_is_the_promoted_version(settings, tmp_path):
     assert with_network(chosen.model_copy(update={"quality_every": 0})).quality_network == "googlenet"
 
 
-def test_first_versions_of_two_registries_do_not_collide(settings, tmp_path):
+def test_first_versions_of_two_registries_do_not_collide(settings, tmp_path, empty_records):
     register(settings, tmp_path / "one", 1)
     first = registered_classifier(settings)
     other = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/other.db"})
+    shutil.copy(empty_records, tmp_path / "other.db")
     register(other, tmp_path / "two", 2)
     assert registered_classifier(other) != first
     assert registered_classifier(settings) == first

@@ -81,18 +81,15 @@ def train(arguments, **options):
     return start_job("train", arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
-@pytest.mark.cluster
-def test_a_training_uses_what_packages_offer(tmp_path, train_settings):
-    packages = tmp_path / "packages"
+def test_a_training_uses_what_packages_offer(packages, installed, train_settings):
     make_package(packages, "hinge_gan", OBJECTIVE, "[raygan.objectives]\nhinge = hinge_gan:Hinge")
     make_package(packages, "linear_gan", ARCHITECTURE, "[raygan.architectures]\nlinear = linear_gan:Linear")
     make_package(packages, "color_features", FEATURES, "[raygan.features]\ncolors = color_features:colors")
-    installed = {"PYTHONPATH": str(packages)}
     help_text, _ = train(["--help"], environment=installed).communicate(timeout=60)
     assert "--objective {wgan-gp,dcgan,r3gan,hinge}" in help_text
     toys = ["--objective", "hinge", "--architecture", "linear", "--quality-network", "colors"]
     settings = train_settings(name="toys", num_workers=1, quality_samples=16, quality_every=0.08)
-    job = train(toys, settings=settings, address="local", environment=installed)
+    job = train(toys, settings=settings, environment=installed)
     output, errors = job.communicate(timeout=280)
     assert job.returncode == 0, errors
     result = json.loads(output.splitlines()[-1])

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.settings import StepOptions
 from raygan.training.step import GanStep
+from tests.helpers import run_ranks
 
 #: An uneven split: two ranks get two and three images.
 BATCH, BATCHES = 5, 4
@@ -87,7 +87,7 @@ def one_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = tmp_path_factory.mktemp("ranks")
-    spawn(one_rank, (str(made),), 3)
+    run_ranks(one_rank, 3, str(made))
     return made
 
 
