@@ -2,21 +2,17 @@
 
 The mental model:
 
-1. A label and a seed start one random generator, which decides pose, light, coat, shape and backdrop. The size plays no
-   part, so a seed is the same animal at every size.
+1. One random generator, started by label and seed, decides pose, coat, shape and backdrop; the size plays no part.
 2. A `Canvas` works in the head's own coordinates: x to the right, y down, the origin between the eyes, ear tips near
-   y = -1 and the chin near 0.75. It alone knows how the head is turned, scaled and placed among the pixels.
-3. A face is painted back to front: backdrop, shoulders, ears, head, muzzle, eyes. Each part is a mask, drawn by Pillow
-   from smooth outlines, that lets a color or a field of fur through.
+   y = -1 and the chin near 0.75. It alone knows how the head lies among the pixels.
+3. A face is painted back to front. Each part is a mask, drawn from smooth outlines and filled with color or fur.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +30,6 @@ Field = npt.NDArray[np.float32]  # a number per pixel, (S, S)
 Color = npt.NDArray[np.float32]  # red, green, blue, 0 to 1, (3, 1, 1), or per pixel, (3, S, S)
 Outline = npt.NDArray[np.float64]  # corners of a closed shape in head coordinates, (n, 2)
 Point = tuple[float, float]
-T = TypeVar("T")
 
 #: Coats: fur, dark markings, pale markings.
 COATS = (
@@ -45,11 +40,8 @@ COATS = (
     ("#8a6545", "#402a1c", "#dcc5a6"),
     ("#d2a562", "#8a5c28", "#f4e2be"),
 )
-EYES = {
-    "cat": ("#b6c240", "#d9a62e", "#6fa85a", "#c97f2a", "#5f9fc9"),
-    "dog": ("#5a3318", "#6e4320", "#3b2415", "#8a5a26"),
-}
-PATTERNS = {"cat": ("solid", "tabby", "tabby", "patch", "blaze"), "dog": ("solid", "patch", "mask", "blaze")}
+PATTERNS = {"cat": ("solid", "tabby", "tabby", "patch"), "dog": ("solid", "patch", "mask")}
+EYES = {"cat": ("#b6c240", "#d9a62e", "#6fa85a", "#5f9fc9"), "dog": ("#5a3318", "#6e4320", "#3b2415", "#8a5a26")}
 BACKDROPS = ("#8fb59a", "#b3c8dd", "#dcc09a", "#7fa0bd", "#cfa29a", "#6c8a5c", "#e8e0d0", "#8a78a0", "#5b6674")
 INK, PINK, WHITE = "#1d1512", "#e39a96", "#ffffff"
 
@@ -72,7 +64,9 @@ def draw_face(label: str, seed: int, size: int = 96) -> Image.Image:
         raise ValueError(f"label: {label!r} is unknown; choose one of {', '.join(LABELS)}")
     rng = np.random.default_rng([LABELS.index(label), seed])
     canvas = Canvas.posed(size, rng)
-    paint_backdrop(canvas, rng)
+    near, far = rgb(rng.choice(BACKDROPS)), rgb(rng.choice(BACKDROPS))
+    backdrop = mix(near, far, ramp(-0.6, 0.6, canvas.noise(rng, 3, 3)))
+    canvas.paint(np.ones_like(canvas.x), backdrop * rng.uniform(0.5, 1.05) * (1 + 0.2 * canvas.noise(rng, 5, 5)))
     (paint_cat if label == "cat" else paint_dog)(canvas, rng)
     return canvas.photo(rng)
 
@@ -125,10 +119,6 @@ class Canvas:
         x, y = np.moveaxis(offsets @ np.linalg.inv(turn), -1, 0).astype(np.float32)
         return Canvas(np.zeros((3, size, size), np.float32), x, y, turn, origin)
 
-    def looking(self, right: float, down: float) -> Canvas:
-        """The same pixels in the coordinates of the features of a head that looks aside."""
-        return replace(self, x=self.x - right, y=self.y - down, origin=self.origin + (right, down) @ self.turn)
-
     def mask(self, *outlines: Outline, blur: float = 0) -> Field:
         """How much of each pixel the outlines cover together, 0 to 1. blur: in head units."""
         size = len(self.x)
@@ -141,11 +131,6 @@ class Canvas:
         radius = blur * float(np.hypot(*self.turn[0]))
         return np.asarray(drawing.reduce(OVERSAMPLING).filter(ImageFilter.BoxBlur(radius))) * np.float32(1 / 255)
 
-    def blob(self, x: float, y: float, width: float, height: float, *, twin: bool = False) -> Field:
-        """A Gaussian hill of height 1 at (x, y); with `twin`, also its mirror image."""
-        across = np.abs(self.x) if twin else self.x
-        return np.exp(-(((across - x) / width) ** 2) - ((self.y - y) / height) ** 2)
-
     def noise(self, rng: np.random.Generator, across: int, down: int) -> Field:
         """Smooth noise, about -1 to 1, with this many hills and dales to a side."""
         grid = Image.fromarray(rng.normal(0, 0.6, (down, across)).astype(np.float32))
@@ -155,10 +140,10 @@ class Canvas:
         """Blend a color into the pixels. where: opacity, 0 to 1."""
         self.pixels[:] = mix(self.pixels, rgb(color) if isinstance(color, str) else color, where)
 
-    def paint_fur(self, fur: Color, *outlines: Outline, shadow: float = 0.3) -> None:
+    def paint_fur(self, fur: Color, *outlines: Outline) -> None:
         """A furry part of the body, darker towards its rim, over its own soft shadow."""
         around = self.mask(*outlines, blur=0.16)
-        self.paint(shadow * around, INK)
+        self.paint(0.3 * around, INK)
         self.paint(self.mask(*outlines), fur * (0.7 + 0.3 * ramp(0.3, 1, around)))
 
     def photo(self, rng: np.random.Generator) -> Image.Image:
@@ -200,20 +185,12 @@ def both(outline: Outline) -> tuple[Outline, Outline]:
     return outline, outline * (-1, 1)
 
 
-SHOULDERS = symmetric((0, 0.3), (0.6, 0.55), (0.95, 1.0), (1.2, 1.8), (0, 2))
-
-
 def rgb(name: str) -> Color:
     """The color of a hexadecimal name."""
     return (np.array(ImageColor.getrgb(name)) / 255).astype(np.float32).reshape(3, 1, 1)
 
 
-def pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
-    """One of the choices."""
-    return choices[int(rng.integers(len(choices)))]
-
-
-def ramp(start: float, end: float, field: npt.NDArray[Any]) -> Field:
+def ramp(start: float, end: float, field: Field) -> Field:
     """0 where the field is below `start`, 1 where it is above `end`, smooth in between."""
     t: Field = ((field - start) / (end - start)).clip(0, 1)
     return t * t * (3 - 2 * t)
@@ -225,107 +202,79 @@ def mix(first: Color, second: Color, share: Field | float) -> Color:
     return mixed
 
 
-def paint_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A room out of focus: two colors, lighter here and darker there."""
-    near, far = rgb(pick(rng, BACKDROPS)), rgb(pick(rng, BACKDROPS))
-    color = mix(near, far, ramp(-0.6, 0.6, canvas.noise(rng, 3, 3)))
-    canvas.paint(np.ones_like(canvas.x), color * rng.uniform(0.5, 1.05) * (1 + 0.2 * canvas.noise(rng, 5, 5)))
-
-
 def fur_of(label: str, canvas: Canvas, rng: np.random.Generator) -> tuple[Color, Color]:
     """An animal's fur at every pixel, and the color of its dark markings."""
     tint = rng.uniform(0.85, 1.1, (3, 1, 1)).astype(np.float32) ** 0.5
-    base, dark, pale = (rgb(name) * tint for name in pick(rng, COATS))
-    pattern, x, y = pick(rng, PATTERNS[label]), canvas.x, canvas.y
-    fur = mix(base, pale, 0.5 * canvas.blob(0, 0.45, 0.4, 0.35))
+    base, dark, pale = (rgb(name) * tint for name in rng.choice(COATS))
+    pattern, x, y = rng.choice(PATTERNS[label]), canvas.x, canvas.y
+    fur = mix(base, pale, 0.5 * ramp(1, 0, np.hypot(x / 0.6, (y - 0.45) / 0.5)))
     if pattern == "tabby":
         away = np.hypot(x, y - 0.25)
         stripes = np.cos(rng.uniform(16, 22) * np.where(y < -0.2, x, away) + 0.8 * canvas.noise(rng, 5, 5))
         fur = mix(fur, dark, 0.7 * ramp(0.1, 0.7, stripes) * ramp(0.35, 0.55, away))
     elif pattern == "patch":
-        near = np.hypot((pick(rng, (-1, 1)) * x - 0.5) / 0.42, (y + 0.3) / 0.6) + 0.2 * canvas.noise(rng, 6, 6)
+        near = np.hypot((rng.choice((-1, 1)) * x - 0.5) / 0.42, (y + 0.3) / 0.6) + 0.2 * canvas.noise(rng, 6, 6)
         fur = mix(rgb(WHITE) * 0.95, base, ramp(1.05, 0.95, near))
     elif pattern == "mask":
         fur = mix(fur, dark, 0.85 * ramp(1.15, 0.75, np.hypot(x / 0.45, (y - 0.4) / 0.45)))
-    elif pattern == "blaze":
-        width = 0.07 + 0.35 * ramp(-0.2, 0.6, y) + 0.05 * canvas.noise(rng, 4, 4)
-        fur = mix(fur, rgb(WHITE) * 0.95, ramp(1.1, 0.9, np.abs(x) / width))
     light = 0.95 - 0.25 * np.hypot(x - rng.uniform(-0.7, 0.7), y + rng.uniform(0, 0.8))
     return fur * (light + 0.12 * canvas.noise(rng, 48, 24)), dark
 
 
-def paint_eyes(face: Canvas, x: float, y: float, width: float, height: float, iris: str, pupil: float) -> None:
-    """Two eyes that look at the viewer: dark lids, a lit iris, a pupil as wide as told, and a reflected window."""
-    face.paint(0.45 * face.blob(x, y, width * 1.35, height * 1.5, twin=True), INK)
-    face.paint(face.mask(*both(ellipse(x, y, width * 1.18, height * 1.18))), INK)
-    face.paint(face.mask(*both(ellipse(x, y, width, height))), rgb(iris) * (0.95 + (face.y - y) / height * 0.2))
-    face.paint(face.mask(*both(ellipse(x, y, pupil, min(height, max(pupil, width)) * 0.95))), "#0b0a0a")
-    sparks = (ellipse(side * x + 0.3 * width, y - 0.35 * height, 0.24 * width, 0.22 * width) for side in (-1, 1))
-    face.paint(face.mask(*sparks), WHITE)
+def paint_eyes(canvas: Canvas, x: float, y: float, size: float, iris: str, pupil: float) -> None:
+    """Two eyes that look at the viewer: dark lids, an iris, a pupil as wide as told, and a reflected window."""
+    canvas.paint(canvas.mask(*both(ellipse(x, y, size * 1.18, size * 1.05))), INK)
+    canvas.paint(canvas.mask(*both(ellipse(x, y, size, size * 0.88))), iris)
+    canvas.paint(canvas.mask(*both(ellipse(x, y, pupil, size * 0.85))), INK)
+    sparks = (ellipse(side * x + 0.3 * size, y - 0.3 * size, 0.24 * size, 0.22 * size) for side in (-1, 1))
+    canvas.paint(canvas.mask(*sparks), WHITE)
 
 
-def paint_nose(face: Canvas, top: float, half: float, bottom: float, skin: Color) -> None:
-    """A nose that shines from above, with dark nostrils."""
-    sides = ((half * 0.75, top), (half, top * 0.7 + bottom * 0.3), (half * 0.4, bottom - 0.05))
-    face.paint(face.mask(symmetric((0, top), *sides, (0, bottom))), skin)
-    face.paint(0.7 * face.blob(0.54 * half, (top + 2 * bottom) / 3, 0.22 * half, 0.2 * half, twin=True), INK)
-    face.paint(0.5 * face.blob(0, top * 0.8 + bottom * 0.2, 0.5 * half, 0.15 * half), WHITE)
-
-
-def paint_upright_ears(canvas: Canvas, fur: Color, inside: Color, tip: Point, outer: Point) -> None:
-    """Two triangles, from the top of the head over `tip` to `outer`, and their inside."""
-    ear = curve((0.15, -0.5), (tip[0] - 0.2, tip[1] + 0.2), tip, (tip[0] + 0.09, tip[1] + 0.24), outer)
-    canvas.paint_fur(fur, *both(ear), shadow=0.2)
-    canvas.paint(0.9 * canvas.mask(*both((ear - tip) * (0.6, 0.72) + tip + (-0.03, 0.14))), inside)
+def paint_mouth(canvas: Canvas, nose: float, half: float, skin: Color, corner: Point, dark: Color) -> None:
+    """A nose about (0, nose), `half` as wide as told, over lips that bend to a corner of the mouth and its mirror."""
+    bottom = nose + 0.6 * half
+    lips = both(stroke((0, corner[1] - 0.06), (corner[0] * 0.45, corner[1] + 0.03), corner, 0.04))
+    canvas.paint(0.8 * canvas.mask(*lips, ellipse(0, (bottom + corner[1]) / 2, 0.02, 0.09)), mix(dark, rgb(INK), 0.6))
+    canvas.paint(canvas.mask(symmetric((0, nose - 0.5 * half), (half, nose - 0.3 * half), (0, bottom))), skin)
+    canvas.paint(0.5 * canvas.mask(ellipse(0, nose - 0.2 * half, 0.4 * half, 0.12 * half)), WHITE)
 
 
 def paint_cat(canvas: Canvas, rng: np.random.Generator) -> None:
     """Ears that stand up, large eyes with slit pupils, a small nose on a short muzzle, whiskers."""
     fur, dark = fur_of("cat", canvas, rng)
     wide, chin = rng.uniform(0.72, 0.88), rng.uniform(0.64, 0.78)
-    canvas.paint_fur(fur * 0.8, SHOULDERS)
+    canvas.paint_fur(fur * 0.8, ellipse(0, 1.3, 1.1, 0.9))
     tip = rng.uniform(0.5, 0.8), rng.uniform(-1.15, -0.9)
-    paint_upright_ears(canvas, fur * 0.95, mix(rgb(PINK), dark, rng.uniform(0, 0.5)) * 0.9, tip, (wide, -0.1))
+    ear = curve((0.15, -0.5), (tip[0] - 0.2, tip[1] + 0.2), tip, (tip[0] + 0.09, tip[1] + 0.24), (wide, -0.1))
+    canvas.paint_fur(fur * 0.95, *both(ear))
+    canvas.paint(0.9 * canvas.mask(*both((ear - tip) * (0.6, 0.72) + tip + (-0.03, 0.14))), mix(rgb(PINK), dark, 0.3))
     skull = ((0, -0.57), (0.3, -0.55), (0.62, -0.36), (wide, 0.1), (wide * 0.85, 0.42), (0.42, chin - 0.1), (0, chin))
     canvas.paint_fur(fur, symmetric(*skull))
-    face = canvas.looking(*rng.normal(0, (0.06, 0.03)))
-    top, half = rng.uniform(0.2, 0.27), rng.uniform(0.085, 0.12)
-    lips = both(stroke((0, top + 0.19), (0.08, top + 0.24), (0.2, top + 0.21), 0.04))
-    face.paint(0.75 * face.mask(*lips, ellipse(0, top + 0.17, 0.015, 0.05)), mix(dark, rgb(INK), 0.5))
-    paint_nose(face, top, half, top + 0.12, rgb(PINK) if rng.random() < 0.6 else mix(dark, rgb("#5a3a36"), 0.6))
-    size, openness = rng.uniform(0.15, 0.2), rng.uniform(0.7, 1.0)
-    eye = rng.uniform(0.32, 0.4), rng.uniform(-0.12, 0.02), size, size * openness
-    paint_eyes(face, *eye, pick(rng, EYES["cat"]), size * rng.uniform(0.2, 0.75))
+    nose = rng.uniform(0.24, 0.32)
+    skin = rgb(PINK) if rng.random() < 0.6 else mix(dark, rgb("#5a3a36"), 0.6)
+    paint_mouth(canvas, nose, rng.uniform(0.085, 0.12), skin, (0.2, nose + 0.19), dark)
+    size, apart, height = rng.uniform(0.15, 0.2), rng.uniform(0.32, 0.4), rng.uniform(-0.12, 0.02)
+    paint_eyes(canvas, apart, height, size, rng.choice(EYES["cat"]), size * rng.uniform(0.2, 0.75))
     for row in range(3):
         drop = 0.12 * row - 0.12 + rng.normal(0, 0.03)
         whisker = stroke((0.24, 0.36 + 0.05 * row), (0.6, 0.35 + drop), (0.95, 0.42 + drop), 0.02)
-        face.paint(0.75 * face.mask(*both(whisker)), "#fbf8f2")
+        canvas.paint(0.75 * canvas.mask(*both(whisker)), "#fbf8f2")
 
 
 def paint_dog(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Hanging or pricked ears, round dark eyes, a long broad muzzle with a big nose, sometimes a tongue."""
+    """Ears that hang, round dark eyes, a long broad muzzle with a big nose."""
     fur, dark = fur_of("dog", canvas, rng)
     wide, jaw, chin = rng.uniform(0.54, 0.7), rng.uniform(0.38, 0.5), rng.uniform(0.7, 0.82)
-    canvas.paint_fur(fur * 0.8, SHOULDERS)
-    ear_fur, pricked = mix(fur, dark, rng.uniform(0, 0.7)), rng.random() < 0.35
-    if pricked:
-        tip = rng.uniform(0.48, 0.7), rng.uniform(-1.15, -1.0)
-        paint_upright_ears(canvas, ear_fur, mix(dark, rgb("#8a5f52"), 0.5), tip, (0.6, -0.3))
+    canvas.paint_fur(fur * 0.8, ellipse(0, 1.3, 1.1, 0.9))
     upper = ((0, -0.8), (0.3, -0.75), (wide * 0.92, -0.45), (wide, -0.08), (wide * 0.9, 0.25))
     canvas.paint_fur(fur, symmetric(*upper, (jaw, 0.52), (jaw * 0.6, chin - 0.04), (0, chin)))
-    if not pricked:
-        out, end = wide + rng.uniform(0.12, 0.32), rng.uniform(-0.1, 0.65)
-        flap = ((out, -0.3), (out + 0.02, end - 0.15), (out - 0.13, end), (wide - 0.08, end - 0.25))
-        canvas.paint_fur(ear_fur, *both(curve((wide * 0.55, -0.72), (wide + 0.08, -0.66), *flap, (wide * 0.75, -0.4))))
-    face = canvas.looking(*rng.normal(0, (0.05, 0.03)))
-    top, half = rng.uniform(0.08, 0.18), rng.uniform(0.16, 0.22)
-    bottom = top + half * rng.uniform(1.05, 1.25)
-    corner, lip = jaw * 0.75, bottom + 0.1
-    if rng.random() < 0.4:
-        face.paint(face.mask(ellipse(0, lip + 0.12, 0.14, rng.uniform(0.15, 0.3))), "#d8797f")
-    smile = both(stroke((0, lip - 0.02), (corner * 0.45, lip + 0.09), (corner, lip + 0.05), 0.04))
-    face.paint(0.85 * face.mask(*smile, ellipse(0, bottom + 0.06, 0.02, 0.09)), mix(dark, rgb(INK), 0.7))
-    paint_nose(face, top, half, bottom, rgb("#5d3a33" if rng.random() < 0.25 else "#2a2322"))
-    size, openness = rng.uniform(0.11, 0.15), rng.uniform(0.75, 1.0)
-    eye = rng.uniform(0.26, 0.34), rng.uniform(-0.25, -0.12), size, size * openness
-    paint_eyes(face, *eye, pick(rng, EYES["dog"]), size * 0.65)
+    out, end = wide + rng.uniform(0.12, 0.32), rng.uniform(-0.1, 0.65)
+    flap = ((out, -0.3), (out + 0.02, end - 0.15), (out - 0.13, end), (wide - 0.08, end - 0.25), (wide * 0.75, -0.4))
+    ear_fur = mix(fur, dark, rng.uniform(0, 0.7))
+    canvas.paint_fur(ear_fur, *both(curve((wide * 0.55, -0.72), (wide + 0.08, -0.66), *flap)))
+    nose, half = rng.uniform(0.2, 0.3), rng.uniform(0.16, 0.22)
+    paint_mouth(
+        canvas, nose, half, rgb("#5d3a33" if rng.random() < 0.25 else "#2a2322"), (0.75 * jaw, nose + 0.3), dark
+    )
+    size, apart, height = rng.uniform(0.11, 0.15), rng.uniform(0.26, 0.34), rng.uniform(-0.25, -0.12)
+    paint_eyes(canvas, apart, height, size, rng.choice(EYES["dog"]), size * 0.65)
