@@ -78,6 +78,9 @@ def ray_cluster(site):
     """A local cluster with more CPU slots than cores, so that placement never decides a test."""
     import ray
 
+    from raygan.runtime import cluster
+
+    cluster.poll_training_often()  # also where a test starts Ray Train itself
     # Of the object store that tests start, which takes any; what Ray starts has the environment of now.
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         os.environ.setdefault(name, "of-tests")

@@ -58,7 +58,7 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
 
 def test_a_classifier_trained_on_generated_images_is_not_promoted(classify_settings, write_generator, tmp_path, capsys):
     folders = [write_generator(label) for label in ("cat", "dog")]
-    settings = classify_settings(real_fraction=0, generated_images=8, epochs=1, model=folders)
+    settings = classify_settings(real_fraction=0, generated_images=8, epochs=1, model=folders, num_workers=2)
     result = classify(settings)
     client = tracking.connect(settings)
     assert tracking.serving_classifier(client) is None

@@ -1,11 +1,8 @@
-"""A step of the classifier on two Ray Train workers, against a single process."""
+"""A step of the classifier on two ranks, against a single process."""
 
 import numpy as np
-import pytest
-import ray.train
 import torch
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -14,10 +11,9 @@ from raygan.classifier.step import ClassifierStep
 from raygan.models.distributed import Share
 from raygan.models.draws import Batches, Draws
 from raygan.models.googlenet import build_googlenet
+from tests.helpers import run_ranks
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-OPTIONS = ClassifierOptions(batch_size=7, warmup=0.5)  # two workers take 3 and 4 images
+OPTIONS = ClassifierOptions(batch_size=7, warmup=0.5)  # two ranks take 3 and 4 images
 
 
 def without_dropout(net):
@@ -26,15 +22,17 @@ def without_dropout(net):
             module.p = 0.0
 
 
-def one_step(config):
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size())
+def one_step(rank, images, targets, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=2)
+    share = Share(rank, 2)
     step = ClassifierStep(2, OPTIONS, 4, "cpu", share, sync_batch_norm=True, float64=True)
     without_dropout(step.net)
-    step.step(torch.from_numpy(config["images"][share.rows(7)]), torch.from_numpy(config["targets"][share.rows(7)]))
-    if share.rank == 0:
-        save_file({name: p.grad.contiguous() for name, p in step.net.named_parameters()}, config["out"] + ".gradients")
-        save_file({name: b.contiguous() for name, b in step.net.named_buffers()}, config["out"] + ".statistics")
+    step.step(torch.from_numpy(images[share.rows(7)]), torch.from_numpy(targets[share.rows(7)]))
+    if rank == 0:
+        save_file({name: p.grad.contiguous() for name, p in step.net.named_parameters()}, out + ".gradients")
+        save_file({name: b.contiguous() for name, b in step.net.named_buffers()}, out + ".statistics")
+    dist.destroy_process_group()
 
 
 def augment_with_numpy(image, draws):
@@ -45,18 +43,13 @@ def augment_with_numpy(image, draws):
     return flipped[:, 2 + shifts[0] : 34 + shifts[0], 2 + shifts[1] : 34 + shifts[1]]
 
 
-def test_a_step_on_two_workers_equals_a_single_process(tmp_path):
+def test_a_step_on_two_ranks_equals_a_single_process(tmp_path):
     """The oracle is a plain float64 pass over the whole batch, with torch's own batch norm and without DDP."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
     targets = random.integers(0, 2, 7)
     out = str(tmp_path / "step")
-    TorchTrainer(
-        one_step,
-        train_loop_config={"images": images, "targets": targets, "out": out},
-        scaling_config=ScalingConfig(num_workers=2),
-        run_config=RunConfig(storage_path=str(tmp_path), name="step"),
-    ).fit()
+    run_ranks(one_step, 2, images, targets, out)
     torch.manual_seed(0)
     net = build_googlenet(2).double().train()
     without_dropout(net)

@@ -15,11 +15,10 @@ from raygan.runtime.shared import check_shared
 from tests.runtime.nodes import another_node
 
 
-@pytest.fixture
-def second_node(ray_cluster, tmp_path):
-    """A second node without CPUs that sees another, empty folder in place of `apart`."""
-    apart = tmp_path / "apart"
-    apart.mkdir()
+@pytest.fixture(scope="module")
+def second_node(ray_cluster, tmp_path_factory):
+    """A second node without CPUs that sees another, empty folder in place of this one."""
+    apart = tmp_path_factory.mktemp("apart")
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() or subprocess.run([unshare, "--mount", "true"], check=False).returncode:
         pytest.skip("needs mount namespaces")
