@@ -29,6 +29,8 @@ _NEED_RAY = {"ray_cluster", "drilled"}
 def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts the tests in the background has them, and the jobs they start, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ray's workers yield to all other processes by default, and would starve beside the tests of another file.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if config.pluginmanager.has_plugin("terminalreporter"):  # not in the processes of `-n 2`, which it reports for
         config.pluginmanager.register(_FailuresAtOnce(config.get_terminal_writer()))
 
