@@ -91,7 +91,7 @@ class Session:
             "speeds": self.speeds,
             "losses": self.losses,
             **{f"steps {batch}": partial(self.steps, batch) for batch in plan["batches"]},
-            "timeline": partial(timeline, shown),
+            "timeline": partial(timeline, shown, plan["seconds"]),
             **{f"training {each['name']}": partial(self.train, self.candidate(each)) for each in plan["trainings"]},
         }
 

@@ -13,8 +13,8 @@ from raygan.errors import RayganError
 _KERNELS, _ITERATIONS = 12, 8
 
 
-def timeline(candidate: Candidate) -> dict[str, Any]:
-    """The kernels of an iteration: how busy they keep the device, and which take longest."""
+def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
+    """The kernels of an iteration, measured for `seconds`: how busy they keep the device, and which take longest."""
     runner = Runner(candidate, "iteration")
     for _ in range(4):
         runner.run()
@@ -44,7 +44,7 @@ def timeline(candidate: Candidate) -> dict[str, Any]:
     longest = sorted(took.items(), key=lambda item: -sum(item[1]))[:_KERNELS]
     total = sum(map(sum, took.values()))
     # The profiler delays the host, so gaps come from its run, and the busy share from one without it.
-    undisturbed = runner.images / rate(runner, 2.0)
+    undisturbed = runner.images / rate(runner, seconds)
     return {
         "candidate": candidate.title,
         "milliseconds": 1e3 * undisturbed,
