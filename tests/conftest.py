@@ -26,11 +26,14 @@ takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes
 _NEED_RAY = {"ray_cluster", "drilled"}
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts the tests in the background has them, and the jobs they start, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Ray's workers yield to all other processes by default, and would starve beside the tests of another file.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # torch's threads would fight over the cores, tiny as everything is here.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if config.pluginmanager.has_plugin("terminalreporter"):  # not in the processes of `-n 2`, which it reports for
         config.pluginmanager.register(_FailuresAtOnce(config.get_terminal_writer()))
 
@@ -194,7 +197,7 @@ def train_settings(new_storage, write_shards):
             "epochs": 2,
             "quality_every": 0,
             "log_every": 0.001,
-            "num_workers": 2,
+            "num_workers": 1,
             **changes,
         }
         if "data" not in values:

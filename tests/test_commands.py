@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from raygan import tracking
 from raygan.benchmarks.registry import BENCHMARKS
 from raygan.cli import load
 from raygan.commands import JOBS, main
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from raygan.runtime.settings import StorageSettings
 from tests.helpers import REPOSITORY
 
 #: What each job may be asked for, from both sides.
@@ -113,20 +115,21 @@ def test_both_resolve_the_same_settings():
     assert one.stdout == other.stdout
 
 
-def test_both_do_the_same_work(ray_cluster, new_storage, tmp_path):
-    import ray
-
-    generator = build_generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
-    save_generator(tmp_path / "generator", generator, {})
-    words = ["--model", str(tmp_path / "generator"), "--label", "dog", "--n", "5", "--storage", str(new_storage)]
-    place = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "MLFLOW_TRACKING_URI": ""}
-    one = console("sample", *words, "--output", str(tmp_path / "one"), **place)
-    other = script("sample", *words, "--output", str(tmp_path / "other"), **place)
-    assert one.returncode == other.returncode == 0, one.stderr + other.stderr
-    for done, folder in ((one, "one"), (other, "other")):
-        expected = {"model": tmp_path.name, "output": str(tmp_path / folder), "n": 5}
-        assert json.loads(done.stdout.splitlines()[-1]) == expected
-    files = sorted(path.name for path in (tmp_path / "one").glob("*.png"))
-    assert len(files) == 5
-    for name in files:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+def test_both_do_the_same_work(new_storage, tmp_path):
+    """Each promotes the same version, in its own copy of the registry."""
+    save_generator(tmp_path / "g", build_generator(NetworkSettings(image_size=32, z_dim=8, width=4)), {"label": "cat"})
+    settings = StorageSettings(storage=str(new_storage), tracking_uri=None)
+    with tracking.start_run(settings, "trained", job="test", params={}) as run:
+        tracking.register_generator(run, tmp_path / "g", "cat", labels=["cat"], promote=False)
+    shown = []
+    for program, name in ((console, "one"), (script, "other")):
+        copy = settings.model_copy(update={"storage": str(tmp_path / name)})
+        shutil.copytree(new_storage, copy.storage)
+        assert not tracking.serving_generators(tracking.connect(copy))
+        done = program(
+            "promote", "--model", "raygan-generator-cat/1", "--storage", copy.storage, MLFLOW_TRACKING_URI=""
+        )
+        assert done.returncode == 0, done.stderr
+        assert tracking.serving_generators(tracking.connect(copy))["cat"].version == "1"
+        shown.append(done.stdout)
+    assert shown[0] == shown[1] != ""

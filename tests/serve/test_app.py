@@ -62,7 +62,7 @@ def address(ray_cluster, settings):
     gateway["num_replicas"] = 2
     del models["num_replicas"]
     models["autoscaling_config"] = {
-        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
+        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4},
         **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
         "downscale_to_zero_delay_s": 5,
     }
@@ -193,9 +193,9 @@ def test_a_killed_replica_costs_time_but_no_answer(warm, deployment):
 
 
 def test_replicas_follow_the_load(warm):
-    """Three under load and none without, each within two minutes. A cold service says so and wakes; all is right."""
-    with Load(warm, clients=16) as load:
-        wait_until(lambda: running_replicas() == 3, "the load has three replicas", 120)
+    """Two under load and none without, each within two minutes. A cold service says so and wakes; all is right."""
+    with Load(warm, clients=10) as load:
+        wait_until(lambda: running_replicas() == 2, "the load has two replicas", 120)
     assert {answer.status_code for answer in load.answers} == {200}
     wait_until(lambda: running_replicas() == 0, "no replica is left for nobody", 120)
     time.sleep(2)  # gateways look every half second

@@ -106,6 +106,7 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
         train_settings(
             data=data,
             name="measured",
+            num_workers=2,
             conditional=True,
             kimg=0.16,
             checkpoint_every=0.02,  # every other one is never measured, which must not make it the best
@@ -184,7 +185,7 @@ def weights(result):
 
 def test_a_killed_driver_and_a_killed_worker_change_no_weight(train_settings, write_shards):
     data = str(write_shards(folder="resumed"))
-    length = {"epochs": 24, "snapshot_every": 1000, "log_every": 0.056, "keep_checkpoints": 100}
+    length = {"num_workers": 2, "epochs": 24, "snapshot_every": 1000, "log_every": 0.056, "keep_checkpoints": 100}
     whole = train(train_settings(data=data, name="undisturbed", **length))
     settings = train_settings(data=data, name="killed", **length)
     driver = start_job("train", settings=settings, address=ray.get_runtime_context().gcs_address)
