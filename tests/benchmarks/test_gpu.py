@@ -90,7 +90,9 @@ def test_torch_alone_measures_and_the_page_shows_it(tiny, tmp_path):
     benchmark(tiny)
     assert "Not measured yet." in page.read_text()
     said = measure(folder, "--seconds", "0")
-    assert said.startswith("to do: machine, speeds, losses, steps 4, steps 8, timeline, training best-64, training textbook;")
+    assert said.startswith(
+        "to do: machine, speeds, losses, steps 4, steps 8, timeline, training best-64, training textbook;"
+    )
     assert measure(folder) == "everything is measured\n"
     result = benchmark(tiny)
     steps = result["steps 4"]
