@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -82,7 +83,7 @@ def site(tmp_path_factory):
 def ray_cluster(site):
     """A local cluster with more CPU slots than cores, so that placement never decides a test."""
     import ray
-    from ray.cluster_utils import Cluster
+    from ray._private import parameter
 
     from raygan.runtime import cluster
 
@@ -92,13 +93,11 @@ def ray_cluster(site):
         os.environ.setdefault(name, "of-tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-        # `ray.init` alone can't choose the agent's port, of which two clusters need two, or one of them takes no jobs.
-        ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}
-        size = {"num_cpus": 8, "object_store_memory": 500_000_000}
-        nodes = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": True, **ports})
-    yield ray.init(nodes.address, log_to_driver=False)
+        # Two clusters on a machine need two ports for the agents that take jobs; `ray.init` has no argument for that.
+        patch.setattr(parameter, "RayParams", functools.partial(parameter.RayParams, dashboard_agent_listen_port=0))
+        context = ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
+    yield context
     ray.shutdown()
-    nodes.shutdown()
 
 
 @pytest.fixture
