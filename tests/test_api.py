@@ -137,7 +137,8 @@ def test_a_model_that_is_nowhere_is_named(place):
             load("nobody", **place)
 
 
-def test_photos_become_shards_and_a_generator(ray_cluster, place, tmp_path, write_shards):
+def test_photos_become_shards(ray_cluster, place, tmp_path):
+    """`raygan.train` is tested in tests/training/test_inherit.py."""
     random = np.random.default_rng(0)
     for label in LABELS:
         (tmp_path / "photos" / label).mkdir(parents=True)
@@ -148,17 +149,3 @@ def test_photos_become_shards_and_a_generator(ray_cluster, place, tmp_path, writ
         input=[str(tmp_path / "photos")], output=str(tmp_path / "shards"), image_size=32, skip=["outlier"], **place
     )
     assert report["kept"]
-    result = raygan.train(
-        data=str(write_shards(folder="random")),
-        preset="quick",
-        image_size=32,
-        z_dim=8,
-        width=4,
-        batch_size=8,
-        kimg=0.016,
-        quality_every=0,
-        label="cat",
-        **place,
-    )
-    assert result.metrics["images"] == 16
-    assert raygan.load_generator(result.checkpoint, **place).sample([0], "cat").shape == (1, 32, 32, 3)

@@ -47,7 +47,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     from raygan.serve.middleware import MAX_REQUESTS
 
     settings = validate(ServeSettings, arguments)
-    host = _serving_host()
+    host = serving_host()
     check_token(settings, host)
     tracking.connect(settings)  # now, where the one who deploys reads why it fails
 
@@ -149,7 +149,7 @@ def _is_free(host: str, port: int) -> str | None:
     return None
 
 
-def _serving_host() -> str:
+def serving_host() -> str:
     """Where Serve listens; its default if it isn't running yet.
 
     Raises:

@@ -255,7 +255,7 @@ def test_a_registry_that_does_not_answer_is_reported_by_the_deployment(ray_clust
 def test_models_reserve_a_share_of_a_gpu_where_there_are_some(tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(capacity, "gpu_share", lambda: gpus)
-    monkeypatch.setattr(app, "_serving_host", lambda: "127.0.0.1")
+    monkeypatch.setattr(app, "serving_host", lambda: "127.0.0.1")
     monkeypatch.setattr(tracking, "connect", lambda settings: None)
     ingress = build({"storage": str(tmp_path)})
     models = ingress._bound_deployment.init_args[1]._bound_deployment
