@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from raygan.benchmarks import quality, scale, train
+from raygan.benchmarks import quality, scale, scale_model, train
 from raygan.benchmarks.settings import QualityBenchmarkSettings, ScaleBenchmarkSettings, TrainBenchmarkSettings
 from raygan.errors import ConfigurationError
 from tests.conftest import takes_long
@@ -99,7 +99,7 @@ def test_no_ratio_compares_devices(write_shards, monkeypatch, module, kind, gpus
     monkeypatch.setattr(module, "cores", lambda: 2)
     for name in ("apart", "under_ray"):
         monkeypatch.setattr(module, name, measured)
-    monkeypatch.setattr(scale, "measure_gloo", lambda: scale.Link(1e9, 1e-4))
+    monkeypatch.setattr(scale, "measure_gloo", lambda: scale_model.Link(1e9, 1e-4))
     settings = settings_of(kind, data=str(write_shards()), measure_kimg=0.12, rounds=1, workers=[1, 2])
     refused = pytest.raises(ConfigurationError, match="--workers: 2 workers need a GPU each")
     with contextlib.nullcontext() if uses else refused:
