@@ -36,7 +36,7 @@ from raygan.benchmarks.faults.nodes import Nodes
 from raygan.benchmarks.results import checkout
 from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream
-from raygan.data.photos import Photos
+from raygan.data.photos import SHARDS_MIXED, Photos
 from raygan.data.reader import SharedShards, load_photos
 from raygan.data.shards import MANIFEST, DataSet, ShardFile, Stored
 from raygan.errors import RayganError
@@ -47,6 +47,9 @@ _STEPS, _WARM, _BATCHES, _IMAGES = 4, 20, 300, 256
 
 #: How often the bounded training's bound its data is; steps and rounds of that training, and steps between two metrics.
 _TIMES, _LONG, _ROUNDS, _LOG = 5, 60, 2, 5
+
+#: Least bytes of each node's object store; with large groups of shards, it takes three of them.
+_STORE = 200_000_000
 
 #: Readers, and nodes, that are measured.
 READERS = (1, 2, 4)
@@ -163,7 +166,8 @@ class _Reader:
 
 def read_alone(data: DataSet, readers: int, nodes: int, memory: float | None) -> dict[str, float]:
     """Images/s of readers, spread over nodes; images per second of a core; bytes per image between nodes."""
-    started = Nodes(checkout(), *[1] * nodes)
+    group = 3 * data.manifest.image_size**2 * int(data.counts("train").sum(axis=1)[:SHARDS_MIXED].sum())
+    started = Nodes(checkout(), *[1] * nodes, store=max(_STORE, 3 * group))
     try:
         ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
         photos = load_photos(data, "train", None, memory)
