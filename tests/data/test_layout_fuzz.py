@@ -22,9 +22,24 @@ from raygan.errors import RayganError
 
 WORDS = """
 cat cats Dog dogs CAT_00 CAT_01 train test1 val images photos annotations masks n02085620-Chihuahua 001.auk 2019 12 all
-flickr_cat cat.1 IMG_0001 _ - . .. .git __MACOSX label=cat 🐱 قط кот e\u0301 a\\b 'q" x,y a:b %41 #1 ?v=1 *.jpg [a]
+trainA testB thumbnails cat_mask Copy_of_cat cats\u200b @eaDir flickr_cat cat.1 IMG_0001
+_ - . .. .git __MACOSX label=cat 🐱 قط кот e\u0301 a\\b 'q" x,y a:b %41 #1 ?v=1 *.jpg [a]
 """.split()  # noqa: SIM905 - a list of quoted words would fill a screen
-ENDINGS = ["", ".jpg", ".JPEG", ".png", ".heic", ".jxl", ".nef", ".txt", ".parquet", ".zip", ".tar.gz", ".jpg.cat"]
+ENDINGS = [
+    "",
+    ".jpg",
+    ".JPEG",
+    ".png",
+    ".heic",
+    ".jxl",
+    ".nef",
+    ".txt",
+    ".parquet",
+    ".csv",
+    ".zip",
+    ".tar.gz",
+    ".jpg.cat",
+]
 words = st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=8)
 names = st.builds(
     lambda folders, stem, number, ending: "/".join([*folders, f"{stem}{number}{ending}"]),
