@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from raygan.benchmarks.faults.harness import SHORT, Length, Stage, images_in_progress_bar, kimg
+from raygan.benchmarks.faults.load import growth
 from raygan.benchmarks.faults.outcome import Outcome, line, table
 from raygan.benchmarks.faults.run import drill
 from raygan.benchmarks.faults.scenarios import DRILLS
@@ -26,6 +27,16 @@ from tests.helpers import REPOSITORY, start_job, wait_until
 
 #: Other tests break what the remaining drills break; `storage` needs root.
 DRILLED = tuple(DRILLS) if os.environ.get("RAYGAN_LONG") else ("reading", "prepare")
+
+
+def test_a_process_that_warms_up_after_a_fault_is_no_leak_and_a_leak_is_one():
+    def life(looks, per_look, ramp=8):
+        return [300 * min(1, (look + 1) / ramp) + per_look * look for look in range(looks)]
+
+    killed, restarted = life(20, 0), life(60, 0)
+    assert growth([life(80, 0), killed, restarted]) == 0
+    assert growth([life(80, 0), killed, life(60, 5)]) > 0.2
+    assert growth([killed]) == 0
 
 
 def row(**changes):

@@ -19,11 +19,13 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image
 
 from raygan.benchmarks.clients import Answer, Client, Request, Tally, keep_asking
@@ -35,8 +37,11 @@ from raygan.benchmarks.servers import free_port
 from raygan.benchmarks.settings import ServeDrillSettings
 from raygan.errors import RayganError
 
-#: The most that memory may grow from the second quarter of a hostile drill to the last.
+#: The most that memory may grow from the second quarter of the processes' lives in a hostile drill to the last.
 _MOST_GROWTH = 0.05
+
+#: Looks at the memory in a drill, and the number below which a process's life is too short to tell.
+_LOOKS, _FEW_LOOKS = 80, 24
 
 #: Seconds within which full service must be back after a fault, and after which the drill stops waiting.
 _MOST_SECONDS, _PATIENCE = 30, 120
@@ -51,22 +56,29 @@ class _Report(Tally):
 
     Attributes:
         refused: number of answers to hostile input by status.
-        megabytes: the service's resident memory over time.
+        megabytes: resident memory over time of each of the service's processes, from its start on.
         back_after: seconds until full service, by what was killed.
     """
 
     refused: Counter[int] = field(default_factory=Counter)
-    megabytes: list[float] = field(default_factory=list)
+    megabytes: dict[str, list[float]] = field(default_factory=dict)
     back_after: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def growth(self) -> float:
-        """Growth of the median memory from the second quarter of the time to the last; 0 if not watched."""
-        quarter = len(self.megabytes) // 4
-        if not quarter:
-            return 0.0
-        early = statistics.median(self.megabytes[quarter : 2 * quarter])
-        return statistics.median(self.megabytes[-quarter:]) / early - 1
+
+def growth(lives: Iterable[Sequence[float]]) -> float:
+    """Growth of all processes' median memory from the second quarter of a process's life to the last.
+
+    A process that has just started has yet to load and to fill its pools, whenever that is: in the second quarter of
+    its life it has.
+
+    Args:
+        lives: each process's memory over time. Lives of a few looks, such as those of killed processes, say
+            nothing.
+    """
+    lives = [life for life in lives if len(life) >= _FEW_LOOKS]
+    early = sum(statistics.median(life[len(life) // 4 : len(life) // 2]) for life in lives)
+    late = sum(statistics.median(life[-(len(life) // 4) :]) for life in lives)
+    return late / early - 1 if early else 0.0
 
 
 def drill(settings: ServeDrillSettings) -> dict[str, Any]:
@@ -83,6 +95,7 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
         port = free_port()
         with peer("raygan", Path(scratch), port, {"poll_seconds": 1.0}) as cold:
             report = asyncio.run(_drill(settings, port))
+    grown = growth(report.megabytes.values())
     result = {
         "machine": machine(),
         "settings": settings.plain(),
@@ -94,8 +107,8 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
         "hostile_refused": {str(status): count for status, count in sorted(report.refused.items())},
         "slowest_seconds": round(report.slowest, 2),
         "back_after_seconds": {what: round(seconds, 1) for what, seconds in report.back_after.items()},
-        "megabytes": [round(value) for value in report.megabytes],
-        "memory_growth": round(report.growth, 3),
+        "megabytes": {name: [round(value) for value in life] for name, life in report.megabytes.items()},
+        "memory_growth": round(grown, 3),
     }
     print(json.dumps(result))
     write_json(settings.json_file, result)
@@ -103,8 +116,8 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
         raise RayganError(f"{len(report.wrong)} answers were wrong, the first: {report.wrong[0]}")
     if any(seconds > _MOST_SECONDS for seconds in report.back_after.values()):
         raise RayganError(f"full service took more than {_MOST_SECONDS} s to come back")
-    if report.growth > _MOST_GROWTH:
-        raise RayganError(f"memory grew by {report.growth:.0%} from the second quarter of the drill to the last")
+    if grown > _MOST_GROWTH:
+        raise RayganError(f"memory grew by {grown:.0%} from the second quarter of its processes' lives to the last")
     return result
 
 
@@ -122,7 +135,11 @@ async def _drill(settings: ServeDrillSettings, port: int) -> _Report:
 
     work = [keep_asking(port, requests(client), hear, over.is_set) for client in range(settings.clients)]
     if settings.hostile:
-        work += [_attack(port, over, report), _stall(port, over), _watch_memory(settings.seconds / 20, over, report)]
+        work += [
+            _attack(port, over, report),
+            _stall(port, over),
+            _watch_memory(settings.seconds / _LOOKS, over, report),
+        ]
     under_way = asyncio.gather(*work)
     began = time.perf_counter()
     if settings.faults:
@@ -237,8 +254,11 @@ async def _stall(port: int, over: asyncio.Event) -> None:
 
 
 async def _watch_memory(step: float, over: asyncio.Event, report: _Report) -> None:
-    """Record the service's resident memory every `step` seconds."""
+    """Record the resident memory of the service's processes every `step` seconds."""
     while not over.is_set():
-        replicas = find_processes("ray::ServeReplica.*:")
-        report.megabytes.append(sum(process.memory_info().rss for process in replicas) / 1e6)
+        for process in find_processes("ray::ServeReplica.*:"):
+            with suppress(psutil.NoSuchProcess):  # it has just been killed
+                deployment = " ".join(process.cmdline()).split(":")[-1].split(".")[0]
+                life = report.megabytes.setdefault(f"{deployment} {process.pid}", [])
+                life.append(process.memory_info().rss / 1e6)
         await asyncio.sleep(step)
