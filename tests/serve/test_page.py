@@ -257,6 +257,28 @@ def test_the_address_and_downloads_name_what_is_shown_whatever_the_champion_is(b
         wait(page, "document.getElementById('model').textContent.endsWith('version 1')")
 
 
+def test_labels_come_and_go_and_the_chosen_one_stays(browser, models):
+    def show(*labels):
+        known = {"cat": CAT, "dog": DOG}
+        server.call(server.local.service.refresh(Champions({label: known[label] for label in labels}, CLASSIFIER)))
+        page.execute_script("document.dispatchEvent(new Event('visibilitychange'))")
+        wait(page, f"[...document.getElementById('label').options].map(e => e.value).join() === '{','.join(labels)}'")
+
+    with Running(lambda: local_service(models, Champions({"cat": CAT}, CLASSIFIER))) as server:
+        page = opened(browser, server.address)
+        page.execute_script("document.activeElement.blur()")
+        show("cat", "dog")
+        page.execute_script("document.getElementById('label').value = 'dog'")
+        show("dog")
+        server.call(server.local.service.refresh(Champions({"cat": CAT}, CLASSIFIER)))
+        page.execute_script("document.dispatchEvent(new Event('visibilitychange'))")
+        wait(page, "document.getElementById('label').length === 2")
+        assert page.execute_script("return document.getElementById('label').value") == "dog"
+        page.find_element("id", "draw").click()
+        wait(page, "document.getElementById('status').className === 'bad'")
+        assert "available: cat" in page.find_element("id", "status").text
+
+
 def test_a_morph_is_of_the_pictures_label_not_of_the_forms(browser, running):
     page = opened(browser, running.address + "/?label=dog")
     page.execute_script("document.getElementById('label').value = 'cat'")

@@ -85,12 +85,23 @@ function formQuery() {
   return values;
 }
 
+// Labels come and go with the registry's champions. The chosen one stays, so that nothing is drawn unasked.
 async function loadModels() {
   const models = await (await ask('/v1/models')).json();
-  const labels = Object.keys(models.generators);
-  $('label').replaceChildren(...labels.map((label) => new Option(label, label)));
+  const served = Object.keys(models.generators);
+  const chosen = $('label').value;
+  const labels = chosen && !served.includes(chosen) ? [...served, chosen] : served;
+  if (labels.join() !== [...$('label')].map((option) => option.value).join()) {
+    $('label').replaceChildren(...labels.map((label) => new Option(label, label, false, label === chosen)));
+  }
   $('confidence-field').hidden = $('photo-section').hidden = !models.classifier;
   if (!labels.length) throw new Error('No generator is registered yet: train one first.');
+}
+
+// Not while a dialog asks for the token: one question is enough. An open list of labels doesn't change either.
+function followModels() {
+  if (document.hidden || asking || document.activeElement === $('label')) return;
+  loadModels().catch(() => {}); // the next drawing says what is wrong
 }
 
 async function draw() {
@@ -268,4 +279,6 @@ $('large').addEventListener('keydown', (event) => {
 $('walk-stop').addEventListener('click', () => { $('walk').hidden = true; });
 $('close').addEventListener('click', () => $('large').close());
 $('ask').addEventListener('cancel', (event) => event.preventDefault());
+setInterval(followModels, 10000);
+document.addEventListener('visibilitychange', followModels);
 addEventListener('DOMContentLoaded', () => busy($('draw'), 'Loading …', draw));
