@@ -86,6 +86,7 @@ def run(settings: ServeJobSettings) -> None:
     service = _read_service(settings.service)  # a mistake in it is reported before what takes seconds to import
     from raygan import tracking
     from raygan.addresses import public
+    from raygan.serve import haproxy
     from raygan.serve.auth import check_token
 
     http = service.http_options
@@ -104,6 +105,8 @@ def run(settings: ServeJobSettings) -> None:
     if settings.tracking_uri:
         environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
     environment.setdefault(_HAPROXY, "1" if _can_have_haproxy(http) else "0")
+    if own := haproxy.program():
+        environment.setdefault(haproxy.VARIABLE, own)
     program = str(Path(sys.executable).with_name("serve"))
     os.execve(program, [program, "run", settings.service], environment)  # noqa: S606 (Ray's own command)
 

