@@ -7,6 +7,7 @@ tests without Ray.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib import resources
 from typing import Annotated
@@ -25,6 +26,9 @@ from raygan.serve.schemas import Classified, ModelInfo, Models, Readiness, Verdi
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 from raygan.serve.workers import Decoders
+
+#: Seconds for Serve to say how it is.
+_HEALTH_SECONDS = 2.0
 
 #: Maximum number of uploads in one request.
 MAX_UPLOADS = 32
@@ -124,13 +128,33 @@ def _add_status(app: fastapi.FastAPI, service: Service, not_ready: Callable[[], 
 
     @app.get("/readyz", responses=openapi.errors(503), tags=["status"])
     async def readyz(request: fastapi.Request) -> Readiness:
-        """Whether the service has started and serves a label; with the token, also which models are not served."""
+        """Whether the service serves a label and isn't stopping; with the token, also which models are not served."""
         trusted = getattr(request.state, "trusted", True)
         missing = not_ready()
+        if await is_draining(request.scope.get("server")):
+            raise unavailable("the service is stopping", 5)
         if missing:
             raise unavailable(f"not ready: {', '.join(missing)}" if trusted else "not ready", 2)
         lacking = service.not_served(service.wanted) if trusted and service.wanted else []
         return Readiness(status="ready", not_served=[str(model) for model in lacking])
+
+
+async def is_draining(server: tuple[str, int | None] | None) -> bool:
+    """Whether Serve is taking out of service what listens at this address: a gateway, or the proxy in front of it.
+
+    Serve tells whoever asks there for /-/healthz, and the application nothing.
+    """
+    if server is None or server[1] is None:
+        return False
+    try:
+        async with asyncio.timeout(_HEALTH_SECONDS):
+            reader, writer = await asyncio.open_connection(*server)
+            writer.write(b"GET /-/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            status = await reader.readline()
+            writer.close()
+    except (OSError, TimeoutError):  # TLS, or nobody listens any more
+        return False
+    return status.split()[1:2] == [b"503"]
 
 
 def _add_pages(app: fastapi.FastAPI) -> None:
