@@ -24,7 +24,7 @@ log = logging.getLogger("raygan.serve")
 #: Bytes of files that stay in memory for replicas that start.
 _CACHED_BYTES = 2e9
 
-#: Replicas that may begin to load a version before one has finished: if they all died of it, more would follow.
+#: Attempts to load a version before one has finished: if replicas, or rehearsals of theirs, died of it, more would.
 _MAX_UNFINISHED = 3
 
 #: Seconds after which a load that never finished is forgotten.
@@ -98,7 +98,7 @@ class ModelStore:
         """A version's files by name, for a replica that then loads them and says so with `finish`.
 
         Raises:
-            RayganError: MLflow can't provide them, or loading them has killed replicas.
+            RayganError: MLflow can't provide them, or loading them has failed several times.
         """
         with self._lock:
             if model not in self._files:
@@ -119,7 +119,7 @@ class ModelStore:
         now = time.monotonic()
         recent = [began for began in self._unfinished.get(model, []) if now - began < _FORGET_SECONDS]
         if len(recent) >= _MAX_UNFINISHED:
-            raise RayganError(f"{model}: {len(recent)} replicas began to load it, and none has survived that so far")
+            raise RayganError(f"{model}: {len(recent)} attempts to load it have failed; see the log")
         self._unfinished[model] = [*recent, now]
 
     def _download(self, model: ModelVersion) -> Files:

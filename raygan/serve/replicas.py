@@ -78,7 +78,12 @@ class Replica:
         settings: of the service.
         fetch: gets a version's files.
         finish: hears that loading a version has not killed this process.
+
+    Attributes:
+        rehearse: loads a version's files elsewhere before they are loaded here; None while nothing is served yet.
     """
+
+    rehearse: Callable[[Files, ServeSettings], None] | None = None
 
     def __init__(self, settings: ServeSettings, fetch: Fetch, finish: Finish | None = None):
         self._settings, self._fetch, self._finish = settings, fetch, finish
@@ -134,9 +139,12 @@ class Replica:
 
     async def _load_version(self, model: ModelVersion) -> Loaded:
         files = await self._fetch(model)
+        loop = asyncio.get_running_loop()
+        if self.rehearse:
+            await loop.run_in_executor(self._loader, self.rehearse, files, self._settings)
         try:
-            loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load_files, files)
-        finally:  # unless loading kills this process
+            loaded = await loop.run_in_executor(self._loader, self._load_files, files)
+        finally:  # unless loading kills this process, or one that rehearsed it
             if self._finish:
                 await self._finish(model)
         while len(self._versions) > self._settings.loaded_versions:

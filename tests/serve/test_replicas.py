@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from raygan.models.googlenet import Classifier, build_googlenet, load_classifier
 from raygan.models.latents import latents_of
 from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, SampleRequest
 from raygan.serve.model_store import write_files
+from raygan.serve.rehearsal import rehearse
 from raygan.serve.replicas import MAX_BF16_SHIFT, Replica, latents_for, probability_shift
 from raygan.serve.settings import ServeSettings
-from tests.serve.local import CAT, CLASSIFIER, NETWORKS, local_service, make_generator, save
+from tests.serve.local import CAT, CLASSIFIER, DOG, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
 
@@ -191,3 +193,33 @@ async def test_a_judge_sees_the_images_that_are_answered(models):
     predictions, _ = await replica.classify(CLASSIFIER, ClassifyRequest(drawn.images))
     assert predictions.probabilities.std() > 0.01  # it tells the images apart
     assert abs(drawn.predictions.probabilities - predictions.probabilities).max() < 1e-3
+
+
+async def test_a_version_that_fails_its_rehearsal_is_not_loaded_and_costs_the_others_nothing(tmp_path):
+    files = {CAT: save(tmp_path / "cat", make_generator(0)), DOG: save(tmp_path / "dog", make_generator(1))}
+    finished = []
+
+    async def fetch(model):
+        return files[model]
+
+    async def finish(model):
+        finished.append(model)
+
+    settings = ServeSettings(storage="unused", tracking_uri=None, threads=1)
+    replica = Replica(settings, fetch, finish)
+    await replica.prepare(CAT)
+    suicide = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    replica.rehearse = lambda files, settings: rehearse(files, settings, suicide)
+    with pytest.raises(RayganError, match="ended by SIGKILL"):
+        await replica.prepare(DOG)
+    assert finished == [CAT]  # so the model store hands the other out a few times more, then never
+    drawn, _ = await replica.draw(CAT, SampleRequest("cat", (7,)))
+    assert drawn.images.shape == (1, 32, 32, 3)
+
+
+def test_a_rehearsal_loads_what_a_replica_would_and_says_why_it_can_not(tmp_path):
+    settings = ServeSettings(storage="unused", tracking_uri=None, threads=1)
+    files = save(tmp_path / "cat", make_generator(0))
+    rehearse(files, settings)
+    with pytest.raises(RayganError, match="generator"):
+        rehearse({**files, "generator.json": b"{"}, settings)
