@@ -1,25 +1,38 @@
 """Calls from the gateway to the models: who may call, what may fail, and what is done about it.
 
-1. Every request is a call of its own, so Serve sees what waits and what is busy, and scales by it. Requests become
-   batches in the replicas (`executor`).
-2. If a replica dies, its call is repeated on any replica: sampling and classifying are idempotent.
-3. With more than `limit` images in calls, `Busy` tells the client when to come back, and no more calls are made.
+1. A call costs two processes as much as computing an image, so requests that come close together share one. A request
+   leaves at once if a replica could begin with it, and otherwise with the next call, which starts when one ends or when
+   it is full. No more than a full call's images wait here: replicas see the load, and tell Serve, which scales by it
+   (`scaling`). In the replicas, requests become batches (`executor`).
+2. If a replica dies, the requests of its call are repeated on any replica: sampling and classifying are idempotent.
+3. With more than `limit` images under way, `Busy` tells the client when to come back, and no more calls are made.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import time
-from collections.abc import Awaitable, Callable, Sized
-from typing import Any, Protocol, TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from raygan.serve.messages import ModelVersion
 from raygan.serve.metrics import Metrics
 
-I = TypeVar("I", bound=Sized, contravariant=True)  # noqa: E741 (a request's images)
-A = TypeVar("A", covariant=True)
+I = TypeVar("I", bound=Sized)  # noqa: E741 (a request's images)
+A = TypeVar("A")
 T = TypeVar("T")
+In = TypeVar("In", bound=Sized, contravariant=True)
+Out = TypeVar("Out", covariant=True)
+
+#: Calls under way per replica before requests wait for each other: one computes, one is next.
+_CALLS_PER_REPLICA = 2
+
+#: Images with which a call is full: it leaves in any case.
+_FULL = 16
 
 #: Seconds before a retry, doubled each time up to the maximum.
 _FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0
@@ -41,59 +54,124 @@ class ReplicaDied(Exception):  # noqa: N818 - a state of the service, not a faul
     """A call's replica died or is unreachable; the call may be repeated."""
 
 
-class Stage(Protocol[I, A]):
+class Stage(Protocol[In, Out]):
     """What replicas do with images: draw or classify."""
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         """Have every replica load a version; returns its description. Raises what loading raised."""
 
-    async def run(self, model: ModelVersion, request: I) -> A:
+    async def run(self, model: ModelVersion, request: In) -> Out:
         """The answer to a request. Raises Busy, ReplicaDied if no replica answers in time, or the replica's error."""
 
 
-class Calls:
-    """Counts, limits and repeats the calls of one stage; belongs to one event loop.
+@dataclass(eq=False)
+class _Waiting(Generic[I, A]):
+    model: ModelVersion
+    request: I
+    answer: asyncio.Future[tuple[A, float]]
+
+
+#: Has replicas answer requests for one version: for each, the answer and the seconds spent computing, or the error.
+Ask = Callable[[ModelVersion, list[I]], Awaitable[list[tuple[A, float] | Exception]]]
+
+
+class Calls(Generic[I, A]):
+    """Makes, counts, limits and repeats the calls of one stage; belongs to one event loop.
 
     Args:
         name: the stage in metrics.
         metrics: where counts and times go.
-        limit: maximum number of images in calls.
-        seconds: time limit of a call.
+        ask: calls a replica.
+        limit: maximum number of images under way.
+        seconds: time limit of a request.
+
+    Attributes:
+        replicas: running replicas, as far as known.
     """
 
-    def __init__(self, name: str, metrics: Metrics, *, limit: int, seconds: float):
-        self._name, self._metrics, self._limit, self._seconds = name, metrics, limit, seconds
-        self._images = 0
-        self._usual = 0.0  # seconds of a call, a moving average
+    def __init__(self, name: str, metrics: Metrics, ask: Ask[I, A], *, limit: int, seconds: float):
+        self._name, self._metrics, self._ask, self._limit, self._seconds = name, metrics, ask, limit, seconds
+        self._waiting: deque[_Waiting[I, A]] = deque()
+        self._images = self._waiting_images = self._calls = 0
+        self._usual = 0.0  # seconds of a request, a moving average
+        self.replicas = 1
 
-    async def call(self, images: int, attempt: Callable[[], Awaitable[tuple[T, float]]]) -> T:
-        """The answer of `attempt`, which gives it with the seconds spent computing.
+    async def run(self, model: ModelVersion, request: I) -> A:
+        """The answer to a request.
 
         Raises:
-            Busy: too many images are in calls.
+            Busy: too many images are under way.
             ReplicaDied: no replica answered in time.
         """
+        images = len(request)
         if self._images + images > self._limit:
             self._metrics.count("rejected", stage=self._name)
             raise Busy(min(30, max(1, math.ceil(self._usual))))
         began = time.perf_counter()
-        self._count(images)
-        try:
-            answer, computing = await repeated(
-                attempt, self._seconds, lambda: self._metrics.count("retries", stage=self._name)
-            )
-        finally:
-            self._count(-images)
+        answer, computing = await repeated(
+            lambda: self._join(model, request),
+            self._seconds,
+            lambda: self._metrics.count("retries", stage=self._name),
+        )
         seconds = time.perf_counter() - began
         self._usual = 0.9 * self._usual + 0.1 * seconds
-        self._metrics.observe("batch_images", images, stage=self._name)
         self._metrics.observe("stage_seconds", seconds - computing, stage=self._name, part="way")
         self._metrics.observe("stage_seconds", computing, stage=self._name, part="computing")
         return answer
 
-    def _count(self, images: int) -> None:
-        self._images += images
+    def observe(self) -> None:
+        """Tell the metrics how many images are under way. Now and then: a gauge costs as much as a dozen counts."""
         self._metrics.observe("waiting_images", self._images, stage=self._name)
+
+    async def _join(self, model: ModelVersion, request: I) -> tuple[A, float]:
+        waiting = _Waiting[I, A](model, request, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._images += len(request)
+        self._waiting_images += len(request)
+        self._start()
+        return await waiting.answer
+
+    def _start(self) -> None:
+        while self._waiting and (
+            self._calls < _CALLS_PER_REPLICA * max(1, self.replicas) or self._waiting_images >= _FULL
+        ):
+            if together := self._take():
+                self._calls += 1
+                # In a fresh context: Serve would take the call for a part of one request, and cancel it with that.
+                contextvars.Context().run(asyncio.ensure_future, self._call(together))
+
+    def _take(self) -> list[_Waiting[I, A]]:
+        """The oldest requests for one version, until they make a full call; without those whose clients have left."""
+        together: list[_Waiting[I, A]] = []
+        images = 0
+        while self._waiting and images < _FULL and (not together or self._waiting[0].model == together[0].model):
+            waiting = self._waiting.popleft()
+            self._waiting_images -= len(waiting.request)
+            if waiting.answer.done():
+                self._images -= len(waiting.request)
+                continue
+            together.append(waiting)
+            images += len(waiting.request)
+        return together
+
+    async def _call(self, together: list[_Waiting[I, A]]) -> None:
+        images = sum(len(waiting.request) for waiting in together)
+        self._metrics.observe("batch_images", images, stage=self._name)
+        answers: Sequence[tuple[A, float] | Exception]
+        try:
+            answers = await self._ask(together[0].model, [waiting.request for waiting in together])
+        except Exception as error:
+            answers = [error] * len(together)
+        self._calls -= 1
+        self._images -= images
+        for waiting, answer in zip(together, answers, strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(answer, Exception):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)
+        self._start()
 
 
 async def repeated(attempt: Callable[[], Awaitable[T]], seconds: float, on_retry: Callable[[], None]) -> T:

@@ -1,24 +1,20 @@
 """The deployments, as Ray Serve runs them: thin shells around the other modules.
 
-`GatewayDeployment` holds handles to the others and is the only one that speaks HTTP. Its stages reach the replicas of
-`ModelsDeployment` over a handle, and turn what Ray raises for a dead replica into `ReplicaDied`. Every process of the
-service imports this module, so it doesn't import torch: replicas do when they start.
+`GatewayDeployment` holds handles to the others and is the only one that speaks HTTP; its stages (`stages`) reach the
+replicas of `ModelsDeployment`. Every process of the service imports this module, so it doesn't import torch: replicas
+do when they start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sized
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
-import grpc.aio
 import ray
 from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -26,107 +22,30 @@ from raygan.errors import RayganError, last_line
 from raygan.serve import logs
 from raygan.serve.api import create_app
 from raygan.serve.auth import check_token, read_token
-from raygan.serve.calls import Busy, Calls, ReplicaDied
 from raygan.serve.cors import with_cors
 from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions, SampleRequest
-from raygan.serve.metrics import Metrics, RayMetrics
+from raygan.serve.metrics import RayMetrics
 from raygan.serve.middleware import GatewayMiddleware
 from raygan.serve.model_store import Fetch, Files, Finish, ModelStore
-from raygan.serve.problems import unavailable
+from raygan.serve.rehearsal import rehearse
+from raygan.serve.scaling import REQUESTS
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
+from raygan.serve.stages import HandleStage
+
+I = TypeVar("I")  # noqa: E741 (a request)
+A = TypeVar("A")
 
 log = logging.getLogger("raygan.serve")
 
 #: Seconds that a starting gateway waits for the models before it answers without them.
 _START_SECONDS = 60.0
 
-#: Seconds after which a client that found the models asleep should ask again.
-_WAKING_SECONDS = 5
-
 #: The deployment of generators and classifiers.
 MODELS = "Models"
 
 #: States of a deployment whose replicas have gone, or are still to come, because of the load.
 _ASLEEP = ("HEALTHY", "UPSCALING", "DOWNSCALING")
-
-I = TypeVar("I", bound=Sized)  # noqa: E741 (a request's images)
-A = TypeVar("A")
-T = TypeVar("T")
-
-_DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
-
-
-class _Stage(Generic[I, A]):
-    """A stage over a handle to the models' replicas.
-
-    Args:
-        name: the stage in metrics.
-        handle: to the replicas.
-        method: what they do with a request.
-        metrics: where counts and times go.
-        settings: of the service.
-        cold: whether no replica is running, because there was nothing to do.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        handle: DeploymentHandle,
-        method: str,
-        metrics: Metrics,
-        settings: ServeSettings,
-        cold: Callable[[], bool],
-    ):
-        self._handle = handle
-        self._prepare, self._run = handle.options(method_name="prepare"), handle.options(method_name=method)
-        self._calls = Calls(name, metrics, limit=settings.max_waiting_images, seconds=settings.timeout_seconds)
-        self._cold = cold
-        self._waking: asyncio.Task[Any] | None = None
-
-    async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        described = dict(await _apart(_ask(self._prepare, model)))  # waits for the first replica if there is none yet
-        try:
-            await self._handle.broadcast("prepare", model).results_async()
-        except (
-            Exception
-        ) as error:  # a replica that is starting or stopping; one without the version fetches it on demand
-            log.info("not every replica loaded %s: %s", model, type(error).__name__)
-        return described
-
-    async def run(self, model: ModelVersion, request: I) -> A:
-        if self._cold():
-            self._wake(model)
-            raise unavailable("the models are starting", _WAKING_SECONDS)
-        return await self._calls.call(len(request), lambda: _ask(self._run, model, request))
-
-    def _wake(self, model: ModelVersion) -> None:
-        """Have Serve start a replica: it does while a call waits for one. One call wakes, however many clients ask."""
-        if self._waking is None or self._waking.done():
-            self._waking = _apart(_ask(self._prepare, model))
-            self._waking.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-
-def _apart(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a call that Serve doesn't cancel with the request that it came from, which Serve finds in the context."""
-    return contextvars.Context().run(asyncio.ensure_future, call)
-
-
-async def _ask(method: DeploymentHandle, *arguments: Any) -> Any:
-    try:
-        return await method.remote(*arguments)
-    except _DEATHS as error:
-        raise ReplicaDied(type(error).__name__) from None
-    except DeploymentUnavailableError:
-        raise ReplicaDied("no replica") from None
-    except grpc.aio.AioRpcError as error:  # the replica ended while answering
-        raise ReplicaDied(error.code().name) from None
-    except BackPressureError:
-        raise Busy(1) from None
-    except RayTaskError as error:
-        if isinstance(error.cause, _DEATHS):
-            raise ReplicaDied(type(error.cause).__name__) from None
-        raise
 
 
 class ModelStoreDeployment(ModelStore):
@@ -164,6 +83,7 @@ class ModelsDeployment:
         from raygan.serve.replicas import Replica
 
         logs.configure()
+        self._requests = 0
         self._replica = Replica(settings, fetch_through(store), finish_through(store))
         # Nothing wrong with one champion may keep the replica from serving other versions.
         try:
@@ -175,15 +95,34 @@ class ModelsDeployment:
                     log.warning("cannot load %s: %s", model, last_line(error))
         except Exception as error:
             log.warning("cannot ask for the models: %s", last_line(error))
+        self._replica.rehearse = rehearse
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         return await self._replica.prepare(model)
 
-    async def draw(self, model: ModelVersion, request: SampleRequest) -> tuple[Drawn, float]:
-        return await self._replica.draw(model, request)
+    async def draw(self, model: ModelVersion, requests: list[SampleRequest]) -> list[tuple[Drawn, float] | Exception]:
+        return await self._each(self._replica.draw, model, requests)
 
-    async def classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
-        return await self._replica.classify(model, request)
+    async def classify(
+        self, model: ModelVersion, requests: list[ClassifyRequest]
+    ) -> list[tuple[Predictions, float] | Exception]:
+        return await self._each(self._replica.classify, model, requests)
+
+    async def _each(
+        self, method: Callable[[ModelVersion, I], Awaitable[A]], model: ModelVersion, requests: Sequence[I]
+    ) -> list[A | Exception]:
+        """The answers to a call's requests; one that fails doesn't spoil the others."""
+        self._requests += len(requests)
+        try:
+            answers = await asyncio.gather(*(method(model, each) for each in requests), return_exceptions=True)
+        finally:
+            self._requests -= len(requests)
+        # An error may not survive the way as it is; the log has its traceback.
+        return [RuntimeError(last_line(each)) if isinstance(each, BaseException) else each for each in answers]
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook: the load by which `scaling` decides."""
+        return {REQUESTS: self._requests}
 
 
 @serve.ingress()
@@ -210,12 +149,12 @@ class GatewayDeployment:
         metrics = RayMetrics()
         self._cold, self._stopped, self._missing = False, True, ["models"]
 
-        def stage(name: str, method: str) -> _Stage[Any, Any]:
-            return _Stage(name, models, method, metrics, settings, lambda: self._cold)
+        def stage(name: str, method: str) -> HandleStage[Any, Any]:
+            return HandleStage(name, models, method, metrics, settings, lambda: self._cold)
 
+        self._stages = stage("generator", "draw"), stage("classifier", "classify")
         self._service = Service(
-            stage("generator", "draw"),
-            stage("classifier", "classify"),
+            *self._stages,
             metrics,
             max_draws=settings.max_draws,
             seconds=settings.timeout_seconds,
@@ -263,8 +202,11 @@ class GatewayDeployment:
 
     async def _look(self) -> None:
         self._reload_token()
-        none_running, self._cold = await asyncio.to_thread(_replicas)
-        self._stopped = none_running and not self._cold
+        running, self._cold = await asyncio.to_thread(_replicas)
+        self._stopped = not running and not self._cold
+        for stage in self._stages:
+            stage.calls.replicas = running
+            stage.calls.observe()
         champions: Champions = await self._store.champions.remote()
         await self._service.refresh(champions)
         if self._service.champions != champions.proven:
@@ -282,10 +224,11 @@ class GatewayDeployment:
                 log.warning("the former token stays: %s", error)
 
 
-def _replicas() -> tuple[bool, bool]:
-    """Whether no replica of the models is running, and whether that is because Serve has scaled them to zero."""
+def _replicas() -> tuple[int, bool]:
+    """How many replicas of the models are running, and whether there are none because Serve has scaled them to zero."""
     application = serve.status().applications.get(serve.get_replica_context().app_name)
     deployment = application.deployments.get(MODELS) if application else None
-    if deployment is None or deployment.replica_states.get("RUNNING", 0):
-        return False, False
-    return True, deployment.status in _ASLEEP
+    if deployment is None:  # it is being redeployed
+        return 1, False
+    running = deployment.replica_states.get("RUNNING", 0)
+    return running, not running and deployment.status in _ASLEEP

@@ -5,7 +5,7 @@ raygan_request_seconds         request latency by route
 raygan_stage_seconds           time per call to a deployment: waiting in the gateway, transport, computing; for encoding
                                pictures and decoding uploads: waiting, computing
 raygan_batch_images            images per call to a deployment
-raygan_waiting_images          images queued in the gateway for a deployment
+raygan_waiting_images          images that a gateway has under way, looked at every poll_seconds
 raygan_not_served              champions that aren't served, and deployments without a replica
 raygan_samples_total           samples by label: plain; with a minimum confidence, drawn and accepted
 raygan_rejected_total          requests rejected because a stage was full: a deployment's queue, the gateway, encoding,
@@ -58,7 +58,7 @@ class RayMetrics:
             "stage_seconds": metrics.Histogram("raygan_stage_seconds", "Stage time.", _SECONDS, ("stage", "part")),
             "batch_images": metrics.Histogram("raygan_batch_images", "Images per call.", _IMAGES, ("stage",)),
             "not_served": metrics.Gauge("raygan_not_served", "Champions not served, deployments without a replica."),
-            "waiting_images": metrics.Gauge("raygan_waiting_images", "Queued images.", ("stage",)),
+            "waiting_images": metrics.Gauge("raygan_waiting_images", "Images under way.", ("stage",)),
         }
 
     def count(self, name: str, amount: float = 1, **tags: str) -> None:

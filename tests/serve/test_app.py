@@ -65,6 +65,7 @@ def address(ray_cluster, settings):
         **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4},
         **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
         "downscale_to_zero_delay_s": 5,
+        "policy": {"policy_function": "raygan.serve.scaling:by_requests"},
     }
     # HAProxy's own default is one folder for the machine.
     with tempfile.TemporaryDirectory(prefix="ha", ignore_cleanup_errors=True) as scratch:
@@ -228,6 +229,21 @@ def test_metrics_are_exported(address):
     wait_until(
         lambda: all(name in httpx.get(metrics, timeout=10).text for name in wanted), "the metrics are exported", 90
     )
+
+
+def test_a_service_that_stops_says_so_before_it_stops_listening(warm):
+    """Keep this the last test that needs the service."""
+    with httpx.Client(base_url=warm, timeout=10) as client:
+        before = arrays(client.get("/v1/sample?label=cat&n=2&seed=7&format=npz"))["images"]
+        serve.delete("raygan", _blocking=False)
+        answers = []
+        wait_until(
+            lambda: answers.append(client.get("/readyz")) or answers[-1].status_code != 200, "it is stopping", 30
+        )
+        assert (answers[-1].status_code, answers[-1].headers.get("Retry-After")) == (503, "5")
+        assert "stopping" in answers[-1].json()["detail"]
+        last = client.get("/v1/sample?label=cat&n=2&seed=7&format=npz")  # requests under way have time to end
+        assert np.array_equal(arrays(last)["images"], before)
 
 
 def replica_pid(deployment):

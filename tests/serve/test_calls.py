@@ -11,60 +11,98 @@ from raygan.serve.headers import walk_headers
 from raygan.serve.messages import ModelVersion
 from tests.serve.local import RecordingMetrics
 
+CAT, DOG = ModelVersion("cat", "1"), ModelVersion("dog", "1")
+
 
 class Answering:
-    """A replica that answers, after the deaths or the wait that a test wants."""
+    """A replica that answers each request with its own text, after the deaths or the wait that a test wants."""
 
-    def __init__(self, *, deaths=0):
-        self.deaths, self.attempts, self.gate = deaths, 0, asyncio.Event()
-        self.gate.set()
+    def __init__(self, *, deaths=0, open=True):
+        self.deaths, self.asked, self.gate = deaths, [], asyncio.Event()
+        if open:
+            self.gate.set()
 
-    async def __call__(self):
-        self.attempts += 1
+    async def __call__(self, model, requests):
+        self.asked.append((model, requests))
         await self.gate.wait()
-        if self.attempts <= self.deaths:
+        if len(self.asked) <= self.deaths:
             raise ReplicaDied("killed")
-        return "answer", 0.0
+        return [ValueError(each) if "bad" in each else (each.upper(), 0.0) for each in requests]
 
 
-def make_calls(metrics, **limits):
-    return Calls("test", metrics, **{"limit": 100, "seconds": 30.0, **limits})
+def make_calls(replica, metrics=None, **limits):
+    return Calls("test", metrics or RecordingMetrics(), replica, **{"limit": 100, "seconds": 30.0, **limits})
+
+
+async def started(*runs):
+    """The tasks of coroutines that have got as far as they can. A request's length is its number of images."""
+    tasks = [asyncio.ensure_future(run) for run in runs]
+    await asyncio.sleep(0.01)
+    return tasks
 
 
 async def test_a_call_whose_replica_died_is_repeated():
     replica, metrics = Answering(deaths=3), RecordingMetrics()
-    assert await make_calls(metrics).call(4, replica) == "answer"
-    assert (replica.attempts, metrics.counts["retries", "test"]) == (4, 3)
+    assert await make_calls(replica, metrics).run(CAT, "four") == "FOUR"
+    assert (len(replica.asked), metrics.counts["retries", "test"]) == (4, 3)
 
 
 @pytest.mark.parametrize("deaths", [0, 1000])
 async def test_a_call_without_an_answer_is_given_up(deaths):
-    replica = Answering(deaths=deaths)
-    if not deaths:
-        replica.gate.clear()
+    replica = Answering(deaths=deaths, open=bool(deaths))
     with pytest.raises(ReplicaDied):
-        await make_calls(RecordingMetrics(), seconds=0.2).call(4, replica)
+        await make_calls(replica, seconds=0.2).run(CAT, "four")
+
+
+async def test_requests_that_come_together_share_a_call_of_one_version():
+    replica = Answering(open=False)
+    calls = make_calls(replica)
+    tasks = await started(
+        *(
+            calls.run(model, text)
+            for model, text in [
+                (CAT, "a"),
+                (CAT, "b"),
+                (CAT, "c"),
+                (DOG, "d"),
+                (DOG, "bad"),
+                (DOG, "e"),
+                (CAT, "f"),
+            ]
+        )
+    )
+    assert replica.asked == [(CAT, ["a"]), (CAT, ["b"])]  # two calls leave at once
+    replica.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(each) for each in answers] == ["A", "B", "C", "D", "bad", "E", "F"]  # one that fails fails alone
+    assert replica.asked[2:] == [(CAT, ["c"]), (DOG, ["d", "bad", "e"]), (CAT, ["f"])]
+
+
+async def test_the_load_does_not_wait_in_the_gateway():
+    """What waits is always less than a full call, so replicas see the load."""
+    replica = Answering(open=False)
+    calls = make_calls(replica, limit=1000)
+    await started(*(calls.run(CAT, "image") for _ in range(100)))
+    assert 500 - 5 * sum(len(requests) for _, requests in replica.asked) < 16
+    assert len(replica.asked) < 40
 
 
 async def test_too_many_images_under_way_are_refused_and_cancelled_ones_make_room():
-    replica, metrics = Answering(), RecordingMetrics()
-    replica.gate.clear()
-    calls = make_calls(metrics, limit=3)
-    asked = [asyncio.ensure_future(calls.call(1, replica)) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    replica, metrics = Answering(open=False), RecordingMetrics()
+    calls = make_calls(replica, metrics, limit=4)
+    tasks = await started(*(calls.run(CAT, text) for text in "abcd"))
     with pytest.raises(Busy):
-        await calls.call(1, replica)
+        await calls.run(CAT, "e")
     assert metrics.counts["rejected", "test"] == 1
-    for task in asked[1:]:
-        task.cancel()
-    await asyncio.sleep(0.01)
-    assert metrics.values["waiting_images", "test"][-1] == 1
-    again = asyncio.ensure_future(calls.call(2, replica))
-    await asyncio.sleep(0.01)
+    calls.observe()
+    assert metrics.values["waiting_images", "test"][-1] == 4
+    tasks[3].cancel()  # it waits for a call; those in calls are being computed
     replica.gate.set()
-    assert await asyncio.gather(asked[0], again) == ["answer", "answer"]
+    assert await asyncio.gather(*tasks[:3]) == ["A", "B", "C"]
+    calls.observe()
     assert metrics.values["waiting_images", "test"][-1] == 0
-    assert replica.attempts == 4
+    assert [requests for _, requests in replica.asked] == [["a"], ["b"], ["c"]]
+    assert await calls.run(CAT, "four") == "FOUR"
 
 
 def test_names_in_any_script_fit_headers():
