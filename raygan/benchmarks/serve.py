@@ -8,6 +8,7 @@ aim stands beside the number measured.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         if "raygan" in settings.servers:
             cold = _cold_start(folder)
             print(f"serve run: ready after {cold:.1f} s", flush=True)
-        servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in settings.servers}
+        servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in _present(settings.servers)}
     aims = list(_aims(bare, cold, servers))
     for text in aims:
         print(text)
@@ -86,6 +87,14 @@ def peer(name: str, folder: Path, port: int, options: dict[str, Any] | None = No
     """
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(port)]
     return running(name, [*command, json.dumps(options or {})], port, _request(name, 1, seed=0))
+
+
+def _present(servers: Sequence[str]) -> Iterator[str]:
+    for name in servers:
+        if name == "litserve" and not importlib.util.find_spec("litserve"):
+            print("litserve: left out, it is not installed: pip install -e '.[benchmark]'")
+        else:
+            yield name
 
 
 def _measure(name: str, folder: Path, settings: ServeBenchmarkSettings) -> Cells:

@@ -91,11 +91,14 @@ def serve_litserve(folder: Path, port: int) -> None:
 
 def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) -> None:
     """The service as the folder's `serve_config.yaml` describes it, or the composed graph, on a cluster of its own."""
+    from raygan.serve import haproxy
     from raygan.settings import load_yaml
 
     service = load_yaml(str(folder / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if name in ("raygan", "composed") else "0"
+    if own := haproxy.program():
+        os.environ[haproxy.VARIABLE] = own
     import ray
     from ray import serve
 

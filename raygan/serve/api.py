@@ -104,7 +104,12 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
 
 
 def _info(service: Service, model: ModelVersion) -> ModelInfo:
-    return ModelInfo(name=model.name, version=model.version, image_size=service.image_size(model))
+    return ModelInfo(
+        name=model.name,
+        version=model.version,
+        image_size=service.image_size(model),
+        directions=service.directions(model),
+    )
 
 
 def _add_status(app: fastapi.FastAPI, service: Service, not_ready: Callable[[], list[str]]) -> None:

@@ -76,7 +76,14 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
             return short
         seed = secrets.randbelow(2**31) if first is None else first
         samples = await service.sample(
-            query.label, query.n, seed, query.truncation, query.min_confidence, model=model, seeds=query.seeds
+            query.label,
+            query.n,
+            seed,
+            query.truncation,
+            query.min_confidence,
+            model=model,
+            seeds=query.seeds,
+            moves=query.moves,
         )
         if samples.accepted <= 2 and kind in ("grid", "json"):
             body = encoding.run_here(_body, samples, kind, packed)
@@ -144,7 +151,9 @@ def _add_stream(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
 
         async def part(start: int) -> bytes:
             count = min(_STREAM_IMAGES, query.n - start)
-            samples = await service.sample(query.label, count, seed + start, query.truncation, model=model)
+            samples = await service.sample(
+                query.label, count, seed + start, query.truncation, model=model, moves=query.moves
+            )
             return await encoding.run(client_of(request), encode.lines, samples)
 
         async def lines(first: bytes) -> AsyncIterator[bytes]:
@@ -193,7 +202,9 @@ def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
         headers = walk_headers(model, query.seed, to) | caching.headers(model, query.model_dump_json(), kind)
         if short := caching.shortcut(headers, MEDIA_TYPES[kind]):
             return short
-        frames, _ = await service.walk(query.label, query.seed, to, query.frames, query.truncation, model=model)
+        frames, _ = await service.walk(
+            query.label, query.seed, to, query.frames, query.truncation, model=model, moves=query.moves
+        )
         if query.bounce:
             frames = np.concatenate([frames, frames[-2:0:-1]])
         milliseconds = round(1000 / query.fps)

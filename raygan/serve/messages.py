@@ -54,6 +54,7 @@ class SampleRequest:
         truncation: scales the latents, in (0, 1].
         end_seeds: if given, image i lies on the great circle from seeds[i] to end_seeds[i] ...
         fractions: ... at this fraction of the way, in [0, 1].
+        moves: how far to move along the generator's strongest directions, the strongest first.
         judge: the classifier that looks at the images, too; None for images alone.
         origin: the client's request, for the log.
     """
@@ -63,6 +64,7 @@ class SampleRequest:
     truncation: float = 1.0
     end_seeds: tuple[int, ...] = ()
     fractions: tuple[float, ...] = ()
+    moves: tuple[float, ...] = ()
     judge: ModelVersion | None = None
     origin: Origin = field(default_factory=ORIGIN.get, compare=False)
 

@@ -73,9 +73,10 @@ def describe(app: fastapi.FastAPI) -> None:
                 definition = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
                 schemas.update(definition.pop("$defs", {}))
                 schemas[model.__name__] = definition
-            for parameter in schema["paths"]["/v1/sample"]["get"]["parameters"]:
-                if parameter["name"] == "seeds":
-                    parameter |= {"style": "form", "explode": False}  # seeds=1,5,9
+            for path in schema["paths"].values():
+                for parameter in path.get("get", {}).get("parameters", []):
+                    if parameter["name"] in ("seeds", "moves"):
+                        parameter |= {"style": "form", "explode": False}  # seeds=1,5,9
             schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             schema["security"] = [{"token": []}, {}]
             app.openapi_schema = schema

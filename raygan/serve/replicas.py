@@ -37,6 +37,7 @@ from raygan.serve.executor import Executor, is_batch_invariant
 from raygan.serve.logs import ORIGIN, Origin
 from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.model_store import Fetch, Files, Finish, write_files
+from raygan.serve.schemas import MAX_MOVES
 from raygan.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -60,15 +61,21 @@ class Loaded:
         model: the generator or the classifier.
         executor: around its network.
         image_size: side of its images, in px.
+        directions: of a generator, the strongest ones (count, z_dim); none of a classifier.
     """
 
     model: Generator | Classifier
     executor: Executor
     image_size: int
+    directions: Tensor
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"image_size": self.image_size, "labels": list(self.model.labels)}
+        return {
+            "image_size": self.image_size,
+            "labels": list(self.model.labels),
+            "directions": len(self.directions),
+        }
 
 
 class Replica:
@@ -112,7 +119,7 @@ class Replica:
         loaded = await self._loaded(model)
         started = time.perf_counter()
         generator = cast("Generator", loaded.model)
-        inputs = [latents_for(request, generator.settings.z_dim)]
+        inputs = [latents_for(request, generator.settings.z_dim, loaded.directions)]
         if labels := generator.labels:
             inputs.append(torch.full((len(request),), labels.index(request.label), dtype=torch.int64))
         pixels = (await loaded.executor.run(*inputs)).numpy()
@@ -171,7 +178,9 @@ class Replica:
         # Pixels must not depend on the rest of the batch, to the last bit.
         fixed = self._is_batch_invariant(drawing.compute, drawing.example(self._settings.batch_images))
         executor = self._executor(drawing.compute, padded=not fixed)
-        return Loaded(drawing.generator, executor, drawing.generator.settings.image_size)
+        return Loaded(
+            drawing.generator, executor, drawing.generator.settings.image_size, _directions_of(drawing.generator)
+        )
 
     def _load_classifier(self, folder: Path) -> Loaded:
         from raygan.models.googlenet import load_classifier, to_input
@@ -198,7 +207,7 @@ class Replica:
         # In float32 nobody sees the rounding, and where it could matter the gateway classifies again. In bfloat16 it
         # would be visible.
         padded = bf16 and not self._is_batch_invariant(logits, [example])
-        return Loaded(classifier, self._executor(compute, padded=padded), size)
+        return Loaded(classifier, self._executor(compute, padded=padded), size, torch.empty(0, 0))
 
     def _executor(self, compute: Callable[..., Tensor], *, padded: bool) -> Executor:
         batch = self._settings.batch_images
@@ -250,12 +259,25 @@ def _to_uint8(images: Tensor) -> Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
-def latents_for(request: SampleRequest, z_dim: int) -> Tensor:
-    """Latents (n, z_dim) of the seeds, or of the points between seeds and end seeds, scaled by the truncation."""
+def _directions_of(generator: Generator) -> Tensor:
+    """The strongest directions of a generator; none where its architecture has none."""
+    from raygan.models.directions import directions
+
+    try:
+        return directions(generator, min(MAX_MOVES, generator.settings.z_dim))
+    except RayganError:
+        return torch.empty(0, generator.settings.z_dim)
+
+
+def latents_for(request: SampleRequest, z_dim: int, directions: Tensor | None = None) -> Tensor:
+    """Latents (n, z_dim) of the seeds, or of points between seeds and end seeds, scaled by the truncation and moved."""
     points = latents_of(request.seeds, z_dim)
     if request.end_seeds:
         points = slerp(points, latents_of(request.end_seeds, z_dim), torch.tensor(request.fractions))
-    return points * request.truncation
+    points = points * request.truncation
+    if request.moves and directions is not None:
+        points = points + torch.tensor(request.moves) @ directions[: len(request.moves)]
+    return points
 
 
 def _to_tensor(pixels: Pixels) -> Tensor:

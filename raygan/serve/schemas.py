@@ -17,6 +17,9 @@ from raygan.serve.encode import Animation, Format
 #: Seeds are below this: every JSON reader keeps such integers exact, with room for an image's index in the answer.
 SEED_LIMIT = 2**52
 
+#: Maximum number of directions to move along.
+MAX_MOVES = 8
+
 #: Maximum number of images in a stream.
 MAX_STREAMED = 10_000
 
@@ -38,6 +41,8 @@ def _separated(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_digits)]
 Seed = Annotated[int, BeforeValidator(_digits), Field(ge=0, lt=SEED_LIMIT)]
+Move = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+Moves = Annotated[list[Move], BeforeValidator(_separated), Field(max_length=MAX_MOVES)]
 Seeds = Annotated[list[Seed], BeforeValidator(_separated), Field(min_length=1, max_length=MAX_IMAGES)]
 
 
@@ -55,6 +60,11 @@ class LabelQuery(BaseModel):
         examples=["3"],
     )
     truncation: float = Field(1.0, gt=0, le=1, description="lower is more typical and less varied", examples=[0.7])
+    moves: Moves = Field(
+        [],
+        description="how far to move latents along the directions in which the generator's images change most (SeFa)",
+        examples=[[3, 0, -1.5]],
+    )
 
 
 class SampleQuery(LabelQuery):
@@ -111,6 +121,7 @@ class ModelInfo(BaseModel):
     name: str
     version: str
     image_size: int
+    directions: int = Field(0, description="how many numbers a generator takes as moves")
 
 
 class Models(BaseModel):

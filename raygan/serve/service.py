@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -195,6 +195,7 @@ class Service:
         *,
         model: ModelVersion | None = None,
         seeds: list[int] | None = None,
+        moves: Sequence[float] = (),
     ) -> Samples:
         """Images of the seeds from `seed` on.
 
@@ -204,6 +205,7 @@ class Service:
             seed: of the first image.
             model: from `version`; the champion by default.
             seeds: instead of `n` and `seed`.
+            moves: how far to move along the generator's directions.
             truncation: scales the latents, in (0, 1].
             min_confidence: keep only images with at least this probability of the label, in [0, 1].
         Raises:
@@ -211,10 +213,12 @@ class Service:
             Busy: too many images are waiting.
         """
         model, classifier = model or self._champion(label), self.champions.classifier
+        self._check_moves(model, moves)
+        template = SampleRequest(label, (seed,), truncation, moves=tuple(moves))
         if min_confidence is not None:
             judge = self._classifier_for(label)
             found = await self._search.run(
-                SampleRequest(label, (seed,), truncation),
+                template,
                 n,
                 min_confidence,
                 draw=lambda request: self.generator.run(model, replace(request, judge=judge)),
@@ -222,17 +226,26 @@ class Service:
             )
             return Samples(label, found.images, found.seeds, found.drawn, model, judge, found.predictions)
         seeds = list(range(seed, seed + n)) if seeds is None else seeds
-        drawn = await self.generator.run(model, SampleRequest(label, tuple(seeds), truncation, judge=classifier))
+        drawn = await self.generator.run(model, replace(template, seeds=tuple(seeds), judge=classifier))
         self.metrics.count("samples", len(seeds), label=label, outcome="plain")
         return Samples(label, drawn.images, seeds, len(seeds), model, classifier, drawn.predictions)
 
     async def walk(
-        self, label: str, seed: int, to: int, frames: int, truncation: float, *, model: ModelVersion | None = None
+        self,
+        label: str,
+        seed: int,
+        to: int,
+        frames: int,
+        truncation: float,
+        *,
+        model: ModelVersion | None = None,
+        moves: Sequence[float] = (),
     ) -> tuple[Pixels, ModelVersion]:
         """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""
         model = model or self._champion(label)
+        self._check_moves(model, moves)
         fractions = tuple(i / (frames - 1) for i in range(frames))
-        request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions)
+        request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions, tuple(moves))
         return (await self.generator.run(model, request)).images, model
 
     async def classify(self, images: Pixels) -> tuple[Predictions, ModelVersion]:
@@ -249,6 +262,14 @@ class Service:
     def labels(self, model: ModelVersion) -> list[str]:
         """The labels that a served model knows; empty for an unconditional generator."""
         return list(self._about(model).get("labels", []))
+
+    def directions(self, model: ModelVersion) -> int:
+        """How many directions a served generator can be moved along."""
+        return int(self._about(model).get("directions", 0))
+
+    def _check_moves(self, model: ModelVersion, moves: Sequence[float]) -> None:
+        if len(moves) > self.directions(model):
+            raise Problem(422, f"{model} has {self.directions(model)} directions", field="moves")
 
     def image_size(self, model: ModelVersion) -> int:
         """The side of a served model's images, in px."""

@@ -455,3 +455,27 @@ async def test_without_a_classifier_samples_have_no_predictions(models):
         assert (confident.status_code, confident.json()["field"]) == (409, "min_confidence")
         files = {"images": ("a.png", b"\x89PNG")}
         assert (await client.post("/v1/classify", files=files)).status_code == 409
+
+
+def test_moves_follow_the_directions_that_the_first_layer_passes_on_most(http):
+    """SeFa by the book: the left singular vectors of the first layer's matrix."""
+    generator = make_generator()
+    first = next(module for module in generator.modules() if isinstance(module, torch.nn.ConvTranspose2d))
+    vectors = torch.linalg.svd(first.weight.detach().flatten(1).double())[0].T[:3].float()
+    vectors *= vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()  # the sign is ours to choose
+    latents = torch.randn(1, NETWORKS.z_dim, generator=seeded(7, 0, "sample")) * 0.5 + 3 * vectors[0] - 1.5 * vectors[2]
+    with torch.no_grad():
+        expected = to_uint8(generator(latents)).permute(0, 2, 3, 1).numpy().astype(int)
+    query = "/v1/sample?label=cat&seeds=7&truncation=0.5&format=npz"
+    moved = np.load(io.BytesIO(http.get(f"{query}&moves=3,0,-1.5").content))["images"].astype(int)
+    assert abs(moved - expected).max() <= 1
+    plain = np.load(io.BytesIO(http.get(query).content))["images"].astype(int)
+    assert abs(moved - plain).max() > 10
+    posted = {"label": "cat", "seeds": [7], "truncation": 0.5, "moves": [3, 0, -1.5], "format": "npz"}
+    assert http.post("/v1/sample", json=posted).content == http.get(f"{query}&moves=3,0,-1.5").content
+    walk = "/v1/interpolate?label=cat&seed=7&to=8&frames=2&format=gif"
+    assert http.get(f"{walk}&moves=3").content != http.get(walk).content
+    assert http.get("/v1/models").json()["generators"]["cat"]["directions"] == 8
+    for wrong in ("1,1,1,1,1,1,1,1,1", "nan", "11"):
+        answer = http.get(f"{query}&moves={wrong}")
+        assert (answer.status_code, answer.json()["detail"][:5]) == (422, "moves")

@@ -37,7 +37,7 @@ async def test_a_replicas_error_names_the_request_and_its_trace(models, configur
         return await contextvars.Context().run(asyncio.ensure_future, run(model, received))
 
     monkeypatch.setattr(local.generator, "run", over_the_wire)
-    monkeypatch.setattr("raygan.serve.replicas.latents_for", lambda request, z_dim: 1 / 0)
+    monkeypatch.setattr("raygan.serve.replicas.latents_for", lambda request, z_dim, directions: 1 / 0)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
         assert (await client.get("/v1/sample?label=cat&n=1", headers=headers)).status_code == 500
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

@@ -325,3 +325,26 @@ def test_a_photo_gets_the_classifiers_verdict(browser, running, http, tmp_path):
     assert first[0] == label
     assert abs(float(first[1]) - 100 * expected[label]) < 0.2
     picture(page, "photo")
+
+
+def test_sliders_move_the_pictures_and_the_address_keeps_them(browser, running):
+    page = opened(browser, running.address + "/?label=cat&n=16&seed=7")
+    before = sources(page)
+    page.find_element("css selector", "#moves-field summary").click()
+    assert wait(page, "document.querySelectorAll('#moves input').length") == 6
+    page.execute_script(
+        "const slider = document.getElementById('move-1'); slider.value = 4;"
+        "slider.dispatchEvent(new Event('input')); slider.dispatchEvent(new Event('change'))"
+    )
+    wait(page, "location.search.includes('moves=0%2C4')")
+    drawn(page)
+    moved = sources(page)
+    assert moved != before
+    picture(page, "moves")
+    page.get(page.current_url)
+    drawn(page)
+    assert sources(page) == moved
+    page.execute_script("document.getElementById('moves-reset').click()")
+    wait(page, "!location.search.includes('moves')")
+    drawn(page)
+    assert sources(page) == before

@@ -1,14 +1,16 @@
 // The service's page: requests /v1 and shows the answers. No library, nothing loaded from elsewhere.
-// link.js keeps the address, gallery.js the pictures that people keep, photo.js asks about uploads.
+// link.js keeps the address, gallery.js the pictures that people keep, photo.js asks about uploads, and moves.js has the
+// sliders along directions.
 'use strict';
 
 const $ = (id) => document.getElementById(id);
 const SEED_LIMIT = 2 ** 31;
 const PLAIN = /^[\x21-\x7e]+$/; // a token that fits a header
 let asking = null; // the promise of a token while the dialog is open
-let shown = null; // the answer on the page: label, version, truncation, seeds
+let shown = null; // the answer on the page: label, version, truncation, moves, seeds
+let generators = {}; // what /v1/models says, by label
 let pinned = null; // the version that the next drawing must use; null is the newest
-let morphed = null; // whose seeds the morph's are: label, version, truncation
+let morphed = null; // whose seeds the morph's are: label, version, truncation, moves
 let opened = null; // the picture in the dialog, and the list that it is from
 let openedList = [];
 
@@ -82,6 +84,8 @@ function formQuery() {
   });
   if (Number($('confidence').value) > 0) values.set('min_confidence', $('confidence').value);
   if (pinned) values.set('version', pinned);
+  const moves = chosenMoves();
+  if (moves) values.set('moves', moves);
   return values;
 }
 
@@ -95,6 +99,8 @@ async function loadModels() {
     $('label').replaceChildren(...labels.map((label) => new Option(label, label, false, label === chosen)));
   }
   $('confidence-field').hidden = $('photo-section').hidden = !models.classifier;
+  generators = models.generators;
+  showMoves();
   if (!labels.length) throw new Error('No generator is registered yet: train one first.');
 }
 
@@ -113,6 +119,7 @@ async function draw() {
   const began = performance.now();
   const answer = await (await ask(`/v1/sample?${asked}&format=json`)).json();
   const origin = { label: answer.label, version: answer.model.version, truncation: asked.get('truncation') };
+  if (asked.has('moves')) origin.moves = asked.get('moves');
   shown = { ...origin, seeds: answer.images.map((image) => image.seed) };
   const pictures = answer.images.map((image) => ({ ...image, ...origin, source: `data:image/png;base64,${image.png}` }));
   $('samples').replaceChildren(...pictures.map((picture) => tile(picture, pictures)));
@@ -208,7 +215,8 @@ function morphOf(origin) {
 }
 
 function morphEnd(id) {
-  morphOf({ label: opened.label, version: opened.version, truncation: opened.truncation });
+  const { label, version, truncation, moves } = opened;
+  morphOf({ label, version, truncation, ...(moves && { moves }) });
   $(id).value = opened.seed;
   $('large').close();
   $(id).focus();
@@ -251,7 +259,11 @@ $('form').addEventListener('submit', (event) => {
   busy($('draw'), 'Drawing …', draw);
 });
 $('form').addEventListener('input', showValues);
-$('label').addEventListener('change', () => pin(null)); // versions are a label's own
+$('label').addEventListener('change', () => { // versions and directions are a label's own
+  pin(null);
+  setMoves('');
+  showMoves();
+});
 $('dice').addEventListener('click', () => {
   if (isBusy($('draw'))) return;
   $('seed').value = Math.floor(Math.random() * SEED_LIMIT);

@@ -14,7 +14,7 @@ function kept() {
 }
 
 function isSame(one, other) {
-  return ['label', 'version', 'seed', 'truncation'].every((name) => String(one[name]) === String(other[name]));
+  return ['label', 'version', 'seed', 'truncation', 'moves'].every((name) => String(one[name]) === String(other[name]));
 }
 
 function showKept() {
@@ -28,10 +28,10 @@ function showKept() {
 }
 
 function toggleKept() {
-  const { label, version, seed, truncation, probabilities, source } = opened;
+  const { label, version, seed, truncation, moves, probabilities, source } = opened;
   const others = kept().filter((picture) => !isSame(picture, opened));
   const had = others.length < kept().length;
-  const pictures = had ? others : [{ label, version, seed, truncation, probabilities, source }, ...others];
+  const pictures = had ? others : [{ label, version, seed, truncation, moves, probabilities, source }, ...others];
   try {
     localStorage.setItem(KEPT, JSON.stringify(pictures.slice(0, MOST_KEPT)));
   } catch {

@@ -1,4 +1,4 @@
-// The page's address names what it shows: label, n, seed, truncation, confidence and version. A link gives others the
+// The page's address names what it shows: label, n, seed, truncation, confidence, moves and version. A link gives others the
 // same pixels, and going back gives the former ones.
 'use strict';
 
@@ -17,6 +17,8 @@ function readAddress() {
     if (values.has(name)) $(id).value = values.get(name);
     if (!$(id).value || !$(id).checkValidity()) $(id).value = before;
   }
+  showMoves();
+  setMoves(values.get('moves') || '');
   const version = values.get('version') || '';
   pin(/^[1-9][0-9]{0,8}$/.test(version) ? version : null);
   showValues();
