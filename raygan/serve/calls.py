@@ -92,7 +92,8 @@ class Calls(Generic[I, A]):
     def __init__(self, name: str, metrics: Metrics, ask: Ask[I, A], *, limit: int, seconds: float):
         self._name, self._metrics, self._ask, self._limit, self._seconds = name, metrics, ask, limit, seconds
         self._waiting: deque[_Waiting[I, A]] = deque()
-        self._images = self._waiting_images = self._calls = 0
+        self._calls: set[asyncio.Task[None]] = set()
+        self._images = self._waiting_images = 0
         self._usual = 0.0  # seconds of a request, a moving average
         self.replicas = 1
 
@@ -133,12 +134,17 @@ class Calls(Generic[I, A]):
 
     def _start(self) -> None:
         while self._waiting and (
-            self._calls < _CALLS_PER_REPLICA * max(1, self.replicas) or self._waiting_images >= _FULL
+            len(self._calls) < _CALLS_PER_REPLICA * max(1, self.replicas) or self._waiting_images >= _FULL
         ):
             if together := self._take():
-                self._calls += 1
                 # In a fresh context: Serve would take the call for a part of one request, and cancel it with that.
-                contextvars.Context().run(asyncio.ensure_future, self._call(together))
+                call = contextvars.Context().run(asyncio.ensure_future, self._call(together))
+                self._calls.add(call)
+                call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._start()
 
     def _take(self) -> list[_Waiting[I, A]]:
         """The oldest requests for one version, until they make a full call; without those whose clients have left."""
@@ -162,7 +168,6 @@ class Calls(Generic[I, A]):
             answers = await self._ask(together[0].model, [waiting.request for waiting in together])
         except Exception as error:
             answers = [error] * len(together)
-        self._calls -= 1
         self._images -= images
         for waiting, answer in zip(together, answers, strict=True):
             if waiting.answer.done():
@@ -171,7 +176,6 @@ class Calls(Generic[I, A]):
                 waiting.answer.set_exception(answer)
             else:
                 waiting.answer.set_result(answer)
-        self._start()
 
 
 async def repeated(attempt: Callable[[], Awaitable[T]], seconds: float, on_retry: Callable[[], None]) -> T:
