@@ -8,9 +8,11 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -25,7 +27,7 @@ from raygan.benchmarks.servers import free_port
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import save_generator
 from raygan.runtime import capacity
-from raygan.serve import app
+from raygan.serve import app, haproxy
 from raygan.serve.app import build, run
 from raygan.serve.settings import ServeJobSettings, ServeSettings
 from raygan.settings import load_yaml
@@ -78,6 +80,10 @@ def address(ray_cluster, settings):
                 "SERVER_STATE_FILE": "st",
             }
             variables |= {f"RAY_SERVE_HAPROXY_{name}": f"{scratch}/{file}" for name, file in places.items()}
+            own = Path(scratch, "raygan-haproxy")  # as pip makes it
+            own.write_text(f"#!{sys.executable}\nfrom raygan.serve.haproxy import main\nmain()\n")
+            own.chmod(0o755)
+            variables[haproxy.VARIABLE] = str(own)
             variables |= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/m", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
         ServeSubmissionClient(f"http://{ray_cluster.dashboard_url}").deploy_applications(service)
         address = f"http://127.0.0.1:{port}"
