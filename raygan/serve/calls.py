@@ -165,7 +165,10 @@ class Calls(Generic[I, A]):
         self._metrics.observe("batch_images", images, stage=self._name)
         answers: Sequence[tuple[A, float] | Exception]
         try:
-            answers = await self._ask(together[0].model, [waiting.request for waiting in together])
+            async with asyncio.timeout(self._seconds):  # a replica that hangs must not keep others' calls from starting
+                answers = await self._ask(together[0].model, [waiting.request for waiting in together])
+        except TimeoutError:
+            answers = [ReplicaDied("no answer in time")] * len(together)
         except Exception as error:
             answers = [error] * len(together)
         self._images -= images

@@ -54,6 +54,16 @@ async def test_a_call_without_an_answer_is_given_up(deaths):
         await make_calls(replica, seconds=0.2).run(CAT, "four")
 
 
+async def test_calls_that_hang_do_not_hold_up_later_ones():
+    replica = Answering(open=False)
+    calls = make_calls(replica, seconds=0.2)
+    hung = await started(*(calls.run(CAT, text) for text in "ab"))
+    assert {type(each) for each in await asyncio.gather(*hung, return_exceptions=True)} == {ReplicaDied}
+    await asyncio.sleep(0.1)
+    replica.gate.set()
+    assert await calls.run(CAT, "later") == "LATER"
+
+
 async def test_requests_that_come_together_share_a_call_of_one_version():
     replica = Answering(open=False)
     calls = make_calls(replica)
