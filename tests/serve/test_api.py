@@ -198,7 +198,8 @@ def test_every_answer_names_its_origin(http):
     assert headers["X-Raygan-Seeds"] == "7-8"
     assert [len(shares) for shares in json.loads(headers["X-Raygan-Probabilities"]).values()] == [2, 2]
     models = http.get("/v1/models").json()
-    assert models["generators"]["dog"] == {"name": "raygan-generator-dog", "version": "1", "image_size": 32}
+    dog = {"name": "raygan-generator-dog", "version": "1", "image_size": 32, "directions": 8}
+    assert models["generators"]["dog"] == dog
     assert models["classifier_labels"] == ["cat", "dog"]
 
 

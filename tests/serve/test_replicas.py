@@ -221,5 +221,5 @@ def test_a_rehearsal_loads_what_a_replica_would_and_says_why_it_can_not(tmp_path
     settings = ServeSettings(storage="unused", tracking_uri=None, threads=1)
     files = save(tmp_path / "cat", make_generator(0))
     rehearse(files, settings)
-    with pytest.raises(RayganError, match="generator"):
-        rehearse({**files, "generator.json": b"{"}, settings)
+    with pytest.raises(RayganError, match="no such thing"):
+        rehearse(files, settings, [sys.executable, "-c", "raise SystemExit('no such thing')"])
