@@ -39,13 +39,11 @@ class SharedShards:
         shards: in storage.
         reader: the actor.
         whole: all of them fit its bound, so it keeps what it has read.
-        held: reference to the shards, from which the actor begins again if its process dies.
     """
 
     shards: Shards
     reader: ray.actor.ActorHandle
     whole: bool
-    held: ray.ObjectRef
 
     def read(self, number: int) -> Stored:
         """One block; what doesn't fit the bound is read for this process alone."""
@@ -77,15 +75,13 @@ class ShardReader:
     What a worker is using stays in the store even if the reader lets go of it.
     """
 
-    def __init__(self, held: Sequence[ray.ObjectRef], most_bytes: float):
+    def __init__(self, shards: Shards, most_bytes: float):
         """Read nothing yet.
 
         Args:
-            held: a reference to the shards; in a list, or Ray would pass the shards themselves, which may be many,
-                and couldn't restart the actor once it has forgotten them.
+            shards: in storage.
             most_bytes: bound of what is kept.
         """
-        shards: Shards = ray.get(held[0])
         self._shards, self._most_bytes = shards, most_bytes
         self._kept: dict[int, asyncio.Task[ray.ObjectRef]] = {}  # used last, placed last
         self._bytes = shards.sizes
@@ -166,11 +162,9 @@ def load_photos(data: DataSet, split: Split, label: str | None, memory: float | 
     sizes = shards.sizes
     bound = memory * 1e9 if memory is not None else 2.0 * mixed * max(sizes.tolist(), default=0)
     _say_room(min(bound, float(sizes.sum())))
-    again = {"max_restarts": -1, "max_task_retries": 3}  # it has nothing that it can't read again
-    actor = ray.remote(ShardReader).options(num_cpus=0, scheduling_strategy=cluster.here(), **again)
-    held = ray.put(shards)
-    shared = SharedShards(shards, actor.remote([held], bound), whole=bool(sizes.sum() <= bound), held=held)
-    return Photos(shards.rows, shared, mixed)
+    actor = ray.remote(ShardReader).options(num_cpus=0, max_restarts=-1, scheduling_strategy=cluster.here())
+    reader = actor.remote(shards, bound)
+    return Photos(shards.rows, SharedShards(shards, reader, whole=bool(sizes.sum() <= bound)), mixed)
 
 
 def _say_room(needed: float) -> None:
