@@ -11,6 +11,7 @@ Both start a local Ray in a fresh process and read batches of an epoch's shuffle
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -45,7 +46,8 @@ def _ours(data: DataSet) -> Iterator[torch.Tensor]:
 
 def _ray_data(data: DataSet, *, shuffled: bool) -> Iterator[torch.Tensor]:
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.execution_options.preserve_order = True
     shards = data.shards("train")
     order = np.random.default_rng(0).permutation(len(shards))
