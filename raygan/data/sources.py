@@ -25,7 +25,7 @@ from raygan import addresses
 from raygan.data import archives
 from raygan.data.kinds import is_archive_name
 from raygan.errors import ConfigurationError, RayganError, first_line
-from raygan.runtime.storage import resolve
+from raygan.runtime.storage import FAILURES, resolve
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def open_source(address: str, image_column: str, label_column: str) -> Source:
     filesystem, path = resolve(root)
     try:
         kind = filesystem.get_file_info(path).type
-    except OSError as error:
+    except FAILURES as error:
         raise RayganError(f"--input: cannot open {address}: {first_line(error)}") from None
     if kind == pafs.FileType.NotFound:
         raise ConfigurationError(f"--input: {root} does not exist")
@@ -248,7 +248,7 @@ def _walk_remote(source: Source, exclude: str | None) -> Iterator[File]:
     excluded = resolve(exclude)[1] + "/" if exclude and addresses.is_remote(exclude) else None
     try:
         found = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except OSError as error:
+    except FAILURES as error:
         raise RayganError(f"--input: cannot list {source.address}: {first_line(error)}") from None
     for info in found:
         if info.type == pafs.FileType.File and not (excluded and info.path.startswith(excluded)):

@@ -31,6 +31,9 @@ from raygan.machine import cache_folder
 if TYPE_CHECKING:
     import ray.train
 
+#: What pyarrow's filesystems raise; where they have no number of the system's for it, it is no OSError.
+FAILURES = (OSError, pa.ArrowException)
+
 #: Pyarrow's names for its object stores.
 _OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 
@@ -78,7 +81,7 @@ def is_file(address: str) -> bool:
     filesystem, path = resolve(address)
     try:
         return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
-    except OSError as error:
+    except FAILURES as error:
         raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
 
@@ -114,8 +117,12 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
             file.write(content)
         if first != path:
             filesystem.move(first, path)
-    except OSError as error:
-        reason = "its disk is full: make room" if is_full_disk(error) else error.strerror or first_line(error)
+    except FAILURES as error:
+        reason = (
+            "its disk is full: make room"
+            if is_full_disk(error)
+            else getattr(error, "strerror", None) or first_line(error)
+        )
         raise RayganError(f"cannot write {public(address)}: {reason}") from None
 
 
@@ -184,7 +191,7 @@ def read_bytes(address: str) -> bytes:
             content: bytes = file.read()
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except FAILURES as error:
         raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
     return content
 
@@ -244,7 +251,7 @@ def delete(address: str) -> None:
             filesystem.delete_dir(path)
         elif kind == pafs.FileType.File:
             filesystem.delete_file(path)
-    except OSError as error:
+    except FAILURES as error:
         raise RayganError(f"cannot delete {public(address)}: {first_line(error)}") from None
 
 
@@ -268,7 +275,7 @@ def local_folder(address: str) -> str:
             for info in files:
                 (scratch / info.base_name).write_bytes(read_bytes(join(address, info.base_name)))
             scratch.rename(folder)
-        except OSError as error:
+        except FAILURES as error:
             if not folder.is_dir():  # and no other process was faster
                 raise RayganError(f"cannot copy {public(address)} to {kept}: {first_line(error)}") from None
         finally:
@@ -280,5 +287,5 @@ def _list(address: str) -> list[pafs.FileInfo]:
     filesystem, path = resolve(address)
     try:
         return list(filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
-    except OSError as error:
+    except FAILURES as error:
         raise RayganError(f"cannot list {public(address)}: {first_line(error)}") from None

@@ -3,6 +3,7 @@
 import errno
 import os
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
@@ -32,11 +33,12 @@ def test_a_remote_folder_without_files_is_reported(tmp_path, monkeypatch):
     assert not (tmp_path / ".cache").exists()
 
 
-def test_a_storage_that_does_not_answer_is_reported_in_one_line(monkeypatch):
+@pytest.mark.parametrize("error", [OSError, pa.ArrowException])  # Azure's without credentials is no OSError
+def test_a_storage_that_does_not_answer_is_reported_in_one_line(monkeypatch, error):
     address = "mock://here/folder"
 
     def broken(*_, **__):
-        raise OSError("gone\nand more")
+        raise error("gone\nand more")
 
     class Broken:
         type_name = "mock"
