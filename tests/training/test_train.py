@@ -230,7 +230,7 @@ def checkpoints(folder):
         ({"batch_size": 500}, "lower --batch-size to at most 60"),
         ({"num_workers": 8, "cpus_per_worker": 3.0}, "do not fit this cluster"),
         ({"tracking_uri": "http://127.0.0.1:9"}, "does not answer"),
-        ({"name": "a/b"}, "letters, digits"),
+        ({"name": "a/b"}, r"letters \(a to z, A to Z\), digits"),
         ({"quality_every": 0.01, "quality_network": "nobody"}, "--quality-network: 'nobody' is not a feature network"),
         ({"quality_every": 0.01, "quality_network": "googlenet"}, "--quality-network: no classifier is registered"),
         ({"gpu": True}, "GPU"),
