@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,6 +120,9 @@ async def local_service(
 
     service = Service(*stages, metrics, max_draws=settings.max_draws, exists=exists)
     await service.refresh(champions)
+    while service.is_loading():  # on a busy machine: what did not load in time is found by a later refresh
+        await asyncio.sleep(0.1)
+        await service.refresh(champions)
     local = Local(service, None, stages[0])
     app = GatewayMiddleware(
         create_app(service, settings, lambda: local.missing),
