@@ -89,6 +89,8 @@ def _sizes(settings: ClassifySettings, data: DataSet) -> tuple[int, int]:
     """How many real photos and generated images to train on; at least a batch together."""
     photos = data.manifest.count("train")
     real, generated = mixture_sizes(settings.real_images, settings.real_fraction, photos, settings.generated_images)
+    if real > photos:
+        raise ConfigurationError(f"{real} real photos are asked for, but the shards have {photos} to train on")
     if real + generated < settings.batch_size:
         raise ConfigurationError(
             f"--batch-size: {real + generated} training images are fewer than one batch of {settings.batch_size}: "

@@ -48,7 +48,7 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
     assert (classifier.labels, classifier.image_size) == (("cat", "dog"), 32)
     assert classifier.about["validation_accuracy"] == result.metrics["accuracy"]
     assert classifier.about["generated"] == 0
-    assert set(json.loads(result.to_json())) == {"run_id", "model", "metrics"}
+    assert set(json.loads(result.to_json())) == {"run_id", "model", "metrics", "promotion"}
     features = load_features(str(folder))
     assert (features.name, features.size) == (f"googlenet_{folder.name}", 32)
     assert features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape == (2, 1024)
