@@ -142,7 +142,7 @@ class _Counted:
 
     def fetch(self, numbers: Sequence[int]) -> list[Stored]:
         node = ray.get_runtime_context().get_node_id()
-        refs = ray.get(self._shards.reader.blocks.remote(list(numbers), node))
+        refs = ray.get(self._shards.reader.blocks.remote(list(numbers), node, [self._shards.held]))
         places = ray.experimental.get_object_locations(refs)
         self.fetched += sum(places[ref]["object_size"] for ref in refs if node not in places[ref]["node_ids"])
         return [*ray.get(refs)]

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,11 +40,13 @@ class SharedShards:
         shards: in storage.
         reader: the actor.
         whole: all of them fit its bound, so it keeps what it has read.
+        held: reference to the shards, for the actor.
     """
 
     shards: Shards
     reader: ray.actor.ActorHandle
     whole: bool
+    held: ray.ObjectRef
 
     def read(self, number: int) -> Stored:
         """One block; what doesn't fit the bound is read for this process alone."""
@@ -59,7 +62,7 @@ class SharedShards:
             return self._fetch(wanted, node)
 
     def _fetch(self, numbers: list[int], node: str) -> list[Stored]:
-        refs = cluster.fetch(self.reader.blocks.remote(numbers, node))
+        refs = cluster.fetch(self.reader.blocks.remote(numbers, node, [self.held]))
         try:
             found: list[Stored] = ray.get(refs)
         except ray.exceptions.ObjectLostError:
@@ -75,23 +78,36 @@ class ShardReader:
     What a worker is using stays in the store even if the reader lets go of it.
     """
 
-    def __init__(self, shards: Shards, most_bytes: float):
+    def __init__(self, most_bytes: float):
         """Read nothing yet.
 
         Args:
-            shards: in storage.
             most_bytes: bound of what is kept.
         """
-        self._shards, self._most_bytes = shards, most_bytes
+        self._most_bytes = most_bytes
+        self._shards: Shards | None = None
         self._kept: dict[int, asyncio.Task[ray.ObjectRef]] = {}  # used last, placed last
-        self._bytes = shards.sizes
+        self._bytes = np.empty(0, np.int64)
         self._readers: dict[str, ray.actor.ActorHandle] = {}
 
-    async def blocks(self, numbers: list[int], node: str) -> list[ray.ObjectRef]:
-        """References to blocks, which a node's worker needs. Raises RayganError if one is unreadable."""
+    async def blocks(self, numbers: list[int], node: str, held: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """References to blocks, which a node's worker needs.
+
+        Args:
+            numbers: of the blocks.
+            node: its id.
+            held: a reference to the shards in storage, which may be many. It comes with every call and not to the
+                constructor, since Ray may have forgotten it by the time that it restarts the actor.
+
+        Raises:
+            RayganError: a block is unreadable.
+        """
+        if self._shards is None:
+            shards: Shards = await held[0]
+            self._shards, self._bytes = shards, shards.sizes
         for number in numbers:
             task = self._kept.pop(number, None)
-            self._kept[number] = task or asyncio.create_task(self._block(number, node))
+            self._kept[number] = task or asyncio.create_task(self._block(self._shards, number, node))
         self._drop(keep=set(numbers))
         tasks = [self._kept[number] for number in numbers]
         try:
@@ -117,11 +133,11 @@ class ShardReader:
                 held -= self._bytes[number]
                 del self._kept[number]
 
-    async def _block(self, number: int, node: str) -> ray.ObjectRef:
+    async def _block(self, shards: Shards, number: int, node: str) -> ray.ObjectRef:
         """Have a shard read on a node, or on this one if that is gone; with patience for storage that fails a while."""
         for wait in (*_TRY_AGAIN_S, None):
             actor = self._on(node)
-            block, count = actor.read.options(num_returns=2).remote(*self._shards.of(number))
+            block, count = actor.read.options(num_returns=2).remote(*shards.of(number))
             try:
                 await count  # fetching the block would copy it to this node
                 break
@@ -162,9 +178,11 @@ def load_photos(data: DataSet, split: Split, label: str | None, memory: float | 
     sizes = shards.sizes
     bound = memory * 1e9 if memory is not None else 2.0 * mixed * max(sizes.tolist(), default=0)
     _say_room(min(bound, float(sizes.sum())))
-    actor = ray.remote(ShardReader).options(num_cpus=0, max_restarts=-1, scheduling_strategy=cluster.here())
-    reader = actor.remote(shards, bound)
-    return Photos(shards.rows, SharedShards(shards, reader, whole=bool(sizes.sum() <= bound)), mixed)
+    again = {"max_restarts": -1, "max_task_retries": 3}  # it has nothing that it can't read again
+    actor = ray.remote(ShardReader).options(num_cpus=0, scheduling_strategy=cluster.here(), **again)
+    held = ray.put(shards)
+    shared = SharedShards(shards, actor.remote(bound), whole=bool(sizes.sum() <= bound), held=held)
+    return Photos(shards.rows, shared, mixed)
 
 
 def _say_room(needed: float) -> None:

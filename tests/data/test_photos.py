@@ -6,8 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import ray
 import torch
 
+from raygan.benchmarks.reading import linked
 from raygan.data.batches import BatchStream
 from raygan.data.photos import open_photos
 from raygan.data.reader import load_photos, shards_mixed
@@ -108,3 +110,14 @@ def test_some_photos_stand_for_all_without_all_shards_being_read(tmp_path):
     whole = [read_shard(data.address, data.manifest, shard)[0] for shard in data.shards("train")]
     shuffled = np.random.default_rng(0).permutation(places)
     assert np.array_equal(photos.pixels(shuffled), [whole[shard][row] for shard, row in shuffled])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_reader_of_thousands_of_shards_begins_again_when_its_process_dies(tmp_path):
+    data = linked(make(tmp_path / "few", 2, 2), 4000, tmp_path / "many")
+    photos = load_photos(data, "train", None)
+    (before,) = photos.source.fetch([1000])
+    ray.kill(photos.source.reader, no_restart=False)
+    after, other = photos.source.fetch([1000, 1001])
+    assert np.array_equal(after[0], before[0])
+    assert np.array_equal(other[0], open_photos(data, "train", None).source.read(1001)[0])
