@@ -99,7 +99,7 @@ def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) ->
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if name in ("raygan", "composed") else "0"
     if own := haproxy.program():
         os.environ[haproxy.VARIABLE] = own
-    os.environ["RAY_worker_niceness"] = "0"  # 15 by default: the peers and the clients would be served first
+    os.environ.update({"RAY_worker_niceness": "0"})  # 15 by default: the peers and the clients would be served first
     import ray
     from ray import serve
 

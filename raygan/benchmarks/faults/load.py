@@ -258,7 +258,7 @@ async def _watch_memory(step: float, over: asyncio.Event, report: _Report) -> No
     while not over.is_set():
         for process in find_processes("ray::ServeReplica.*:"):
             with suppress(psutil.NoSuchProcess):  # it has just been killed
-                deployment = " ".join(process.cmdline()).split(":")[-1].split(".")[0]
+                deployment = " ".join(process.cmdline()).split(":")[-1].split(".")[0].strip()
                 life = report.megabytes.setdefault(f"{deployment} {process.pid}", [])
                 life.append(process.memory_info().rss / 1e6)
         await asyncio.sleep(step)
