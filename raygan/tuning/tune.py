@@ -99,7 +99,8 @@ def tune(settings: TuneSettings) -> TuneResult:
     cluster.connect(settings)
     base = with_network(base)
     resources = capacity.place(base)
-    at_once = min(settings.trials, settings.concurrent or capacity.room(resources) // base.fewest_workers)
+    room = capacity.room(resources) // base.fewest_workers
+    at_once = min(settings.trials, settings.concurrent or max(1, room))  # no room yet: a cluster may add nodes
     name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60, ascii_only=True)}-%Y%m%d-%H%M%S")
     record = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="searches")
     values = recorded(settings)
