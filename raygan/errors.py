@@ -7,10 +7,20 @@ import os
 class RayganError(Exception):
     """Something other than the configuration is wrong: data, storage, cluster or server. Exit status 1.
 
-    The message is one line that names the file, address or setting and says what to do.
+    The message is one line that names the file, address or setting and says what to do. Names of files may have line
+    breaks, terminal codes or bytes that are no text; these are escaped.
+
+    Args:
+        messages: in words; usually one.
     """
 
     exit_status = 1
+
+    def __init__(self, *messages: str):
+        super().__init__(*map(_printable, messages))
+
+    def __str__(self) -> str:
+        return "\nerror: ".join(self.args)
 
 
 class ConfigurationError(RayganError):
@@ -42,6 +52,10 @@ def first_line(error: BaseException | None) -> str:
 def last_line(error: BaseException | None) -> str:
     """The last line of an error's message, the most useful one of a remote traceback; else the error's type."""
     return _lines(error)[-1]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(error: BaseException | None) -> list[str]:

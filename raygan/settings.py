@@ -205,7 +205,7 @@ def validate(settings_class: type[S], values: Mapping[str, Any]) -> S:
         return settings_class.model_validate(values)
     except ValidationError as error:
         lines = [_complaint(settings_class, problem) for problem in error.errors(include_url=False)]
-        raise ConfigurationError("\nerror: ".join(dict.fromkeys(lines))) from None
+        raise ConfigurationError(*dict.fromkeys(lines)) from None
 
 
 def _complaint(settings_class: type[Settings], problem: Any) -> str:

@@ -1,6 +1,7 @@
 """The edge: command lines and YAML files, and what a mistake is answered with."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from raygan.cli import parse, run_job
 from raygan.data.settings import PrepareSettings
-from raygan.errors import ConfigurationError, Terminated
+from raygan.errors import ConfigurationError, RayganError, Terminated
 from raygan.evaluation.settings import EvaluateSettings
 from raygan.quickstart.settings import QuickstartSettings
 from raygan.runtime.runs import recorded
@@ -275,3 +276,9 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes():
         check=False,
     )
     assert (done.stdout, done.returncode) == ("/\\u043a\\u043e\\u0442\\u0438\\u043a\\u0438\n", 0)
+
+
+def test_an_error_stays_one_line_whatever_a_file_is_called():
+    error = RayganError("cannot read a\nb\x1b[31m\udc80猫.jpg")
+    assert str(error) == r"cannot read a\nb\x1b[31m\udc80猫.jpg"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - from Ray's workers
