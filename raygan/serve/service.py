@@ -122,7 +122,10 @@ class Service:
 
     def is_loading(self) -> bool:
         """Whether the registry hasn't answered, or a champion without a stand-in has neither loaded nor failed to."""
-        return self.wanted is None or bool(set(self.not_served(self.wanted)) - self._failed)
+        if self.wanted is None:
+            return True
+        loaded = self.champions.generators.values()  # such a one doesn't draw a label that the registry names it for
+        return bool(set(self.not_served(self.wanted)) - self._failed - set(loaded))
 
     def serves_nothing(self) -> bool:
         """Whether no label is served although the registry has some, or hasn't answered."""

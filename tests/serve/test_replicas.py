@@ -155,6 +155,7 @@ async def test_a_conditional_generator_serves_each_of_its_labels(models, tmp_pat
     local = await local_service({**models, both: save(tmp_path, generator)}, champions)
     cat, dog = [await local.service.sample(label, 2, 5) for label in ("cat", "dog")]
     assert list(local.service.champions.generators) == ["cat", "dog"]  # it draws no bird, whatever the registry says
+    assert not local.service.is_loading()
     with torch.no_grad():
         expected = to_uint8(generator(latents_of((5, 6), NETWORKS.z_dim), torch.tensor([1, 1])))
     assert np.abs(dog.images.astype(int) - expected.permute(0, 2, 3, 1).numpy()).max() <= 1
