@@ -37,6 +37,15 @@ def find_processes(title: str, below: int | None = None) -> list[psutil.Process]
     return found
 
 
+def own_megabytes(process: psutil.Process) -> float:
+    """A process's resident megabytes without what it shares, such as the object store; 0 if it has ended."""
+    try:
+        memory = process.memory_info()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(memory.rss - memory.shared) / 1e6
+
+
 def in_process(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `call` returns in a fresh process.
 

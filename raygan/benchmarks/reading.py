@@ -33,6 +33,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygan.benchmarks import reading_peers
 from raygan.benchmarks.faults.nodes import Nodes
+from raygan.benchmarks.processes import own_megabytes
 from raygan.benchmarks.results import checkout
 from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream
@@ -110,7 +111,7 @@ def _train(
     while job.poll() is None:
         workers = [each for each in psutil.process_iter(["name", "cmdline"]) if _is_worker(each)]
         for name, processes in (("driver_megabytes", [psutil.Process(job.pid)]), ("worker_megabytes", workers)):
-            most[name] = max([most[name], *map(_own_megabytes, processes)])
+            most[name] = max([most[name], *map(own_megabytes, processes)])
         time.sleep(0.2)
     if job.returncode:
         raise RayganError(f"the training failed: {(job.stderr.read() if job.stderr else '').strip()[-300:]}")
@@ -120,14 +121,6 @@ def _train(
 
 def _is_worker(process: psutil.Process) -> bool:
     return any(str(part).startswith(_WORKER) for part in process.info["cmdline"] or [])
-
-
-def _own_megabytes(process: psutil.Process) -> float:
-    try:
-        memory = process.memory_info()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(memory.rss - memory.shared) / 1e6
 
 
 class _Counted:

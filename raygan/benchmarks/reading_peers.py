@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from raygan.benchmarks.processes import in_process
+from raygan.benchmarks.processes import in_process, own_megabytes
 from raygan.data.batches import BatchStream
 from raygan.data.photos import SHARDS_MIXED
 from raygan.data.reader import load_photos
@@ -94,12 +94,12 @@ def read(way: str, address: str) -> dict[str, float]:
         themselves.
     """
     ray.init(address="local", num_cpus=cores(), log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    before, most, done = _own_megabytes(), 0.0, threading.Event()
+    before, most, done = _megabytes(), 0.0, threading.Event()
 
     def look() -> None:
         nonlocal most
         while not done.wait(_LOOK_EVERY):
-            most = max(most, _own_megabytes() - before)
+            most = max(most, _megabytes() - before)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -122,17 +122,10 @@ def read(way: str, address: str) -> dict[str, float]:
     }
 
 
-def _own_megabytes() -> float:
-    """Resident megabytes of this process and all below it, without what they share, such as the object store."""
-    total = 0.0
+def _megabytes() -> float:
+    """`own_megabytes` of this process and all below it."""
     own = psutil.Process()
-    for process in (own, *own.children(recursive=True)):
-        try:
-            memory = process.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        total += (memory.rss - memory.shared) / 1e6
-    return total
+    return sum(map(own_megabytes, (own, *own.children(recursive=True))))
 
 
 def compare(data: DataSet) -> dict[str, Any]:

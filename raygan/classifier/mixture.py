@@ -76,7 +76,7 @@ def training_images(
     origin: dict[str, Any] = {"real": real, "generated": generated}
     if real:
         photos = load_photos(data, "train", None, settings.data_memory)
-        if real < len(photos):
+        if real != len(photos):
             photos = taken(photos, balanced_numbers(photos, data.counts("train"), real, settings.seed))
         parts.append(photos)
     if generated:
@@ -89,8 +89,6 @@ def _sizes(settings: ClassifySettings, data: DataSet) -> tuple[int, int]:
     """How many real photos and generated images to train on; at least a batch together."""
     photos = data.manifest.count("train")
     real, generated = mixture_sizes(settings.real_images, settings.real_fraction, photos, settings.generated_images)
-    if real > photos:
-        raise ConfigurationError(f"{real} real photos are asked for, but the shards have {photos} to train on")
     if real + generated < settings.batch_size:
         raise ConfigurationError(
             f"--batch-size: {real + generated} training images are fewer than one batch of {settings.batch_size}: "
@@ -149,15 +147,13 @@ def balanced_numbers(photos: Photos, counts: np.ndarray, size: int, seed: int) -
     shards = np.empty(size, np.int64)
     for label in np.unique(labels).tolist():
         shards[labels == label] = np.searchsorted(ends[:, label], nths[labels == label], side="right")
-    starts = np.cumsum([0, *photos.rows])
-    numbers = np.empty(size, np.int64)
+    rows = np.empty(size, np.int64)
     for shard in np.unique(shards).tolist():
         classes = photos.block(shard)[1]
         for at in np.flatnonzero(shards == shard).tolist():
             label = labels[at]
-            row = np.flatnonzero(classes == label)[nths[at] - (ends - counts)[shard, label]]
-            numbers[at] = starts[shard] + row
-    return numbers
+            rows[at] = np.flatnonzero(classes == label)[nths[at] - (ends - counts)[shard, label]]
+    return photos.numbers(np.stack([shards, rows], 1))
 
 
 def taken(photos: Photos, numbers: np.ndarray) -> Photos:

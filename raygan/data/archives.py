@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from raygan.data.kinds import in_place_of_a_file, split_path
+from raygan.data.kinds import split_path, why_unreadable
 from raygan.errors import ConfigurationError, RayganError, first_line
 
 #: What damaged archives make the standard library raise.
@@ -56,7 +56,8 @@ def members(path: str) -> list[Member]:
     try:
         found = list(_zipped(path) if path.lower().endswith(".zip") else _in_tar(path))
     except (OSError, *_DAMAGED) as error:
-        raise ConfigurationError(f"--input: cannot read the archive {path}: {_reason(path, error)}") from None
+        reason = why_unreadable(lambda: _start(path), error)
+        raise ConfigurationError(f"--input: cannot read the archive {path}: {reason}") from None
     return list({name_of(member.path): member for member in found}.values())
 
 
@@ -109,14 +110,9 @@ def name_of(path: str) -> str:
     return "/".join(split_path(path))
 
 
-def _reason(path: str, error: BaseException) -> str:
-    """Why an archive can't be read."""
-    try:
-        with open(path, "rb") as file:
-            instead = in_place_of_a_file(file.read(64))
-    except OSError:
-        instead = None
-    return f"it is {instead}" if instead else first_line(error)
+def _start(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
 
 
 def _zipped(path: str) -> Iterator[Member]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from raygan.data.folders import may_lack_labels
-from raygan.data.kinds import ending, split_path
+from raygan.data.kinds import split_path, without_ending
 from raygan.data.labels import normalize
 
 #: Words of file names that say where a photo comes from, never what it shows.
@@ -34,8 +34,7 @@ _EXPORTED = re.compile(r"_(?:jpe?g|png)\.rf\.[0-9a-zA-Z]+$")
 
 def name_label(path: str) -> str | None:
     name = (split_path(path) or [""])[-1]
-    stem = name[: len(name) - len(ending(path))]
-    match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", stem))
+    match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", without_ending(name)))
     label = match.group("label").strip(" ._-(") if match else ""
     if set(re.split(r"[\W_\d]+", label.casefold())) - {""} <= _GENERIC | _WEBSITES or _SYNSET.fullmatch(label):
         return None

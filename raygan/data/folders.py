@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from raygan.data.kinds import ending, is_image_name, split_path
+from raygan.data.kinds import is_image_name, split_path, without_ending
 from raygan.data.labels import normalize
 
 #: Words of folder names that sort files by purpose, never by class. `test1` and `train_images_2017` are made of them.
@@ -61,13 +61,9 @@ def annotation_paths(paths: Sequence[str]) -> set[str]:
 
 def _named_for_photos(paths: Sequence[str]) -> set[str]:
     """Those of the paths whose names are a photo's and the name of an annotation."""
-    found = {path: stem for path in paths if (stem := _stem(path)).lower().endswith(_ANNOTATION_ENDINGS)}
-    photos = {_stem(path) for path in paths if path not in found and is_image_name(path)} if found else set()
+    found = {path: stem for path in paths if (stem := without_ending(path)).lower().endswith(_ANNOTATION_ENDINGS)}
+    photos = {without_ending(path) for path in paths if path not in found and is_image_name(path)} if found else set()
     return {path for path, stem in found.items() if re.split(r"[ ._\-]+(?=[^ ._\-]+$)", stem)[0] in photos}
-
-
-def _stem(path: str) -> str:
-    return path[: len(path) - len(ending(path))]
 
 
 def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from raygan.errors import first_line
+
 #: Endings of image files. Files with other endings are photos only if their first bytes say so.
 IMAGE_ENDINGS = frozenset(
     """
@@ -57,6 +61,11 @@ def ending(path: str) -> str:
     return f".{last.lower()}" if stem and dot else ""
 
 
+def without_ending(path: str) -> str:
+    """A path without the ending of the file's name."""
+    return path[: len(path) - len(ending(path))]
+
+
 def is_image_name(path: str) -> bool:
     """Whether the file's ending is that of an image."""
     return ending(path) in IMAGE_ENDINGS
@@ -91,3 +100,12 @@ def in_place_of_a_file(start: bytes) -> str | None:
     if start.lstrip()[:1] == b"<":
         return "HTML or XML, as a failed download leaves it"
     return None
+
+
+def why_unreadable(start: Callable[[], bytes], error: BaseException) -> str:
+    """Why a file can't be read: what is in its place, else the error's message. start: reads its first bytes."""
+    try:
+        instead = in_place_of_a_file(start())
+    except OSError:
+        instead = None
+    return f"it is {instead}" if instead else first_line(error)

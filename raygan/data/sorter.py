@@ -14,7 +14,7 @@ from raygan.data.kinds import is_image_name
 from raygan.data.labels import Guess, Layout, check_guess, normalize
 from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
 from raygan.data.sources import File, Source
-from raygan.errors import ConfigurationError, first_line
+from raygan.errors import ConfigurationError
 
 SCHEMA = pa.schema(
     [
@@ -157,7 +157,8 @@ class Sorter:
             self.elsewhere = error
             return None
         except (OSError, pa.ArrowException) as error:
-            self.damaged = ConfigurationError(f"--input: cannot read {file.path}: {_reason(self.source, file, error)}")
+            reason = kinds.why_unreadable(lambda: self.source.read(os.fsencode(file.path), 64), error)
+            self.damaged = ConfigurationError(f"--input: cannot read {file.path}: {reason}")
             # List the whole file as one photo: reading it will find it unreadable.
             return Rows([file], [-1], "", [self.label or "unknown"])
 
@@ -187,15 +188,6 @@ class Sorter:
             },
             schema=SCHEMA,
         )
-
-
-def _reason(source: Source, file: File, error: BaseException) -> str:
-    """Why a file can't be read."""
-    try:
-        instead = kinds.in_place_of_a_file(source.read(os.fsencode(file.path), 64))
-    except OSError:
-        instead = None
-    return f"it is {instead}" if instead else first_line(error)
 
 
 def _as_text(label: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygan.data import columns
-from raygan.data.kinds import ending, split_path
+from raygan.data.kinds import split_path, without_ending
 from raygan.data.labels import Guess
 from raygan.errors import ConfigurationError
 
@@ -66,9 +66,9 @@ class _Photos:
         for path in paths:
             parts = split_path(path)
             whole, short = "/".join(parts), parts[-1] if parts else ""
-            for key in (whole, _stem(whole)):
+            for key in (whole, without_ending(whole)):
                 self._whole.setdefault(key, path)
-            for key in {short, _stem(short)}:
+            for key in {short, without_ending(short)}:
                 self._short[key] = None if key in self._short else path
 
     def find(self, value: str | None, folder: str) -> str | None:
@@ -78,10 +78,6 @@ class _Photos:
         path = posixpath.normpath(value.replace("\\", "/"))
         below = self._whole.get(posixpath.join(folder, path)) or self._whole.get(path)
         return below or self._short.get(posixpath.basename(path))
-
-
-def _stem(path: str) -> str:
-    return path[: len(path) - len(ending(path))]
 
 
 def _naming(photos: _Photos, name: str, table: pa.Table) -> tuple[str, list[str | None]]:

@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,7 +90,7 @@ def _draw(drawing: Drawing, settings: SampleSettings, label: str, first: int, co
 @functools.lru_cache(maxsize=1)
 def _drawing(generator: ray.ObjectRef) -> Drawing:
     """The generator in this worker process, which keeps it."""
-    torch.set_num_threads(1)  # a task has a core
+    capacity.use_own_cores()
     named: NamedGenerator = cluster.fetch(generator)
     return Drawing(named.generator, capacity.own_device())
 

@@ -15,7 +15,7 @@ import contextvars
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Awaitable, Callable, Coroutine, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -137,8 +137,7 @@ class Calls(Generic[I, A]):
             len(self._calls) < _CALLS_PER_REPLICA * max(1, self.replicas) or self._waiting_images >= _FULL
         ):
             if together := self._take():
-                # In a fresh context: Serve would take the call for a part of one request, and cancel it with that.
-                call = contextvars.Context().run(asyncio.ensure_future, self._call(together))
+                call = apart(self._call(together))
                 self._calls.add(call)
                 call.add_done_callback(self._ended)
 
@@ -179,6 +178,11 @@ class Calls(Generic[I, A]):
                 waiting.answer.set_exception(answer)
             else:
                 waiting.answer.set_result(answer)
+
+
+def apart(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a call that Serve doesn't cancel with the request that it came from, which Serve finds in the context."""
+    return contextvars.Context().run(asyncio.ensure_future, call)
 
 
 async def repeated(attempt: Callable[[], Awaitable[T]], seconds: float, on_retry: Callable[[], None]) -> T:

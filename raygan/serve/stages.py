@@ -6,9 +6,8 @@ Requests go through `calls`; what Ray raises for a dead replica becomes `Replica
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-from collections.abc import Callable, Coroutine, Sized
+from collections.abc import Callable, Sized
 from typing import Any, Generic, TypeVar
 
 import grpc.aio
@@ -16,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from raygan.serve.calls import Busy, Calls, ReplicaDied
+from raygan.serve.calls import Busy, Calls, ReplicaDied, apart
 from raygan.serve.messages import ModelVersion
 from raygan.serve.metrics import Metrics
 from raygan.serve.problems import unavailable
@@ -29,7 +28,6 @@ _WAKING_SECONDS = 5
 
 I = TypeVar("I", bound=Sized)  # noqa: E741 (a request's images)
 A = TypeVar("A")
-T = TypeVar("T")
 
 _DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
 
@@ -71,7 +69,7 @@ class HandleStage(Generic[I, A]):
         self._waking: asyncio.Task[Any] | None = None
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
-        described = dict(await _apart(_ask(self._prepare, model)))  # waits for the first replica if there is none yet
+        described = dict(await apart(_ask(self._prepare, model)))  # waits for the first replica if there is none yet
         try:
             await self._handle.broadcast("prepare", model).results_async()
         except (
@@ -89,13 +87,8 @@ class HandleStage(Generic[I, A]):
     def _wake(self, model: ModelVersion) -> None:
         """Have Serve start a replica: it does while a call waits for one. One call wakes, however many clients ask."""
         if self._waking is None or self._waking.done():
-            self._waking = _apart(_ask(self._prepare, model))
+            self._waking = apart(_ask(self._prepare, model))
             self._waking.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-
-def _apart(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a call that Serve doesn't cancel with the request that it came from, which Serve finds in the context."""
-    return contextvars.Context().run(asyncio.ensure_future, call)
 
 
 async def _ask(method: DeploymentHandle, *arguments: Any) -> Any:

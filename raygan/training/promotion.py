@@ -46,15 +46,16 @@ def judge(
         alias where it is: it must not end a job that is done.
     """
     rival = _rival(settings, generator, name, log)
-    beside = [rival.generator] if isinstance(rival, Rival) else []
-    held_out = data.manifest.count("validation", settings.label)
-    if isinstance(rival, Rival) and not can_measure(held_out):
-        few = f"{held_out} validation photos are too few to compare it with version {rival.champion.version}"
-        return {}, Decision(False, few)
-    if not (measure or beside):
-        return {}, _decided(rival)
+    beside: list[Generator] = []
     if isinstance(rival, Rival):
+        held_out = data.manifest.count("validation", settings.label)
+        if not can_measure(held_out):
+            few = f"{held_out} validation photos are too few to compare it with version {rival.champion.version}"
+            return {}, Decision(False, few)
+        beside = [rival.generator]
         print(f"comparing with {name}/{rival.champion.version} on {settings.quality_samples} fresh samples of each")
+    elif not measure:
+        return {}, rival
     try:
         network = feature_network(settings, settings.quality_network, "--quality-network")
         networks = judges(network) if measure else [network]
@@ -65,13 +66,10 @@ def judge(
     except RayganError as error:
         if measure:
             print(f"warning: the result could not be measured afresh: {error}", file=sys.stderr)
-        return {}, _decided(rival, f"it could not be compared with the champion: {error}")
+        why_not = f"it could not be compared with the champion: {error}"
+        return {}, Decision(False, why_not) if isinstance(rival, Rival) else rival
     metrics = fair_metrics(found) if measure else {}
     return metrics, _by_kid(found[0], rival.champion, log) if isinstance(rival, Rival) else rival
-
-
-def _decided(found: Rival | Decision, why_not: str = "") -> Decision:
-    return Decision(False, why_not) if isinstance(found, Rival) else found
 
 
 def _rival(settings: TrainSettings, generator: Generator, name: str, log: tracking.Run) -> Rival | Decision:

@@ -6,13 +6,11 @@ import tempfile
 from pathlib import Path
 
 from raygan import tracking
-from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings
 from raygan.runtime import storage
 from raygan.training.inherit import Inheritance
 from raygan.training.settings import TrainSettings
-from raygan.training.worker import network_settings
 
 #: Folder of a run with the weights it began with.
 BEGUN_FROM = "begun_from"
@@ -21,7 +19,7 @@ BEGUN_FROM = "begun_from"
 _FILES = ("training.safetensors", "training.json", "generator.safetensors", "generator.json")
 
 
-def keep_source(settings: TrainSettings, data: DataSet, run_folder: str) -> str | None:
+def keep_source(settings: TrainSettings, networks: NetworkSettings, run_folder: str) -> str | None:
     """Copy the files that `begin_from` names into the run's folder, unless they are there.
 
     Returns:
@@ -36,7 +34,6 @@ def keep_source(settings: TrainSettings, data: DataSet, run_folder: str) -> str 
     kept = storage.join(run_folder, BEGUN_FROM)
     if storage.is_file(storage.join(kept, _FILES[-1])):
         return None
-    networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
     with tempfile.TemporaryDirectory() as scratch:
         name, folder = _find(settings, Path(scratch))
         said = _check(folder, networks, settings)

@@ -113,8 +113,8 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     resources = capacity.place(settings, quiet=trial is not None)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
-    begins = keep_source(settings, data, run.folder)
     networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
+    begins = keep_source(settings, networks, run.folder)
     if not trial:
         _warn_of_room(settings, checkpoint_bytes(networks))
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)

@@ -9,7 +9,6 @@ import torch
 
 import raygan
 from raygan import tracking
-from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, save_generator
 from raygan.models.registry import ARCHITECTURES
@@ -18,6 +17,7 @@ from raygan.training.inherit import Inheritance
 from raygan.training.settings import StepOptions
 from raygan.training.source import keep_source
 from raygan.training.step import GanStep
+from raygan.training.worker import network_settings
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none")
 OPTIONS = StepOptions(batch_size=4, n_critic=1, seed=1)
@@ -135,11 +135,11 @@ def test_a_size_that_growing_cannot_reach_is_refused(tmp_path):
 
 def test_a_source_is_a_run_a_model_or_a_folder(train_settings, tmp_path):
     settings = train_settings(label="cat", critic_norm="none", begin_from="nobody")
-    data = DataSet.open(settings.data)
 
     def keep(name, **changes):
         target = tmp_path / f"run-{name.replace('/', '-').replace(':', '')}"
-        return keep_source(settings.model_copy(update={"begin_from": name, **changes}), data, str(target)), target
+        changed = settings.model_copy(update={"begin_from": name, **changes})
+        return keep_source(changed, network_settings(changed, ()), str(target)), target
 
     with pytest.raises(ConfigurationError, match="--begin-from: 'nobody' is neither a registered model"):
         keep("nobody")
