@@ -65,16 +65,16 @@ class HandleStage(Generic[I, A]):
             limit=settings.max_waiting_images,
             seconds=settings.timeout_seconds,
         )
-        self._cold = cold
+        self._cold, self._seconds = cold, settings.timeout_seconds
         self._waking: asyncio.Task[Any] | None = None
 
     async def prepare(self, model: ModelVersion) -> dict[str, Any]:
         described = dict(await apart(_ask(self._prepare, model)))  # waits for the first replica if there is none yet
         try:
-            await self._handle.broadcast("prepare", model).results_async()
-        except (
-            Exception
-        ) as error:  # a replica that is starting or stopping; one without the version fetches it on demand
+            async with asyncio.timeout(self._seconds):
+                await self._handle.broadcast("prepare", model).results_async()
+        except Exception as error:
+            # A replica is starting, stopping or hanging; one without the version fetches it on demand.
             log.info("not every replica loaded %s: %s", model, type(error).__name__)
         return described
 

@@ -40,7 +40,7 @@ def test_a_process_does_not_outlive_its_parent():
     child = psutil.Process(int(parent.stdout.readline()))
     try:
         parent.terminate()
-        parent.communicate(timeout=30)  # returns when both have closed their output
+        parent.communicate(timeout=120)  # returns when both have closed their output
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

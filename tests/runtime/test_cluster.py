@@ -47,7 +47,7 @@ def test_a_stopped_job_closes_its_run_and_says_so(ray_cluster, new_storage, sent
     )
     assert job.stdout.readline() == "working\n"
     job.send_signal(sent)
-    _, said = job.communicate(timeout=30)
+    _, said = job.communicate(timeout=120)
     assert job.returncode == status
     assert said == "interrupted\n"
     client = tracking.connect(StorageSettings(storage=str(new_storage), tracking_uri=None))

@@ -63,7 +63,7 @@ class Running:
 
     def __enter__(self):
         self._thread.start()
-        wait_until(lambda: self._server and self._server.started, "the service is up", 60)
+        wait_until(lambda: self._server and self._server.started, "the service is up")
         self.address = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
         return self
 

@@ -349,7 +349,7 @@ def test_a_stream_ends_when_its_client_goes(running, http):
     asked = running.local.generator.asked
     with http.stream("GET", "/v1/stream?label=cat&n=10000&seed=0") as answer:
         next(answer.iter_lines())
-    wait_until(lambda: len(asked) == (time.sleep(0.5), len(asked))[1], "nothing is drawn for the stream", 20)
+    wait_until(lambda: len(asked) == (time.sleep(0.5), len(asked))[1], "nothing is drawn for the stream")
     assert sum(map(len, asked[-50:])) < 10_000
 
 

@@ -78,7 +78,7 @@ def test_clients_addresses_arrive_and_metrics_stay_on_this_machine(proxy):
         found = {each.laddr for each in psutil.Process(process.pid).net_connections("tcp") if each.status == "LISTEN"}
         return found if len(found) == 2 else None
 
-    assert set(wait_until(listening, "HAProxy listens", 20)) == {("127.0.0.1", port), ("127.0.0.1", metrics)}
+    assert set(wait_until(listening, "HAProxy listens")) == {("127.0.0.1", port), ("127.0.0.1", metrics)}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert client.get("/").text == "127.0.0.1"
         assert client.get("/", headers={"X-Forwarded-For": "192.0.2.7"}).text == "192.0.2.7, 127.0.0.1"

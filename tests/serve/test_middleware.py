@@ -159,7 +159,7 @@ def test_clients_that_do_not_read_hold_little_memory_and_not_for_long(monkeypatc
             sockets[-1].recv(1)
         assert psutil.Process().memory_info().rss - before < 50e6  # 400 MB wait to be read
         assert httpx.get(server.address).status_code == 503  # more than half of the limit for one client
-        wait_until(lambda: httpx.get(server.address).status_code == 200, "the answers are given up", 20)
+        wait_until(lambda: httpx.get(server.address).status_code == 200, "the answers are given up")
         for each in sockets:
             each.close()
 

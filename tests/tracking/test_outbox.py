@@ -33,12 +33,12 @@ def test_a_server_that_stops_answering_blocks_nothing_and_loses_nothing(settings
     spool = Spool(tmp_path, run.id)
     sender = Sender(server, spool, first_wait_s=0.05)
     spool.put_metrics({"loss": 1.0}, 1)
-    wait_until(lambda: not spool.waiting(), "the first record is sent", 10)
+    wait_until(lambda: not spool.waiting(), "the first record is sent")
     server.down = True
     for step in range(2, 50):
         spool.put_metrics({"loss": float(step)}, step)
     spool.put_artifact(b"\x89PNG", "pictures/a.png")
-    wait_until(lambda: server.refused > 2, "the sender tries again", 10)
+    wait_until(lambda: server.refused > 2, "the sender tries again")
     assert len(spool.waiting()) == 49
     server.down = False
     assert sender.close(10) == 0
