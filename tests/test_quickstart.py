@@ -29,7 +29,8 @@ def test_drawn_faces_become_a_registered_generator_and_a_classifier(ray_cluster,
     assert capsys.readouterr().out.count("already trained") == 2
 
 
-def test_minutes_name_the_preset_the_time_and_what_to_expect(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("label", ["cat", None])
+def test_minutes_name_the_preset_the_time_and_what_to_expect(monkeypatch, capsys, tmp_path, label):
     """The plan alone, with stages that only note what they are asked."""
     asked = {}
     data = SimpleNamespace(
@@ -50,16 +51,18 @@ def test_minutes_name_the_preset_the_time_and_what_to_expect(monkeypatch, capsys
         )
     quickstart(
         QuickstartSettings(
-            storage=str(tmp_path), tracking_uri=None, input=["photos"], label="cat", minutes=60, serve=False
+            storage=str(tmp_path), tracking_uri=None, input=["photos"], label=label, minutes=60, serve=False
         )
     )
     assert (asked["train"].objective, asked["train"].minutes, asked["train"].image_size) == ("r3gan", 48, 64)
     assert asked["classify"].epochs == 20
-    assert asked["evaluate"].model == ["raygan-generator-cat"]
+    assert (asked["train"].label, asked["train"].conditional) == (label, label is None)
+    assert asked["evaluate"].model == [f"raygan-generator-{label or 'all'}"]
     shown = capsys.readouterr().out
     assert shown.startswith("about 60 minutes")
     assert "400 training photos" in shown
     assert "report    reports/r/report.html" in shown
+    assert "/v1/sample?label=cat&" in shown
 
 
 @pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -11,6 +11,7 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -81,7 +82,6 @@ def quickstart(settings: QuickstartSettings) -> None:
     tracking.check_records(settings)
     cluster.connect(settings)
     inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
-    label = settings.label if settings.input else settings.label or "cat"
     if settings.minutes:
         print(
             f"about {settings.minutes:g} minutes: photos first, then GoogLeNet if they have two labels, then the GAN "
@@ -89,12 +89,14 @@ def quickstart(settings: QuickstartSettings) -> None:
             flush=True,
         )
     data = _shards(settings, inputs)
+    label = settings.label or _only_label(settings, data.manifest.classes)
     if settings.minutes:
         print(_expectation(data.manifest.count("train", label)), flush=True)
     _classified(settings, data)
     trained = _trained(settings, data, label)
     report = _reported(settings, data, label) if settings.minutes else None
-    address = f"http://{HOST}:{settings.port}/v1/sample?label={quote(label or 'all')}&n=16&seed=7"
+    shown = quote(label or data.manifest.classes[0])
+    address = f"http://{HOST}:{settings.port}/v1/sample?label={shown}&n=16&seed=7"
     serving_here = _serve(settings) if settings.serve else None
     print(f"\npictures  {trained}")
     print(f"MLflow    {tracking.ui_command(settings)}")
@@ -108,6 +110,13 @@ def quickstart(settings: QuickstartSettings) -> None:
     else:
         environment = f"RAYGAN_STORAGE={settings.storage} " if not os.environ.get("MLFLOW_TRACKING_URI") else ""
         print(f"serve     {environment}serve run serve_config.yaml, then open {address}")
+
+
+def _only_label(settings: QuickstartSettings, labels: Sequence[str]) -> str | None:
+    """The label to train on; None for a conditional generator of all labels."""
+    if not settings.input:
+        return "cat"
+    return labels[0] if len(labels) == 1 else None
 
 
 def _drawn_faces(root: Path) -> Path:
@@ -180,7 +189,8 @@ def _reported(settings: QuickstartSettings, data: DataSet, label: str | None) ->
 def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
     """Train on the shards unless that is done already; the address of the pictures."""
     length = settings.epochs if settings.minutes is None else f"{settings.minutes:g} minutes"
-    name = f"quickstart-{slug(label or 'all', 60, ascii_only=True)}-{_digest(data.manifest.fingerprint, str(length))}"
+    subject = slug(label or "every-label", 60, ascii_only=True)
+    name = f"quickstart-{subject}-{_digest(data.manifest.fingerprint, str(length))}"
     folder = storage.join(settings.storage, "runs", name)
     if is_finished(settings, name):
         print(f"run {name} is already trained")
@@ -191,6 +201,7 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
             **_scale(settings, data, label),
             "data": data.address,
             "label": label,
+            "conditional": label is None,
             "name": name,
             "image_size": settings.image_size,
             "promote": "always",

@@ -17,7 +17,9 @@ class QuickstartSettings(StorageSettings):
     resumes: ClassVar[bool] = True
 
     input: list[Address] | None = option(None, "folders of your photos; by default raygan draws faces itself")
-    label: str | None = option(None, "train on this label only; by default on all labels, or on the drawn cats")
+    label: str | None = option(
+        None, "train on this label only; by default one generator draws every label, or the drawn cats"
+    )
     epochs: int | None = option(None, "passes over the photos; by default a number that suits them", ge=1)
     minutes: float | None = option(
         None,
