@@ -112,7 +112,7 @@ def name_of(path: str) -> str:
 
 def _start(path: str) -> bytes:
     with open(path, "rb") as file:
-        return file.read(64)
+        return file.read(512)
 
 
 def _zipped(path: str) -> Iterator[Member]:

@@ -26,23 +26,12 @@ _LABEL_COLUMNS = (
 )
 _IMAGE_COLUMNS = ("image", "img", "photo", "picture", "jpg", "png")
 
-#: Column names of text that says something about one photo, never about a class.
+#: Column names of text that says something about one photo, or where it is from, never about a class.
 _TEXTS = frozenset(
-    [
-        "caption",
-        "captions",
-        "text",
-        "prompt",
-        "description",
-        "title",
-        "url",
-        "uri",
-        "link",
-        "id",
-        "md5",
-        "sha256",
-        "hash",
-    ]
+    """
+    caption captions text prompt description title url uri link id md5 sha256 hash split subset fold partition usage
+    source license author photographer credit user camera date time datetime timestamp country format mode mime_type
+    """.split()  # noqa: SIM905 - a list of quoted words would fill a screen
 )
 
 #: Text that programs write for a missing value.
@@ -153,8 +142,8 @@ def row_labels(
     array = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
     if _is_list(array.type):
         array, why["several labels"] = _only_items(array)
-    if pa.types.is_floating(array.type):
-        array = array.cast(pa.float64())  # Arrow has no dictionaries of half floats
+    if pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
+        array = array.cast(pa.float64())  # Arrow has no dictionaries of half floats; databases write ids as decimals
     encoded = array.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     spelled: list[str | None] = []
@@ -229,7 +218,7 @@ def _is_label(kind: pa.DataType) -> bool:
         return _is_label(kind.value_type)
     if _is_list(kind):
         return not _is_list(kind.value_type) and _is_label(kind.value_type)
-    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
     return is_text(kind) or any(is_kind(kind) for is_kind in plain)
 
 

@@ -212,5 +212,5 @@ def _not_an_image(data: bytes) -> str:
     foreign = next((name for start, name in _FOREIGN.items() if data.startswith(start)), None)
     if foreign or data[4:12] == b"ftypcrx ":
         return f"{foreign or 'camera RAW file'}: convert it to JPEG or PNG"
-    instead = in_place_of_a_file(data[:64])
+    instead = in_place_of_a_file(data[:512])
     return f"not an image: {instead}" if instead else "not an image"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from raygan.data.folders import may_lack_labels
 from raygan.data.kinds import split_path, without_ending
-from raygan.data.labels import normalize
+from raygan.data.labels import LETTER, normalize
 
 #: Words of file names that say where a photo comes from, never what it shows.
 _WEBSITES = frozenset(
@@ -25,7 +25,7 @@ _GENERIC = frozenset(
     """.split()  # noqa: SIM905 - see above
 )
 
-_NAME_WITH_NUMBER = re.compile(r"^(?P<label>.*?[^\W\d_].*?)[ ._\-]*\(?\d[\d ._\-()]*$", re.DOTALL)
+_NAME_WITH_NUMBER = re.compile(rf"^(?P<label>.*?{LETTER}.*?)[ ._\-]*\(?\d[\d ._\-()]*$", re.DOTALL)
 _SYNSET = re.compile(r"n\d{6,}")
 
 #: Name of an image, its ending taken off, in an export from Roboflow.
@@ -36,7 +36,8 @@ def name_label(path: str) -> str | None:
     name = (split_path(path) or [""])[-1]
     match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", without_ending(name)))
     label = match.group("label").strip(" ._-(") if match else ""
-    if set(re.split(r"[\W_\d]+", label.casefold())) - {""} <= _GENERIC | _WEBSITES or _SYNSET.fullmatch(label):
+    words = set(re.split(r"[\W_\d]+", label.casefold())) - {""}
+    if (words and words <= _GENERIC | _WEBSITES) or _SYNSET.fullmatch(label):
         return None
     return "_".join(word for word in normalize(label).split("_") if word not in _WEBSITES) or None
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from raygan.data.kinds import is_image_name, split_path, without_ending
-from raygan.data.labels import normalize
+from raygan.data.labels import LETTER, normalize
 
 #: Words of folder names that sort files by purpose, never by class. `test1` and `train_images_2017` are made of them.
 CONTAINER_WORDS = frozenset(
@@ -131,8 +131,8 @@ def _is_container(name: str) -> bool:
 
 
 def says_class(name: str) -> bool:
-    """Whether a folder's name can be a class: it contains a letter and isn't a container's name."""
-    return bool(re.search(r"[^\W\d_]|[\udc80-\udcff]", name)) and not _is_container(name)
+    """Whether a folder's name can be a class: it contains a letter or an emoji and isn't a container's name."""
+    return bool(re.search(LETTER, name)) and not _is_container(name)
 
 
 def may_lack_labels(path: str) -> bool:

@@ -48,6 +48,15 @@ _SYSTEM = frozenset(
 #: Endings of archives that can be an input.
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
+#: First bytes of packed files.
+_PACKED = {
+    b"PK\x03\x04": "a .zip archive",
+    b"Rar!": "a .rar archive",
+    b"7z\xbc\xaf": "a .7z archive",
+    b"\x1f\x8b": "a .gz file",
+    b"\x28\xb5\x2f\xfd": "a .zst file",
+}
+
 
 def split_path(path: str) -> list[str]:
     """A path's folders and its file name. Archives made on Windows may have backslashes between them."""
@@ -91,12 +100,15 @@ def left_aside(path: str) -> str | None:
 def in_place_of_a_file(start: bytes) -> str | None:
     """What a download has left in place of a file, and what helps; None for a file.
 
-    start: its first bytes, at least 40.
+    start: its first bytes, at least 262.
     """
     if not start:
         return "an empty file"
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS: fetch the file with `git lfs pull`"
+    packed = next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), None)
+    if packed or start[257:262] == b"ustar":
+        return f"{packed or 'a .tar archive'} that has another ending or isn't whole"
     if start.lstrip()[:1] == b"<":
         return "HTML or XML, as a failed download leaves it"
     return None
@@ -108,4 +120,4 @@ def why_unreadable(start: Callable[[], bytes], error: BaseException) -> str:
         instead = in_place_of_a_file(start())
     except OSError:
         instead = None
-    return f"it is {instead}" if instead else first_line(error)
+    return f"it is {instead}" if instead else first_line(error).rstrip(":")

@@ -1,8 +1,8 @@
 """Labels: what each photo shows, from folders, file names and Parquet columns. This room's modules own that question.
 
-`layouts` reads paths, `columns` Parquet columns, `tables` CSV files, and this module spells what they find and refuses
-what can't be right. All are pure functions: nothing is read from a disk, and the same listing always gives the same
-labels. What comes out, and why:
+`layouts` reads paths, `columns` Parquet columns, `tables` CSV and JSON lines, and this module spells what they find and
+refuses what can't be right. All are pure functions: nothing is read from a disk, and the same listing always gives the
+same labels. What comes out, and why:
 
     layout                    example                                 label          because
     Kaggle Dogs vs. Cats      train/cat.0.jpg                         cat            file names tell
@@ -15,6 +15,7 @@ labels. What comes out, and why:
     copies, counts            cat - Copy/0.jpg, cat (120)/0.jpg       cat            class folders, less these
     CycleGAN                  trainA/1.jpg, testB/1.jpg               a, b           class folders, less the split
     masks beside photos       cat/1_mask.png beside cat/1.jpg         left aside     the name is a photo's
+    photos beside one folder  cat/0.jpg, IMG_1.jpg                    cat, none      nothing tells the other's
     numbered folders          CAT_00/0.jpg, CAT_01/1.jpg              asks           parts of one class, or a class each
     several inputs            --input train/cat train/dog             cat, dog       class folders
     ClassLabel metadata       label: 1, names: [cat, dog]             dog            the metadata names the numbers
@@ -26,6 +27,8 @@ labels. What comes out, and why:
     file names in a column    file_name: "cat_0.jpg"                  cat            like a file's path
     captions, ids             text: "a cat on a mat"                  refused        a class for each photo
     a table beside photos     labels.csv: id,breed / 000bec,boxer     boxer          folders and file names tell nothing
+                              im/0.jpg, and the table                 boxer          one folder that is no animal
+                              train/metadata.jsonl                    its label      like labels.csv
 
 A class folder, or a column that a flag names, is no guess. A guess that gives a class to each photo is refused.
 """
@@ -67,6 +70,9 @@ _PLURALS = {
     **{"puppies": "puppy", "kitties": "kitty", "bunnies": "bunny", "ponies": "pony", "butterflies": "butterfly"},
     **{"huskies": "husky", "tabbies": "tabby", "collies": "collie", "faces": "face"},
 }
+
+#: Pattern of what makes a name more than a number: a letter of any script, an emoji, or a byte that is no UTF-8.
+LETTER = "(?:[^\\W\\d_]|[\u2600-\u27bf\U0001f000-\U0001faff\udc80-\udcff])"
 
 #: Words that name an animal. Where a folder and file names disagree, such a word is the class.
 ANIMALS = frozenset(_PLURALS.values()) - {"animal", "face", "human", "person", "pet", "wildlife"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from raygan.data.file_names import name_label, names_tell
 from raygan.data.folders import CONTAINER_WORDS, class_level, folder_labels, folders_of, says_class, words_of
@@ -60,6 +61,8 @@ def guess(
     if len(set(found.values())) > 1 or (found and layout == "folders"):
         return _by_folders(paths, level or 0, found, address, sure=layout == "folders")
     found = {name: label for name, label in found.items() if not _is_general(name)}
+    if len(inputs) > 1 and says_class(folder) and any(len(folders_of(path)) <= (level or 0) for path in paths):
+        found = {}  # cats/1.jpg and cats/indoor/2.jpg, beside another input: it is the class, not the folder inside
     own = next(iter(found.values()), "") or (normalize(folder) if says_class(folder) else "")
     like_folder = bool(found) or (len(inputs) > 1 and bool(own))
     tell = layout == "auto" and names_tell(paths)
@@ -68,8 +71,8 @@ def guess(
     if own and (like_folder or tell or layout == "folders"):
         if not found:
             _refuse_parts(inputs, address, sure=layout == "folders")
-        how = f"class folder {own}" if found else f"the input folder's name, {own}"
-        return Guess(how, lambda path: own, certain=True)
+            return Guess(f"the input folder's name, {own}", lambda path: own, certain=True)
+        return replace(_by_folders(paths, level or 0, found, address, sure=True), how=f"class folder {own}")
     raise _no_labels(paths, address)
 
 

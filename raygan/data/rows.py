@@ -127,6 +127,8 @@ def _label(
     elif naming:
         ((column, values),) = naming.items()
         rows.paths = [path or "" for path in of_photos(values)]
+        others = [each for each in schema.names if each not in (column, chosen.image)]
+        rows.flags = (f"say which column has them with --label-column ({', '.join(others)})" if others else "", "")
         rows.how += f", by the paths in column {column}"
     else:
         raise ConfigurationError(

@@ -100,10 +100,12 @@ class PrepareSettings(FilterOptions, StorageSettings):
     layout: Literal["auto", "folders", "names", "columns"] = option(
         "auto",
         "where labels come from: class folders, file names such as cat.1.jpg, Parquet columns, or a guess, which also "
-        "looks into CSV tables and is printed with its reason",
+        "looks into tables (.csv, .tsv, .jsonl) and is printed with its reason",
     )
     image_column: str | None = option(None, "Parquet column of encoded photos; guessed by default")
-    label_column: str | None = option(None, "column of labels in Parquet or CSV files; guessed by default")
+    label_column: str | None = option(
+        None, "column of labels in Parquet files or tables (.csv, .tsv, .jsonl); guessed by default"
+    )
     fit: Literal["crop", "pad"] = option("crop", "crop to the center square, or pad to a square with black")
     crop_faces: bool = option(
         False, "crop each photo to its face and reject photos without one; needs pip install 'raygan[faces]'"

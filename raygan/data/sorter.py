@@ -11,7 +11,7 @@ import pyarrow as pa
 from raygan.data import kinds, tables
 from raygan.data.folders import annotation_paths
 from raygan.data.kinds import is_image_name
-from raygan.data.labels import Guess, Layout, check_guess, normalize
+from raygan.data.labels import ANIMALS, Guess, Layout, check_guess, normalize
 from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
 from raygan.data.sources import File, Source
 from raygan.errors import ConfigurationError
@@ -50,6 +50,7 @@ class Sorter:
         self.elsewhere: PhotosElsewhereError | None = None
         self.damaged: ConfigurationError | None = None  # if all Parquet files are
         self.named: set[str] = set()  # paths of image files that rows name
+        self.has_columns = False  # Parquet files or tables say something about photos
 
     def sort(self, found: Sequence[File]) -> pa.Table:
         """The photos among these files, as a table of `SCHEMA`."""
@@ -60,7 +61,7 @@ class Sorter:
             reason = "annotation" if file.path in about and reason is None else reason
             if reason:
                 self.ignored[reason] += 1
-            elif kinds.ending(file.path) == ".parquet":
+            elif kinds.ending(file.path) in (".parquet", ".pq"):
                 parquet.append(file)
             else:
                 photos.append(file)
@@ -68,6 +69,7 @@ class Sorter:
             self.ignored["Parquet file"] += len(parquet)
             parquet = []
         rows = self._rows(parquet)
+        self.has_columns = bool(rows)
         if self.elsewhere and not rows and not photos:
             raise self.elsewhere
         if self.damaged and not photos:
@@ -93,9 +95,11 @@ class Sorter:
         except ConfigurationError as error:
             guess = None
             if not beside:
-                guess, flags = tables.guess(named, self._tables(photos), self.source.label_column), _TABLE_FLAGS
+                guess, flags = self._by_tables(photos, named), _TABLE_FLAGS
                 if guess is None:
                     raise self.elsewhere or ConfigurationError(f"{error}{also(self.ignored)}") from None
+        if guess and not beside and self._tables_first(guess, named) and (better := self._by_tables(photos, named)):
+            guess, flags = better, _TABLE_FLAGS
         found = [guess.label_of(file.path) if guess else None for file in photos]
         found = [label if not beside or label in beside else None for label in found]
         for file, label in zip(photos, found, strict=True):
@@ -115,6 +119,18 @@ class Sorter:
             check_guess(guess.how, Counter(label for label in found if label), flags)
         kept = [(file, _as_text(label)) for file, label in zip(photos, found, strict=True) if label]
         return self._table([file for file, _ in kept], [label for _, label in kept])
+
+    def _tables_first(self, guess: Guess, named: Sequence[str]) -> bool:
+        """Whether tables, if there are any, know better than folders and names: one label that is no animal's."""
+        if self.label is not None or self.source.label_column:
+            return self.label is None
+        labels = {label for path in named if (label := guess.label_of(path))}
+        return len(labels) == 1 and labels.pop().rpartition("_")[2] not in ANIMALS
+
+    def _by_tables(self, photos: Sequence[File], named: Sequence[str]) -> Guess | None:
+        found = tables.guess(named, self._tables(photos), self.source.label_column)
+        self.has_columns |= found is not None
+        return found
 
     def _tables(self, found: Sequence[File]) -> dict[str, bytes]:
         """The content of the tables among files, if no flag says that labels are elsewhere.
@@ -140,7 +156,11 @@ class Sorter:
         self.damaged = None if parts else self.damaged
         by_path = [part for part in parts if part.paths is not None]
         if by_path:
-            guess = self.guess([path for part in by_path for path in part.paths or () if path])
+            try:
+                guess = self.guess([path for part in by_path for path in part.paths or () if path])
+            except ConfigurationError as error:
+                flag = by_path[0].flags[0]
+                raise ConfigurationError(f"{error}, or {flag}") if flag else error from None
             for part in by_path:
                 part.labels = [guess.label_of(path) if path else None for path in part.paths or ()]
                 part.how += f": {guess.how}"
@@ -157,7 +177,7 @@ class Sorter:
             self.elsewhere = error
             return None
         except (OSError, pa.ArrowException) as error:
-            reason = kinds.why_unreadable(lambda: self.source.read(os.fsencode(file.path), 64), error)
+            reason = kinds.why_unreadable(lambda: self.source.read(os.fsencode(file.path), 512), error)
             self.damaged = ConfigurationError(f"--input: cannot read {file.path}: {reason}")
             # List the whole file as one photo: reading it will find it unreadable.
             return Rows([file], [-1], "", [self.label or "unknown"])

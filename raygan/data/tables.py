@@ -1,15 +1,17 @@
-"""Labels from CSV tables beside photos, such as a competition's ``labels.csv``.
+"""Labels from tables beside photos, such as a competition's ``labels.csv`` or a hub's ``metadata.jsonl``.
 
-A table counts only where neither folders nor file names tell the labels. It names photos by their paths, their names,
-or their names without endings; a name that several photos share stands for none of them.
+A table counts only where neither several folders nor file names tell the labels. It names photos by their paths, their
+names, or their names without endings; a name that several photos share stands for none of them.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +22,7 @@ from raygan.data.labels import Guess
 from raygan.errors import ConfigurationError
 
 #: Endings of tables.
-ENDINGS = frozenset({".csv", ".tsv"})
+ENDINGS = frozenset({".csv", ".tsv", ".jsonl"})
 
 _DELIMITERS = ",;\t|"
 
@@ -37,7 +39,7 @@ def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str =
     found: dict[str, set[str]] = {}
     how = []
     for name, content in tables.items():
-        table = _read(content)
+        table = _read(name, content, partial(photos.find, folder=posixpath.dirname(name)))
         naming, named = _naming(photos, name, table) if table else ("", [])
         if table is None or not any(named):
             continue
@@ -91,23 +93,44 @@ def _naming(photos: _Photos, name: str, table: pa.Table) -> tuple[str, list[str 
     return best, found[best]
 
 
-def _read(content: bytes) -> pa.Table | None:
-    """A table with a row of names; None if it is none, or in an unknown code page."""
+def _read(name: str, content: bytes, is_photo: Callable[[str], object]) -> pa.Table | None:
+    """A table with names of columns; None if the content is none, or in an unknown code page.
+
+    Args:
+        name: of the file.
+        content: of the file.
+        is_photo: whether a value names a photo. If one in the first row does, that is no row of names.
+    """
     utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = max(_DELIMITERS, key=first.count)
-        names, *rows = [
-            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row
-        ]
+        names, *rows = _json_rows(text) if name.lower().endswith(".jsonl") else _csv_rows(text)
     except (UnicodeDecodeError, csv.Error, ValueError):
         return None
     names = [name.strip() for name in names]
+    if any(map(is_photo, names)):
+        names, rows = [f"#{number}" for number in range(1, len(names) + 1)], [names, *rows]
     rows = [row for row in rows if len(row) == len(names)]
     if len(set(names)) < len(names) or len(names) < 2 or not rows:
         return None
     return pa.table(dict(zip(names, _columns(rows), strict=True)))
+
+
+def _csv_rows(text: str) -> list[list[str]]:
+    csv.field_size_limit(len(text) + 1)  # a row may have an embedding
+    first = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+
+
+def _json_rows(text: str) -> list[list[str]]:
+    """The names, then the rows, of an object on each line. Lists and objects inside it are no labels."""
+    found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not all(isinstance(each, dict) for each in found):
+        return [[]]
+    names = list(dict.fromkeys(name for each in found for name in each))
+    values = [[each.get(name) for name in names] for each in found]
+    return [names, *(["" if v is None or isinstance(v, list | dict) else str(v) for v in row] for row in values)]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[pa.Array]:

@@ -84,6 +84,16 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path, name):
         find_photos([str(tmp_path / f"gone-{name}")])
 
 
+@pytest.mark.parametrize(
+    ("made", "named", "says"),
+    [("x.zip", "x.tar", ".zip archive"), ("x.zip", "x.tar.gz", ".zip archive"), ("x.tar", "x.zip", ".tar archive")],
+)
+def test_an_archive_with_another_ones_ending_is_named_as_what_it_is(tmp_path, made, named, says):
+    pack(tmp_path / made, PHOTOS).rename(tmp_path / named)
+    with pytest.raises(ConfigurationError, match=f"it is a {says} that has another ending or isn't whole"):
+        find_photos([str(tmp_path / named)])
+
+
 def test_bytes_that_are_damaged_in_an_archive_can_not_be_read(tmp_path):
     path = pack(tmp_path / "photos.zip", PHOTOS)
     content = bytearray(path.read_bytes())

@@ -54,6 +54,19 @@ def test_rows_without_a_label_are_counted(tmp_path, labels):
     assert ignored == {"no label": 1}
 
 
+def test_short_endings_and_numbers_of_databases_are_taken(tmp_path):
+    labels = pa.array([0, 1, 0, 1]).cast(pa.decimal128(20, 0))
+    write_rows(tmp_path / "t.pq", {"image": structs(4), "label": labels}, NAMES)
+    assert sorted(listed(tmp_path)[0].values()) == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize("values", [[True, False] * 2, [{"name": "cat"}] * 4])
+def test_columns_that_may_be_meant_are_named(tmp_path, values):
+    write_rows(tmp_path / "t.parquet", {"image": structs(4), "animal_is": values})
+    with pytest.raises(ConfigurationError, match=r"no labels found .*--label-column \(animal_is\)"):
+        listed(tmp_path)
+
+
 def test_a_file_without_the_metadata_of_its_neighbors_has_their_names(tmp_path):
     write_rows(tmp_path / "0.parquet", {"image": structs(4), "label": [0, 1, 0, 1]})
     write_rows(tmp_path / "1.parquet", {"image": structs(4), "label": [0, 1, 0, 1]}, NAMES)

@@ -69,6 +69,12 @@ def several(*patterns, count=6):
         (("cat/{}.jpg", "dog/{}.jpg", "thumbnails/cat/{}.jpg"), ["cat", "dog", "cat"]),
         (("cat/{}.jpg", "ca\u200bts/{}.jpg", "\ufeffdog/{}.jpg", "dog\u200f/{}.jpg"), ["cat", "cat", "dog", "dog"]),
         (("👩\u200d🚀 astro/{}.jpg", "dog/{}.jpg"), ["👩\u200d🚀_astro", "dog"]),
+        (("🐱/{}.jpg", "🐶/{}.jpg"), ["🐱", "🐶"]),
+        (("🐱_{}.jpg", "🐶_{}.jpg"), ["🐱", "🐶"]),
+        # photos outside of the only class folder
+        (("train/cat/{}.jpg", "test/{}.jpg"), ["cat", None]),
+        (("cat/{}.jpg", "IMG_{:04}.jpg"), ["cat", None]),
+        (("all/{}.jpg", "dog/{}.jpg"), [None, "dog"]),
     ],
 )
 def test_layouts_give_their_labels(patterns, labels):
@@ -105,6 +111,8 @@ def test_an_input_among_others_is_a_class_folder():
     paths = several("flickr_cat_{}.jpg", "pixabay_cat_{}.jpg")
     assert set(found(paths, folder="cat", inputs=["cat", "dog"])) == {"cat"}
     assert set(found(several("{}.jpg"), folder="cats", inputs=["cats", "dogs"])) == {"cat"}
+    # nor is a folder inside it the class of the photos beside that one
+    assert set(found(several("{}.jpg", "indoor/{}.jpg"), folder="cats", inputs=["cats", "dogs"])) == {"cat"}
     # but not if it has class folders itself
     paths = several("cats/{}.jpg", "dogs/{}.jpg")
     assert set(found(paths, folder="mine", inputs=["mine", "yours"])) == {"cat", "dog"}

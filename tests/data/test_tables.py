@@ -1,6 +1,8 @@
-"""Labels from CSV tables beside photos."""
+"""Labels from tables beside photos."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
@@ -34,6 +36,7 @@ def breeds(paths, line="{},{}", head="id,breed", end="\n"):
         ("\ufeff" + breeds((f"{i:03}.jpg" for i in range(8)), '"{}";"{}"', "id;breed", "\r\n")).encode(),
         breeds((f"{i:03}.jpg" for i in range(8)), "{}\t{}", "id\tbreed").encode("utf-16"),  # Excel's "Unicode text"
         breeds((f"{i:03}.jpg" for i in range(8)), "7,{},{}", ",id,breed").encode(),  # with pandas' index
+        breeds((f"{i:03}.jpg" for i in range(8)), f'"{"1 " * 100_000}",{{}},{{}}', "embedding,id,breed").encode(),
     ],
 )
 def test_photos_by_any_name_get_their_labels(tmp_path, content):
@@ -110,4 +113,58 @@ def test_a_table_with_a_class_for_each_photo_is_refused(tmp_path):
     assert set(labels(tmp_path, label_column="name").values()) == {"rex", "tom", "ada", "bo"}
     write(tmp_path / "t.csv", b"id,name\n0,rex\n1,tom\n2,ada\n3,bo\n")
     with pytest.raises(ConfigurationError, match=r"4 labels for 4 photos .*--label-column .*--label"):
+        labels(tmp_path)
+
+
+def test_a_first_row_that_names_a_photo_is_no_row_of_names(tmp_path):
+    for i in range(8):
+        write(tmp_path / f"{i:03}.jpg")
+    write(tmp_path / "labels.csv", breeds((f"{i:03}.jpg" for i in range(1, 8)), head="000.jpg,cat").encode())
+    assert labels(tmp_path) == {f"{i:03}.jpg": ("cat", "dog")[i % 2] for i in range(8)}
+
+
+def test_metadata_of_a_hub_gives_labels(tmp_path):
+    lines = []
+    for i in range(8):
+        write(tmp_path / "train" / f"{i}.jpg")
+        about = {"file_name": f"{i}.jpg", "label": ("cat", "dog")[i % 2], "boxes": [[1, 2]], "line": "a\u2028b"}
+        lines.append(json.dumps(about, ensure_ascii=False))
+    write(tmp_path / "train" / "metadata.jsonl", "\n".join(lines).encode())
+    assert labels(tmp_path) == {f"train/{i}.jpg": ("cat", "dog")[i % 2] for i in range(8)}
+    write(tmp_path / "train" / "metadata.jsonl", b"[1, 2]\n[3, 4]\n")
+    with pytest.raises(ConfigurationError, match="no labels found"):
+        labels(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "expected"), [("im", {"cat", "dog"}), ("cats", {"cat"})])
+def test_a_table_knows_more_than_one_folder_whose_name_is_no_animals(tmp_path, folder, expected):
+    for i in range(8):
+        write(tmp_path / folder / f"{i:03}.jpg")
+    write(tmp_path / "labels.csv", breeds(f"{i:03}.jpg" for i in range(8)).encode())
+    assert set(labels(tmp_path).values()) == expected
+    assert set(labels(tmp_path, label="pet").values()) == {"pet"}
+    assert set(labels(tmp_path, layout="folders").values()) == {folder.removesuffix("s")}
+
+
+def test_a_column_that_a_flag_names_comes_before_folders(tmp_path):
+    for i in range(8):
+        write(tmp_path / ("cat", "dog")[i % 2] / f"{i:03}.jpg")
+    write(tmp_path / "about.csv", "\n".join(["id,coat", *(f"{i:03},{i // 4}" for i in range(8))]).encode())
+    assert set(labels(tmp_path).values()) == {"cat", "dog"}
+    assert set(labels(tmp_path, label_column="coat").values()) == {"0", "1"}
+
+
+@pytest.mark.parametrize("flag", ["label_column", "image_column"])
+def test_a_column_that_nothing_has_is_refused(tmp_path, flag):
+    for path in ("cat/1.jpg", "dog/1.jpg"):
+        write(tmp_path / path)
+    with pytest.raises(ConfigurationError, match=rf"--{flag.replace('_', '-')}: no .* has a column 'breed'"):
+        labels(tmp_path, **{flag: "breed"})
+
+
+def test_a_column_of_splits_is_no_column_of_labels(tmp_path):
+    for i in range(8):
+        write(tmp_path / f"{i:03}.jpg")
+    write(tmp_path / "t.csv", breeds((f"{i:03}" for i in range(8)), "{},{}", "id,split").encode())
+    with pytest.raises(ConfigurationError, match="no labels found"):
         labels(tmp_path)
