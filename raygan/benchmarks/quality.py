@@ -43,10 +43,10 @@ from raygan.models.gan import load_generator, save_generator
 from raygan.runtime.runs import is_finished, recorded
 from raygan.settings import load_preset
 from raygan.tracking.networks import feature_network, load_network
+from raygan.training.build import network_settings
 from raygan.training.monitor import draw
 from raygan.training.settings import TrainSettings
 from raygan.training.train import check, train
-from raygan.training.worker import network_settings
 
 TEXTBOOK = "textbook"
 

@@ -40,10 +40,10 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.machine import cores
 from raygan.runtime import cluster
+from raygan.training.build import new_step
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.train import check
-from raygan.training.worker import new_step
 
 #: For the seconds of a batch: roughly how many batches between two metrics, and how many metrics.
 _TURN_BATCHES, _TURNS = 12, 6

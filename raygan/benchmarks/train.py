@@ -35,10 +35,10 @@ from raygan.errors import ConfigurationError
 from raygan.machine import cores
 from raygan.models.hardware import keep_freed_memory, peak_resident_bytes
 from raygan.runtime import capacity, cluster
+from raygan.training.build import new_step
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.train import check, train
-from raygan.training.worker import new_step
 
 BARE = "bare loop"
 

@@ -31,13 +31,13 @@ from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import Decision, carry_out
 from raygan.training import monitor, plots, promotion
+from raygan.training.build import network_settings
 from raygan.training.checkpoints import checkpoint_bytes
 from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import Schedule
 from raygan.training.settings import LengthOptions, TrainSettings
 from raygan.training.source import keep_source
 from raygan.training.trainer import Outcome, Training, TrialTraining
-from raygan.training.worker import network_settings
 
 #: Settings that a resumed run may change without becoming another run.
 MAY_CHANGE = {

@@ -8,7 +8,6 @@ with metrics, pictures, checkpoints and measurements when the `Schedule` says so
 from __future__ import annotations
 
 import copy
-import functools
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,16 +19,15 @@ import ray.train
 import torch
 from ray.util.queue import Queue
 
-from raygan import pictures
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos
 from raygan.machine import cores
 from raygan.models.distributed import Share
-from raygan.models.gan import Generator, NetworkSettings, draw_latents, to_uint8
+from raygan.models.gan import Generator
 from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
-from raygan.models.latents import seeded
 from raygan.runtime import storage
 from raygan.runtime.settings import WorkerOptions
+from raygan.training.build import new_step
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import TO_MEASURE, Collapse, Notice, Picture, Tick, measurement, written
 from raygan.training.health import Health, spread
@@ -37,14 +35,12 @@ from raygan.training.inherit import Inheritance
 from raygan.training.means import Means
 from raygan.training.overfitting import mean_scores, splits
 from raygan.training.schedule import Agenda, Due, Schedule
-from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.settings import TrainSettings
+from raygan.training.snapshots import Snapshots
 from raygan.training.step import GanStep
 
 if TYPE_CHECKING:  # imports MLflow
     from raygan.training.monitor import Monitor
-
-#: Images in each half of a sample grid, and in a row of it.
-GRID_IMAGES, GRID_COLUMNS = 64, 8
 
 #: What only the first rank measures.
 _FIRST_RANKS = ("seconds", "minutes", "sample_spread", "resident_megabytes", "peak_resident_megabytes")
@@ -129,6 +125,7 @@ class TrainLoop:
         self.settings, self.first_rank = task.settings, step.share.rank == 0
         self.means, self.health = Means(step.options.batch_size), Health()
         self.scored = splits(task.photos, task.held_out)
+        self.snapshots = Snapshots(step, task.photos, task.settings.seed)
         self.before = before
         self.minutes_before = float(before.get("minutes", 0.0))
         self.began = self.logged = self.ticked = time.monotonic()
@@ -214,7 +211,7 @@ class TrainLoop:
             own = {
                 "seconds": now - self.logged,  # with the pauses of the last log
                 "minutes": (now - self.began) / 60,
-                "sample_spread": float(spread(self._samples(SPREAD_IMAGES))),
+                "sample_spread": float(spread(self.snapshots.samples(SPREAD_IMAGES))),
                 **mean_scores(self.step, self.scored),
                 "resident_megabytes": psutil.Process().memory_info().rss / 2**20,
                 "peak_resident_megabytes": peak_resident_bytes() / 2**20,
@@ -268,28 +265,11 @@ class TrainLoop:
         )
 
     def _snapshot(self) -> None:
-        """Write a grid of fixed reals beside samples of fixed latents, and tell the driver."""
+        """Write a picture of how far the training is, and tell the driver."""
         if not self.first_rank:
             return
-        kimg = self.step.images_seen / 1000
-        fakes = to_uint8(self._samples(GRID_IMAGES)).cpu()
-        panels = [("real", self._reals), (f"generated, {kimg:.3g} kimg", fakes)]
-        picture = pictures.side_by_side(panels, GRID_COLUMNS)
         path = f"pictures/samples-{self.step.images_seen:09d}-images.png"
-        self._tell(written(self.task.folder, path, pictures.png(picture)))
-
-    def _samples(self, count: int) -> torch.Tensor:
-        """Samples (count, 3, S, S) in [-1, 1] of fixed latents, of each class in turn."""
-        latents = draw_latents(count, self.step.networks.z_dim, seeded(self.settings.seed, 0, "grid"))
-        classes = torch.arange(count) % len(self.task.labels) if self.task.labels else None
-        return self.step.sample(latents, classes)
-
-    @functools.cached_property
-    def _reals(self) -> torch.Tensor:
-        """Real images (GRID_IMAGES, 3, S, S), uint8, spread evenly over the shards, or over some of very many."""
-        photos = self.task.photos
-        few = len(photos.rows) if len(photos.rows) <= photos.mixed else GRID_COLUMNS
-        return torch.from_numpy(photos.pixels(photos.spread(GRID_IMAGES, few)))
+        self._tell(written(self.task.folder, path, self.snapshots.png()))
 
     def _tick(self) -> None:
         """Tell the driver every two seconds how far the training is."""
@@ -301,28 +281,3 @@ class TrainLoop:
         """Send the driver an event from the first rank, without waiting."""
         if self.first_rank:
             self.task.events.actor.put_nowait.remote(event)
-
-
-def network_settings(settings: TrainSettings, labels: tuple[str, ...]) -> NetworkSettings:
-    """A training's networks; labels are the classes of a conditional generator, or empty."""
-    return NetworkSettings(
-        image_size=settings.image_size,
-        z_dim=settings.z_dim,
-        width=settings.width,
-        critic_norm=settings.critic_norm,
-        labels=labels,
-        architecture=settings.architecture,
-    )
-
-
-def new_step(
-    settings: TrainSettings,
-    schedule: Schedule,
-    labels: tuple[str, ...] = (),
-    device: torch.device | str = "cpu",
-    share: Share | None = None,
-) -> GanStep:
-    """A training's step before its first batch; labels as for `network_settings`."""
-    total_kimg = schedule.total / 1000
-    networks = network_settings(settings, labels)
-    return GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)

@@ -14,8 +14,8 @@ from raygan.models.gan import IMAGE_SIZES, NetworkSettings, build_generator, to_
 from raygan.models.googlenet import load_classifier, to_input
 from raygan.models.latents import latents_of
 from raygan.settings import preset_names, resolve
+from raygan.training.build import network_settings
 from raygan.training.settings import TrainSettings
-from raygan.training.worker import network_settings
 from tests.conftest import takes_long
 from tests.serve.local import make_classifier, make_generator
 

@@ -12,12 +12,12 @@ from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, save_generator
 from raygan.models.registry import ARCHITECTURES
+from raygan.training.build import network_settings
 from raygan.training.checkpoints import save_training
 from raygan.training.inherit import Inheritance
 from raygan.training.settings import StepOptions
 from raygan.training.source import keep_source
 from raygan.training.step import GanStep
-from raygan.training.worker import network_settings
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none")
 OPTIONS = StepOptions(batch_size=4, n_critic=1, seed=1)

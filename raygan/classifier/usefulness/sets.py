@@ -29,9 +29,9 @@ from raygan.models.hardware import keep_freed_memory, on_device
 from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import NamedGenerator, check_drawn, find_generators
 from raygan.settings import load_preset
+from raygan.training.build import new_step
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
-from raygan.training.worker import new_step
 
 
 @dataclass(frozen=True)

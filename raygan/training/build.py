@@ -1,0 +1,36 @@
+"""From a training's settings to its networks and its step."""
+
+from __future__ import annotations
+
+import torch
+
+from raygan.models.distributed import Share
+from raygan.models.gan import NetworkSettings
+from raygan.training.schedule import Schedule
+from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.step import GanStep
+
+
+def network_settings(settings: TrainSettings, labels: tuple[str, ...]) -> NetworkSettings:
+    """A training's networks; labels are the classes of a conditional generator, or empty."""
+    return NetworkSettings(
+        image_size=settings.image_size,
+        z_dim=settings.z_dim,
+        width=settings.width,
+        critic_norm=settings.critic_norm,
+        labels=labels,
+        architecture=settings.architecture,
+    )
+
+
+def new_step(
+    settings: TrainSettings,
+    schedule: Schedule,
+    labels: tuple[str, ...] = (),
+    device: torch.device | str = "cpu",
+    share: Share | None = None,
+) -> GanStep:
+    """A training's step before its first batch; labels as for `network_settings`."""
+    total_kimg = schedule.total / 1000
+    networks = network_settings(settings, labels)
+    return GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)
