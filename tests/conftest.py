@@ -33,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Ray's workers yield to all other processes by default, and would starve beside the tests of another file.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray Train gives its workers a minute to start, and Ray a process: too little for a slow machine.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
     # torch's threads would fight over the cores, tiny as everything is here.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if config.pluginmanager.has_plugin("terminalreporter"):  # not in the processes of `-n 2`, which it reports for
@@ -95,9 +98,22 @@ def ray_cluster(site):
         patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
         # Two clusters on a machine need two ports for the agents that take jobs; `ray.init` has no argument for that.
         patch.setattr(parameter, "RayParams", functools.partial(parameter.RayParams, dashboard_agent_listen_port=0))
-        context = ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
+        context = _start_ray()
     yield context
     ray.shutdown()
+
+
+def _start_ray(attempts: int = 5):
+    """Start the cluster, again if it isn't up within the 30 s that Ray gives it: a busy machine may need longer."""
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            return ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == attempts:
+                raise
+            ray.shutdown()
 
 
 @pytest.fixture

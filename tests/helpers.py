@@ -34,7 +34,7 @@ def wait_until(
     return found
 
 
-def wait_for_cores(count: int, timeout_s: float = 10.0) -> None:
+def wait_for_cores(count: int, timeout_s: float = 240.0) -> None:
     """Wait until the cluster has `count` free cores. Fails naming the groups and actors that hold the others."""
     import ray
     from ray.util.state import list_actors
@@ -78,6 +78,16 @@ def start_job(
         command += ["--config", str(config)]
     variables = {**os.environ, **(environment or {}), **({"RAY_ADDRESS": address} if address else {})}
     return subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True, env=variables)
+
+
+def outputs(job: subprocess.Popen[str]) -> tuple[str, str]:
+    """Wait for a job's end, and return what it wrote to stdout and stderr. The test's own time limit kills the job."""
+    with job:
+        try:
+            return job.communicate()
+        except BaseException:
+            job.kill()
+            raise
 
 
 def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:

@@ -187,7 +187,7 @@ def test_help_shows_every_flag_and_its_meaning(kind, capsys):
 
 def job(name, *argv):
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *argv], capture_output=True, text=True, timeout=120
+        [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *argv], capture_output=True, text=True
     )
 
 

@@ -68,7 +68,6 @@ def test_nobody_listening_is_status_0():
     assert ask_once(free_port(), Request("/")).status == 0
 
 
-@pytest.mark.timeout(30)
 def test_a_cut_connection_is_reported_and_not_retried(listen):
     """The second request goes out on the kept connection, which is cut; the third gets a new one."""
     port, received = listen([OK, b""], [OK])

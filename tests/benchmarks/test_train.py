@@ -19,6 +19,7 @@ def settings_of(kind, **changes):
     return kind.model_validate(values | changes)
 
 
+@takes_long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_training_under_ray_stands_beside_the_bare_loop(write_shards, tmp_path):
     found = train.benchmark(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.data import messy
-from tests.helpers import make_package, start_job
+from tests.helpers import make_package, outputs, start_job
 
 FILTER = '''
 from raygan.data.filters import Filter
@@ -43,7 +43,7 @@ def test_a_filter_from_a_package_rejects_photos(packages, installed, tmp_path, n
         environment=installed,
         stderr=subprocess.PIPE,
     )
-    _, errors = job.communicate(timeout=300)
+    _, errors = outputs(job)
     assert job.returncode == 0, errors
     assert json.loads(Path(output, "report.json").read_text())["reasons"] == {"mostly_red": 1}
     (rejected,) = pq.read_table(output / "rejected.parquet").to_pylist()

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
-from tests.helpers import make_package, start_job
+from tests.helpers import make_package, outputs, start_job
 
 TOY = '''
 from raygan.metrics.registry import Metric
@@ -34,7 +34,7 @@ def test_a_packages_metric_is_in_the_record_and_on_the_page(packages, installed,
         environment=installed,
         stdout=subprocess.PIPE,
     )
-    output, _ = job.communicate(timeout=280)
+    output, _ = outputs(job)
     assert job.returncode == 0
     scores = json.loads(output.splitlines()[-1])["metrics"]["cats"]["cat"]
     assert scores["shift6_efficientnet_lite0"] > scores["shift6_efficientnet_lite0_error"] > 0

@@ -33,7 +33,7 @@ def another_node(cpus: int, within: Sequence[str] = ()) -> Iterator[None]:
     kept = known.read_bytes() if known.exists() else None
     start = ["ray", "start", "--block", f"--num-cpus={cpus}", f"--address={gcs_address()}"]
     node = subprocess.Popen([*within, *start], stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(cluster.nodes()) > before, "the node joins the cluster", 60, alive=node)
+    wait_until(lambda: len(cluster.nodes()) > before, "the node joins the cluster", alive=node)
     try:
         yield
     finally:

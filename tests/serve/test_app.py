@@ -85,6 +85,7 @@ def address(ray_cluster, settings):
             own.chmod(0o755)
             variables[haproxy.VARIABLE] = str(own)
             variables |= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/m", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+            variables["RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S"] = "240"
         ServeSubmissionClient(f"http://{ray_cluster.dashboard_url}").deploy_applications(service)
         address = f"http://127.0.0.1:{port}"
         wait_until(lambda: is_ready(address), "the service is ready")
@@ -232,12 +233,12 @@ def test_metrics_are_exported(address):
     node = ray.nodes()[0]
     metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     wanted = ("raygan_requests_total", "raygan_stage_seconds", "raygan_batch_images", "raygan_samples_total")
-    wait_until(lambda: all(name in httpx.get(metrics, timeout=10).text for name in wanted), "the metrics are exported")
+    wait_until(lambda: all(name in httpx.get(metrics, timeout=60).text for name in wanted), "the metrics are exported")
 
 
 def test_a_service_that_stops_says_so_before_it_stops_listening(warm):
     """Keep this the last test that needs the service."""
-    with httpx.Client(base_url=warm, timeout=10) as client:
+    with httpx.Client(base_url=warm, timeout=60) as client:
         serve.delete("raygan", _blocking=False)
         answers = []
         wait_until(lambda: answers.append(client.get("/readyz")) or answers[-1].status_code != 200, "it is stopping")

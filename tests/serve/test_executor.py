@@ -35,18 +35,20 @@ async def test_threads_split_simultaneous_calls_and_each_takes_half_of_what_has_
 
     def compute(rows):
         sizes.append(len(rows))
-        gate.wait(10)
+        gate.wait(240)
         return rows
 
     executor = Executor(compute, threads=2, batch=16, padded=False)
 
-    async def begun(*calls):
+    async def begun(*calls, batches=0):
         sizes.clear()
         asked = [asyncio.ensure_future(executor.run(torch.rand(n, 1))) for n in calls]
         await asyncio.sleep(0.05)
+        while len(sizes) < batches:
+            await asyncio.sleep(0.01)
         return asked
 
-    first = await begun(*[1] * 12)  # twelve requests in one message
+    first = await begun(*[1] * 12, batches=2)  # twelve requests in one message
     assert sizes == [6, 6]
     second = await begun(10)
     assert sizes == []
@@ -97,7 +99,7 @@ async def test_a_closed_executor_finishes_its_queue_without_cancelled_calls():
     seen, go_on = [], threading.Event()
 
     def compute(rows):
-        go_on.wait(5)
+        go_on.wait(240)
         seen.append(int(rows[0, 0]))
         return rows
 

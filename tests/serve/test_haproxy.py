@@ -66,7 +66,7 @@ def proxy(tmp_path):
     process = subprocess.Popen([*command, "-db", "-f", str(tmp_path / "cfg")], stderr=subprocess.PIPE)
     yield process, port, metrics
     process.terminate()
-    process.wait(10)
+    process.wait(240)
     behind.shutdown()
 
 

@@ -89,7 +89,8 @@ async def test_slow_full_and_broken_services_answer_without_internals():
         raise RuntimeError("/secret/path")
 
     for app, status, after in ((slow, 503, "2"), (full, 503, "7"), (broken, 500, None)):
-        middleware = GatewayMiddleware(app, NoMetrics(), token=None, max_bytes=10, seconds=0.05, access_log=False)
+        seconds = 0.05 if app is slow else 60
+        middleware = GatewayMiddleware(app, NoMetrics(), token=None, max_bytes=10, seconds=seconds, access_log=False)
         async with client_of(middleware) as client:
             answer = await client.get("/")
         assert (answer.status_code, answer.headers.get("Retry-After")) == (status, after)
@@ -118,7 +119,7 @@ async def test_requests_in_progress_are_limited_except_for_operators(monkeypatch
         await send({"type": "http.response.body", "body": b""})
 
     metrics = RecordingMetrics()
-    middleware = GatewayMiddleware(waiting, metrics, token=None, max_bytes=10, seconds=5, access_log=False)
+    middleware = GatewayMiddleware(waiting, metrics, token=None, max_bytes=10, seconds=60, access_log=False)
     async with client_of(middleware) as client:
         asked = [asyncio.ensure_future(client.get("/v1/sample")) for _ in range(2)]
         await asyncio.sleep(0.05)

@@ -41,7 +41,7 @@ def test_a_server_that_stops_answering_blocks_nothing_and_loses_nothing(settings
     wait_until(lambda: server.refused > 2, "the sender tries again")
     assert len(spool.waiting()) == 49
     server.down = False
-    assert sender.close(10) == 0
+    assert sender.close(240) == 0
     assert steps(run.client, run.id, "loss") == list(range(1, 50))
     assert [a.path for a in run.client.list_artifacts(run.id, "pictures")] == ["pictures/a.png"]
     assert not spool.folder.exists()

@@ -10,7 +10,7 @@ import pytest
 
 from raygan.errors import RayganError
 from raygan.models.gan import load_generator
-from tests.helpers import make_package, start_job
+from tests.helpers import make_package, outputs, start_job
 
 OBJECTIVE = '''
 from torch.nn.functional import relu
@@ -85,12 +85,12 @@ def test_a_training_uses_what_packages_offer(packages, installed, train_settings
     make_package(packages, "hinge_gan", OBJECTIVE, "[raygan.objectives]\nhinge = hinge_gan:Hinge")
     make_package(packages, "linear_gan", ARCHITECTURE, "[raygan.architectures]\nlinear = linear_gan:Linear")
     make_package(packages, "color_features", FEATURES, "[raygan.features]\ncolors = color_features:colors")
-    help_text, _ = train(["--help"], environment=installed).communicate(timeout=60)
+    help_text, _ = outputs(train(["--help"], environment=installed))
     assert "--objective {wgan-gp,dcgan,r3gan,hinge}" in help_text
     toys = ["--objective", "hinge", "--architecture", "linear", "--quality-network", "colors"]
     settings = train_settings(name="toys", num_workers=1, quality_samples=16, quality_every=0.08)
     job = train(toys, settings=settings, environment=installed)
-    output, errors = job.communicate(timeout=280)
+    output, errors = outputs(job)
     assert job.returncode == 0, errors
     result = json.loads(output.splitlines()[-1])
     metrics = result["metrics"]
@@ -105,7 +105,7 @@ def test_a_training_uses_what_packages_offer(packages, installed, train_settings
     ):
         load_generator(Path(result["checkpoint"]))
     refused = train(["--objective", "hinge", "--dry-run"], settings=settings)
-    _, errors = refused.communicate(timeout=60)
+    _, errors = outputs(refused)
     assert (refused.returncode, errors) == (
         2,
         "error: --objective: must be one of wgan-gp, dcgan, r3gan (got 'hinge')\n",

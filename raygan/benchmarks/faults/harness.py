@@ -26,7 +26,7 @@ T = TypeVar("T")
 Baseline = Literal["faces", "photos", "training"]
 
 #: Seconds within which anything must happen.
-_PATIENCE = 240.0
+_PATIENCE = 600.0
 
 #: Images in a batch of every training.
 BATCH = 16
@@ -62,7 +62,7 @@ class Length:
     away_s: float = 60.0
 
 
-SHORT = Length(total=600, log=10, checkpoint=40, before=80, long=1000, trial=150, faces=150, repeated=10, away_s=10.0)
+SHORT = Length(total=600, log=10, checkpoint=40, before=80, long=1000, trial=150, faces=150, repeated=5, away_s=10.0)
 
 
 class Job:
