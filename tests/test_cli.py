@@ -282,3 +282,23 @@ def test_an_error_stays_one_line_whatever_a_file_is_called():
     error = RayganError("cannot read a\nb\x1b[31m\udc80猫.jpg")
     assert str(error) == r"cannot read a\nb\x1b[31m\udc80猫.jpg"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - from Ray's workers
+
+
+_COUNTS = """
+import time
+from raygan.cli import run_job
+from raygan.evaluation.settings import EvaluateSettings
+
+def main(settings):
+    from tqdm import tqdm
+    for _ in tqdm(range(50)):
+        time.sleep(0.02)
+
+run_job(EvaluateSettings, main, doc=None, argv=["--data", "x"])
+"""
+
+
+def test_a_log_is_not_filled_by_a_progress_bar():
+    job = subprocess.run([sys.executable, "-c", _COUNTS], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert "50/50" in job.stderr
+    assert job.stderr.count("it/s") <= 2

@@ -152,8 +152,8 @@ class ImageProgress:
                 bar.initial += event.images
                 bar.n += event.images
                 bar.start_t = bar.last_print_t = time.time()
-            bar.update(0 if before is None else max(0, event.images - before))
             if event.says:
-                bar.set_postfix_str(event.says)
+                bar.set_postfix_str(event.says, refresh=False)
+            bar.update(0 if before is None else max(0, event.images - before))
         self._seen[event.worker] = max(event.images, before or 0)
         self._failed = self._failed or event.failed

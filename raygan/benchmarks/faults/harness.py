@@ -71,7 +71,7 @@ class Job:
     def __init__(self, stage: Stage, name: str, command: list[str], address: str):
         self.name = name
         self._log = stage.folder / f"{name}-{time.time_ns()}.log"
-        environment = {**os.environ, "RAY_ADDRESS": address}
+        environment = {**os.environ, "RAY_ADDRESS": address, "TQDM_MININTERVAL": "0.1"}  # bars are read here
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=stage.checkout)
 
