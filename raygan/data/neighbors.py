@@ -92,21 +92,20 @@ def _close(
         distance: most differing bits.
     """
     found = []
-    for one, other, differ in _equal(words, mask):
-        bits = np.bitwise_count(differ)
-        close = np.flatnonzero(bits <= distance)
-        new = close[np.logical_and.reduce([differ[close] & band != 0 for band in before], 0)] if before else close
-        if len(new):
+    for one, other, differ in _equal(words, mask, distance):
+        new = np.logical_and.reduce([differ & mask == 0, *(differ & band != 0 for band in before)], 0)
+        if new.any():
             ends = np.sort(np.stack([part[one[new]], part[other[new]]], 1), axis=1)
-            found.append(np.column_stack([ends, bits[new]]).astype(np.int64))
+            found.append(np.column_stack([ends, np.bitwise_count(differ[new])]).astype(np.int64))
     return found
 
 
-def _equal(words: np.ndarray, mask: np.uint64) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Indices of hashes that agree in the bits of a mask, and the bits in which they differ.
+def _equal(words: np.ndarray, mask: np.uint64, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Indices of hashes that agree in the bits of a mask and differ in few, and the bits in which they differ.
 
     Hashes are sorted by 32 bits made from the mask's, so a few pairs agree only in these. First come pairs of
-    neighbors in the table, then pairs two places apart, and so on.
+    neighbors in the table, then pairs two places apart, and so on. Nearly all of them differ in too many bits, so
+    these are counted before anything else is looked up: of millions of hashes, this takes as long as sorting them.
     """
     table = words & mask
     table *= np.uint64(0x9E3779B97F4A7C15)  # equal bits stay equal, and the upper half depends on all of them
@@ -115,13 +114,17 @@ def _equal(words: np.ndarray, mask: np.uint64) -> Iterator[tuple[np.ndarray, np.
     table.sort()
     indices = (table & ~_UPPER).astype(np.int64)
     there = words[indices]
-    table >>= np.uint64(32)
-    places, step = np.flatnonzero(table[1:] == table[:-1]), 1
+    as_next = np.zeros(len(table), bool)  # whether the next one has the same upper half
+    as_next[:-1] = table[1:] ^ table[:-1] <= ~_UPPER
+    places, step = np.flatnonzero(as_next), 1
     while len(places):
-        yield indices[places], indices[places + step], there[places] ^ there[places + step]
+        differ = there.take(places)
+        differ ^= there[step:].take(places)
+        close = np.flatnonzero(np.bitwise_count(differ) <= distance)
+        if len(close):
+            yield indices[places[close]], indices[places[close] + step], differ[close]
+        places = places[as_next[places + step]]
         step += 1
-        places = places[places + step < len(table)]
-        places = places[table[places] == table[places + step]]
 
 
 def _by_index(words: np.ndarray, distance: int) -> np.ndarray:
