@@ -42,6 +42,10 @@ from raygan.training.settings import TrainSettings
 #: Training photos among which memorization is looked for, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000
 
+#: As many at most for each of `--minutes`, and at least so many: their features take two hundredths of the time of a
+#: run on two cores, from which they take it.
+_TRAIN_PHOTOS_PER_MINUTE, _LEAST_TRAIN_PHOTOS = 250, 500
+
 #: Validation photos that generators are compared with, spread evenly over the shards.
 VALIDATION_PHOTOS = 10_000
 
@@ -111,6 +115,11 @@ class Monitor:
         metrics, value = measured
         self.events.put(Quality(metrics, images, value, address_of(self.folder, checkpoint)))
         return measurement(metrics, value)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the reference is there; also if it failed, which `try_to_measure` tells."""
+        return bool(ray.wait([self.reference], timeout=0)[0])
 
     @property
     def patience_s(self) -> float:
@@ -183,13 +192,13 @@ def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = N
     return images_of(generator, latents, classes)
 
 
-def measure_reference(train: Photos, validation: Photos, network: str) -> Reference:
-    """What generators are compared with."""
+def measure_reference(train: Photos, validation: Photos, network: str, most: int = TRAIN_PHOTOS) -> Reference:
+    """What generators are compared with: validation photos and up to `most` training photos."""
     capacity.use_own_cores()
     features = load_network(network)
     vectors, classes = features_of(validation, features)
     choosing = ~held_back(classes)
-    places = train.spread(TRAIN_PHOTOS)
+    places = train.spread(most)
     trained = torch.cat([features(torch.from_numpy(pixels)) for pixels, _ in train.parts(places)])
     return Reference(vectors[choosing], classes[choosing], trained, places)
 
@@ -240,7 +249,15 @@ def start_measuring(
     nodes = [node.get("CPU", 0.0) for node in cluster.nodes()]
     cores = cores_beside(nodes, at_once * settings.most_workers, settings.cpus_per_worker)
     measuring = ray.remote(measure_reference).options(num_cpus=cores)
-    return measuring.remote(train, validation, settings.quality_network), cores
+    most = train_photos(settings.minutes)
+    return measuring.remote(train, validation, settings.quality_network, most), cores
+
+
+def train_photos(minutes: float | None) -> int:
+    """Training photos that a run of so many minutes, or None, compares its samples with."""
+    if minutes is None:
+        return TRAIN_PHOTOS
+    return min(TRAIN_PHOTOS, max(_LEAST_TRAIN_PHOTOS, round(_TRAIN_PHOTOS_PER_MINUTE * minutes)))
 
 
 def can_measure(validation: int) -> bool:

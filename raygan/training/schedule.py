@@ -1,13 +1,13 @@
 """When things happen in a training: its length and cadences, and its learning rates.
 
 The clock is images seen, so that a run resumed with another batch size goes on where it was. A run that ends by the
-clock on the wall (`--minutes`) divides its minutes, too.
+clock on the wall (`--minutes`) divides its minutes, too, and spends no more than about a twentieth of them on events.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 #: How often each happens in a run, unless the settings say otherwise.
 _LOGS, _SNAPSHOTS, _CHECKPOINTS, _QUALITIES = 100, 20, 20, 10
+
+#: Most that events of each kind may take of a run's minutes, where these end the run and the settings give no interval.
+_SHARES = {"log": 0.01, "snapshot": 0.01, "checkpoint": 0.01, "quality": 0.02}
+
+KINDS = tuple(_SHARES)
+
+#: Minutes before the first quality measurement of such a run and between two: nobody knows yet what the first takes.
+_LEAST_MINUTES = 2.0
 
 #: Images to train on, at least, for each sample of a quality measurement, unless the settings say otherwise:
 #: measuring on a sample takes as long as training on one or two.
@@ -30,11 +38,15 @@ class Every:
         images: between two events.
         minutes: between two events.
         least: images between two events for which the time has come.
+        share: most that the events may take of the run's time; infinity for as much as they take.
+        at_most: minutes between two events, whatever they take.
     """
 
     images: int
     minutes: float = math.inf
     least: int = 0
+    share: float = math.inf
+    at_most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -66,21 +78,24 @@ class Schedule:
         total = batch_size * (max(1, round(settings.kimg * 1000 / batch_size)) if settings.kimg else epochs)
         minutes = settings.minutes or math.inf
 
-        def every(kimg: float | None, parts: int, whole: int, *, least: int = 0, at_most: float = math.inf) -> Every:
-            """A given interval, or one of so many parts of the run, in `whole` images."""
+        def every(kind: str, parts: int, whole: int, *, least: int = 0, at_most: float = math.inf) -> Every:
+            """The given interval, or one of so many parts of the run, in `whole` images."""
+            kimg: float | None = getattr(settings, f"{kind}_every")
             images = max(total / parts, least) if kimg is None else kimg * 1000
             images = whole * max(1, round(images / whole))
-            return Every(images, min(minutes / parts if kimg is None else math.inf, at_most), least)
+            if kimg is not None or minutes == math.inf:
+                return Every(images, at_most, least)
+            return Every(images, min(minutes / parts, at_most), least, _SHARES[kind], at_most)
 
-        log = every(settings.log_every, _LOGS, batch_size)
-        checkpoint = every(settings.checkpoint_every, _CHECKPOINTS, log.images, at_most=settings.checkpoint_minutes)
+        log = every("log", _LOGS, batch_size)
+        checkpoint = every("checkpoint", _CHECKPOINTS, log.images, at_most=settings.checkpoint_minutes)
         rarely = _TRAINED_PER_SAMPLE * settings.quality_samples
         return cls(
             total=total,
             log=log,
-            snapshot=every(settings.snapshot_every, _SNAPSHOTS, log.images),
+            snapshot=every("snapshot", _SNAPSHOTS, log.images),
             checkpoint=checkpoint,
-            quality=every(settings.quality_every, _QUALITIES, checkpoint.images, least=rarely)
+            quality=every("quality", _QUALITIES, checkpoint.images, least=rarely)
             if settings.quality_every != 0
             else None,
             minutes=minutes,
@@ -110,7 +125,19 @@ class Agenda:
             minutes: trained so far.
         """
         self.schedule, self._images = schedule, images
-        self._since = dict.fromkeys(("log", "snapshot", "checkpoint", "quality"), (images, minutes))
+        self._since = dict.fromkeys(KINDS, (images, minutes))
+        self._costs = dict.fromkeys(KINDS, 0.0)
+        self._measurable = True
+
+    def learn(self, costs: Mapping[str, float], *, measurable: bool) -> None:
+        """Learn what decides when the next events of a run by the clock are due.
+
+        Args:
+            costs: minutes that the last event of each kind took.
+            measurable: whether quality could be measured now, without waiting for the reference.
+        """
+        self._costs |= costs
+        self._measurable = measurable
 
     def due(self, images: int, minutes: float) -> Due:
         """What is due now.
@@ -133,6 +160,11 @@ class Agenda:
     def _over(self, kind: str, every: Every, images: int, minutes: float) -> bool:
         """Whether the interval of that kind is over."""
         since, began = self._since[kind]
+        if every.share < math.inf:
+            if minutes - began < min(self._costs[kind] / every.share, every.at_most):
+                return False
+            if kind == "quality" and (minutes - began < _LEAST_MINUTES or not self._measurable):
+                return False
         timed = minutes - began >= every.minutes and images - since >= every.least
         return timed or images // every.images > self._images // every.images
 

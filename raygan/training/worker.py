@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,7 +36,7 @@ from raygan.training.health import Health, spread
 from raygan.training.inherit import Inheritance
 from raygan.training.means import Means
 from raygan.training.overfitting import mean_scores, splits
-from raygan.training.schedule import Agenda, Due, Schedule
+from raygan.training.schedule import KINDS, Agenda, Due, Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.snapshots import Snapshots
 from raygan.training.step import GanStep
@@ -135,6 +137,8 @@ class TrainLoop:
         # Each change of the rates since the first image, also those of the run whose weights were taken over.
         self.rates: list[list[float]] = list(before.get("rates", []))
         self.agenda = Agenda(task.schedule, step.images_seen, self.minutes)
+        # Minutes that the last event of each kind took on the first rank, for which the others wait.
+        self.costs, self.paid = dict.fromkeys(KINDS, 0.0), 0.0
 
     def run(self) -> None:
         """Train to the end of the schedule, or until the training dies."""
@@ -159,11 +163,14 @@ class TrainLoop:
     def _look(self) -> bool:
         """Every few seconds: look at the clock, and tell whether it is news that a node is about to be taken away.
 
-        A collective call: all ranks look at the same batches, and the first one's clock counts.
+        A collective call: all ranks look at the same batches, and what the first one knows counts.
         """
         if self.step.batches % self.look_every:
             return False
-        seconds = self._first_ranks(time.monotonic() - self.began)
+        measurable = self.task.monitor is None or (self.first_rank and self.task.monitor.ready)
+        known = (time.monotonic() - self.began, float(measurable), *self.costs.values())
+        seconds, measurable_there, *costs = self._first_ranks(known)
+        self.agenda.learn(dict(zip(self.costs, costs, strict=True)), measurable=measurable_there > 0)
         self.minutes = self.minutes_before + seconds / 60
         done = self.step.batches - self.first_batch
         # In a short run by the clock, logs are due more often than every few seconds.
@@ -176,19 +183,30 @@ class TrainLoop:
             self._tell(Notice(self.step.images_seen / 1000))
         return self.noticed
 
-    def _first_ranks(self, value: float) -> float:
-        """The first rank's number, on all ranks."""
+    def _first_ranks(self, values: Sequence[float]) -> list[float]:
+        """The first rank's numbers, on all ranks."""
         if self.step.share.world_size == 1:
-            return value
-        shared = torch.tensor(value if self.first_rank else 0.0, dtype=torch.float64, device=self.step.device)
+            return [*values]
+        given = values if self.first_rank else [0.0] * len(values)
+        shared = torch.tensor(given, dtype=torch.float64, device=self.step.device)
         torch.distributed.all_reduce(shared)
-        return float(shared)
+        found: list[float] = shared.tolist()
+        return found
+
+    @contextmanager
+    def _paying(self, kind: str) -> Iterator[None]:
+        """Keep what an event of that kind, which comes with a log, takes."""
+        began = time.monotonic()
+        yield
+        self.costs[kind] = (time.monotonic() - began) / 60
+        self.paid += self.costs[kind]
 
     def _log(self, due: Due, *, keep: bool) -> bool:
         """Report, with pictures and a checkpoint where they are due; returns whether to go on.
 
         All ranks come to the same decisions, because they decide by numbers summed over ranks.
         """
+        self.paid = 0.0
         metrics = self._metrics()
         trouble = self.health.diagnose(metrics)
         if trouble:
@@ -196,8 +214,10 @@ class TrainLoop:
             self._tell(Collapse(trouble, metrics["kimg"]))
             return False
         if due.snapshot:
-            self._snapshot()
+            with self._paying("snapshot"):
+                self._snapshot()
         self._report(metrics, keep=keep or due.checkpoint, measure=due.quality)
+        self.costs["log"] = (time.monotonic() - self.logged) / 60 - self.paid
         return not due.last
 
     def _metrics(self) -> dict[str, float]:
@@ -247,12 +267,14 @@ class TrainLoop:
             "metrics": metrics,
         }
         folder = tempfile.mkdtemp(prefix="raygan-checkpoint-")
-        save_training(Path(folder), self.step, about)
+        with self._paying("checkpoint"):
+            save_training(Path(folder), self.step, about)
         reported: dict[str, Any] = {**metrics}
         monitor = self.task.monitor if measure else None
         if monitor:
             generator = cast(Generator, copy.deepcopy(self.step.ema.module))
-            measured = monitor.try_to_measure(generator.cpu(), self.step.images_seen)
+            with self._paying("quality"):
+                measured = monitor.try_to_measure(generator.cpu(), self.step.images_seen)
             reported |= measurement(*measured) if measured else {}
         elif measure:
             reported[TO_MEASURE] = True

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raygan.training.events import Unmeasured
-from raygan.training.monitor import Monitor, cores_beside, held_back
+from raygan.training.monitor import TRAIN_PHOTOS, Monitor, cores_beside, held_back, train_photos
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,10 @@ def test_half_of_the_validation_photos_of_each_class_choose_nothing(classes, hel
     classes = torch.tensor(classes)
     found = held_back(classes)
     assert [int(found[classes == number].sum()) for number in (0, 1)] == held
+
+
+def test_a_short_run_is_compared_with_fewer_training_photos():
+    assert [train_photos(minutes) for minutes in (1, 4, 20, 10_000, None)] == [500, 1000, 5000, *[TRAIN_PHOTOS] * 2]
 
 
 class Events(list):

@@ -1,5 +1,6 @@
 """When events are due, by images and by the clock, and learning rates."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -49,16 +50,24 @@ def test_a_tiny_run_without_measurements():
     assert (schedule.total, *images_of(schedule)) == (20, 10, 10, 10, None)
 
 
-def events(schedule, batch_size, seconds_per_batch, images=0, minutes=0.0):
-    """(images, minutes) of each kind of event of a run at a steady pace, which looks at the clock at every batch."""
+def events(schedule, batch_size, seconds_per_batch, images=0, minutes=0.0, costs=None, measurable_from=0.0):
+    """(images, minutes) of each kind of event of a run at a steady pace, which looks at the clock at every batch.
+
+    costs: seconds that each kind of event holds the training up; by default none.
+    measurable_from: minutes after which the reference is there.
+    """
     agenda = Agenda(schedule, images, minutes)
     found = {"log": [], "snapshot": [], "checkpoint": [], "quality": []}
+    paid = dict.fromkeys(found, 0.0)
     while True:
         images, minutes = images + batch_size, minutes + seconds_per_batch / 60
+        agenda.learn(paid, measurable=minutes >= measurable_from)
         due = agenda.due(images, minutes)
         for kind, moments in found.items():
             if getattr(due, kind):
                 moments.append((images, round(minutes, 6)))
+                paid[kind] = (costs or {}).get(kind, 0.0) / 60
+                minutes += paid[kind]
         if due.last:
             return found
 
@@ -76,7 +85,7 @@ def test_a_run_by_the_clock_divides_its_minutes():
     schedule = of(photos=2000, batch_size=32, kimg=1000, minutes=20)
     found = events(schedule, 32, 32 / 170)
     assert found["log"][-1] == pytest.approx((204_000, 20.0), rel=1e-3)
-    assert 95 <= len(found["log"]) <= 125
+    assert 95 <= len(found["log"]) <= 130
     for kind, least, most in (("snapshot", 20, 24), ("checkpoint", 20, 24), ("quality", 10, 12)):
         assert least <= len(found[kind]) <= most
         moments = [0.0, *(minutes for _, minutes in found[kind])]
@@ -86,6 +95,53 @@ def test_a_run_by_the_clock_divides_its_minutes():
 def test_a_slow_run_is_not_measured_longer_than_trained_by_the_clock_either():
     found = events(of(photos=2000, batch_size=32, kimg=1000, minutes=20), 32, 32 / 2)  # 2 images/s: 2400 in all
     assert [images for images, _ in found["quality"]] == [2016, 2400]  # 500 samples need 2000 images
+
+
+#: Seconds that a picture, a checkpoint and a measurement of 500 samples take of two cores, and of cores as fast as ten.
+COSTS = {"log": 0.1, "snapshot": 0.5, "checkpoint": 0.4, "quality": 5.0}
+
+
+@pytest.mark.parametrize("minutes", [4, 20, 60])
+@pytest.mark.parametrize("pace", [30, 490, 5000])
+def test_a_run_by_the_clock_spends_a_twentieth_of_it_on_events(minutes, pace):
+    """At 490 images/s, a run of four minutes spent a third of it on pictures and measurements."""
+    schedule = of(photos=2000, batch_size=100, kimg=1000, minutes=minutes)
+    found = events(schedule, 100, 100 / pace, costs=COSTS)
+    minutes = found["log"][-1][1]  # the fastest reach a million images before
+    counts = {kind: len(moments) for kind, moments in found.items()}
+    # But for the last of each kind, which make the result.
+    assert sum((counts[kind] - 1) * cost for kind, cost in COSTS.items()) <= 0.06 * 60 * minutes
+    assert min(counts.values()) >= 1
+    assert counts["snapshot"] >= min(16, minutes)
+
+
+def test_a_given_interval_is_kept_whatever_it_costs():
+    given = {f"{kind}_every": 0.96 for kind in COSTS}
+    found = events(of(photos=2000, batch_size=32, kimg=100, minutes=4, **given), 32, 32 / 490, costs=COSTS)
+    for moments in found.values():
+        assert [images for images, _ in moments[:-1]] == [960 * (1 + number) for number in range(len(moments) - 1)]
+
+
+def test_a_checkpoint_that_takes_long_comes_at_least_every_so_many_minutes():
+    schedule = of(photos=2000, batch_size=32, kimg=100_000, minutes=60, checkpoint_minutes=5, quality_every=0)
+    found = events(schedule, 32, 32 / 490, costs={"checkpoint": 30.0})
+    moments = [0.0, *(minutes for _, minutes in found["checkpoint"])]
+    assert max(later - earlier for earlier, later in pairwise(moments)) < 5.6
+
+
+def test_a_run_by_the_clock_does_not_wait_for_the_reference():
+    schedule = of(photos=2000, batch_size=32, kimg=100_000, minutes=10)
+    found = events(schedule, 32, 32 / 490, measurable_from=4.5)
+    assert found["quality"][0][1] == pytest.approx(4.5, abs=0.01)
+    assert [minutes for _, minutes in events(schedule, 32, 32 / 490, measurable_from=99)["quality"]] == pytest.approx(
+        [10], abs=0.01
+    )
+
+
+def test_a_run_of_given_length_waits_for_the_reference():
+    """Searches compare trials at the same numbers of images."""
+    found = events(of(quality_samples=100), 10, 1.0, measurable_from=math.inf)
+    assert [images for images, _ in found["quality"]] == list(range(800, 8001, 800))
 
 
 def test_a_long_slow_run_loses_no_more_than_ten_minutes():
