@@ -1,5 +1,6 @@
 """The quickstart, shortened: drawn faces go through every stage."""
 
+import functools
 import signal
 import socket
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from raygan.errors import ConfigurationError, Terminated
 from raygan.quickstart import quickstart as module
 from raygan.quickstart.quickstart import quickstart
 from raygan.quickstart.settings import QuickstartSettings
+from raygan.quickstart.timetable import Timetable
 from raygan.settings import validate
 
 
@@ -29,40 +31,72 @@ def test_drawn_faces_become_a_registered_generator_and_a_classifier(ray_cluster,
     assert capsys.readouterr().out.count("already trained") == 2
 
 
+class Clock:
+    """A clock that stands still but for what stages take."""
+
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def stage(self, seconds, answer=None, asked=None, name=""):
+        """A stand-in for a stage: it notes what it is asked, and takes so long."""
+
+        def run(settings):
+            self.seconds += seconds
+            if asked is not None:
+                asked[name] = settings
+            return answer
+
+        return run
+
+
+@pytest.fixture
+def shortened(monkeypatch):
+    """Runs `quickstart` with stages of given lengths, in minutes; returns what they are asked."""
+
+    def run(settings, prepare=0.0, classify=0.0, train=0.0, evaluate=0.0):
+        asked, clock = {}, Clock()
+        counts = {"train": 400, "validation": 60}
+        manifest = SimpleNamespace(classes=["cat", "dog"], fingerprint="f", count=lambda split, label: counts[split])
+        data, report = SimpleNamespace(address="shards", manifest=manifest), SimpleNamespace(folder="reports/r")
+        monkeypatch.setattr(module, "Timetable", functools.partial(Timetable, now=clock))
+        monkeypatch.setattr(module.cluster, "connect", lambda settings: None)
+        monkeypatch.setattr(module.cluster, "nodes", lambda: [{"CPU": 2}])
+        monkeypatch.setattr(module.tracking, "check_records", lambda settings: None)
+        monkeypatch.setattr(module.DataSet, "open", lambda address: data)
+        stages = {"prepare": (prepare, None), "classify": (classify, None), "train": (train, None)}
+        for name, (minutes, answer) in {**stages, "evaluate": (evaluate, report)}.items():
+            monkeypatch.setattr(module, name, clock.stage(60 * minutes, answer, asked, name))
+        quickstart(settings)
+        return asked
+
+    return run
+
+
 @pytest.mark.parametrize("label", ["cat", None])
-def test_minutes_name_the_preset_the_time_and_what_to_expect(monkeypatch, capsys, tmp_path, label):
+def test_minutes_name_the_preset_the_time_and_what_to_expect(shortened, capsys, tmp_path, label):
     """The plan alone, with stages that only note what they are asked."""
-    asked = {}
-    data = SimpleNamespace(
-        address="shards",
-        manifest=SimpleNamespace(
-            classes=["cat", "dog"], fingerprint="f", count=lambda split, label: {"train": 400, "validation": 60}[split]
-        ),
-    )
-    report = SimpleNamespace(folder="reports/r")
-    monkeypatch.setattr(module.cluster, "connect", lambda settings: None)
-    monkeypatch.setattr(module.cluster, "nodes", lambda: [{"CPU": 2}])
-    monkeypatch.setattr(module.tracking, "check_records", lambda settings: None)
-    monkeypatch.setattr(module, "prepare", lambda settings: None)
-    monkeypatch.setattr(module.DataSet, "open", lambda address: data)
-    for name, answer in (("classify", None), ("train", None), ("evaluate", report)):
-        monkeypatch.setattr(
-            module, name, lambda settings, name=name, answer=answer: asked.update({name: settings}) or answer
-        )
-    quickstart(
-        QuickstartSettings(
-            storage=str(tmp_path), tracking_uri=None, input=["photos"], label=label, minutes=60, serve=False
-        )
-    )
-    assert (asked["train"].objective, asked["train"].minutes, asked["train"].image_size) == ("r3gan", 48, 64)
+    values = {"storage": str(tmp_path), "tracking_uri": None, "input": ["photos"], "label": label, "serve": False}
+    asked = shortened(QuickstartSettings(minutes=60, **values), prepare=6, classify=3, train=49.5, evaluate=1)
+    # 60 minutes, without the nine that have passed and the two that are set aside.
+    assert (asked["train"].objective, asked["train"].minutes, asked["train"].image_size) == ("r3gan", 49, 64)
     assert asked["classify"].epochs == 20
     assert (asked["train"].label, asked["train"].conditional) == (label, label is None)
     assert asked["evaluate"].model == [f"raygan-generator-{label or 'all'}"]
     shown = capsys.readouterr().out
-    assert shown.startswith("about 60 minutes")
+    assert shown.startswith("60 minutes until all is ready")
     assert "400 training photos" in shown
+    assert "the GAN trains for 49.0 minutes, and all is ready about 60.0 minutes after the start" in shown
+    assert "time      59.5 minutes (Ray 0.0, photos 6.0, GoogLeNet 3.0, GAN 49.5, report card 1.0)" in shown
     assert "report    reports/r/report.html" in shown
     assert "/v1/sample?label=cat&" in shown
+
+
+def test_photos_that_take_longer_than_the_minutes_leave_the_gan_a_share_and_are_told_of(shortened, capsys, tmp_path):
+    settings = QuickstartSettings(storage=str(tmp_path), tracking_uri=None, input=["photos"], minutes=10, serve=False)
+    assert shortened(settings, prepare=12)["train"].minutes == 3
+    assert "all is ready about 17.0 minutes after the start" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -2,7 +2,7 @@
 
 It prepares shards, trains a GoogLeNet and a GAN, and serves both through the same functions as the jobs. Without photos
 it draws faces itself (`raygan.data.synthetic`), so it needs no download. With `--minutes` it trains the best preset for
-as long as that leaves, and ends with a report card.
+as long as the other stages leave (`raygan.quickstart.timetable`), and ends with a report card.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from raygan.evaluation.evaluate import evaluate
 from raygan.evaluation.report import PAGE
 from raygan.evaluation.settings import EvaluateSettings
 from raygan.quickstart.settings import QuickstartSettings
+from raygan.quickstart.timetable import Timetable
 from raygan.runtime import cluster, storage
 from raygan.runtime.runs import is_finished
 from raygan.serve.app import build, check_port
@@ -52,9 +53,6 @@ DRAWN_CLASSIFIED, PHOTOS_CLASSIFIED = 2_500, 15_000
 
 #: Images that GoogLeNet trains on per minute of --minutes, at most the above: a twentieth of the time on two cores.
 _CLASSIFIED_PER_MINUTE = 450
-
-#: Share of --minutes for the GAN; the rest is for the photos, GoogLeNet, the report card and the service.
-_TRAINING_SHARE = 0.8
 
 #: Samples per label in the report card.
 _REPORT_SAMPLES = 1000
@@ -80,25 +78,34 @@ def quickstart(settings: QuickstartSettings) -> None:
     if is_remote(settings.storage):
         raise ConfigurationError("--storage: the quickstart needs a local folder; the other jobs accept URIs")
     tracking.check_records(settings)
-    cluster.connect(settings)
-    inputs = settings.input or [str(_drawn_faces(Path(settings.storage)))]
+    times = Timetable(settings.minutes)
     if settings.minutes:
-        print(
-            f"about {settings.minutes:g} minutes: photos first, then GoogLeNet if they have two labels, then the GAN "
-            f"for {_TRAINING_SHARE * settings.minutes:.0f} minutes, then a report card; the same command resumes",
-            flush=True,
-        )
-    data = _shards(settings, inputs)
+        print(times.plan(), flush=True)
+    with times.stage("Ray"):
+        cluster.connect(settings)
+    with times.stage("photos"):
+        data = _shards(settings, settings.input or [str(_drawn_faces(Path(settings.storage)))])
     label = settings.label or _only_label(settings, data.manifest.classes)
     if settings.minutes:
         print(_expectation(data.manifest.count("train", label)), flush=True)
-    _classified(settings, data)
-    trained = _trained(settings, data, label)
-    report = _reported(settings, data, label) if settings.minutes else None
+    with times.stage("GoogLeNet"):
+        _classified(settings, data)
+    if settings.minutes:
+        print(times.outlook(), flush=True)
+    with times.stage("GAN"):
+        trained = _trained(settings, data, label, times.training_minutes)
+    report = None
+    if settings.minutes:
+        with times.stage("report card"):
+            report = _reported(settings, data, label)
     shown = quote(label or data.manifest.classes[0])
     address = f"http://{HOST}:{settings.port}/v1/sample?label={shown}&n=16&seed=7"
-    serving_here = _serve(settings) if settings.serve else None
-    print(f"\npictures  {trained}")
+    serving_here = None
+    if settings.serve:
+        with times.stage("service"):
+            serving_here = _serve(settings)
+    print(f"\ntime      {times}")
+    print(f"pictures  {trained}")
     print(f"MLflow    {tracking.ui_command(settings)}")
     if report:
         print(f"report    {report}")
@@ -186,8 +193,8 @@ def _reported(settings: QuickstartSettings, data: DataSet, label: str | None) ->
     return storage.join(folder, PAGE)
 
 
-def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> str:
-    """Train on the shards unless that is done already; the address of the pictures."""
+def _trained(settings: QuickstartSettings, data: DataSet, label: str | None, minutes: float | None) -> str:
+    """Train on the shards, for so many minutes if given, unless that is done already; the address of the pictures."""
     length = settings.epochs if settings.minutes is None else f"{settings.minutes:g} minutes"
     subject = slug(label or "every-label", 60, ascii_only=True)
     name = f"quickstart-{subject}-{_digest(data.manifest.fingerprint, str(length))}"
@@ -198,7 +205,7 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
         values = {
             **load_preset(TrainSettings, _preset(settings)),
             **_storage_values(settings),
-            **_scale(settings, data, label),
+            **_scale(settings, data, label, minutes),
             "data": data.address,
             "label": label,
             "conditional": label is None,
@@ -210,13 +217,13 @@ def _trained(settings: QuickstartSettings, data: DataSet, label: str | None) -> 
     return storage.join(folder, "pictures")
 
 
-def _scale(settings: QuickstartSettings, data: DataSet, label: str | None) -> dict[str, Any]:
+def _scale(settings: QuickstartSettings, data: DataSet, label: str | None, minutes: float | None) -> dict[str, Any]:
     """Settings of workers and length that suit the cores and the photos."""
     length: dict[str, Any]
     if settings.epochs:
         length = {"epochs": settings.epochs, "kimg": None}
-    elif settings.minutes:
-        length = {"minutes": _TRAINING_SHARE * settings.minutes}
+    elif minutes:
+        length = {"minutes": minutes}
     else:
         length = {"kimg": PHOTOS_KIMG if settings.input else DRAWN_KIMG}
     # Too few held-out photos say nothing about quality, and drawn faces are only for a first look.
