@@ -5,7 +5,8 @@ For each number of photos:
     first step     seconds from a training worker's start to the end of its first step, pictures included
     memory         most MB of the driver and of the training worker that are their own, apart from the object store,
                    which `--data-memory` bounds
-    bounded        images/s of a training whose data is five times its `--data-memory`, beside one whose data fits
+    bounded        images/s of a training whose data is five times its `--data-memory`, beside one whose data fits,
+                   after the first epoch, in which both read storage: waits for shards count, pictures don't
     reading alone  images/s of 1, 2 and 4 readers that do nothing else, and images per second of a core's time, all of
                    Ray's processes counted
     between nodes  bytes per image that readers fetch from another node's store, on 1, 2 and 4 Ray nodes of this machine
@@ -30,6 +31,7 @@ from typing import Any
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
 
 from raygan.benchmarks import reading_peers
 from raygan.benchmarks.faults.nodes import Nodes
@@ -46,8 +48,9 @@ from raygan.models.distributed import Share
 #: Batches that a training takes, and that readers read after those that warm them up; images in each of them.
 _STEPS, _WARM, _BATCHES, _IMAGES = 4, 20, 300, 256
 
-#: How often the bounded training's bound its data is; steps and rounds of that training, and steps between two metrics.
-_TIMES, _LONG, _ROUNDS, _LOG = 5, 60, 2, 5
+#: How often the bounded training's bound its data is; rounds of the trainings, their steps after the first epoch, and
+#: steps between metrics.
+_TIMES, _ROUNDS, _LONG, _LOG = 5, 2, 25, 5
 
 #: Least bytes of each node's object store; with large groups of shards, it takes three of them.
 _STORE = 200_000_000
@@ -85,25 +88,42 @@ def first_step(data: DataSet, folder: Path, memory: float | None) -> dict[str, f
 
 
 def bounded(data: DataSet, folder: Path) -> dict[str, float]:
-    """Images/s of trainings whose data fits the memory bound, and of some whose data is five times the bound."""
+    """Images/s of trainings whose data fits the memory bound, and of some whose data is five times the bound.
+
+    They take turns; the medians of the rounds count.
+    """
     enough = data.manifest.count("train") * 3 * data.manifest.image_size**2 / 1e9
-    speeds: dict[str, list[float]] = {"fitting": [], "bounded": []}
-    for number in range(_ROUNDS):
-        for name, memory in (("fitting", 1.01 * enough), ("bounded", enough / _TIMES)):
-            records, _ = _train(data, folder / f"{name}-{number}", memory, steps=_LONG, log=_LOG)
-            speeds[name] += [record["images_per_second"] for record in records[1:]]
-    fitting, others = (statistics.median(values) for values in speeds.values())
-    return {"fitting_images_per_second": fitting, "images_per_second": others, "ratio": others / fitting}
+    bounds = {"fitting": 1.01 * enough, "bounded": enough / _TIMES}
+    speeds: dict[str, list[float]] = {name: [] for name in bounds}
+    steps = data.manifest.count("train") // _IMAGES + _LONG
+    turns = [(number, name) for number in range(_ROUNDS) for name in bounds]
+    for number, name in tqdm(turns, desc="trainings", unit="training"):
+        records, _ = _train(data, folder / f"{name}-{number}", bounds[name], steps=steps, log=_LOG)
+        speeds[name].append(speed(records))
+    ratios = [one / other for one, other in zip(speeds["bounded"], speeds["fitting"], strict=True)]
+    fitting, others, ratio = map(statistics.median, (speeds["fitting"], speeds["bounded"], ratios))
+    return {"fitting_images_per_second": fitting, "images_per_second": others, "ratio": ratio}
+
+
+def speed(records: Sequence[dict[str, Any]]) -> float:
+    """Images/s of a training after its first epoch, from its metrics."""
+    first, *_, last = [record for record in records if record["epoch"] >= 1]
+    return float((last["images"] - first["images"]) / (60 * (last["minutes"] - first["minutes"])))
 
 
 def _train(
     data: DataSet, folder: Path, memory: float | None, *, steps: int, log: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Train a tiny network; the metrics, every `log` steps, and the most memory of the driver and the worker."""
+    """Train a tiny network; the metrics, every `log` steps, and the most memory of the driver and the worker.
+
+    Pictures and checkpoints come at the end only.
+    """
     size = str(data.manifest.image_size)
     command = [sys.executable, str(checkout() / "jobs" / "train.py"), "--data", data.address, "--preset", "quick"]
     command += ["--image-size", size, "--width", "4", "--batch-size", str(_IMAGES), "--quality-every", "0"]
-    command += ["--kimg", f"{steps * _IMAGES / 1000:g}", "--log-every", f"{log * _IMAGES / 1000:g}", "--no-promote"]
+    kimg = f"{steps * _IMAGES / 1000:g}"
+    command += ["--kimg", kimg, "--snapshot-every", kimg, "--checkpoint-every", kimg, "--no-promote"]
+    command += ["--log-every", f"{log * _IMAGES / 1000:g}"]
     command += ["--storage", str(folder), "--name", "run"]
     command += ["--data-memory", f"{memory:g}"] if memory is not None else []
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -242,13 +262,12 @@ def _first_steps(sets: dict[int, DataSet], folder: Path, memory: float | None) -
 
 def _readers(data: DataSet, memory: float | None) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for readers in READERS:
-        for nodes in {1, readers}:
-            rows[f"{readers} readers, {nodes} nodes"] = row = read_alone(data, readers, nodes, memory)
-            print(
-                f"{readers} readers on {nodes} nodes  {row['images_per_second']:8.0f} images/s  "
-                f"{row['images_per_core_second']:8.0f} images per core's second  "
-                f"{row['bytes_per_image_between_nodes'] / 1e3:6.1f} kB per image between nodes",
-                flush=True,
-            )
+    cases = [(readers, nodes) for readers in READERS for nodes in sorted({1, readers})]
+    for readers, nodes in tqdm(cases, desc="readers", unit="case"):
+        rows[f"{readers} readers, {nodes} nodes"] = row = read_alone(data, readers, nodes, memory)
+        tqdm.write(
+            f"{readers} readers on {nodes} nodes  {row['images_per_second']:8.0f} images/s  "
+            f"{row['images_per_core_second']:8.0f} images per core's second  "
+            f"{row['bytes_per_image_between_nodes'] / 1e3:6.1f} kB per image between nodes"
+        )
     return rows

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raygan.benchmarks.comparing import compare
-from raygan.benchmarks.reading import linked
+from raygan.benchmarks.reading import linked, speed
 from raygan.benchmarks.scale_model import Cost, Link, line_through
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
@@ -70,3 +70,9 @@ def test_synthetic_records_have_copies_and_near_duplicates():
     found = compare(3000)
     # A tenth are near-duplicates, and a tenth copies, some of them of each other.
     assert 0.8 <= found["kept"] / 3000 < 0.85
+
+
+def test_a_trainings_speed_counts_its_waits_but_not_the_first_epoch():
+    moments = [(0.9, 1000, 9.0), (1.8, 2000, 9.5), (2.7, 3000, 10.0), (3.6, 4000, 11.5)]
+    records = [{"epoch": epoch, "images": images, "minutes": minutes} for epoch, images, minutes in moments]
+    assert speed(records) == pytest.approx(2000 / 120)
