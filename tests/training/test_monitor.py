@@ -3,10 +3,12 @@
 import itertools
 
 import pytest
+import ray
 import torch
 
 from raygan.training.events import Unmeasured
 from raygan.training.monitor import TRAIN_PHOTOS, Monitor, cores_beside, held_back, train_photos
+from tests.helpers import wait_until
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,25 @@ def test_half_of_the_validation_photos_of_each_class_choose_nothing(classes, hel
 
 def test_a_short_run_is_compared_with_fewer_training_photos():
     assert [train_photos(minutes) for minutes in (1, 4, 20, 10_000, None)] == [500, 1000, 5000, *[TRAIN_PHOTOS] * 2]
+
+
+def opened(gate):
+    wait_until(gate.exists, "the gate")
+    return "reference"
+
+
+def monitor_of(reference, events=None):
+    return Monitor(reference, None, "net", samples=16, label=None, threads=1, events=events, folder="run")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_monitor_is_ready_once_its_reference_is_there_or_has_failed(tmp_path):
+    late = monitor_of(ray.remote(opened).options(num_cpus=0).remote(tmp_path / "gate"))
+    assert not late.ready
+    (tmp_path / "gate").touch()
+    wait_until(lambda: late.ready, "the reference")
+    failing = monitor_of(ray.remote(opened).options(num_cpus=0, max_retries=0).remote(None))
+    wait_until(lambda: failing.ready, "the failure")
 
 
 class Events(list):
