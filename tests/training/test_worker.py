@@ -1,0 +1,105 @@
+"""A worker's loop with a clock that stands still but for what its work takes, and nobody to report to."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from raygan.data.batches import BatchStream
+from raygan.data.photos import InMemory, Photos
+from raygan.models.distributed import Share
+from raygan.settings import validate
+from raygan.training import worker
+from raygan.training.build import new_step
+from raygan.training.events import Picture
+from raygan.training.schedule import Schedule
+from raygan.training.settings import TrainSettings
+from raygan.training.worker import TrainLoop, WorkerTask
+
+#: Seconds that each takes.
+STEP, PICTURE, CHECKPOINT, MEASUREMENT = 1.0, 3.0, 2.0, 12.0
+
+
+class Clock:
+    seconds = 0.0
+
+    def takes(self, seconds, answer=None):
+        """A stand-in for work that takes so long."""
+
+        def work(*arguments):
+            self.seconds += seconds
+            return answer
+
+        return work
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Runs a training of ten minutes by the clock; returns what happened, and how many minutes it took."""
+
+    def run(ready_after_s=0.0):
+        clock, told, reports = Clock(), [], []
+        monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+        monkeypatch.setattr(worker.Snapshots, "png", clock.takes(PICTURE, b"picture"))
+        monkeypatch.setattr(worker, "save_training", clock.takes(CHECKPOINT))
+        monkeypatch.setattr(worker.ray.train, "report", lambda metrics, **given: reports.append((metrics, given)))
+        monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
+
+        class Monitor:
+            def __init__(self):
+                self.measured = []
+
+            @property
+            def ready(self):
+                return clock.seconds >= ready_after_s
+
+            def try_to_measure(self, generator, images):
+                self.measured.append(clock.seconds)
+                clock.seconds += MEASUREMENT
+
+        settings = validate(
+            TrainSettings,
+            {"data": "x", "image_size": 32, "z_dim": 8, "width": 4, "batch_size": 2, "kimg": 100, "minutes": 10}
+            | {"quality_samples": 16, "n_critic": 1},
+        )
+        random = np.random.default_rng(0)
+        block = (random.integers(0, 256, (8, 32, 32, 3), np.uint8), np.zeros(8, np.int64))
+        photos, schedule = Photos((8,), InMemory((block,))), Schedule.of(settings, 8, 2)
+        step, monitor = new_step(settings, schedule), Monitor()
+
+        def trained(reals, classes):
+            clock.seconds += STEP
+            step.images_seen += len(reals)
+            return {"critic_loss": torch.tensor(1.0)}
+
+        monkeypatch.setattr(step, "step", trained)
+        events = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=told.append)))
+        task = WorkerTask(settings, schedule, photos, photos, "f", (), events, str(tmp_path), monitor=monitor)
+        TrainLoop(task, step, BatchStream(photos, 2, 0, Share()), {}).run()
+        pictures = sum(isinstance(event, Picture) for event in told)
+        checkpoints = sum("checkpoint" in given for _, given in reports)
+        return SimpleNamespace(
+            minutes=clock.seconds / 60,
+            measured=monitor.measured,
+            pictures=pictures,
+            checkpoints=checkpoints,
+            steps=step.batches,
+        )
+
+    return run
+
+
+def test_a_run_by_the_clock_spends_its_minutes_on_steps(train):
+    found = train()
+    # All of the twenty pictures and checkpoints, and the ten measurements, would have taken nearly four minutes.
+    assert found.minutes == pytest.approx(10, abs=0.6)
+    assert found.steps * STEP >= 0.9 * 60 * found.minutes
+    assert 3 <= found.pictures <= 6
+    assert 2 <= len(found.measured) <= 3
+    assert found.checkpoints >= 3
+
+
+def test_a_run_by_the_clock_goes_on_until_the_reference_is_there(train):
+    first, *_ = train(ready_after_s=400.0).measured
+    assert 400 <= first <= 420
