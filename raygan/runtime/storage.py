@@ -27,6 +27,7 @@ from raygan.addresses import parent as parent
 from raygan.addresses import public as public
 from raygan.errors import RayganError, first_line, is_full_disk
 from raygan.machine import cache_folder
+from raygan.runtime import gcs
 
 if TYPE_CHECKING:
     import ray.train
@@ -56,6 +57,8 @@ def resolve(address: str) -> tuple[pafs.FileSystem, str]:
 def open_root(root: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a bucket or host, cached because opening one may take a request to a server."""
     filesystem, path = pafs.FileSystem.from_uri(root)
+    if filesystem.type_name == "gcs":
+        gcs.check_answers(root, path)
     return filesystem, str(path)
 
 

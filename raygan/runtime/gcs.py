@@ -1,0 +1,32 @@
+"""Whether Google's storage answers: its client repeats a request for a minute, silently, before it gives up."""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raygan.errors import first_line
+
+#: Seconds for which the client may repeat the first request.
+_PATIENCE_S = 5
+
+
+def check_answers(root: str, bucket: str) -> None:
+    """Raise OSError if nobody answers within seconds; any answer will do, and what it says matters later.
+
+    Args:
+        root: the bucket's URI, with its query.
+        bucket: its name.
+    """
+    impatient, _ = pafs.FileSystem.from_uri(f"{root}{'&' if '?' in root else '?'}retry_limit_seconds={_PATIENCE_S}")
+    try:
+        impatient.get_file_info(f"{bucket}/.answers")
+    except (OSError, pa.ArrowException) as error:
+        if "UNAVAILABLE" in str(error):
+            reason = re.split("message (?:of|was:) ", first_line(error).partition(" error_info=")[0])[-1]
+            raise OSError(
+                f"{reason}: check the network, and the credentials (GOOGLE_APPLICATION_CREDENTIALS); a public bucket "
+                f"is gs://anonymous@{bucket}"
+            ) from None
