@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
 from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
-from raygan.machine import limit_threads
+from raygan.machine import limit_threads, place_caches
 from raygan.settings import OneOf, S, Settings, Switch, allowed_range, closest, preset_names, resolve
 
 
@@ -157,6 +157,7 @@ def configure_ray() -> None:
     to a cluster implicitly: otherwise a search's thread would reconnect after the stopped job has disconnected.
     """
     limit_threads()
+    place_caches()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -71,3 +71,10 @@ def cache_folder() -> Path:
     except (OSError, RuntimeError):  # read-only, or no home at all
         pass
     return Path(tempfile.gettempdir()) / f"raygan-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+
+
+def place_caches() -> None:
+    """Where the home is read-only, give Matplotlib a folder for its files, too, or it prints paragraphs about it."""
+    folder = cache_folder()
+    if folder.parent == Path(tempfile.gettempdir()):
+        os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))

@@ -68,7 +68,13 @@ def test_threads_are_limited_where_there_is_a_quota(monkeypatch):
 @pytest.mark.parametrize("home", ["/proc/nohome", "/dev/null"])
 def test_without_a_home_files_are_kept_among_temporary_ones(monkeypatch, tmp_path, home):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("MPLCONFIGDIR", "")  # so that it is restored
+    monkeypatch.delenv("MPLCONFIGDIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert machine.cache_folder() == tmp_path / ".cache" / "raygan"
+    machine.place_caches()
+    assert "MPLCONFIGDIR" not in os.environ
     monkeypatch.setenv("HOME", home)
     assert machine.cache_folder().name.startswith("raygan-")
+    machine.place_caches()
+    assert os.environ["MPLCONFIGDIR"] == str(machine.cache_folder() / "matplotlib")

@@ -31,12 +31,13 @@ from raygan.classifier.imagenet import load_imagenet_weights
 from raygan.classifier.mixture import check_data, choose_generators, training_images
 from raygan.classifier.report import log_validation
 from raygan.classifier.settings import ClassifySettings
-from raygan.classifier.worker import ClassifyTask, classify_worker
+from raygan.classifier.worker import ClassifyTask, checkpoint_bytes, classify_worker
 from raygan.data.reader import load_photos, shards_mixed
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.googlenet import load_classifier
 from raygan.runtime import capacity, cluster, reservations, storage
+from raygan.runtime.local import check_scratch
 from raygan.runtime.progress import ImageProgress, InBackground
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
@@ -88,6 +89,8 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     weights = _initial_weights(settings)
     cluster.connect(settings)
     resources = capacity.place(settings)
+    if len(cluster.nodes()) == 1:  # else workers may be on other machines, with other disks
+        check_scratch(checkpoint_bytes(len(data.manifest.classes)))
     generators = choose_generators(settings, data)
     run = RunRecord.open(
         # With the generators pinned: a new champion must not change a run that began with another.

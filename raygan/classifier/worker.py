@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.util.queue import Queue
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from raygan.classifier.loop import ClassifierLoop
 from raygan.classifier.settings import ClassifySettings
 from raygan.classifier.step import ClassifierStep
 from raygan.data.photos import Photos
-from raygan.models.googlenet import save_classifier
+from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime.progress import Seen
 from raygan.training.worker import place_of
@@ -133,6 +134,13 @@ def _report(metrics: dict[str, float], step: ClassifierStep, task: ClassifyTask,
         checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
     )
+
+
+def checkpoint_bytes(labels: int) -> int:
+    """About how many bytes a checkpoint takes: the classifier; and the network, its average and two moments of each."""
+    with torch.device("meta"):
+        sizes: list[int] = [parameter.numel() for parameter in build_googlenet(labels).parameters()]
+    return 5 * 4 * sum(sizes)
 
 
 def _load(folder: Path, step: ClassifierStep) -> Best:

@@ -127,7 +127,7 @@ class Flat(Filter):
     rejects_low = True
 
     def of_photo(self, photo: Photo, limits: Limits) -> Objection | None:
-        return (photo.contrast, "standard deviation of grey levels") if photo.contrast < limits.min_contrast else None
+        return (photo.contrast, "standard deviation of gray levels") if photo.contrast < limits.min_contrast else None
 
 
 class Blurry(Filter):

@@ -34,6 +34,21 @@ def check_machine() -> None:
     _have_token()
 
 
+def check_scratch(needed: int) -> None:
+    """Raise RayganError if the temporary folder has no room for checkpoints, which are written there before Ray copies
+    them to the storage. Found out only when the first one is written, that would cost the training up to then.
+
+    needed: bytes of one checkpoint.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RayganError(
+            f"checkpoints of {needed / 1e6:.0f} MB are written to the temporary folder {folder} first, whose disk is "
+            f"full ({free / 1e6:.1f} MB left): name another with TMPDIR"
+        )
+
+
 def _choose_temporary_folder() -> None:
     folder = os.environ.get(_TMPDIR) or os.environ.get("TMPDIR") or tempfile.gettempdir()
     if len(os.fsencode(folder)) > _LONGEST and _TMPDIR not in os.environ and not _objection("/tmp"):  # noqa: S108

@@ -216,4 +216,6 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RayganError(f"--storage: cannot write to {folder}: {error.strerror}") from None
+        raise RayganError(
+            f"--storage: cannot write to {folder}: {error.strerror}: name another folder, or set RAYGAN_STORAGE"
+        ) from None

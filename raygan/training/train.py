@@ -27,6 +27,7 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.gan import load_generator
 from raygan.runtime import capacity, cluster, reservations, storage
+from raygan.runtime.local import check_scratch
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import Decision, carry_out
@@ -116,7 +117,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
     begins = keep_source(settings, networks, run.folder)
     if not trial:
-        _warn_of_room(settings, checkpoint_bytes(networks))
+        _check_room(settings, checkpoint_bytes(networks))
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)
     held_out = trial.shared.held_out if trial else open_photos(data, "validation", settings.label)
     parent = {"mlflow.parentRunId": trial.parent_run} if trial else {}
@@ -184,8 +185,14 @@ def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> Run
     )
 
 
-def _warn_of_room(settings: TrainSettings, checkpoint: int) -> None:
-    """Warn if the storage has no room for the checkpoints: those that are kept, and one before another is deleted."""
+def _check_room(settings: TrainSettings, checkpoint: int) -> None:
+    """Warn if the storage has no room for the checkpoints: those that are kept, and one before another is deleted.
+
+    Raises:
+        RayganError: not even one has room where workers write it first.
+    """
+    if len(cluster.nodes()) == 1:  # else workers may be on other machines, with other disks
+        check_scratch(checkpoint)
     free = storage.room(settings.storage)
     if free is not None and free < (settings.keep_checkpoints + 1) * checkpoint:
         print(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -163,3 +164,27 @@ def test_every_row_of_any_table_is_accounted_for(values, name, kind, named, opti
         other_photos = pa.types.is_binary(values.type) and "label_column" not in options
         check(root, count if kind != "none" or other_photos else 1, **options)
         shutil.rmtree(root)
+
+
+cells = words | st.integers(-2, 9).map(lambda number: f"{number}.jpg") | st.integers(-2, 9).map(str) | st.just("")
+rows = st.lists(st.lists(cells, min_size=1, max_size=3), min_size=1, max_size=9)
+
+
+@many
+@given(
+    st.sampled_from(["", "im/", "cats/", "train/"]),
+    st.one_of(
+        st.tuples(st.sampled_from([".csv", ".tsv"]), rows.map(lambda v: "\n".join(",".join(_text(row)) for row in v))),
+        st.tuples(st.just(".jsonl"), rows.map(lambda v: "\n".join(json.dumps(dict(enumerate(row))) for row in v))),
+        st.tuples(st.sampled_from([".csv", ".jsonl"]), st.text(st.characters(exclude_categories=["Cs"]))),
+    ),
+    st.sampled_from([{}, {"label_column": "1"}, {"label": "cat"}]),
+)
+def test_every_file_beside_any_table_is_accounted_for(folder, table, options):
+    ending, content = table
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary, "input")
+        root.mkdir()
+        write_tree(root, [f"{folder}{i}.jpg" for i in range(6)])
+        (root / f"table{ending}").write_bytes(content.encode())
+        check(root, 7, **options)

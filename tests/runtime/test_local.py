@@ -40,6 +40,13 @@ def test_a_full_temporary_folder_is_named(environment):
         local.check_machine()
 
 
+def test_a_temporary_folder_without_room_for_a_checkpoint_is_named_before_the_training(environment):
+    environment.setattr(local.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100e6))
+    local.check_scratch(100_000_000)
+    with pytest.raises(RayganError, match=r"checkpoints of 120 MB .*temporary folder .*100.0 MB left.*with TMPDIR"):
+        local.check_scratch(120_000_000)
+
+
 def test_a_temporary_folder_that_can_not_be_written_is_named(environment):
     environment.setenv("TMPDIR", "/proc/nowhere")
     with pytest.raises(RayganError, match="temporary folder /proc/nowhere, which can't be written"):
