@@ -1,4 +1,8 @@
-"""Whether Google's storage answers: its client repeats a request for a minute, silently, before it gives up."""
+"""What Google's storage does otherwise than others, as pyarrow shows it.
+
+Its client repeats a request for a minute, silently, before it gives up. And a folder that nobody has made, but in which
+there are files, is in no listing.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +34,14 @@ def check_answers(root: str, bucket: str) -> None:
                 f"{reason}: check the network, and the credentials (GOOGLE_APPLICATION_CREDENTIALS); a public bucket "
                 f"is gs://anonymous@{bucket}"
             ) from None
+
+
+def inside(filesystem: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
+    """The files and folders directly in a folder, as `get_file_info` lists them elsewhere."""
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    listed: dict[str, pafs.FileInfo] = {}
+    for info in found:
+        first, *more = info.path.removeprefix(path).strip("/").split("/")
+        child = f"{path}/{first}"
+        listed[child] = pafs.FileInfo(child, type=pafs.FileType.Directory) if more else info
+    return list(listed.values())

@@ -13,6 +13,7 @@ import posixpath
 import shutil
 import tempfile
 import urllib.parse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,7 +252,8 @@ def delete(address: str) -> None:
     try:
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
-            filesystem.delete_dir(path)
+            with suppress(FileNotFoundError):  # Google's has deleted all in it, and misses a folder that nobody made
+                filesystem.delete_dir(path)
         elif kind == pafs.FileType.File:
             filesystem.delete_file(path)
     except FAILURES as error:
@@ -289,6 +291,8 @@ def local_folder(address: str) -> str:
 def _list(address: str) -> list[pafs.FileInfo]:
     filesystem, path = resolve(address)
     try:
+        if filesystem.type_name == "gcs":
+            return gcs.inside(filesystem, path)
         return list(filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
     except FAILURES as error:
         raise RayganError(f"cannot list {public(address)}: {first_line(error)}") from None
