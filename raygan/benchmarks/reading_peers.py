@@ -25,6 +25,7 @@ import ray
 import torch
 
 from raygan.benchmarks.processes import in_process, own_megabytes
+from raygan.data.arrow import whole
 from raygan.data.batches import BatchStream
 from raygan.data.photos import SHARDS_MIXED
 from raygan.data.reader import load_photos
@@ -69,7 +70,7 @@ def _ray_data(data: DataSet, *, shuffled: bool) -> Iterator[torch.Tensor]:
 
 
 def _decode(table: pa.Table, size: int) -> dict[str, np.ndarray]:
-    images = table["image"].combine_chunks()
+    images = whole(table["image"])
     pixels = np.frombuffer(images.buffers()[1], np.uint8)[images.offset * 3 * size**2 :]
     _, classes = np.unique(table["label"].to_numpy(), return_inverse=True)
     return {"image": pixels[: len(images) * 3 * size**2].reshape(-1, size, size, 3), "label": classes}

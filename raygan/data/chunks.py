@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygan.data import faces, outliers
+from raygan.data.arrow import whole
 from raygan.data.contents import Content, contents
 from raygan.data.decode import Fit
 from raygan.data.examine import LARGEST, judge, look
@@ -194,7 +195,7 @@ def _read(address: str, names: Sequence[str]) -> pa.Table:
 
 
 def _pixels(table: pa.Table, rows: np.ndarray) -> np.ndarray:
-    images = table["image"].combine_chunks()
+    images = whole(table["image"])
     width = images.type.byte_width
     size = round((width / 3) ** 0.5)
     data = np.frombuffer(images.buffers()[1] or b"", np.uint8)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raygan.data.arrow import whole
 from raygan.data.neighbors import close_pairs, words_of
 from raygan.data.split import held_out
 
@@ -39,8 +40,7 @@ class Verdicts:
         self._partners = np.full(count, -1, np.int64)
 
     def _column(self, name: str) -> pa.Array:
-        column = self.records[name].combine_chunks()
-        return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+        return whole(self.records[name])
 
     def reject(
         self,

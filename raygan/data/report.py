@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raygan.data import variation
+from raygan.data.arrow import whole
 from raygan.data.listing import Listing
 from raygan.runtime import storage
 
@@ -100,7 +101,7 @@ def rejected(records: pa.Table, listing: Listing) -> pa.Table:
     chosen = records.filter(pc.is_valid(records["reason"]))
     table = chosen.select(["path", "reason", "score", "detail", "label"])
     inputs = pa.array([source.address for source in listing.sources], pa.string())
-    return table.append_column("input", inputs.take(chosen["source"].combine_chunks()))
+    return table.append_column("input", inputs.take(whole(chosen["source"])))
 
 
 def write(

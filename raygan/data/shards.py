@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from raygan.data.arrow import whole
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.storage import join, read_text, resolve, stamp_of, write_bytes
 
@@ -194,13 +195,13 @@ def read_shard(
             table = pq.ParquetFile(file).read(columns=["image", "label"], use_threads=not local)
     except (OSError, pa.ArrowException) as error:
         raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    names = pc.dictionary_encode(table["label"].combine_chunks())
+    names = pc.dictionary_encode(whole(table["label"]))
     counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in names.value_counts()}
     if counts != {name: rows for name, rows in shard.rows.items() if rows}:
         raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
     known = np.array([manifest.classes.index(name) for name in names.dictionary.to_pylist()], np.int64)
     classes = known[names.indices.to_numpy()]
-    pixels = _pixels(table["image"].combine_chunks(), manifest)
+    pixels = _pixels(whole(table["image"]), manifest)
     if label is not None and len(counts) > 1:
         chosen = classes == manifest.classes.index(label)
         pixels, classes = pixels[chosen], classes[chosen]
