@@ -19,7 +19,8 @@ from raygan.models.gan import to_uint8
 from raygan.models.latents import seeded
 from raygan.serve.messages import Champions, ModelVersion
 from tests.helpers import wait_until
-from tests.serve.local import CAT, NETWORKS, local_service, make_generator, save
+from tests.serve.conftest import Running
+from tests.serve.local import CAT, NETWORKS, files_of, local_service, make_classifier, make_generator, save
 
 
 def pixels(content):
@@ -480,3 +481,29 @@ def test_moves_follow_the_directions_that_the_first_layer_passes_on_most(http):
     for wrong in ("1,1,1,1,1,1,1,1,1", "nan", "11"):
         answer = http.get(f"{query}&moves={wrong}")
         assert (answer.status_code, answer.json()["detail"][:5]) == (422, "moves")
+
+
+def test_labels_of_any_text_are_served(tmp_path):
+    labels = ["a:b", "a,b", "a/b", "a b&c=d#e%2F", "\"quoted\" 'label'", "<b>", "🐱", "قطة", "ü" * 200]
+    cat = ModelVersion("raygan-generator-a", "1")
+    judge = ModelVersion("raygan-classifier", "1")
+    models = {
+        cat: save(tmp_path / "cat", make_generator()),
+        judge: files_of(make_classifier(tmp_path / "judge", labels=tuple(labels))),
+    }
+    served = Champions(dict.fromkeys(labels, cat), judge)
+    with Running(lambda: local_service(models, served)) as one, httpx.Client(base_url=one.address, timeout=60) as http:
+        about = http.get("/v1/models").json()
+        assert sorted(about["generators"]) == sorted(labels)
+        assert about["classifier_labels"] == labels
+        for label in labels:
+            picture = http.get("/v1/sample", params={"label": label, "n": 2, "format": "grid"})
+            assert picture.status_code == 200, label
+            assert len(json.loads(picture.headers["X-Raygan-Probabilities"])[label]) == 2
+            archive = http.get("/v1/sample", params={"label": label, "n": 2, "format": "zip"})
+            assert len(zipfile.ZipFile(io.BytesIO(archive.content)).namelist()) >= 2
+            as_json = http.get("/v1/sample", params={"label": label, "n": 2, "format": "json"}).json()
+            assert as_json["label"] == label
+        refused = http.get("/v1/sample", params={"label": "🐶", "n": 2})
+        assert refused.status_code == 404
+        assert "🐱" in refused.json()["detail"]
