@@ -22,7 +22,26 @@ _USER = re.compile(r"://([^/@:?#]*)(?::(?!\d+(?:[/?#]|$))([^@]*(?:@[^/?#@]*(?=@)
 #: Query parameters whose values are secrets.
 _SECRETS = re.compile(r"(?<=[?&])(\w*(?:secret|password|token|access_key|account_key)\w*|sig)=([^&]+)", re.IGNORECASE)
 
+#: The parts of what looks like a URI of a kind that pyarrow opens, or of a web page.
+_SCHEME = re.compile(r"(?P<scheme>s3|gs|gcs|abfss?|hdfs|file|https?):(?P<slashes>/{0,2})(?P<place>[^/?#]*)")
+
 _SQLITE = "sqlite:///"
+
+
+def well_formed(address: str) -> str:
+    """The address as it is. Raises ValueError for one that would be taken for a path but can't be meant as one."""
+    if not address.strip():
+        raise ValueError("must not be empty, as an unset variable of the shell is; a dot is this folder")
+    if "\0" in address:
+        raise ValueError("must not contain a null character")
+    found = _SCHEME.match(address)
+    if found and len(found["slashes"]) < 2:
+        raise ValueError(f"must begin with {found['scheme']}://, or with ./ if it is a path")
+    if found and found["scheme"] == "file" and found["place"] not in ("", "localhost"):
+        raise ValueError("must have an absolute path after file://, such as file:///data")
+    if found and found["scheme"] != "file" and not found["place"]:
+        raise ValueError(f"must name a bucket or a host after {found['scheme']}://")
+    return address
 
 
 def is_remote(address: str) -> bool:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
-from raygan.addresses import absolute, password, public_value
+from raygan.addresses import absolute, password, public_value, well_formed
 from raygan.errors import ConfigurationError
 from raygan.registry import Registry
 
@@ -115,7 +115,7 @@ def _without_secret(address: str) -> str:
 
 
 #: A local path or a URI. Paths are made absolute: a cluster's processes have other working directories.
-Address = Annotated[str, AfterValidator(_without_secret), AfterValidator(absolute)]
+Address = Annotated[str, AfterValidator(well_formed), AfterValidator(_without_secret), AfterValidator(absolute)]
 
 #: A name, a path or a URI.
 NameOrAddress = Annotated[str, AfterValidator(_without_secret)]

@@ -25,6 +25,29 @@ def test_local_paths_have_no_query():
     assert addresses.name("/some/a?b=c") == "a?b=c"
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        *[("", "empty"), (" ", "empty"), ("a\0b", "null"), ("s3:/bucket/x", "begin with s3://"), ("gs:b", "gs://")],
+        *[("s3://", "a bucket"), ("gs:///x", "a bucket"), ("file://photos", "absolute"), ("file:/x", "file://")],
+    ],
+)
+def test_what_can_only_be_a_mistake_is_refused(address, says):
+    with pytest.raises(ValueError, match=says):
+        addresses.well_formed(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *["./s3:x", "a:b", "photos", ".", "/", "~/x", "C:\\x", "file:///x", "file://localhost/x", "s3://b"],
+        *["s3://b?region=x", "gs://anonymous@b/x", "abfs://c@a.dfs.core.windows.net/x", "hdfs://name:8020/x"],
+    ],
+)
+def test_addresses_that_can_be_meant_stay(address):
+    assert addresses.well_formed(address) == address
+
+
 def test_a_glob_is_not_a_query():
     assert addresses.join("s3://bucket/a?.jpg", "b") == "s3://bucket/a?.jpg/b"
 

@@ -27,6 +27,9 @@ from raygan.data.kinds import is_archive_name
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.storage import FAILURES, resolve
 
+#: Names in an output folder that tell it from one of photos: the manifest, and the folder of unfinished work.
+_OURS = frozenset({"manifest.json", ".prepare"})
+
 
 @dataclass(frozen=True)
 class Source:
@@ -118,14 +121,22 @@ class File:
 
 
 def check_apart(source: Source, output: str | None) -> None:
-    """Raise ConfigurationError if the output folder is the input itself."""
+    """Raise ConfigurationError if the output folder is the input itself, or one inside it that holds other files."""
     if output is None or source.archive:
         return
-    same = os.path.realpath(source.root) == os.path.realpath(output) if source.local else source.root == output
+    if not source.local or addresses.is_remote(output):
+        same, inside = source.root == output, False
+    else:
+        root, place = os.path.realpath(source.root), os.path.realpath(output)
+        same, inside = place == root, place.startswith(os.path.join(root, ""))
     if same:
         raise ConfigurationError(
             f"--output: {output} is an input, and shards among the photos would be taken for photos: "
             f"give another folder, which may lie inside it"
+        )
+    if inside and os.path.isdir(output) and os.listdir(output) and _OURS.isdisjoint(os.listdir(output)):
+        raise ConfigurationError(
+            f"--output: {output} lies in the input and holds other files, which would not be read: give a new folder"
         )
 
 

@@ -234,6 +234,18 @@ def test_the_output_may_not_be_an_input(tmp_path):
             find_photos([inputs], exclude=str(tmp_path))
 
 
+def test_an_output_inside_an_input_must_be_new_or_a_data_set(tmp_path):
+    for path in ("cat/1.jpg", "dog/1.jpg"):
+        write(tmp_path / path)
+    with pytest.raises(ConfigurationError, match=r"--output: .*dog lies in the input and holds other files"):
+        find_photos([str(tmp_path)], exclude=str(tmp_path / "dog"))
+    shards = tmp_path / "shards"
+    for name in (".prepare/1", "manifest.json"):
+        write(shards / name)
+        assert find_photos([str(tmp_path)], exclude=str(shards)).photos.num_rows == 2
+    assert find_photos([str(tmp_path)], exclude=str(tmp_path / "new")).photos.num_rows == 2
+
+
 def test_names_that_are_not_utf_8_make_labels_with_escapes(tmp_path):
     for name in (b"/caf\xe9", b"/dog"):
         os.makedirs(os.fsencode(tmp_path) + name)
