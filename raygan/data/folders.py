@@ -37,6 +37,9 @@ _ANNOTATION_ENDINGS = tuple(
     for word in ("mask", "seg", "segmentation", "trimap", "matte", "depth", "landmarks", "bbox", "annotation", "label")
 )
 
+#: Files that tell a folder of shards, and one of runs, from one of photos.
+_MADE_BY_RAYGAN = ({"manifest.json", "report.json"}, {"mlflow.db", "mlflow.db.lock"})
+
 _FOLDER_NUMBER = re.compile(r"^(?:\d{1,6}[ ._\-]+)?(?:n\d{6,8}[ _\-]+)?(?=.*[^\W\d_])", re.DOTALL)
 _COUNT = re.compile(r"[ ._\-]*[(\[]\d[\d.,]*[)\]]$")
 _COPY = re.compile(r"^copy of |(?: - copy| copy| \((?:\w+ )?copy\))(?: \(?\d+\)?)?$", re.IGNORECASE)
@@ -64,6 +67,15 @@ def _named_for_photos(paths: Sequence[str]) -> set[str]:
     found = {path: stem for path in paths if (stem := without_ending(path)).lower().endswith(_ANNOTATION_ENDINGS)}
     photos = {without_ending(path) for path in paths if path not in found and is_image_name(path)} if found else set()
     return {path for path, stem in found.items() if re.split(r"[ ._\-]+(?=[^ ._\-]+$)", stem)[0] in photos}
+
+
+def folders_of_raygan(paths: Sequence[str]) -> set[str]:
+    """The folders of data sets and runs among photos, whose pictures are no photos; "" is the input itself."""
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        names.setdefault(folder, set()).add(name)
+    return {folder for folder, found in names.items() if any(made <= found for made in _MADE_BY_RAYGAN)}
 
 
 def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from raygan.data import kinds, tables
-from raygan.data.folders import annotation_paths
+from raygan.data.folders import annotation_paths, folders_of_raygan
 from raygan.data.kinds import is_image_name
 from raygan.data.labels import ANIMALS, Guess, Layout, check_guess, normalize
 from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
@@ -56,9 +56,15 @@ class Sorter:
         """The photos among these files, as a table of `SCHEMA`."""
         photos, parquet = [], []
         about = annotation_paths([file.path for file in found])
+        ours = folders_of_raygan([file.path for file in found])
+        if "" in ours:
+            raise ConfigurationError(
+                f"--input: {self.source.address} holds shards or runs already, not photos: train on shards with --data"
+            )
         for file in found:
             reason = kinds.left_aside(file.path) if file.regular else "not a regular file"
             reason = "annotation" if file.path in about and reason is None else reason
+            reason = "made by raygan" if any(file.path.startswith(f"{folder}/") for folder in ours) else reason
             if reason:
                 self.ignored[reason] += 1
             elif kinds.ending(file.path) in (".parquet", ".pq"):

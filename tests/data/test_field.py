@@ -246,6 +246,15 @@ def test_an_output_inside_an_input_must_be_new_or_a_data_set(tmp_path):
         assert find_photos([str(tmp_path)], exclude=str(shards)).photos.num_rows == 2
 
 
+@pytest.mark.parametrize("files", [("manifest.json", "report.json"), ("mlflow.db", "mlflow.db.lock")])
+def test_pictures_of_shards_and_runs_among_photos_are_no_photos(tmp_path, files):
+    for path in ("cat/1.jpg", "dog/1.jpg", *(f"made/{name}" for name in files), "made/pictures/kept.png"):
+        write(tmp_path / path)
+    assert listed(tmp_path) == ({"cat/1.jpg": "cat", "dog/1.jpg": "dog"}, {"made by raygan": 3})
+    with pytest.raises(ConfigurationError, match="holds shards or runs already"):
+        listed(tmp_path / "made")
+
+
 def test_names_that_are_not_utf_8_make_labels_with_escapes(tmp_path):
     for name in (b"/caf\xe9", b"/dog"):
         os.makedirs(os.fsencode(tmp_path) + name)
