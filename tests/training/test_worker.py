@@ -1,5 +1,6 @@
 """A worker's loop with a clock that stands still but for what its work takes, and nobody to report to."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,9 +37,13 @@ class Clock:
 
 @pytest.fixture
 def train(monkeypatch, tmp_path):
-    """Runs a training of ten minutes by the clock; returns what happened, and how many minutes it took."""
+    """Runs a training of ten minutes by the clock; returns what happened, and how many minutes it took.
 
-    def run(ready_after_s=0.0):
+    ready_after_s: seconds after which the reference is there.
+    changes: to the settings.
+    """
+
+    def run(ready_after_s=0.0, **changes):
         clock, told, reports = Clock(), [], []
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
         monkeypatch.setattr(worker.Snapshots, "png", clock.takes(PICTURE, b"picture"))
@@ -61,7 +66,8 @@ def train(monkeypatch, tmp_path):
         settings = validate(
             TrainSettings,
             {"data": "x", "image_size": 32, "z_dim": 8, "width": 4, "batch_size": 2, "kimg": 100, "minutes": 10}
-            | {"quality_samples": 16, "n_critic": 1},
+            | {"quality_samples": 16, "n_critic": 1}
+            | changes,
         )
         random = np.random.default_rng(0)
         block = (random.integers(0, 256, (8, 32, 32, 3), np.uint8), np.zeros(8, np.int64))
@@ -85,6 +91,7 @@ def train(monkeypatch, tmp_path):
             pictures=pictures,
             checkpoints=checkpoints,
             steps=step.batches,
+            logs=[metrics for metrics, _ in reports],
         )
 
     return run
@@ -103,3 +110,17 @@ def test_a_run_by_the_clock_spends_its_minutes_on_steps(train):
 def test_a_run_by_the_clock_goes_on_until_the_reference_is_there(train):
     first, *_ = train(ready_after_s=400.0).measured
     assert 400 <= first <= 420
+
+
+def test_the_rate_counts_the_pauses_between_two_logs_once(train):
+    logs = train().logs
+    assert len(logs) > 20
+    for before, after in pairwise(logs):
+        seconds = 60 * (after["minutes"] - before["minutes"])
+        assert seconds * after["images_per_second"] == pytest.approx(after["images"] - before["images"])
+
+
+def test_a_run_by_the_clock_ends_on_time_however_rarely_it_logs(train):
+    found = train(log_every=50, snapshot_every=50, checkpoint_every=50, quality_every=0)
+    assert found.minutes == pytest.approx(10, abs=0.3)
+    assert len(found.logs) == 1
