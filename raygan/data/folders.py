@@ -43,6 +43,11 @@ _MADE_BY_RAYGAN = ({"manifest.json", "report.json"}, {"mlflow.db", "mlflow.db.lo
 _FOLDER_NUMBER = re.compile(r"^(?:\d{1,6}[ ._\-]+)?(?:n\d{6,8}[ _\-]+)?(?=.*[^\W\d_])", re.DOTALL)
 _COUNT = re.compile(r"[ ._\-]*[(\[]\d[\d.,]*[)\]]$")
 _COPY = re.compile(r"^copy of |(?: - copy| copy| \((?:\w+ )?copy\))(?: \(?\d+\)?)?$", re.IGNORECASE)
+_SPLIT = re.compile(
+    r"^(?:train|training|test|testing|val|valid|validation|dev)[ ._\-]+|"
+    r"[ ._\-]+(?:train|training|test|testing|val|valid|validation|dev)$",
+    re.IGNORECASE,
+)
 _DOMAIN = re.compile(r"(?:train|test|val|valid)_?([AB])")
 
 
@@ -82,7 +87,8 @@ def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:
     """The label of each folder.
 
     Numbers before names (``n02085620-Chihuahua``) and counts after them go if all have them and the labels stay
-    different. A copy of a folder has the folder's label.
+    different; so do splits (``train_cat``, ``test_cat``) if all have one, where labels become the same. A copy of a
+    folder has the folder's label.
     """
     folders = sorted({chain[level] for path in paths if len(chain := folders_of(path)) > level})
     labels = {folder: normalize(folder) for folder in folders}
@@ -91,6 +97,9 @@ def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:
         all_numbered = all(short[folder] and number.sub("", folder, count=1) != folder for folder in folders)
         if all_numbered and len(set(short.values())) == len(set(labels.values())):
             labels = short
+    unsplit = {folder: normalize(_SPLIT.sub("", folder, count=1)) for folder in folders}
+    if all(unsplit[folder] and _SPLIT.search(folder) for folder in folders):
+        labels = unsplit
     known = set(labels.values())
     originals = {folder: normalize(_COPY.sub("", folder, count=1)) for folder in folders}
     return {folder: originals[folder] if originals[folder] in known else label for folder, label in labels.items()}

@@ -13,6 +13,7 @@ same labels. What comes out, and why:
     Stanford Dogs             n02085620-Chihuahua/n02085620_7.jpg     chihuahua      class folders, less their numbers
     one folder per identity   Aaron_Eckhart/Aaron_Eckhart_0001.jpg    aaron_eckhart  class folders
     copies, counts            cat - Copy/0.jpg, cat (120)/0.jpg       cat            class folders, less these
+    splits in folder names    train_cat/1.jpg, test_cat/2.jpg         cat            class folders, less the split
     CycleGAN                  trainA/1.jpg, testB/1.jpg               a, b           class folders, less the split
     masks beside photos       cat/1_mask.png beside cat/1.jpg         left aside     the name is a photo's
     photos beside one folder  cat/0.jpg, IMG_1.jpg                    cat, none      nothing tells the other's

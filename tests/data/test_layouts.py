@@ -62,6 +62,10 @@ def several(*patterns, count=6):
         (("train/cat_{}_jpg.rf.3f2a9c.jpg", "train/dog_{}_jpg.rf.77aa01.jpg"), ["cat", "dog"]),
         # CycleGAN's domains, which are split by name
         (("h2z/trainA/n{}.jpg", "h2z/testA/n{}.jpg", "h2z/trainB/n{}.jpg"), ["a", "a", "b"]),
+        # splits in the names of class folders, but not of one class alone
+        (("train_cat/{}.jpg", "test_cat/{}.jpg", "train_dog/{}.jpg"), ["cat", "cat", "dog"]),
+        (("Cats-Train/{}.jpg", "dogs-train/{}.jpg", "dogs-val/{}.jpg"), ["cat", "dog", "dog"]),
+        (("crash test/{}.jpg", "dummy/{}.jpg"), ["crash_test", "dummy"]),
         # copies, counts, thumbnails, and characters that nobody sees
         (("cat/{}.jpg", "cat - Copy/{}.jpg", "dog/{}.jpg", "dog (copy)/{}.jpg"), ["cat", "cat", "dog", "dog"]),
         (("Copy of cat/{}.jpg", "cats copy 2/{}.jpg", "cat/{}.jpg", "dog/{}.jpg"), ["cat", "cat", "cat", "dog"]),
