@@ -1,9 +1,10 @@
 """Calls from the gateway to the models: who may call, what may fail, and what is done about it.
 
-1. A call costs two processes as much as computing an image, so requests that come close together share one. A request
-   leaves at once if a replica could begin with it, and otherwise with the next call, which starts when one ends or when
-   it is full. No more than a full call's images wait here: replicas see the load, and tell Serve, which scales by it
-   (`scaling`). In the replicas, requests become batches (`executor`).
+1. A call costs two processes as much as computing an image, and an image in a small batch costs more than in a large
+   one, so requests that come close together share a call. A request leaves at once if a replica has nothing to do, and
+   otherwise with the next call. That starts when it carries as many requests as those under way, when it is full, or
+   when too few are under way. No more than a full call's images wait here: replicas see the load, and tell Serve, which
+   scales by it (`scaling`). In the replicas, requests become batches (`executor`).
 2. If a replica dies, the requests of its call are repeated on any replica: sampling and classifying are idempotent.
 3. With more than `limit` images under way, `Busy` tells the client when to come back, and no more calls are made.
 """
@@ -28,7 +29,7 @@ T = TypeVar("T")
 In = TypeVar("In", bound=Sized, contravariant=True)
 Out = TypeVar("Out", covariant=True)
 
-#: Calls under way per replica before requests wait for each other: one computes, one is next.
+#: Calls under way per replica, beside full ones: one computes, one is next.
 _CALLS_PER_REPLICA = 2
 
 #: Images with which a call is full: it leaves in any case.
@@ -92,7 +93,7 @@ class Calls(Generic[I, A]):
     def __init__(self, name: str, metrics: Metrics, ask: Ask[I, A], *, limit: int, seconds: float):
         self._name, self._metrics, self._ask, self._limit, self._seconds = name, metrics, ask, limit, seconds
         self._waiting: deque[_Waiting[I, A]] = deque()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], int] = {}  # with their numbers of requests
         self._images = self._waiting_images = 0
         self._usual = 0.0  # seconds of a request, a moving average
         self.replicas = 1
@@ -133,16 +134,21 @@ class Calls(Generic[I, A]):
         return await waiting.answer
 
     def _start(self) -> None:
-        while self._waiting and (
-            len(self._calls) < _CALLS_PER_REPLICA * max(1, self.replicas) or self._waiting_images >= _FULL
-        ):
+        while self._waiting and self._may_leave():
             if together := self._take():
                 call = apart(self._call(together))
-                self._calls.add(call)
+                self._calls[call] = len(together)
                 call.add_done_callback(self._ended)
 
+    def _may_leave(self) -> bool:
+        calls, replicas = len(self._calls), max(1, self.replicas)
+        if calls < replicas or self._waiting_images >= _FULL:
+            return True
+        # By requests, not by images: one image needn't wait for as many as a large request has.
+        return calls < _CALLS_PER_REPLICA * replicas and len(self._waiting) * calls >= sum(self._calls.values())
+
     def _ended(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        del self._calls[call]
         self._start()
 
     def _take(self) -> list[_Waiting[I, A]]:

@@ -2,9 +2,11 @@
 
 1. `Executor.run` queues the rows of a call. A free thread takes what is waiting, up to `batch` rows and across calls,
    so batches grow with the load and nobody waits for one to fill. A lone call of 16 rows keeps two threads busy with 8
-   each.
+   each. Rows of several calls stay together up to 16: where calls come together, cores are better spent on larger
+   batches, and other threads soon get the next rows.
 2. Each thread computes on one core. N threads use N cores without the barriers of one network on N cores, and on a
-   single core the order of every sum is fixed.
+   single core the order of every sum is fixed. All networks of a replica share its threads and take turns: with threads
+   of its own, each network would split its rows into small batches for cores that others are using.
 3. What shares a batch depends on timing, so a row's result must not depend on the rest of its batch. Where every bit
    counts, `is_batch_invariant` tries it on this machine and this network. Where that fails (other kernels, a GPU),
    every batch is padded to one shape, which fixes the kernels as well.
@@ -25,8 +27,9 @@ from torch import Tensor
 
 from raygan.models.drawing import Compute, compute_padded
 
-#: Rows that are not split between threads: in a batch of four, a row costs half as much as alone.
-_MIN_SHARE = 4
+#: Rows that are not split between threads, of a lone call and of several: in a batch of four, a row costs half as much
+#: as alone, and in one of 16 a quarter.
+_MIN_SHARE, _MIN_JOINED = 4, 16
 
 
 @dataclass(eq=False)
@@ -64,38 +67,60 @@ class _Call:
             self.answer.set_result(torch.cat([self.parts[start] for start in sorted(self.parts)]))
 
 
+class Threads:
+    """Threads that compute for several networks, each on one core; belongs to one event loop.
+
+    Args:
+        count: number of threads.
+    """
+
+    def __init__(self, count: int):
+        self.idle = count
+        self.pool = ThreadPoolExecutor(count, "compute", initializer=torch.set_num_threads, initargs=(1,))
+        self._turns: deque[Executor] = deque()
+
+    def ask_for(self, executor: Executor) -> None:
+        """Give an executor turns until nothing waits in it."""
+        if executor not in self._turns:
+            self._turns.append(executor)
+            self.start_soon()
+
+    def start_soon(self) -> None:
+        """Start idle threads once everything that has come at the same time is waiting: it belongs in one batch."""
+        asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        while self.idle and self._turns:
+            executor = self._turns.popleft()
+            executor.start(max(1, self.idle - len(self._turns)))
+            if executor.waiting:
+                self._turns.append(executor)
+
+
 class Executor:
-    """Threads around one network.
+    """A network computed in threads.
 
     Args:
         compute: called in the threads with at most `batch` rows.
-        threads: number of threads.
+        threads: compute it, and other networks.
         batch: maximum number of rows per batch.
         padded: fill every batch up to `batch` rows by repeating its last one.
     """
 
-    def __init__(self, compute: Compute, *, threads: int, batch: int, padded: bool):
-        self._compute, self._batch, self._padded = compute, batch, padded
-        self._pool = ThreadPoolExecutor(threads, "compute", initializer=torch.set_num_threads, initargs=(1,))
-        self._idle = threads
+    def __init__(self, compute: Compute, threads: Threads, *, batch: int, padded: bool):
+        self._compute, self._threads, self._batch, self._padded = compute, threads, batch, padded
         self._calls: deque[_Call] = deque()
-        self._threads, self._closing, self._ended = threads, False, False
 
     async def run(self, *inputs: Tensor, alone: bool = False) -> Tensor:
-        """The network's output for the inputs' rows.
+        """The network's output for the inputs' rows. Raises whatever the network raises.
 
         Args:
             inputs: tensors with the same number of rows, at least one.
             alone: never batch these rows with other calls'.
-        Raises:
-            RuntimeError: the executor was closed. Also whatever the network raises.
         """
-        if self._ended:
-            raise RuntimeError("this executor is closed")
         call = _Call(inputs, asyncio.get_running_loop().create_future(), alone)
         self._calls.append(call)
-        # Soon, not now: requests that came at the same time belong in one batch.
-        asyncio.get_running_loop().call_soon(self._start, self._threads)
+        self._threads.ask_for(self)
         return await call.answer
 
     @property
@@ -103,13 +128,12 @@ class Executor:
         """Rows that no thread has started on."""
         return sum(call.rows - call.taken for call in self._calls)
 
-    def _start(self, threads: int) -> None:
-        """Start idle threads on the waiting rows, split evenly among at most `threads` of them."""
-        while self._idle and self._calls:
-            share = -(-self.waiting // min(self._idle, threads))
-            rows = min(self._batch, max(_MIN_SHARE, share))
-            if pieces := self._take(rows):
-                self._submit(pieces)
+    def start(self, threads: int) -> None:
+        """Start a thread on its share of the waiting rows. threads: how many of them may share."""
+        least = _MIN_SHARE if len(self._calls) == 1 else _MIN_JOINED
+        rows = min(self._batch, max(least, -(-self.waiting // threads)))
+        if pieces := self._take(rows):
+            self._submit(pieces)
 
     def _take(self, rows: int) -> list[tuple[_Call, int, int]]:
         """Pieces (call, start, stop) of the oldest calls: at most `rows` rows, all of one shape."""
@@ -132,13 +156,13 @@ class Executor:
     def _submit(self, pieces: list[tuple[_Call, int, int]]) -> None:
         cut = [[column[start:stop] for column in call.inputs] for call, start, stop in pieces]
         inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*cut, strict=True)]
-        self._idle -= 1
+        self._threads.idle -= 1
         loop = asyncio.get_running_loop()
-        future = self._pool.submit(compute_padded, self._compute, inputs, self._batch if self._padded else 0)
+        future = self._threads.pool.submit(compute_padded, self._compute, inputs, self._batch if self._padded else 0)
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, pieces, done))
 
     def _finish(self, pieces: list[tuple[_Call, int, int]], done: Future[Tensor]) -> None:
-        self._idle += 1
+        self._threads.idle += 1
         error = done.exception()
         if error is None:
             rows = done.result().split([stop - start for _, start, stop in pieces])
@@ -148,20 +172,7 @@ class Executor:
             for call, _, _ in pieces:
                 if not call.answer.done():
                     call.answer.set_exception(error)
-        # Rows that had to wait are rarely alone: requests go on coming. Half of the threads for what is here makes
-        # larger batches, which cost less.
-        self._start(max(1, self._threads // 2))
-        self._end()
-
-    def close(self) -> None:
-        """Let the threads end once they have finished the queued calls."""
-        self._closing = True
-        self._end()
-
-    def _end(self) -> None:
-        if self._closing and not self._calls and self._idle == self._threads:
-            self._ended = True
-            self._pool.shutdown(wait=False)
+        self._threads.start_soon()
 
 
 def is_batch_invariant(compute: Compute, inputs: Sequence[Tensor], batch: int) -> bool:

@@ -33,7 +33,7 @@ from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
 from raygan.runtime import capacity
-from raygan.serve.executor import Executor, is_batch_invariant
+from raygan.serve.executor import Executor, Threads, is_batch_invariant
 from raygan.serve.logs import ORIGIN, Origin
 from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.model_store import Fetch, Files, Finish, write_files
@@ -97,6 +97,7 @@ class Replica:
         self._device = capacity.own_device()
         self._versions: OrderedDict[ModelVersion, asyncio.Task[Loaded]] = OrderedDict()
         self._loader = ThreadPoolExecutor(1, "load")
+        self._threads = Threads((settings.threads or cores()) if self._device.type == "cpu" else 1)
         torch.set_num_threads(1)  # parallelism comes from the executors' threads
         # cuDNN would pick the fastest kernels by trial, and another replica's pixels would differ.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
@@ -159,8 +160,6 @@ class Replica:
             if not old.done():
                 break
             self._versions.popitem(last=False)
-            if not old.cancelled() and not old.exception():
-                old.result().executor.close()
         return loaded
 
     def _load_files(self, files: Files) -> Loaded:
@@ -213,16 +212,11 @@ class Replica:
         batch = self._settings.batch_images
         if padded:
             batch = min(batch, BATCH)
-        return Executor(compute, threads=self._threads(), batch=batch, padded=padded)
+        return Executor(compute, self._threads, batch=batch, padded=padded)
 
     def _is_batch_invariant(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
         """Whether rows don't depend on the rest of their batch here. example: a whole batch."""
         return self._device.type == "cpu" and is_batch_invariant(compute, example, self._settings.batch_images)
-
-    def _threads(self) -> int:
-        if self._device.type != "cpu":
-            return 1
-        return self._settings.threads or cores()
 
 
 @contextmanager

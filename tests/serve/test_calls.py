@@ -88,6 +88,27 @@ async def test_requests_that_come_together_share_a_call_of_one_version():
     assert replica.asked[2:] == [(CAT, ["c"]), (DOG, ["d", "bad", "e"]), (CAT, ["f"])]
 
 
+async def test_a_call_leaves_when_it_carries_as_many_requests_as_those_under_way():
+    """So that calls grow with the load: the first requests to come back don't leave alone."""
+    replica = Answering(open=False)
+    calls = make_calls(replica)
+    first = await started(*(calls.run(CAT, text) for text in ("a", "b", "c", "d", "e", "f")))
+    assert [requests for _, requests in replica.asked] == [["a"], ["b"]]
+    replica.gate.set()
+    await asyncio.gather(*first)
+    assert replica.asked[2:] == [(CAT, ["c", "d", "e", "f"])]
+    replica.gate.clear()
+    await started(*(calls.run(CAT, text) for text in "gh"))  # nothing is under way: g leaves, then h is as many
+    assert [requests for _, requests in replica.asked[3:]] == [["g"], ["h"]]
+
+
+async def test_a_small_request_does_not_wait_for_a_large_one():
+    replica = Answering(open=False)
+    calls = make_calls(replica)
+    await started(calls.run(CAT, "x" * 64), calls.run(CAT, "y"))
+    assert [len(requests[0]) for _, requests in replica.asked] == [64, 1]
+
+
 async def test_the_load_does_not_wait_in_the_gateway():
     """What waits is always less than a full call, so replicas see the load."""
     replica = Answering(open=False)

@@ -126,7 +126,9 @@ async def test_bfloat16_is_used_if_it_is_native_and_exact_enough(
     monkeypatch.setattr("raygan.serve.replicas.probability_shift", lambda *_: shift)
     monkeypatch.setattr("raygan.serve.replicas.is_batch_invariant", lambda *_: invariant)
     made = []
-    monkeypatch.setattr("raygan.serve.replicas.Executor", lambda compute, **options: made.append((compute, options)))
+    monkeypatch.setattr(
+        "raygan.serve.replicas.Executor", lambda compute, threads, **options: made.append((compute, options))
+    )
 
     async def fetch(model):
         return models[model]
