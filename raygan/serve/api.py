@@ -63,10 +63,10 @@ def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[]
         redirect_slashes=False,
     )
     add_error_handlers(app)
-    _add_pages(app)
-    _add_status(app, service, not_ready)
-    draw.add_routes(app, service, seconds=settings.timeout_seconds)
+    draw.add_routes(app, service, seconds=settings.timeout_seconds)  # first: routes are tried one after another
     _add_classify(app, service, settings)
+    _add_status(app, service, not_ready)
+    _add_pages(app)
     openapi.describe(app)
     return app
 
