@@ -44,8 +44,10 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         make_models(folder, settings.image_size, settings.width)
         bare = measure_bare_models(folder, settings.seconds)
         print("bare, images/s by batch: " + ", ".join(f"{size}: {rate:.0f}" for size, rate in bare.items()))
-        cold = math.nan
+        cold, memory = math.nan, {}
         if "raygan" in settings.servers:
+            memory = _numbers_of("memory", folder, 0)
+            print(f"memory of a replica: {memory['replica']:.0f} MB, and {memory['label']:.0f} MB per further label")
             cold = _cold_start(folder)
             print(f"serve run: ready after {cold:.1f} s", flush=True)
         servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in _present(settings.servers)}
@@ -55,6 +57,7 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
     result = {
         "machine": machine(),
         "bare": bare,
+        "memory": memory,
         "cold_start_seconds": None if math.isnan(cold) else cold,
         "servers": {
             name: {f"n={n} clients={clients}": row for (n, clients), row in cells.items()}
@@ -68,7 +71,11 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
 
 def measure_bare_models(folder: Path, seconds: float) -> dict[str, float]:
     """Images/s of the models without a server, by batch size, measured in a process of its own."""
-    command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", "bare", str(folder), str(seconds / 4)]
+    return _numbers_of("bare", folder, seconds / 4)
+
+
+def _numbers_of(name: str, folder: Path, seconds: float) -> dict[str, float]:
+    command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]

@@ -3,6 +3,7 @@
 All have the same generator and the same classifier, and answer with a PNG grid and the probabilities.
 
     bare           no server: the optimized models, one thread a core; the limit for everything else
+    memory         no server: what a replica of raygan's models takes
     fastapi        FastAPI under uvicorn as people first write it: models as they are, a lock, no batching
     fastapi-fast   the same with our optimized models
     litserve       LitServe with batching and our optimized models
@@ -53,6 +54,34 @@ def bare(folder: Path, seconds: float) -> dict[str, float]:
             worker.join()
         rates[str(size)] = sum(counts) / (time.perf_counter() - began)
     return rates
+
+
+def memory(folder: Path) -> dict[str, float]:
+    """Megabytes of a replica with the classifier and one label, and of each further label; both have drawn images."""
+    import asyncio
+
+    import psutil
+
+    from raygan.serve.messages import ModelVersion, SampleRequest
+    from raygan.serve.model_store import Files
+    from raygan.serve.replicas import Replica
+    from raygan.serve.settings import ServeSettings
+
+    async def fetch(model: ModelVersion) -> Files:
+        return {path.name: path.read_bytes() for path in (folder / model.name).iterdir()}
+
+    async def measure() -> list[float]:
+        replica = Replica(ServeSettings(storage="unused", tracking_uri=None, batch_images=16), fetch)
+        judge = ModelVersion("classifier", "1")
+        sizes = []
+        for number in range(1, 6):
+            model = ModelVersion("generator", str(number))  # the same files, which the replica can't know
+            await replica.draw(model, SampleRequest("cat", tuple(range(64)), judge=judge))
+            sizes.append(psutil.Process().memory_full_info().uss / 1e6)
+        return sizes
+
+    sizes = asyncio.run(measure())
+    return {"replica": sizes[0], "label": (sizes[-1] - sizes[1]) / 3}  # the second still fills the allocator's gaps
 
 
 def fastapi_app(folder: Path, *, fast: bool) -> Any:
@@ -116,9 +145,11 @@ def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) ->
 
 
 def main(name: str, folder: str, port: str, options: str = "{}") -> None:
-    """Serve until SIGTERM. `bare` prints its numbers as JSON instead, and takes the seconds for each size as `port`."""
+    """Serve until SIGTERM. `bare` and `memory` print numbers as JSON instead; `port` is the seconds for each size."""
     if name == "bare":
         print(json.dumps(bare(Path(folder), float(port))))
+    elif name == "memory":
+        print(json.dumps(memory(Path(folder))))
     elif name in ("fastapi", "fastapi-fast"):
         serve_fastapi(Path(folder), int(port), fast=name == "fastapi-fast")
     elif name == "litserve":
