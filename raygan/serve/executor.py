@@ -108,7 +108,7 @@ class Executor:
     """
 
     def __init__(self, compute: Compute, threads: Threads, *, batch: int, padded: bool):
-        self._compute, self._threads, self._batch, self._padded = compute, threads, batch, padded
+        self._compute, self._threads, self._batch, self.padded = compute, threads, batch, padded
         self._calls: deque[_Call] = deque()
 
     async def run(self, *inputs: Tensor, alone: bool = False) -> Tensor:
@@ -158,7 +158,7 @@ class Executor:
         inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*cut, strict=True)]
         self._threads.idle -= 1
         loop = asyncio.get_running_loop()
-        future = self._threads.pool.submit(compute_padded, self._compute, inputs, self._batch if self._padded else 0)
+        future = self._threads.pool.submit(compute_padded, self._compute, inputs, self._batch if self.padded else 0)
         future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, pieces, done))
 
     def _finish(self, pieces: list[tuple[_Call, int, int]], done: Future[Tensor]) -> None:

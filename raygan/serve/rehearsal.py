@@ -1,7 +1,8 @@
 """Loading a version for the first time, in a process of its own: python -m raygan.serve.rehearsal FOLDER SETTINGS.
 
 Whatever is wrong with a version, up to a death for lack of memory, then costs that process and not the one that serves
-other versions. The process is the first that Linux ends if memory runs out, and the last to get a core.
+other versions. The process is the first that Linux ends if memory runs out, and yields cores to replicas. It also finds
+out what takes seconds of computing: whether the version's batches must be padded.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _MOST_SECONDS = 120.0
 _COMMAND = (sys.executable, "-m", "raygan.serve.rehearsal")
 
 
-def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _COMMAND) -> None:
-    """Load a version's files elsewhere.
+def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _COMMAND) -> bool:
+    """Load a version's files elsewhere, and return whether its batches must be padded here.
 
     Args:
         files: the version's.
@@ -47,8 +48,7 @@ def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _CO
             done = subprocess.run(
                 [*command, scratch, json.dumps(settings.plain())],
                 env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 timeout=_MOST_SECONDS,
             )
         except subprocess.TimeoutExpired:
@@ -59,10 +59,11 @@ def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _CO
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise RayganError(lines[-1] if lines else f"loading it on trial failed with status {done.returncode}")
+    return bool(json.loads(done.stdout.splitlines()[-1])["padded"])
 
 
 def main(folder: str, settings: str) -> None:
-    """Load the files in the folder as a replica does; end with status 1 and one line if that fails."""
+    """Load the files in the folder as a replica does, and print what was found out; else status 1 and one line."""
     os.nice(4)  # Ray's workers are at 15: with more, a busy machine would never come to it
     with suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -73,9 +74,10 @@ def main(folder: str, settings: str) -> None:
 
     plain: dict[str, Any] = json.loads(settings)
     try:
-        asyncio.run(Replica(ServeSettings(**plain), fetch).prepare(ModelVersion("on trial", "1")))
+        found = asyncio.run(Replica(ServeSettings(**plain), fetch).prepare(ModelVersion("on trial", "1")))
     except Exception as error:
         sys.exit(last_line(error))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ class Loaded:
             "image_size": self.image_size,
             "labels": list(self.model.labels),
             "directions": len(self.directions),
+            "padded": self.executor.padded,
         }
 
 
@@ -87,10 +88,11 @@ class Replica:
         finish: hears that loading a version has not killed this process.
 
     Attributes:
-        rehearse: loads a version's files elsewhere before they are loaded here; None while nothing is served yet.
+        rehearse: loads a version's files elsewhere before they are loaded here, and finds out whether its batches must
+            be padded; None while nothing is served yet.
     """
 
-    rehearse: Callable[[Files, ServeSettings], None] | None = None
+    rehearse: Callable[[Files, ServeSettings], bool] | None = None
 
     def __init__(self, settings: ServeSettings, fetch: Fetch, finish: Finish | None = None):
         self._settings, self._fetch, self._finish = settings, fetch, finish
@@ -148,10 +150,11 @@ class Replica:
     async def _load_version(self, model: ModelVersion) -> Loaded:
         files = await self._fetch(model)
         loop = asyncio.get_running_loop()
+        padded = None
         if self.rehearse:
-            await loop.run_in_executor(self._loader, self.rehearse, files, self._settings)
+            padded = await loop.run_in_executor(self._loader, self.rehearse, files, self._settings)
         try:
-            loaded = await loop.run_in_executor(self._loader, self._load_files, files)
+            loaded = await loop.run_in_executor(self._loader, self._load_files, files, padded)
         finally:  # unless loading kills this process, or one that rehearsed it
             if self._finish:
                 await self._finish(model)
@@ -162,26 +165,27 @@ class Replica:
             self._versions.popitem(last=False)
         return loaded
 
-    def _load_files(self, files: Files) -> Loaded:
+    def _load_files(self, files: Files, padded: bool | None) -> Loaded:
         needed, free = _COPIES * sum(map(len, files.values())), psutil.virtual_memory().available
         if needed > free:
             raise RayganError(f"loading it takes about {needed / 1e6:.0f} MB of memory; {free / 1e6:.0f} MB are free")
         with tempfile.TemporaryDirectory() as scratch:
             folder = write_files(files, Path(scratch))
-            return self._load_generator(folder) if "generator.json" in files else self._load_classifier(folder)
+            load = self._load_generator if "generator.json" in files else self._load_classifier
+            return load(folder, padded)
 
-    def _load_generator(self, folder: Path) -> Loaded:
+    def _load_generator(self, folder: Path, padded: bool | None) -> Loaded:
         from raygan.models.gan import load_generator
 
         drawing = Drawing(load_generator(folder)[0], self._device)
         # Pixels must not depend on the rest of the batch, to the last bit.
-        fixed = self._is_batch_invariant(drawing.compute, drawing.example(self._settings.batch_images))
-        executor = self._executor(drawing.compute, padded=not fixed)
+        padded = self._must_pad(padded, drawing.compute, drawing.example(self._settings.batch_images))
+        executor = self._executor(drawing.compute, padded=padded)
         return Loaded(
             drawing.generator, executor, drawing.generator.settings.image_size, _directions_of(drawing.generator)
         )
 
-    def _load_classifier(self, folder: Path) -> Loaded:
+    def _load_classifier(self, folder: Path, padded: bool | None) -> Loaded:
         from raygan.models.googlenet import load_classifier, to_input
 
         classifier = load_classifier(folder)
@@ -205,7 +209,7 @@ class Replica:
         example = torch.randint(256, (self._settings.batch_images, 3, size, size), generator=draws, dtype=torch.uint8)
         # In float32 nobody sees the rounding, and where it could matter the gateway classifies again. In bfloat16 it
         # would be visible.
-        padded = bf16 and not self._is_batch_invariant(logits, [example])
+        padded = bf16 and self._must_pad(padded, logits, [example])
         return Loaded(classifier, self._executor(compute, padded=padded), size, torch.empty(0, 0))
 
     def _executor(self, compute: Callable[..., Tensor], *, padded: bool) -> Executor:
@@ -214,9 +218,11 @@ class Replica:
             batch = min(batch, BATCH)
         return Executor(compute, self._threads, batch=batch, padded=padded)
 
-    def _is_batch_invariant(self, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
-        """Whether rows don't depend on the rest of their batch here. example: a whole batch."""
-        return self._device.type == "cpu" and is_batch_invariant(compute, example, self._settings.batch_images)
+    def _must_pad(self, found: bool | None, compute: Callable[..., Tensor], example: Sequence[Tensor]) -> bool:
+        """Whether rows depend on the rest of their batch here. found: by the rehearsal. example: a whole batch."""
+        if self._device.type != "cpu":
+            return True
+        return not is_batch_invariant(compute, example, self._settings.batch_images) if found is None else found
 
 
 @contextmanager

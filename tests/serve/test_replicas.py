@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,9 +127,12 @@ async def test_bfloat16_is_used_if_it_is_native_and_exact_enough(
     monkeypatch.setattr("raygan.serve.replicas.probability_shift", lambda *_: shift)
     monkeypatch.setattr("raygan.serve.replicas.is_batch_invariant", lambda *_: invariant)
     made = []
-    monkeypatch.setattr(
-        "raygan.serve.replicas.Executor", lambda compute, threads, **options: made.append((compute, options))
-    )
+
+    def executor(compute, threads, **options):
+        made.append((compute, options))
+        return SimpleNamespace(**options)
+
+    monkeypatch.setattr("raygan.serve.replicas.Executor", executor)
 
     async def fetch(model):
         return models[model]
@@ -220,9 +224,23 @@ async def test_a_version_that_fails_its_rehearsal_is_not_loaded_and_costs_the_ot
     assert drawn.images.shape == (1, 32, 32, 3)
 
 
+async def test_what_a_rehearsal_has_found_out_is_not_tried_again(models, monkeypatch):
+    def try_again(*_):
+        raise AssertionError("tried again")
+
+    async def fetch(model):
+        return models[model]
+
+    monkeypatch.setattr("raygan.serve.replicas.is_batch_invariant", try_again)
+    replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch)
+    for found, model in ((True, CAT), (False, DOG)):
+        replica.rehearse = lambda files, settings, found=found: found
+        assert (await replica.prepare(model))["padded"] == found
+
+
 def test_a_rehearsal_loads_what_a_replica_would_and_says_why_it_can_not(tmp_path):
     settings = ServeSettings(storage="unused", tracking_uri=None, threads=1)
     files = save(tmp_path / "cat", make_generator(0))
-    rehearse(files, settings)
+    assert isinstance(rehearse(files, settings), bool)
     with pytest.raises(RayganError, match="no such thing"):
         rehearse(files, settings, [sys.executable, "-c", "raise SystemExit('no such thing')"])
