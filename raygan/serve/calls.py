@@ -152,17 +152,20 @@ class Calls(Generic[I, A]):
         self._start()
 
     def _take(self) -> list[_Waiting[I, A]]:
-        """The oldest requests for one version, until they make a full call; without those whose clients have left."""
+        """The requests for the version that has waited longest, until they make a full call; drops cancelled ones."""
         together: list[_Waiting[I, A]] = []
+        rest: deque[_Waiting[I, A]] = deque()
         images = 0
-        while self._waiting and images < _FULL and (not together or self._waiting[0].model == together[0].model):
-            waiting = self._waiting.popleft()
-            self._waiting_images -= len(waiting.request)
-            if waiting.answer.done():
-                self._images -= len(waiting.request)
-                continue
-            together.append(waiting)
-            images += len(waiting.request)
+        for waiting in self._waiting:
+            size = len(waiting.request)
+            if waiting.answer.done():  # its client has left
+                self._images -= size
+            elif images < _FULL and (not together or waiting.model == together[0].model):
+                together.append(waiting)
+                images += size
+            else:
+                rest.append(waiting)
+        self._waiting, self._waiting_images = rest, sum(len(waiting.request) for waiting in rest)
         return together
 
     async def _call(self, together: list[_Waiting[I, A]]) -> None:

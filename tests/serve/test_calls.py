@@ -85,7 +85,7 @@ async def test_requests_that_come_together_share_a_call_of_one_version():
     replica.gate.set()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(each) for each in answers] == ["A", "B", "C", "D", "bad", "E", "F"]  # one that fails fails alone
-    assert replica.asked[2:] == [(CAT, ["c"]), (DOG, ["d", "bad", "e"]), (CAT, ["f"])]
+    assert replica.asked[2:] == [(CAT, ["c", "f"]), (DOG, ["d", "bad", "e"])]
 
 
 async def test_a_call_leaves_when_it_carries_as_many_requests_as_those_under_way():
