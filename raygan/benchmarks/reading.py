@@ -270,4 +270,5 @@ def _readers(data: DataSet, memory: float | None) -> dict[str, dict[str, Any]]:
             f"{row['images_per_core_second']:8.0f} images per core's second  "
             f"{row['bytes_per_image_between_nodes'] / 1e3:6.1f} kB per image between nodes"
         )
+        sys.stdout.flush()
     return rows
