@@ -1,11 +1,8 @@
 """Cat and dog faces drawn from a seed, so that a first training needs no download.
 
-The mental model:
-
-1. One random generator, started by label and seed, decides pose, coat, shape and backdrop; the size plays no part.
-2. A `Canvas` works in the head's own coordinates: x to the right, y down, the origin between the eyes, ear tips near
-   y = -1 and the chin near 0.75. It alone knows how the head lies among the pixels.
-3. A face is painted back to front. Each part is a mask, drawn from smooth outlines and filled with color or fur.
+One random generator, started by label and seed, decides pose, coat, shape and backdrop. A face is painted back to front
+on a `Canvas` in the head's own coordinates: x to the right, y down, the origin between the eyes, ear tips near y = -1,
+the chin near 0.75. Each part is a mask, drawn from smooth outlines and filled with color or fur.
 """
 
 from __future__ import annotations
@@ -40,10 +37,11 @@ COATS = (
     ("#8a6545", "#402a1c", "#dcc5a6"),
     ("#d2a562", "#8a5c28", "#f4e2be"),
 )
-PATTERNS = {"cat": ("solid", "tabby", "tabby", "patch"), "dog": ("solid", "patch", "mask")}
+PATTERNS = {"cat": ("solid", "tabby", "tabby", "patch"), "dog": ("solid", "solid", "patch")}
 EYES = {"cat": ("#b6c240", "#d9a62e", "#6fa85a", "#5f9fc9"), "dog": ("#5a3318", "#6e4320", "#3b2415", "#8a5a26")}
 BACKDROPS = ("#8fb59a", "#b3c8dd", "#dcc09a", "#7fa0bd", "#cfa29a", "#6c8a5c", "#e8e0d0", "#8a78a0", "#5b6674")
 INK, PINK, WHITE = "#1d1512", "#e39a96", "#ffffff"
+DOG_NOSES = ("#2a2322", "#2a2322", "#5d3a33")
 
 
 def draw_face(label: str, seed: int, size: int = 96) -> Image.Image:
@@ -175,11 +173,6 @@ def symmetric(*points: Point) -> Outline:
     return curve(*points, *[(-x, y) for x, y in reversed(points) if x > 0])
 
 
-def stroke(start: Point, through: Point, end: Point, width: float) -> Outline:
-    """A bent line, `width` wide in its middle and pointed at its ends."""
-    return curve(start, through, end, (through[0], through[1] + width))
-
-
 def both(outline: Outline) -> tuple[Outline, Outline]:
     """The shape, and its mirror image on the other side of the face."""
     return outline, outline * (-1, 1)
@@ -215,8 +208,6 @@ def fur_of(label: str, canvas: Canvas, rng: np.random.Generator) -> tuple[Color,
     elif pattern == "patch":
         near = np.hypot((rng.choice((-1, 1)) * x - 0.5) / 0.42, (y + 0.3) / 0.6) + 0.2 * canvas.noise(rng, 6, 6)
         fur = mix(rgb(WHITE) * 0.95, base, ramp(1.05, 0.95, near))
-    elif pattern == "mask":
-        fur = mix(fur, dark, 0.85 * ramp(1.15, 0.75, np.hypot(x / 0.45, (y - 0.4) / 0.45)))
     light = 0.95 - 0.25 * np.hypot(x - rng.uniform(-0.7, 0.7), y + rng.uniform(0, 0.8))
     return fur * (light + 0.12 * canvas.noise(rng, 48, 24)), dark
 
@@ -233,8 +224,9 @@ def paint_eyes(canvas: Canvas, x: float, y: float, size: float, iris: str, pupil
 def paint_mouth(canvas: Canvas, nose: float, half: float, skin: Color, corner: Point, dark: Color) -> None:
     """A nose about (0, nose), `half` as wide as told, over lips that bend to a corner of the mouth and its mirror."""
     bottom = nose + 0.6 * half
-    lips = both(stroke((0, corner[1] - 0.06), (corner[0] * 0.45, corner[1] + 0.03), corner, 0.04))
-    canvas.paint(0.8 * canvas.mask(*lips, ellipse(0, (bottom + corner[1]) / 2, 0.02, 0.09)), mix(dark, rgb(INK), 0.6))
+    x, y = corner
+    lips = both(curve((0, y - 0.06), (0.45 * x, y + 0.03), corner, (0.45 * x, y + 0.07)))
+    canvas.paint(0.8 * canvas.mask(*lips, ellipse(0, (bottom + y) / 2, 0.02, 0.09)), mix(dark, rgb(INK), 0.6))
     canvas.paint(canvas.mask(symmetric((0, nose - 0.5 * half), (half, nose - 0.3 * half), (0, bottom))), skin)
     canvas.paint(0.5 * canvas.mask(ellipse(0, nose - 0.2 * half, 0.4 * half, 0.12 * half)), WHITE)
 
@@ -257,7 +249,7 @@ def paint_cat(canvas: Canvas, rng: np.random.Generator) -> None:
     paint_eyes(canvas, apart, height, size, rng.choice(EYES["cat"]), size * rng.uniform(0.2, 0.75))
     for row in range(3):
         drop = 0.12 * row - 0.12 + rng.normal(0, 0.03)
-        whisker = stroke((0.24, 0.36 + 0.05 * row), (0.6, 0.35 + drop), (0.95, 0.42 + drop), 0.02)
+        whisker = curve((0.24, 0.36 + 0.05 * row), (0.6, 0.35 + drop), (0.95, 0.42 + drop), (0.6, 0.37 + drop))
         canvas.paint(0.75 * canvas.mask(*both(whisker)), "#fbf8f2")
 
 
@@ -273,8 +265,6 @@ def paint_dog(canvas: Canvas, rng: np.random.Generator) -> None:
     ear_fur = mix(fur, dark, rng.uniform(0, 0.7))
     canvas.paint_fur(ear_fur, *both(curve((wide * 0.55, -0.72), (wide + 0.08, -0.66), *flap)))
     nose, half = rng.uniform(0.2, 0.3), rng.uniform(0.16, 0.22)
-    paint_mouth(
-        canvas, nose, half, rgb("#5d3a33" if rng.random() < 0.25 else "#2a2322"), (0.75 * jaw, nose + 0.3), dark
-    )
+    paint_mouth(canvas, nose, half, rgb(rng.choice(DOG_NOSES)), (0.75 * jaw, nose + 0.3), dark)
     size, apart, height = rng.uniform(0.11, 0.15), rng.uniform(0.26, 0.34), rng.uniform(-0.25, -0.12)
     paint_eyes(canvas, apart, height, size, rng.choice(EYES["dog"]), size * 0.65)
