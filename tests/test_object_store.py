@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
@@ -19,6 +19,7 @@ from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.evaluation.evaluate import evaluate
 from raygan.evaluation.settings import EvaluateSettings
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import load_classifier
 from raygan.runtime import cluster, storage
 from raygan.sampling.generators import find_generators
@@ -32,6 +33,9 @@ from tests.conftest import takes_long
 from tests.data import messy
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+#: A run of version 0.1.0 after two epochs.
+LEFT = Path(__file__).parent / "training" / "before_the_move" / "run"
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +71,21 @@ def files(address):
     }
 
 
-def write_photos(address):
-    for seed, label in enumerate(("cat", "dog"), 1):
+def upload(folder, address):
+    """Copy a folder's files into the bucket."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            storage.write_bytes(storage.join(address, str(path.relative_to(folder))), path.read_bytes())
+
+
+def test_photos_become_shards_in_a_bucket(bucket, records, tmp_path, monkeypatch):
+    for label, first in (("cat", 1000), ("dog", 2000)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(40):
-            buffer = io.BytesIO()
-            messy.picture(1000 * seed + i, 48).save(buffer, "PNG")
-            storage.write_bytes(storage.join(address, label, f"{i}.png"), buffer.getvalue())
-
-
-def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_settings, monkeypatch):
-    place = {"storage": bucket, "tracking_uri": records}
+            messy.picture(first + i, 48).save(tmp_path / "photos" / label / f"{i}.png")
     photos, shards = storage.join(bucket, "photos"), storage.join(bucket, "shards")
-    write_photos(photos)
+    upload(tmp_path / "photos", photos)
+    place = {"storage": bucket, "tracking_uri": records}
     prepared = {"input": [photos], "output": shards, "image_size": 32, "skip": ["outlier"], "validation": 0.2, **place}
     with monkeypatch.context() as patch:
         # On several nodes, a dry run works in a folder that all nodes see.
@@ -89,11 +96,21 @@ def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_se
     assert DataSet.open(shards).manifest.classes == ["cat", "dog"]
     assert not any(".part" in name or ".prepare" in name for name in files(shards))
 
-    settings = train_settings(**place, data=shards, name="kept", epochs=1, num_workers=1)
-    first = train(settings)
-    result = train(settings.model_copy(update={"epochs": 2}))  # resumes from the first one's checkpoint
-    assert result.run_id == first.run_id
-    assert result.metrics["images"] == 2 * first.metrics["images"]
+
+def test_a_run_of_an_earlier_version_is_resumed_in_a_bucket_and_its_generator_draws_and_is_judged_there(
+    bucket, records, train_settings, write_shards, capsys
+):
+    place = {"storage": bucket, "tracking_uri": records, "data": storage.join(bucket, "shards")}
+    upload(write_shards(), place["data"])
+    upload(LEFT, storage.join(bucket, "runs", "before-the-move"))
+    settings = train_settings(**place, name="before-the-move", width=2, z_dim=4, epochs=3)
+    result = train(settings)
+    assert "resuming before-the-move" in capsys.readouterr().out
+    assert result.metrics["images"] == 168  # three epochs of seven batches of eight
+    lines = storage.read_text(storage.join(bucket, "runs", "before-the-move", "metrics.jsonl")).splitlines()
+    known = (LEFT / "metrics.jsonl").read_text().splitlines()
+    assert lines[: len(known)] == known
+    assert len(lines) > len(known)
     assert result.checkpoint.startswith(split_query(bucket)[0])
     client = tracking.connect(settings)
     run = client.get_run(result.run_id)
@@ -101,24 +118,24 @@ def test_photos_become_a_model_and_samples_in_a_bucket(bucket, records, train_se
     assert "pictures/curves.png" in [artifact.path for artifact in client.list_artifacts(result.run_id, "pictures")]
 
     output = storage.join(bucket, "samples")
-    drawn = SampleSettings(**place, model=result.checkpoint, output=output, n=5, chunk_images=3)
-    sample(drawn)
+    drawn = {"storage": bucket, "tracking_uri": records, "model": result.checkpoint, "output": output}
+    sample(SampleSettings(**drawn, n=5, chunk_images=3))
     assert len(storage.list_files(output, "*.png")) == 5
     (found,) = find_generators(settings, [result.checkpoint], [])
     assert found.name == storage.name(result.checkpoint)
+    evaluate(EvaluateSettings(**place, model=[result.checkpoint], samples=16, real_images=16, name="card"))
+    assert {"card/report.html", "card/report.json"} <= files(storage.join(bucket, "reports"))
 
-    classify(ClassifySettings(**place, data=shards, name="judge", epochs=1, batch_size=8))
-    evaluate(
-        EvaluateSettings(
-            **place,
-            data=shards,
-            model=[result.checkpoint],
-            network=["googlenet"],
-            samples=16,
-            real_images=16,
-            name="card",
-        )
-    )
+
+@takes_long
+def test_a_classifier_is_trained_and_judges_in_a_bucket(bucket, records, write_shards, tmp_path):
+    place = {"storage": bucket, "tracking_uri": records, "data": storage.join(bucket, "shards")}
+    upload(write_shards(), place["data"])
+    generator = build_generator(NetworkSettings(image_size=32, z_dim=4, width=2))
+    save_generator(tmp_path / "all", generator, {"label": "all"})
+    classify(ClassifySettings(**place, name="judge", epochs=1, batch_size=8))
+    numbers = {"samples": 16, "real_images": 16, "name": "card"}
+    evaluate(EvaluateSettings(**place, **numbers, model=[str(tmp_path / "all")], network=["googlenet"]))
     assert {"card/report.html", "card/report.json"} <= files(storage.join(bucket, "reports"))
     (folder,) = {name.partition("/")[0] for name in files(storage.join(bucket, "classifiers"))}
     address = storage.join(bucket, "classifiers", folder)

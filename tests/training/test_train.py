@@ -12,20 +12,26 @@ import pytest
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file
 
 from raygan import tracking
 from raygan.benchmarks.processes import find_processes
+from raygan.data.batches import BatchStream
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.metrics.distances import kid
+from raygan.models.distributed import Share
 from raygan.models.features import load_features
 from raygan.models.gan import load_generator
+from raygan.training.build import new_step
+from raygan.training.checkpoints import save_training
 from raygan.training.monitor import draw
+from raygan.training.schedule import Schedule
 from raygan.training.train import train
-from tests.helpers import start_job, wait_until
+from tests.helpers import run_ranks, start_job, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -36,40 +42,27 @@ PICTURES = [
 ]
 
 
-def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, write_shards, tmp_path):
-    settings = train_settings(label="cat", name="whole", epochs=3, snapshot_every=0.024, log_checkpoints="last")
+def test_a_training_is_measured_and_leaves_a_model_pictures_and_a_finished_run(train_settings, write_shards, tmp_path):
+    data = str(write_shards(per_label=40, folder="measured", held_out=6))
+    settings = train_settings(
+        data=data,
+        name="whole",
+        conditional=True,
+        kimg=0.16,
+        checkpoint_every=0.02,  # every other one is never measured, which must not make it the best
+        quality_every=0.04,
+        quality_samples=16,
+        generator_lr=0.03,  # too high, so the best checkpoint is not the last
+        snapshot_every=0.08,
+        keep_checkpoints=1,
+        log_checkpoints="last",
+    )
     result = train(settings)
     client = tracking.connect(settings)
-    run = client.get_run(result.run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["z_dim"] == "8"
-    assert run.data.params["fingerprint"] == "0-20"
-    # 30 cats make 3 batches of 8 per epoch, and every batch is logged.
-    for name in ("critic_loss", "generator_loss", "wasserstein", "critic_gradient", "certainty", "score_train"):
-        assert [m.step for m in client.get_metric_history(result.run_id, name)] == list(range(8, 73, 8))
-    # The preset takes the penalty in every fourth step.
-    assert [m.step for m in client.get_metric_history(result.run_id, "gradient_penalty")] == [8, 40, 72]
-    artifacts = [a.path for a in client.list_artifacts(result.run_id, "pictures")]
-    assert artifacts == [f"pictures/{name}" for name in PICTURES]
-    # Series, which MLflow's user interface compares between runs.
-    series = {a.path.split("+timestamp")[0] for a in client.list_artifacts(result.run_id, "images")}
-    assert series == {"images/curves+step+72", *(f"images/samples+step+{images}" for images in (0, 24, 48, 72))}
-    (data,) = run.inputs.dataset_inputs
-    assert (data.dataset.name, data.dataset.digest) == ("shards", "0-20")
-    assert json.loads(data.dataset.source)["uri"] == settings.data
-    assert json.loads(data.dataset.profile)["train"] == {"cat": 30, "dog": 30}
-    with Image.open(os.path.join(result.pictures, "samples-000000072-images.png")) as picture:
-        assert np.asarray(picture).std() > 10
-    with Image.open(os.path.join(result.pictures, "progress.webp")) as picture:
-        assert picture.n_frames == 4
-    kept = [a.path for a in client.list_artifacts(result.run_id, "checkpoints/last")]
-    assert "checkpoints/last/training.safetensors" in kept
-    served = tracking.serving_generators(client)["cat"]
-    assert (served.name, served.version) == (result.model.name, result.model.version)
-    assert "there was none before" in client.get_model_version(served.name, served.version).tags["raygan.promoted"]
-    generator, about = load_generator(tracking.download_model(client, served, tmp_path / "fetched"))
-    assert about["label"] == "cat"
-    assert generator(torch.randn(2, 8)).shape == (2, 3, 32, 32)
+    assert_recorded(client, result, settings)
+    assert_the_best_is_chosen(client, result)
+    assert_measured_afresh(client, result, data)
+    assert_registered(client, result, tmp_path)
     line = json.loads(result.to_json())
     assert set(line) == {"run_id", "model", "promotion", "checkpoint", "metrics", "last_metrics"}
     assert line["promotion"] == {"promoted": True, "reason": "there was none before"}
@@ -78,46 +71,54 @@ def test_a_training_leaves_a_model_pictures_and_a_finished_run(train_settings, w
     with pytest.raises(ConfigurationError, match="is finished: train it further"):
         train(settings)
     with pytest.raises(ConfigurationError, match="z_dim was 8, now 9"):
-        train(settings.model_copy(update={"epochs": 4, "z_dim": 9}))
-    other = str(write_shards(folder="other", seed=1))
+        train(settings.model_copy(update={"kimg": 0.2, "z_dim": 9}))
+    other = str(write_shards(per_label=40, folder="other", seed=1))
     with pytest.raises(ConfigurationError, match="shards have changed"):
-        train(settings.model_copy(update={"epochs": 4, "data": other}))
+        train(settings.model_copy(update={"kimg": 0.2, "data": other}))
+
+
+def assert_recorded(client, result, settings):
+    """The run in MLflow: settings, every metric of every batch of eight, pictures and data."""
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["z_dim"] == "8"
+    assert run.data.params["fingerprint"] == "0-40"
+    for name in ("critic_loss", "generator_loss", "wasserstein", "critic_gradient", "certainty", "score_train"):
+        assert [m.step for m in client.get_metric_history(result.run_id, name)] == list(range(8, 161, 8))
+    # The preset takes the penalty in every fourth step.
+    assert [m.step for m in client.get_metric_history(result.run_id, "gradient_penalty")] == list(range(8, 161, 32))
+    artifacts = [a.path for a in client.list_artifacts(result.run_id, "pictures")]
+    assert artifacts == [f"pictures/{name}" for name in PICTURES]
+    # Series, which MLflow's user interface compares between runs.
+    series = {a.path.split("+timestamp")[0] for a in client.list_artifacts(result.run_id, "images")}
+    assert series >= {"images/curves+step+160", *(f"images/samples+step+{images}" for images in (0, 80, 160))}
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("measured", "0-40")
+    assert json.loads(data.dataset.source)["uri"] == settings.data
+    assert json.loads(data.dataset.profile)["train"] == {"cat": 60, "dog": 60}
+    with Image.open(os.path.join(result.pictures, "samples-000000160-images.png")) as picture:
+        assert np.asarray(picture).std() > 10
+    with Image.open(os.path.join(result.pictures, "progress.webp")) as picture:
+        assert picture.n_frames == 3
+    assert "nearest-000000160-images.png" in os.listdir(result.pictures)
+    kept = [a.path for a in client.list_artifacts(result.run_id, "checkpoints/last")]
+    assert "checkpoints/last/training.safetensors" in kept
+    logs = logs_of(result)
+    # The critic's scores of held-out photos stand beside those of training photos, under their own labels.
+    assert all({"score_train", "score_held_out"} <= set(each) for each in logs)
+    # The rate is that of the whole time between two logs, with the pauses for pictures and checkpoints.
+    for before, after in pairwise(logs):
+        seconds = 60 * (after["minutes"] - before["minutes"])
+        assert seconds * after["images_per_second"] == pytest.approx(after["images"] - before["images"], rel=1e-6)
 
 
 def logs_of(result):
-    return [each for each in records_of(result) if "images_per_second" in each]
-
-
-def records_of(result):
     with open(os.path.join(os.path.dirname(result.pictures), "metrics.jsonl")) as file:
-        return [json.loads(line) for line in file]
+        return [each for each in map(json.loads, file) if "images_per_second" in each]
 
 
-def test_a_run_by_the_clock_ends_on_time_however_rarely_it_logs(train_settings):
-    settings = train_settings(num_workers=2, epochs=1_000_000, minutes=0.05, log_every=1000.0, snapshot_every=1000.0)
-    result = train(settings.model_copy(update={"checkpoint_every": 1000.0}))
-    assert result.last_metrics["minutes"] >= 0.05
-    assert result.last_metrics["images"] < 1_000_000  # the first log would have been then
-
-
-def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(train_settings, write_shards):
-    data = str(write_shards(per_label=40, folder="measured", held_out=6))
-    result = train(
-        train_settings(
-            data=data,
-            name="measured",
-            num_workers=2,
-            conditional=True,
-            kimg=0.16,
-            checkpoint_every=0.02,  # every other one is never measured, which must not make it the best
-            quality_every=0.04,
-            quality_samples=16,
-            generator_lr=0.03,  # too high, so the best checkpoint is not the last
-            snapshot_every=1,
-            keep_checkpoints=1,
-        )
-    )
-    client = tracking.connect(train_settings(data=data))
+def assert_the_best_is_chosen(client, result):
+    """The checkpoint of the lowest KID, with its own metrics."""
     history = client.get_metric_history(result.run_id, "kid16_efficientnet_lite0")
     assert [metric.step for metric in history] == [32, 64, 96, 128, 160]
     best = min(history, key=lambda metric: metric.value).step
@@ -128,20 +129,19 @@ def test_quality_is_measured_beside_the_training_and_chooses_the_checkpoint(trai
     assert (result.metrics["images"], result.last_metrics["images"]) == (best, 160)
     assert result.metrics["kid16_efficientnet_lite0"] == min(metric.value for metric in history)
     assert result.metrics["critic_loss"] == about["metrics"]["critic_loss"]
-    assert_measured_afresh(client, result, data)
     kept = checkpoints(os.path.dirname(result.checkpoint))
     assert len(kept) == (1 if best == 160 else 2)  # the best and the last
-    assert "nearest-000000160-images.png" in os.listdir(result.pictures)
-    # The critic's scores of held-out photos stand beside those of training photos, under their own labels.
-    assert all({"score_train", "score_held_out"} <= set(each) for each in logs_of(result))
-    # The rate is that of the whole time between two logs, with the pauses for pictures and checkpoints.
-    logs = logs_of(result)
-    for before, after in pairwise(logs):
-        seconds = 60 * (after["minutes"] - before["minutes"])
-        assert seconds * after["images_per_second"] == pytest.approx(after["images"] - before["images"], rel=1e-6)
-    # One generator serves both labels.
+
+
+def assert_registered(client, result, folder):
+    """The champion of both labels, which draws from what MLflow keeps."""
     served = tracking.serving_generators(client)
     assert served["cat"] == served["dog"] == result.model
+    tags = client.get_model_version(result.model.name, result.model.version).tags
+    assert "there was none before" in tags["raygan.promoted"]
+    generator, about = load_generator(tracking.download_model(client, result.model, folder / "fetched"))
+    assert about["labels"] == ["cat", "dog"]
+    assert generator(torch.randn(2, 8), torch.tensor([0, 1])).shape == (2, 3, 32, 32)
 
 
 def assert_measured_afresh(client, result, data):
@@ -178,16 +178,24 @@ def test_a_collapsed_training_says_so_and_keeps_the_last_good_checkpoint(train_s
     assert all(torch.isfinite(p).all() for p in generator.parameters())
 
 
-def weights(result):
-    tensors = load_file(os.path.join(result.checkpoint, "training.safetensors"))
-    return torch.cat([value.flatten().float() for value in tensors.values()])
+def plain_loop(rank, settings, folder):
+    """The training without Ray, on one of two ranks."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    photos, share = open_photos(DataSet.open(settings.data), "train", None), Share(rank, 2)
+    schedule = Schedule.of(settings, len(photos), settings.batch_size)
+    step = new_step(settings, schedule, share=share)
+    for reals, classes in BatchStream(photos, settings.batch_size, settings.seed, share).starting_at(0):
+        step.step(reals, classes)
+        if step.images_seen >= schedule.total:
+            break
+    if rank == 0:
+        save_training(Path(folder), step, {})
 
 
-def test_a_killed_driver_and_a_killed_worker_change_no_weight(train_settings, write_shards):
-    data = str(write_shards(folder="resumed"))
+def test_a_killed_driver_and_a_killed_worker_change_no_weight(train_settings, tmp_path):
     length = {"num_workers": 2, "epochs": 24, "snapshot_every": 1000, "log_every": 0.056, "keep_checkpoints": 100}
-    whole = train(train_settings(data=data, name="undisturbed", **length))
-    settings = train_settings(data=data, name="killed", **length)
+    settings = train_settings(name="killed", **length)
     driver = start_job("train", settings=settings, address=ray.get_runtime_context().gcs_address)
     folder = os.path.join(settings.storage, "runs/killed")
     wait_until(lambda: checkpoints(folder), "a checkpoint", alive=driver)
@@ -197,11 +205,16 @@ def test_a_killed_driver_and_a_killed_worker_change_no_weight(train_settings, wr
     threading.Thread(target=kill_a_worker, args=(folder, set(checkpoints(folder)), killed)).start()
     resumed = train(settings)
     assert killed
-    assert torch.equal(weights(whole), weights(resumed))
+    (tmp_path / "whole").mkdir()
+    run_ranks(plain_loop, 2, settings, str(tmp_path / "whole"))
+    whole = load_file(tmp_path / "whole" / "training.safetensors")
+    found = load_file(os.path.join(resumed.checkpoint, "training.safetensors"))
+    assert found.keys() == whole.keys()
+    assert [name for name, value in whole.items() if not torch.equal(value, found[name])] == []
     client = tracking.connect(settings)
     assert client.get_run(resumed.run_id).info.status == "FINISHED"
     runs = client.search_runs([client.get_experiment_by_name("raygan").experiment_id])
-    assert [run.info.run_name for run in runs].count("killed") == 1
+    assert [run.info.run_name for run in runs] == ["killed"]
     assert client.get_run(resumed.run_id).data.tags["raygan.resumed"]
     steps = [metric.step for metric in client.get_metric_history(resumed.run_id, "critic_loss")]
     assert sorted(steps) == list(range(56, 24 * 56 + 1, 56))  # 60 photos make 7 batches of 8 per epoch

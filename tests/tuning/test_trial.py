@@ -15,15 +15,18 @@ from raygan.training.trainer import Shared
 from raygan.tuning import trial
 from raygan.tuning.trial import POPULATION, run_trial
 from raygan.tuning.tune import trial_base
+from tests.conftest import takes_long
 from tests.helpers import wait_for_cores
 
 #: Full name of the trials' KID.
 KID = "kid16_efficientnet_lite0"
 
 
+@takes_long
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.timeout(900)
-def test_a_resumed_trial_reports_what_tune_may_not_have_heard(search_settings, new_storage, monkeypatch):
+def test_a_resumed_trial_measures_nothing_twice_and_reports_what_tune_may_not_have_heard(
+    search_settings, new_storage, monkeypatch
+):
     base = with_network(trial_base(search_settings(trial_kimg=0.04, judgements=1)))
     data = DataSet.open(base.data)
     cluster.connect(base)
@@ -42,26 +45,40 @@ def test_a_resumed_trial_reports_what_tune_may_not_have_heard(search_settings, n
         assert json.loads((run / "run.json").read_text())["state"] == "finished"
         return reported
 
-    def unfinish():
-        values = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps({**values, "state": "running"}))
-
     (first,) = reports()
     assert first["kid"] == first[KID]
     assert first["run"] == "search.0"
     assert reports() == [first]  # finished, but Tune did not record it
     # The driver died after the KID was measured, and before it heard of it: only the checkpoint knows.
-    unfinish()
+    values = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**values, "state": "running"}))
     (run / "judged.json").unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert sum(KID in line for line in lines) == 1
     (run / "metrics.jsonl").write_text("".join(line for line in lines if KID not in line))
     assert reports() == [first]
     assert sum(KID in line for line in (run / "metrics.jsonl").read_text().splitlines()) == 1
-    # The driver died after it had recorded the KID, and before the end of the run.
-    unfinish()
-    assert reports() == [first]
     wait_for_cores(8)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_trial_that_has_nothing_left_to_measure_reports_what_tune_may_not_have_heard(
+    search_settings, new_storage, monkeypatch, finished
+):
+    base = trial_base(search_settings(trial_kimg=0.04, judgements=1))
+    run = new_storage / "runs" / "search.0"
+    run.mkdir(parents=True)
+    measured = {"kid": 0.5, "images": 40, "checkpoint": "somewhere", "run": "search.0"}
+    (run / "judged.json").write_text(json.dumps({"reports": [measured]}))
+    reported, trained = [], []
+    monkeypatch.setattr(trial, "is_finished", lambda settings, name: finished)
+    monkeypatch.setattr(trial, "train", lambda settings, told: trained.append(settings.name))
+    monkeypatch.setattr(ray.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
+    monkeypatch.setattr(ray.tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(ray.tune, "report", lambda metrics, checkpoint=None: reported.append(metrics))
+    run_trial({"generator_lr": 1e-4}, base, None, "search", "parent")
+    assert reported == [measured]
+    assert trained == ([] if finished else ["search.0"])
 
 
 def test_a_checkpoint_that_is_deleted_while_tune_copies_it_costs_no_trial(search_settings, tmp_path, monkeypatch):
