@@ -73,21 +73,22 @@ def _cluster_address() -> str | None:
 
     Checks that somebody listens there, since `ray.init` would try for minutes.
     """
-    given = os.environ.get("RAY_ADDRESS")
-    if given and given.startswith(("http://", "https://")):
+    given = os.environ.get("RAY_ADDRESS", "").strip()
+    if given.startswith(("http://", "https://")):
         raise RayganError(
             f"RAY_ADDRESS: {given} is the address of a dashboard: give that of the cluster, such as HOST:6379, or "
             f"submit the job to the dashboard with jobs/submit.py"
         )
     left: str | None = find_bootstrap_address(None)
-    if given and given not in ("local", "auto"):
-        if not _listens(given):
-            raise _no_answer(given, "nothing listens there")
-        return given
+    if given not in ("", "local"):
+        meant = left if given == "auto" else given
+        if meant and not _listens(meant):
+            raise _no_answer(meant, "nothing listens there")
+        return meant or given
     if not given and left and not _listens(left):
         print(f"the Ray cluster at {left} is gone; running on this machine alone", file=sys.stderr)
         return "local"
-    return given
+    return given or None
 
 
 def _listens(address: str) -> bool:
