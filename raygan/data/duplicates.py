@@ -166,10 +166,19 @@ def preference(paths: Sequence[str] | pa.Array, areas: np.ndarray) -> np.ndarray
     Shorter paths win because copies have longer names ("photo copy.jpg").
     """
     names = pa.array(paths, pa.string())
-    table = pa.table({"area": areas, "length": pc.utf8_length(names), "path": names, "number": np.arange(len(names))})
-    keys = [("area", "descending"), ("length", "ascending"), ("path", "ascending"), ("number", "ascending")]
+    lengths = pc.utf8_length(names).to_numpy()
+    # Most photos are told apart by one number, and numbers sort fast; only the others' paths are compared.
+    keys = (areas.max(initial=0) - areas.astype(np.int64)) * (lengths.max(initial=0) + 1) + lengths
+    order = np.argsort(keys)
+    as_next = keys[order[1:]] == keys[order[:-1]]
+    tied = np.zeros(len(order), bool)
+    tied[:-1] |= as_next
+    tied[1:] |= as_next
+    some = order[tied]
+    table = pa.table({"key": keys[some], "path": names.take(pa.array(some)), "number": some})
+    order[tied] = some[pc.sort_indices(table, [(name, "ascending") for name in table.column_names]).to_numpy()]
     ranks = np.empty(len(names), np.int64)
-    ranks[pc.sort_indices(table, sort_keys=keys).to_numpy()] = np.arange(len(names))
+    ranks[order] = np.arange(len(names))
     return ranks
 
 

@@ -62,6 +62,15 @@ def test_the_original_is_preferred_to_its_copies():
     assert duplicates.duplicates(["h", "h", "h", "i"], ranks).tolist() == [2, 2, -1, -1]
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 400])
+def test_preference_is_by_pixels_then_length_then_path_then_place(count):
+    random = np.random.default_rng(count)
+    paths = ["".join(random.choice(list("ab/é"), random.integers(1, 4))) for _ in range(count)]
+    areas = random.choice([4, 9, 100], count)
+    best_first = sorted(range(count), key=lambda n: (-areas[n], len(paths[n]), paths[n].encode(), n))
+    assert duplicates.preference(paths, areas)[best_first].tolist() == list(range(count))
+
+
 def greedy(pairs: np.ndarray, ranks: np.ndarray) -> list[int]:
     """Photo by photo, in order of preference: the kept photo that each repeats, or -1."""
     repeats = [-1] * len(ranks)
