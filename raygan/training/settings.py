@@ -130,7 +130,11 @@ class LengthOptions(Settings):
     epochs: int = option(80, "passes over the photos", unit="epochs", ge=1)
     kimg: float | None = option(None, "length, instead of epochs", unit="thousands of images", gt=0)
     minutes: float | None = option(
-        None, "stop after so much training, if the run is not over by then", unit="minutes", gt=0
+        None,
+        "stop after so much training, if the run is not over by then; pictures, checkpoints and measurements whose "
+        "interval is not given take about a twentieth of it at most",
+        unit="minutes",
+        gt=0,
     )
     log_every: float | None = option(
         None,
