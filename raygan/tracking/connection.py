@@ -36,6 +36,10 @@ _TABLES_S = 60.0
 _PACKAGES = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}
 
 
+#: By the scheme, the variable that names a server to the libraries that MLflow uses.
+_ENDPOINTS = {"s3": "MLFLOW_S3_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
+
+
 def tracking_uri(settings: StorageSettings) -> str:
     """The MLflow address in use: as set, or the SQLite file in the storage folder."""
     if settings.tracking_uri:
@@ -154,7 +158,9 @@ def artifact_location(settings: StorageSettings) -> str | None:
     if tracking_uri(settings).startswith(("http://", "https://")):
         return None
     place, _ = split_query(join(settings.storage, "artifacts"))  # MLflow would append to the query
-    return place if is_remote(place) else Path(place).absolute().as_uri()
+    if is_remote(place):
+        return place.replace("gs://anonymous@", "gs://")  # pyarrow's word for no credentials
+    return Path(place).absolute().as_uri()
 
 
 def _check_reachable(location: str | None) -> None:
@@ -178,9 +184,10 @@ def _name_endpoint(address: str) -> None:
     """Tell MLflow which server a storage address names. MLflow reads it from the environment only."""
     query = dict(urllib.parse.parse_qsl(split_query(address)[1].removeprefix("?")))
     endpoint = query.get("endpoint_override")
-    if address.startswith("s3://") and endpoint:
+    variable = _ENDPOINTS.get(address.partition("://")[0])
+    if variable and endpoint:
         whole = endpoint if "://" in endpoint else f"{query.get('scheme', 'https')}://{endpoint}"
-        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", whole)
+        os.environ.setdefault(variable, whole)
 
 
 def _check_server(uri: str) -> None:

@@ -19,6 +19,7 @@ from raygan.tracking.connection import artifact_location
         ("/here", None, "file:///here/artifacts"),
         ("/here", "postgresql://me:hush@host/db", "file:///here/artifacts"),
         ("s3://bucket/here?region=x", "sqlite:////there.db", "s3://bucket/here/artifacts"),
+        ("gs://anonymous@bucket/here?scheme=http", "sqlite:////there.db", "gs://bucket/here/artifacts"),
         ("s3://bucket/here", "http://mlflow:5000", None),
     ],
 )
