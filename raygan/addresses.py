@@ -34,6 +34,8 @@ def well_formed(address: str) -> str:
         raise ValueError("must not be empty, as an unset variable of the shell is; a dot is this folder")
     if "\0" in address:
         raise ValueError("must not contain a null character")
+    if address.partition("/")[0] == "~" == os.path.expanduser(address).partition("/")[0]:
+        raise ValueError("must not begin with ~ where there is no home: set HOME, or give an absolute path")
     found = _SCHEME.match(address)
     if found and len(found["slashes"]) < 2:
         raise ValueError(f"must begin with {found['scheme']}://, or with ./ if it is a path")

@@ -37,6 +37,15 @@ def test_what_can_only_be_a_mistake_is_refused(address, says):
         addresses.well_formed(address)
 
 
+def test_a_home_that_does_not_exist_is_refused(monkeypatch):
+    """A container's user may have neither HOME nor an entry in /etc/passwd; ``~`` would become a folder's name."""
+    monkeypatch.setattr(addresses.os.path, "expanduser", lambda path: path)
+    for address in ("~", "~/raygan"):
+        with pytest.raises(ValueError, match="set HOME, or give an absolute path"):
+            addresses.well_formed(address)
+    assert addresses.well_formed("~old/x") == "~old/x"
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from raygan.addresses import absolute, password
+from raygan.addresses import password
 from raygan.settings import Address, Settings, Switch, option
 
 
@@ -51,7 +51,7 @@ class StorageSettings(Settings):
     storage: Address = option(
         None,
         "folder for runs, checkpoints and, by default, MLflow's records; RAYGAN_STORAGE sets the default",
-        default_factory=lambda: absolute(os.environ.get("RAYGAN_STORAGE") or "~/raygan"),
+        default_factory=lambda: os.environ.get("RAYGAN_STORAGE") or "~/raygan",
         validate_default=True,
     )
     tracking_uri: TrackingUri | None = option(
