@@ -36,7 +36,8 @@ from raygan.models.latents import images_of, seeded
 from raygan.runtime import capacity, cluster
 from raygan.runtime.runs import address_of
 from raygan.tracking.networks import feature_network, load_network
-from raygan.training.events import Quality, Unmeasured, measurement, written
+from raygan.training.events import Quality, Unmeasured
+from raygan.training.reports import measurement, written
 from raygan.training.settings import TrainSettings
 
 #: Training photos among which memorization is looked for, spread evenly over the shards.

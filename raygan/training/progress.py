@@ -17,8 +17,9 @@ from raygan.errors import RayganError, first_line
 from raygan.runtime import storage
 from raygan.runtime.progress import ImageProgress, Seen
 from raygan.tracking.callback import numbers
-from raygan.training.events import Collapse, Notice, Picture, Quality, Report, Tick, Unmeasured, measured
+from raygan.training.events import Collapse, Notice, Picture, Quality, Report, Tick, Unmeasured
 from raygan.training.history import History
+from raygan.training.reports import measured
 from raygan.training.schedule import Schedule
 
 #: Pictures drawn again and again, by name and images seen.

@@ -29,10 +29,11 @@ from raygan.runtime import cluster, storage
 from raygan.runtime.progress import InBackground, follow
 from raygan.runtime.runs import RunRecord, address_of
 from raygan.tracking.callback import MLflowCallback
-from raygan.training.events import SCORE, Collapse, ForwardReports, Quality
+from raygan.training.events import Collapse, Quality
 from raygan.training.history import History
 from raygan.training.monitor import Monitor, start_measuring
 from raygan.training.progress import MeasuringStuckError, Progress
+from raygan.training.reports import SCORE, ForwardReports
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.source import BEGUN_FROM

@@ -31,11 +31,12 @@ from raygan.runtime import storage
 from raygan.runtime.settings import WorkerOptions
 from raygan.training.build import new_step
 from raygan.training.checkpoints import load_training, save_training
-from raygan.training.events import TO_MEASURE, Collapse, Notice, Picture, Tick, measurement, written
+from raygan.training.events import Collapse, Notice, Picture, Tick
 from raygan.training.health import Health, spread
 from raygan.training.inherit import Inheritance
 from raygan.training.means import Means
 from raygan.training.overfitting import mean_scores, splits
+from raygan.training.reports import TO_MEASURE, measurement, written
 from raygan.training.schedule import KINDS, Agenda, Due, Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.snapshots import Snapshots

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from raygan.training.events import Collapse, Picture, Quality, Report, Tick, Unmeasured, measurement
+from raygan.training.events import Collapse, Picture, Quality, Report, Tick, Unmeasured
 from raygan.training.history import History
 from raygan.training.progress import MeasuringStuckError, Progress
+from raygan.training.reports import measurement
 from raygan.training.schedule import Every, Schedule
 
 
