@@ -24,7 +24,7 @@ from raygan.data.photos import Photos
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime.progress import Seen
-from raygan.training.worker import place_of
+from raygan.training.build import place_of
 
 _VERSION = 1
 

@@ -1,11 +1,15 @@
-"""From a training's settings to its networks and its step."""
+"""From a training's settings to its networks, its step and, under Ray Train, its place."""
 
 from __future__ import annotations
 
+import ray.train.torch
 import torch
 
+from raygan.machine import cores
 from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings
+from raygan.models.hardware import keep_freed_memory
+from raygan.runtime.settings import WorkerOptions
 from raygan.training.schedule import Schedule
 from raygan.training.settings import StepOptions, TrainSettings
 from raygan.training.step import GanStep
@@ -34,3 +38,11 @@ def new_step(
     total_kimg = schedule.total / 1000
     networks = network_settings(settings, labels)
     return GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)
+
+
+def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
+    """This rank's share and device under Ray Train. Gives torch a thread for each reserved core."""
+    torch.set_num_threads(max(1, min(int(options.cpus_per_worker), cores())))
+    keep_freed_memory()
+    context = ray.train.get_context()
+    return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()

@@ -23,13 +23,10 @@ from ray.util.queue import Queue
 
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos
-from raygan.machine import cores
-from raygan.models.distributed import Share
 from raygan.models.gan import Generator
-from raygan.models.hardware import keep_freed_memory, on_device, peak_resident_bytes
+from raygan.models.hardware import on_device, peak_resident_bytes
 from raygan.runtime import storage
-from raygan.runtime.settings import WorkerOptions
-from raygan.training.build import new_step
+from raygan.training.build import new_step, place_of
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import Collapse, Notice, Picture, Tick
 from raygan.training.health import Health, spread
@@ -102,14 +99,6 @@ def train_worker(config: dict[str, Any]) -> None:
             Inheritance.of(Path(folder), step.networks).give(step)
     stream = BatchStream(task.photos, settings.batch_size, settings.seed, share)
     TrainLoop(task, step, stream, before).run()
-
-
-def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
-    """This rank's share and device under Ray Train. Gives torch a thread for each reserved core."""
-    torch.set_num_threads(max(1, min(int(options.cpus_per_worker), cores())))
-    keep_freed_memory()
-    context = ray.train.get_context()
-    return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()
 
 
 class TrainLoop:
