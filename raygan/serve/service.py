@@ -1,28 +1,19 @@
 """The service behind the HTTP routes: what a request means in terms of calls and model versions.
 
-1. `Service` knows each label's champion; `refresh` follows the registry, also to labels that are new. A request the
-   champion in force when it arrives and keeps it to the end.
+1. A request takes the champion in force when it arrives (see `versions`) and keeps it to the end.
 2. `sample` draws images of consecutive seeds and classifies them; with `min_confidence` it searches (`confident`).
 3. `walk` draws the frames between two seeds.
-4. What isn't loaded yet is 503; 404 and 409 are for what the registry doesn't have.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from raygan.errors import last_line
-from raygan.serve.calls import Stage
 from raygan.serve.confident import Search
 from raygan.serve.messages import (
-    Champions,
     ClassifyRequest,
-    Drawn,
     ModelVersion,
     Pixels,
     Predictions,
@@ -30,19 +21,12 @@ from raygan.serve.messages import (
     Samples,
 )
 from raygan.serve.metrics import Metrics
-from raygan.serve.pins import Exists, Pins, always
-from raygan.serve.problems import Problem, unavailable
-
-log = logging.getLogger("raygan.serve")
-
-GeneratorStage = Stage[SampleRequest, Drawn]
-ClassifierStage = Stage[ClassifyRequest, Predictions]
-
-#: Seconds that a refresh waits for a version: a deployment without a replica must not delay the other labels.
-PREPARE_SECONDS = 20.0
+from raygan.serve.pins import Exists, always
+from raygan.serve.problems import Problem
+from raygan.serve.versions import ClassifierStage, GeneratorStage, Versions
 
 
-class Service:
+class Service(Versions):
     """Requests in, arrays out.
 
     Args:
@@ -52,11 +36,6 @@ class Service:
         max_draws: with a minimum confidence, maximum images drawn per requested image.
         seconds: time limit of a request.
         exists: whether the registry has a version.
-
-    Attributes:
-        champions: the versions in force.
-        wanted: the registry's champions; None until it has answered.
-        described: what replicas said about loaded versions.
     """
 
     def __init__(
@@ -69,124 +48,9 @@ class Service:
         seconds: float = math.inf,
         exists: Exists = always,
     ):
-        self.generator, self.classifier = generator, classifier
-        self.champions = Champions()
-        self.wanted: Champions | None = None
-        self.described: dict[ModelVersion, dict[str, Any]] = {}
-        self._preparing: dict[ModelVersion, asyncio.Task[None]] = {}
-        self._failed: set[ModelVersion] = set()
-        self.metrics, self.pins = metrics, Pins(exists)
+        super().__init__(generator, classifier, exists)
+        self.metrics = metrics
         self._search = Search(metrics, max_draws=max_draws, seconds=seconds)
-
-    async def refresh(self, champions: Champions) -> None:
-        """Switch to new champions, each as soon as its replicas have loaded it.
-
-        If one can't be loaded, or not in time, the version in force stays, or else the one proven before this process
-        started. A slow load goes on, and the next refresh finds it done.
-        """
-        self.wanted = champions
-        proven = champions.proven or Champions()
-        self._forget(champions, proven)
-        late = frozenset(self._preparing)
-        in_force = self.champions
-
-        async def take(label: str, model: ModelVersion) -> None:
-            for candidate in (model, in_force.generators.get(label), proven.generators.get(label)):
-                if candidate and await self._ready(self.generator, candidate, late, label):
-                    others = self.champions
-                    self.champions = replace(others, generators={**others.generators, label: candidate})
-                    return
-
-        async def take_classifier(model: ModelVersion) -> None:
-            for candidate in (model, in_force.classifier, proven.classifier):
-                if candidate and await self._ready(self.classifier, candidate, late):
-                    self.champions = replace(self.champions, classifier=candidate)
-                    return
-
-        classifier = [take_classifier(champions.classifier)] if champions.classifier else []
-        await asyncio.gather(*(take(label, model) for label, model in champions.generators.items()), *classifier)
-
-    def _forget(self, champions: Champions, proven: Champions) -> None:
-        """Drop labels that lost their alias, and versions that nobody wants any more."""
-        kept = {label: model for label, model in self.champions.generators.items() if label in champions.generators}
-        self.champions = Champions(kept, self.champions.classifier if champions.classifier else None)
-        wanted = {
-            model
-            for each in (self.champions, champions, proven)
-            for model in (*each.generators.values(), each.classifier)
-        }
-        self.described = {model: about for model, about in self.described.items() if model in wanted}
-        self._failed &= wanted
-        for model in [model for model in self._preparing if model not in wanted]:
-            self._preparing.pop(model).cancel()
-
-    def is_loading(self) -> bool:
-        """Whether the registry hasn't answered, or a champion without a stand-in has neither loaded nor failed to."""
-        if self.wanted is None:
-            return True
-        loaded = self.champions.generators.values()  # such a one doesn't draw a label that the registry names it for
-        return bool(set(self.not_served(self.wanted)) - self._failed - set(loaded))
-
-    def serves_nothing(self) -> bool:
-        """Whether no label is served although the registry has some, or hasn't answered."""
-        return self.wanted is None or (bool(self.wanted.generators) and not self.champions.generators)
-
-    def not_served(self, champions: Champions) -> list[ModelVersion]:
-        """Champions that should be served but aren't, with no older version standing in."""
-        missing = {model for label, model in champions.generators.items() if label not in self.champions.generators}
-        if champions.classifier is not None and self.champions.classifier is None:
-            missing.add(champions.classifier)
-        return sorted(missing, key=str)
-
-    async def _ready(
-        self,
-        stage: GeneratorStage | ClassifierStage,
-        model: ModelVersion,
-        late: Collection[ModelVersion],
-        label: str | None = None,
-    ) -> bool:
-        """Whether a version is loaded and knows the label. late: versions not to wait for again."""
-        try:
-            if model not in self.described:
-                if model not in self._preparing:
-                    self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
-                # Shielded: the next refresh finds a load that takes too long now, and needn't start it again.
-                loading = asyncio.shield(self._preparing[model])
-                await asyncio.wait_for(loading, 0 if model in late else PREPARE_SECONDS)
-        except TimeoutError:
-            if model not in late:
-                log.warning("%s is not loaded after %g s; still waiting", model, PREPARE_SECONDS)
-            return False
-        except Exception as error:  # whatever loading raises: the version in force stays
-            self._preparing.pop(model, None)
-            self._failed.add(model)
-            log.warning("cannot serve %s: %s", model, last_line(error))
-            return False
-        self._preparing.pop(model, None)
-        self._failed.discard(model)
-        labels = self.labels(model)
-        return label is None or not labels or label in labels
-
-    async def _prepare(self, stage: GeneratorStage | ClassifierStage, model: ModelVersion) -> None:
-        self.described[model] = await stage.prepare(model)
-        log.info("serving %s", model)
-
-    async def version(self, label: str, version: str | None = None) -> ModelVersion:
-        """The version that answers a request for a label: the given one, else the champion.
-
-        Raises:
-            Problem: unknown label or version, or not loaded yet.
-            Busy: too many versions are being loaded.
-        """
-        champion = self._champion(label)
-        if version in (None, champion.version):
-            return champion
-        model = replace(champion, version=str(version))
-        if model not in self.described:
-            about = await self.pins.described(model, self.generator.prepare)
-            if about.get("labels") and label not in about["labels"]:
-                raise Problem(404, f"{model} doesn't draw {label!r}", field="version")
-        return model
 
     async def sample(
         self,
@@ -215,7 +79,7 @@ class Service:
             Problem: unknown label, no fitting classifier, or no image accepted.
             Busy: too many images are waiting.
         """
-        model, classifier = model or self._champion(label), self.champions.classifier
+        model, classifier = model or self.champion(label), self.champions.classifier
         self._check_moves(model, moves)
         template = SampleRequest(label, (seed,), truncation, moves=tuple(moves))
         if min_confidence is not None:
@@ -245,7 +109,7 @@ class Service:
         moves: Sequence[float] = (),
     ) -> tuple[Pixels, ModelVersion]:
         """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""
-        model = model or self._champion(label)
+        model = model or self.champion(label)
         self._check_moves(model, moves)
         fractions = tuple(i / (frames - 1) for i in range(frames))
         request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions, tuple(moves))
@@ -256,53 +120,15 @@ class Service:
         model = self.current_classifier()
         return await self.classifier.run(model, ClassifyRequest(images)), model
 
-    def current_classifier(self) -> ModelVersion:
-        """The classifier in force. Raises Problem if there is none."""
-        if self.champions.classifier is None:
-            raise self._no_classifier()
-        return self.champions.classifier
-
-    def labels(self, model: ModelVersion) -> list[str]:
-        """The labels that a served model knows; empty for an unconditional generator."""
-        return list(self._about(model).get("labels", []))
-
-    def directions(self, model: ModelVersion) -> int:
-        """How many directions a served generator can be moved along."""
-        return int(self._about(model).get("directions", 0))
-
     def _check_moves(self, model: ModelVersion, moves: Sequence[float]) -> None:
         if len(moves) > self.directions(model):
             raise Problem(422, f"{model} has {self.directions(model)} directions", field="moves")
-
-    def image_size(self, model: ModelVersion) -> int:
-        """The side of a served model's images, in px."""
-        return int(self._about(model).get("image_size", 64))
-
-    def _about(self, model: ModelVersion) -> dict[str, Any]:
-        return self.described.get(model) or self.pins.about(model)
-
-    def _champion(self, label: str) -> ModelVersion:
-        model = self.champions.generators.get(label)
-        if model is not None:
-            return model
-        if self.wanted is None:
-            raise unavailable("the models are not loaded yet", 2)
-        wanted = self.wanted.generators.get(label)
-        if wanted is not None:
-            raise unavailable(f"the generator for {label!r} is not loaded yet", 5)
-        known = ", ".join(sorted(self.champions.generators)) or "none yet: train one"
-        raise Problem(404, f"no generator for {label!r}; available: {known}", field="label")
-
-    def _no_classifier(self, field: str | None = None) -> Problem:
-        if self.wanted is None or self.wanted.classifier is not None:
-            return unavailable("the classifier is not loaded yet", 5)
-        return Problem(409, "no classifier is registered", field=field)
 
     def _classifier_for(self, label: str) -> ModelVersion:
         """The classifier in force. Raises Problem if there is none, or if it doesn't know the label."""
         classifier = self.champions.classifier
         if classifier is None:
-            raise self._no_classifier("min_confidence")
+            raise self.no_classifier("min_confidence")
         labels = self.labels(classifier)
         if label not in labels:
             raise Problem(409, f"the classifier knows {', '.join(labels)}, not {label}", field="min_confidence")

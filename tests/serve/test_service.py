@@ -83,7 +83,7 @@ class Preparing:
 
 
 async def test_a_version_that_loads_slowly_delays_no_other_label(monkeypatch):
-    monkeypatch.setattr("raygan.serve.service.PREPARE_SECONDS", 0.2)
+    monkeypatch.setattr("raygan.serve.versions.PREPARE_SECONDS", 0.2)
     generator = Preparing(slow=[CAT])
     service = Service(generator, Preparing(), NoMetrics(), max_draws=1)
     wanted = Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)
