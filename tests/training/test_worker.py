@@ -19,7 +19,7 @@ from raygan.training.settings import TrainSettings
 from raygan.training.worker import TrainLoop, WorkerTask
 
 #: Seconds that each takes.
-STEP, PICTURE, CHECKPOINT, MEASUREMENT = 1.0, 3.0, 2.0, 12.0
+STEP, SCORES, PICTURE, CHECKPOINT, MEASUREMENT = 1.0, 0.05, 3.0, 2.0, 12.0
 
 
 class Clock:
@@ -48,6 +48,7 @@ def train(monkeypatch, tmp_path):
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
         monkeypatch.setattr(worker.Snapshots, "png", clock.takes(PICTURE, b"picture"))
         monkeypatch.setattr(worker, "save_training", clock.takes(CHECKPOINT))
+        monkeypatch.setattr(worker, "mean_scores", clock.takes(SCORES, {}))
         monkeypatch.setattr(worker.ray.train, "report", lambda metrics, **given: reports.append((metrics, given)))
         monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
 
