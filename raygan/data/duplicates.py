@@ -170,10 +170,7 @@ def preference(paths: Sequence[str] | pa.Array, areas: np.ndarray) -> np.ndarray
     # Most photos are told apart by one number, and numbers sort fast; only the others' paths are compared.
     keys = (areas.max(initial=0) - areas.astype(np.int64)) * (lengths.max(initial=0) + 1) + lengths
     order = np.argsort(keys)
-    as_next = keys[order[1:]] == keys[order[:-1]]
-    tied = np.zeros(len(order), bool)
-    tied[:-1] |= as_next
-    tied[1:] |= as_next
+    tied = _tied(keys[order])
     some = order[tied]
     table = pa.table({"key": keys[some], "path": names.take(pa.array(some)), "number": some})
     order[tied] = some[pc.sort_indices(table, [(name, "ascending") for name in table.column_names]).to_numpy()]
@@ -184,13 +181,31 @@ def preference(paths: Sequence[str] | pa.Array, areas: np.ndarray) -> np.ndarray
 
 def duplicates(hashes: Sequence[str] | pa.Array, ranks: np.ndarray) -> np.ndarray:
     """For each photo, the index of the photo it is an exact copy of, or -1: int64 (n,)."""
-    which = pc.dictionary_encode(pa.array(hashes, pa.string())).indices.to_numpy()
-    order = np.lexsort((ranks, which))
+    names = pa.array(hashes, pa.string())
+    # The beginnings of most hashes are told apart as numbers, which sort fast; only the others are compared whole.
+    beginnings = pc.utf8_rpad(pc.utf8_slice_codeunits(names, 0, 16), 16).cast(pa.binary()).cast(pa.binary(16))
+    keys = np.frombuffer(beginnings.buffers()[1] or b"", np.uint64)[: 2 * len(names)].reshape(-1, 2)
+    mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
+    order = np.argsort(mixed)
+    some = order[_tied(mixed[order])]
+    which = pc.dictionary_encode(names.take(pa.array(some))).indices.to_numpy()
+    order = np.lexsort((ranks[some], which))
     first = np.ones(len(order), bool)
     first[1:] = which[order][1:] != which[order][:-1]
     best = np.empty(len(order), np.int64)
     best[order] = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
-    return np.where(best == np.arange(len(best)), -1, best)
+    found = np.full(len(names), -1, np.int64)
+    found[some] = np.where(best == np.arange(len(best)), -1, some[best])
+    return found
+
+
+def _tied(ordered: np.ndarray) -> np.ndarray:
+    """Whether each of some sorted numbers occurs more than once: bool (n,)."""
+    as_next = ordered[1:] == ordered[:-1]
+    tied = np.zeros(len(ordered), bool)
+    tied[:-1] |= as_next
+    tied[1:] |= as_next
+    return tied
 
 
 def close_links(words: np.ndarray, distance: int) -> np.ndarray:

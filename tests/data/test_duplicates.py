@@ -60,6 +60,8 @@ def test_the_original_is_preferred_to_its_copies():
     ranks = duplicates.preference(["b/x copy.jpg", "b/x.jpg", "a/y.jpg", "z.jpg"], np.array([9, 9, 9, 4]))
     assert ranks.tolist() == [2, 1, 0, 3]
     assert duplicates.duplicates(["h", "h", "h", "i"], ranks).tolist() == [2, 2, -1, -1]
+    alike = ["h" * 20, "h" * 20 + "i", "i", "h" * 20]  # the beginnings are equal, the hashes aren't
+    assert duplicates.duplicates(alike, ranks).tolist() == [-1, -1, -1, 0]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 400])
