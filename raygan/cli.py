@@ -114,9 +114,8 @@ def run_job(
             print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
         else:
             configure_ray()
-            if (
-                not sys.stderr.isatty()
-            ):  # a log, which a bar that moves all the time would fill; tqdm reads it on import
+            # A log would be filled by a bar that moves all the time. tqdm reads this on import.
+            if not sys.stderr.isatty():
                 os.environ.setdefault("TQDM_MININTERVAL", "10")
             farewell += _way_on(settings)
             main(settings)

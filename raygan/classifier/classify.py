@@ -37,7 +37,6 @@ from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.models.googlenet import load_classifier
 from raygan.runtime import capacity, cluster, reservations, storage
-from raygan.runtime.local import check_scratch
 from raygan.runtime.progress import ImageProgress, InBackground
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
@@ -89,8 +88,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     weights = _initial_weights(settings)
     cluster.connect(settings)
     resources = capacity.place(settings)
-    if len(cluster.nodes()) == 1:  # else workers may be on other machines, with other disks
-        check_scratch(checkpoint_bytes(len(data.manifest.classes)))
+    cluster.check_scratch(checkpoint_bytes(len(data.manifest.classes)))
     generators = choose_generators(settings, data)
     run = RunRecord.open(
         # With the generators pinned: a new champion must not change a run that began with another.

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raygan.data.arrow import whole
 from raygan.data.kinds import is_image_name
 from raygan.data.labels import normalize
 from raygan.errors import ConfigurationError
@@ -139,7 +140,7 @@ def row_labels(
     why: Counter[str] = Counter()
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    array = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+    array = whole(values)
     if _is_list(array.type):
         array, why["several labels"] = _only_items(array)
     if pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):

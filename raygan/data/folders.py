@@ -76,10 +76,12 @@ def _named_for_photos(paths: Sequence[str]) -> set[str]:
 
 def folders_of_raygan(paths: Sequence[str]) -> set[str]:
     """The folders of data sets and runs among photos, whose pictures are no photos; "" is the input itself."""
+    known = set().union(*_MADE_BY_RAYGAN)
     names: dict[str, set[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
-        names.setdefault(folder, set()).add(name)
+        if name in known:  # photos may be millions
+            names.setdefault(folder, set()).add(name)
     return {folder for folder, found in names.items() if any(made <= found for made in _MADE_BY_RAYGAN)}
 
 

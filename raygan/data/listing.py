@@ -96,7 +96,7 @@ def find_photos(
         raise ConfigurationError(f"--label: {label!r} has no letter or digit")
     listing = Listing([], SCHEMA.empty_table())
     tables = []
-    sorters = []
+    has_columns = False
     names = [_class_of(address) for address in inputs]
     several = names if len(set(names)) == len(names) > 1 else []
     for number, address in enumerate(inputs):
@@ -113,15 +113,15 @@ def find_photos(
             )
 
         sorter = Sorter(source, number, listing.ignored, label, layout, guess)
-        sorters.append(sorter)
         tables.append(sorter.sort(found))
+        has_columns |= sorter.has_columns
         listing.sources.append(source)
         listing.layouts.append("; ".join(dict.fromkeys(sorter.layouts)))
     listing.photos = pa.concat_tables(tables).combine_chunks()
     if not listing.photos.num_rows:
         raise ConfigurationError(f"--input: there are no photos in {', '.join(inputs)}{also(listing.ignored)}")
     for flag, column in (("--image-column", image_column), ("--label-column", label_column)):
-        if column and not any(sorter.has_columns for sorter in sorters):
+        if column and not has_columns:
             kind = "Parquet file" if flag == "--image-column" else "Parquet file or table about the photos"
             raise ConfigurationError(f"{flag}: no {kind} in {', '.join(inputs)} has a column {column!r}: leave it out")
     check_labels(listing.photos["label"].unique().to_pylist())

@@ -134,7 +134,8 @@ def check_apart(source: Source, output: str | None) -> None:
             f"--output: {output} is an input, and shards among the photos would be taken for photos: "
             f"give another folder, which may lie inside it"
         )
-    if inside and os.path.isdir(output) and os.listdir(output) and _OURS.isdisjoint(os.listdir(output)):
+    names = os.listdir(output) if inside and os.path.isdir(output) else []
+    if names and _OURS.isdisjoint(names):
         raise ConfigurationError(
             f"--output: {output} lies in the input and holds other files, which would not be read: give a new folder"
         )

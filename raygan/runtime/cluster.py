@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from raygan.errors import RayganError, Terminated, first_line, last_line
 from raygan.machine import cores
-from raygan.runtime.local import check_machine
+from raygan.runtime import local
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.shared import check_shared
 
@@ -52,7 +52,7 @@ def connect(settings: StorageSettings | None = None) -> None:
     address = _cluster_address()
     options: dict[str, Any] = {}
     if address == "local" or (address is None and find_bootstrap_address(None) is None):
-        check_machine()
+        local.check_machine()
         options["num_cpus"] = cores()  # Ray itself sees neither CPU affinity nor quotas outside of containers
     try:
         # Ray Train asks the dashboard whether a controller is alive, and frees the cores of a dead one's workers.
@@ -178,6 +178,12 @@ def here() -> NodeAffinitySchedulingStrategy:
 def nodes() -> list[dict[str, Any]]:
     """The resources of each live node, such as ``{"CPU": 2.0, "GPU": 1.0}``."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def check_scratch(checkpoint: int) -> None:
+    """`local.check_scratch` for checkpoints of so many bytes, unless workers may be on machines with other disks."""
+    if len(nodes()) == 1:
+        local.check_scratch(checkpoint)
 
 
 def total(resource: str) -> float:

@@ -27,7 +27,6 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
 from raygan.models.gan import load_generator
 from raygan.runtime import capacity, cluster, reservations, storage
-from raygan.runtime.local import check_scratch
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import Decision, carry_out
@@ -191,8 +190,7 @@ def _check_room(settings: TrainSettings, checkpoint: int) -> None:
     Raises:
         RayganError: not even one has room where workers write it first.
     """
-    if len(cluster.nodes()) == 1:  # else workers may be on other machines, with other disks
-        check_scratch(checkpoint)
+    cluster.check_scratch(checkpoint)
     free = storage.room(settings.storage)
     if free is not None and free < (settings.keep_checkpoints + 1) * checkpoint:
         print(
