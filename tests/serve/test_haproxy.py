@@ -35,6 +35,9 @@ def test_rays_template_still_has_the_lines_that_are_completed():
     assert {"    bind 127.0.0.1:9101", "  bind 127.0.0.1:8404"} <= set(completed(text).splitlines())
 
 
+COMMAND = [sys.executable, "-c", "from raygan.serve.haproxy import main; main()"]
+
+
 class Echo(BaseHTTPRequestHandler):
     """Answers with the request's X-Forwarded-For lines."""
 
@@ -62,8 +65,7 @@ def proxy(tmp_path):
         f"frontend http_frontend\n    bind 127.0.0.1:{port}\n    default_backend app\n"
         f"backend app\n    server one 127.0.0.1:{behind.server_port}\n"
     )
-    command = [sys.executable, "-c", "from raygan.serve.haproxy import main; main()"]
-    process = subprocess.Popen([*command, "-db", "-f", str(tmp_path / "cfg")], stderr=subprocess.PIPE)
+    process = subprocess.Popen([*COMMAND, "-db", "-f", str(tmp_path / "cfg")], stderr=subprocess.PIPE)
     yield process, port, metrics
     process.terminate()
     process.wait(240)
@@ -86,3 +88,24 @@ def test_clients_addresses_arrive_and_metrics_stay_on_this_machine(proxy):
     with socket.create_connection(("127.0.0.1", port)) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")  # a head that is never complete doesn't keep others waiting
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+
+
+def test_it_ends_with_the_process_that_started_it(tmp_path):
+    port = free_port()
+    (tmp_path / "cfg").write_text(
+        f"defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    timeout server 5s\n"
+        f"frontend http_frontend\n    bind 127.0.0.1:{port}\n"
+    )
+
+    def listens():
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    starts = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    parent = subprocess.Popen([sys.executable, "-c", starts, *COMMAND, "-db", "-f", str(tmp_path / "cfg")])
+    try:
+        wait_until(listens, "HAProxy listens", alive=parent)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not listens(), "nobody listens")
