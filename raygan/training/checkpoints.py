@@ -31,6 +31,9 @@ from raygan.models.gan import (
 from raygan.models.weights import fill, fill_optimizer, load_description, load_tensors, save_description, save_tensors
 from raygan.training.step import GanStep
 
+#: Names of a training folder's files.
+_FILES = ("generator.json", "generator.safetensors", "training.json", "training.safetensors")
+
 #: Name of the state of an adaptive augmentation.
 _ADAPTIVE = "adaptive.state"
 
@@ -80,6 +83,11 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     step.images_seen = _images_seen(description)
     step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a training folder lacks no file."""
+    return all((folder / name).exists() for name in _FILES)
 
 
 def checkpoint_bytes(networks: NetworkSettings) -> int:

@@ -1,9 +1,10 @@
-"""Progress of a search, and the disk space of trials that can't be among the best any more."""
+"""Progress of a search, and the disk space of checkpoints that nobody needs any more."""
 
 from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from typing import Any
 
 import ray.tune
@@ -15,6 +16,9 @@ from raygan.tuning.settings import TuneSettings
 
 #: Ended trials whose checkpoints stay on disk.
 KEPT = 3
+
+#: Latest checkpoints of each trial of a population that stay on disk: one of them may be the next to be taken over.
+_LATEST = 4
 
 
 class SearchProgress(ray.tune.Callback):
@@ -31,6 +35,7 @@ class SearchProgress(ray.tune.Callback):
         self._ended: dict[str, str] = {}
         self._bar: tqdm | None = None
         self._trials = settings.trials
+        self._copies: dict[str, list[Any]] = {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -40,6 +45,19 @@ class SearchProgress(ray.tune.Callback):
         self._kids[number] = min(self._kids.get(number, math.inf), result.get("kid", math.inf))
         self._images[number] = max(self._images.get(number, 0), int(result.get("images", 0)))
         self._show(trials)
+
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        """A trial of a population has saved a checkpoint.
+
+        A trial that takes over another one's holds it until it has saved its own: it may wait long for cores.
+        """
+        copies = self.__dict__.setdefault("_copies", {}).setdefault(trial.trial_id, [])  # older searches have none
+        copies.append(checkpoint)
+        held = {each.checkpoint.path for each in trials if each.checkpoint}
+        for old in [each for each in copies[:-_LATEST] if each.path not in held]:
+            copies.remove(old)
+            with suppress(*storage.FAILURES):  # it only takes space
+                old.filesystem.delete_dir(old.path)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has finished or was stopped."""

@@ -71,8 +71,8 @@ def run_search(
                 name="tune",
                 **storage.for_ray(record.folder),
                 failure_config=ray.tune.FailureConfig(max_failures=2),
-                # For populations: with fewer, a checkpoint is deleted before another trial has copied it.
-                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=4),
+                # It also deletes a population's checkpoints: Tune's own rule would delete one that another trial is
+                # about to take over.
                 callbacks=[progress],
                 verbose=0,
             ),

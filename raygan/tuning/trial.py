@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from raygan.models.gan import load_generator
 from raygan.runtime import storage
 from raygan.runtime.runs import is_finished
 from raygan.runtime.settings import StorageSettings
+from raygan.training.checkpoints import is_whole
 from raygan.training.events import Quality
 from raygan.training.history import History
 from raygan.training.settings import TrainSettings
@@ -81,13 +85,8 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
         metrics = {"kid": quality.kid, "images": quality.images, "checkpoint": quality.checkpoint, "run": name}
         reports.append({**quality.metrics, **metrics})
         storage.write_json(reported_in, {"reports": reports})
-        try:
-            checkpoint = storage.checkpoint_at(quality.checkpoint) if population else None
+        with _whole_copy(quality.checkpoint) if population else nullcontext() as checkpoint:
             ray.tune.report(reports[-1], checkpoint=checkpoint)
-        except FileNotFoundError:
-            # The training has deleted the checkpoint, for better or later ones, before Tune had copied all of it. Then
-            # others can copy an earlier one.
-            ray.tune.report(reports[-1])
 
     if not is_finished(settings, name):
         try:
@@ -100,6 +99,19 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
         # The search was killed before Tune had recorded the trial's end, and Tune fails a trial without a report.
         for metrics in reports:
             ray.tune.report(metrics)
+
+
+@contextmanager
+def _whole_copy(address: str) -> Iterator[ray.tune.Checkpoint | None]:
+    """A copy of a checkpoint for Tune to keep; None if the checkpoint is no longer whole.
+
+    The training deletes it for better or later ones, perhaps while it is being read. Then others can take over an
+    earlier one.
+    """
+    with tempfile.TemporaryDirectory(prefix="raygan-checkpoint-") as folder:
+        with suppress(FileNotFoundError):
+            storage.checkpoint_at(address).to_directory(folder)
+        yield ray.tune.Checkpoint.from_directory(folder) if is_whole(Path(folder)) else None
 
 
 def _is_complete(checkpoint: ray.tune.Checkpoint, settings: TrainSettings) -> bool:

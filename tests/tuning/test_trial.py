@@ -1,8 +1,9 @@
-"""A trial resumed after its driver died: Tune must hear of every KID."""
+"""Trials that are resumed, of whose every KID Tune must hear, and the checkpoints that they take over."""
 
 import json
 from types import SimpleNamespace
 
+import pyarrow.fs as pafs
 import pytest
 import ray.tune
 
@@ -13,6 +14,7 @@ from raygan.training.events import Quality
 from raygan.training.monitor import start_measuring, with_network
 from raygan.training.trainer import Shared
 from raygan.tuning import trial
+from raygan.tuning.progress import SearchProgress
 from raygan.tuning.trial import POPULATION, run_trial
 from raygan.tuning.tune import trial_base
 from tests.conftest import takes_long
@@ -81,28 +83,54 @@ def test_a_trial_that_has_nothing_left_to_measure_reports_what_tune_may_not_have
     assert trained == ([] if finished else ["search.0"])
 
 
-def test_a_checkpoint_that_is_deleted_while_tune_copies_it_costs_no_trial(search_settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [["generator.json"], [], None])
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_costs_no_trial_and_is_given_to_none(
+    search_settings, tmp_path, monkeypatch, left
+):
     base = trial_base(search_settings(trial_kimg=0.04, judgements=1))
+    whole = ["generator.json", "generator.safetensors", "training.json", "training.safetensors"]
     reported = []
 
     def report(metrics, checkpoint=None):
-        """As Tune reports: it copies the checkpoint first."""
+        """As Tune reports: it copies the checkpoint's files that are there."""
+        files = None
         if checkpoint is not None:
-            with checkpoint.filesystem.open_input_file(f"{checkpoint.path}/generator.json") as file:
-                file.read()
-        reported.append((metrics["images"], checkpoint is not None))
+            listed = checkpoint.filesystem.get_file_info(pafs.FileSelector(checkpoint.path))
+            files = sorted(info.base_name for info in listed)
+        reported.append((metrics["images"], files))
 
     def train(settings, told):
-        for images, kept in ((16, True), (32, False)):
-            folder = tmp_path / str(images)
-            if kept:
-                folder.mkdir()
-                (folder / "generator.json").write_text("{}")
-            told.told(Quality({}, images, 0.5, str(folder)))
+        for images, files in ((16, whole), (32, left)):
+            if files is not None:
+                (tmp_path / str(images)).mkdir()
+                for name in files:
+                    (tmp_path / str(images) / name).write_text("{}")
+            told.told(Quality({}, images, 0.5, str(tmp_path / str(images))))
 
     monkeypatch.setattr(ray.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "0"))
     monkeypatch.setattr(ray.tune, "get_checkpoint", lambda: None)
     monkeypatch.setattr(ray.tune, "report", report)
     monkeypatch.setattr(trial, "train", train)
     run_trial({"generator_lr": 1e-4, POPULATION: True}, base, None, "search", "parent")
-    assert reported == [(16, True), (32, False)]
+    assert reported == [(16, whole), (32, None)]
+
+
+def test_a_checkpoint_that_a_waiting_trial_is_to_take_over_stays(search_settings, tmp_path):
+    """Trial b waits for cores while trial a goes on; once b has its own checkpoint, a's goes as all others do."""
+    progress = SearchProgress(search_settings(), "search")
+    a, b = (SimpleNamespace(trial_id=name, checkpoint=None) for name in "ab")
+
+    def saves(one, name):
+        (tmp_path / name).mkdir()
+        checkpoint = ray.tune.Checkpoint(str(tmp_path / name))
+        progress.on_checkpoint(1, [a, b], one, checkpoint)
+        one.checkpoint = checkpoint
+
+    saves(a, "a0")
+    b.checkpoint = a.checkpoint
+    for number in range(1, 8):
+        saves(a, f"a{number}")
+    assert sorted(folder.name for folder in tmp_path.glob("a?")) == ["a0", "a4", "a5", "a6", "a7"]
+    saves(b, "b0")
+    saves(a, "a8")
+    assert sorted(folder.name for folder in tmp_path.glob("[ab]?")) == ["a5", "a6", "a7", "a8", "b0"]
