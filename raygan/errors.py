@@ -44,6 +44,11 @@ def is_full_disk(error: BaseException) -> bool:
     return os.strerror(errno.ENOSPC) in str(error)
 
 
+def reason(error: BaseException) -> str:
+    """The system's words for an error, or the first line of its message: not all of Arrow's have the system's."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def first_line(error: BaseException | None) -> str:
     """The first line of an error's message, or the error's type if there is no message."""
     return _lines(error)[0]

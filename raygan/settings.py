@@ -23,7 +23,7 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
 from raygan.addresses import absolute, password, public_value, well_formed
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, reason
 from raygan.registry import Registry
 
 S = TypeVar("S", bound="Settings")
@@ -163,7 +163,7 @@ def load_yaml(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
     except OSError as error:
-        raise ConfigurationError(f"config: cannot read {path}: {error.strerror}") from None
+        raise ConfigurationError(f"config: cannot read {path}: {reason(error)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         at = f" at line {where.line + 1}" if where else ""

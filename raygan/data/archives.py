@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from raygan.data.kinds import split_path, why_unreadable
-from raygan.errors import ConfigurationError, RayganError, first_line
+from raygan.errors import ConfigurationError, RayganError, first_line, reason
 
 #: What damaged archives make the standard library raise.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
@@ -56,8 +56,8 @@ def members(path: str) -> list[Member]:
     try:
         found = list(_zipped(path) if path.lower().endswith(".zip") else _in_tar(path))
     except (OSError, *_DAMAGED) as error:
-        reason = why_unreadable(lambda: _start(path), error)
-        raise ConfigurationError(f"--input: cannot read the archive {path}: {reason}") from None
+        why = why_unreadable(lambda: _start(path), error)
+        raise ConfigurationError(f"--input: cannot read the archive {path}: {why}") from None
     return list({name_of(member.path): member for member in found}.values())
 
 
@@ -100,8 +100,7 @@ def plain_copy(path: str, folder: str) -> str:
                     bar.update(len(block))
         os.replace(f"{copy}.part", copy)
     except (OSError, *_DAMAGED) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise RayganError(f"cannot decompress {path} into {folder}: {reason}") from None
+        raise RayganError(f"cannot decompress {path} into {folder}: {reason(error)}") from None
     return copy
 
 

@@ -80,7 +80,12 @@ def choose(schema: pa.Schema, image: str = "", label: str = "") -> Columns:
     if label and not (_is_label(schema.field(label).type) or _is_binary(schema.field(label).type)):
         raise ConfigurationError(f"--label-column: column {label!r} holds {schema.field(label).type}, no labels")
     images = _in_order([item.name for item in schema if _holds_bytes(item.type) and item.name != label], _IMAGE_COLUMNS)
-    fields = [item for item in schema if _is_label(item.type) and item.name not in images[:1]]
+    fields = [
+        item
+        for item in schema
+        if item.name not in images[:1]
+        and (_is_label(item.type) or (is_label_name(item.name) and _is_binary(item.type)))
+    ]
     named = [item.name for item in fields if is_label_name(item.name)]
     classes = [item.name for item in fields if class_names(schema, item.name)]
     categories = [item.name for item in fields if pa.types.is_dictionary(item.type)]
@@ -235,4 +240,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_binary(kind.value_type)
+    plain = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in plain)

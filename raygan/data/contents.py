@@ -14,7 +14,7 @@ from raygan.data.decode import looks_like_image
 from raygan.data.filters import Photo, Rules
 from raygan.data.kinds import is_image_name
 from raygan.data.sources import Source, image_bytes, shown
-from raygan.errors import RayganError, first_line
+from raygan.errors import RayganError, first_line, reason
 
 #: A photo's bytes; a verdict, if the photo was not read; or None for a file that is not a photo.
 Content = bytes | Photo | None
@@ -55,7 +55,7 @@ def _file_content(source: Source, row: dict[str, Any], rules: Rules) -> Content:
     except OSError as error:
         _still_there(source)
         gone = isinstance(error, FileNotFoundError)
-        return Photo("unreadable", detail="gone since it was listed" if gone else f"cannot be read: {error.strerror}")
+        return Photo("unreadable", detail="gone since it was listed" if gone else f"cannot be read: {reason(error)}")
 
 
 def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterator[Content]:

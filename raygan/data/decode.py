@@ -195,14 +195,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_deep_gray(image: Image.Image) -> Image.Image:
     """Gray in a type of more than 8 bits. What the values show decides what range they are in.
 
-    Up to 255, and above 1 in a floating-point image, they are 8-bit levels; else 0 to 65535, where they fit.
+    They are levels of the fewest bits that they fit in, of which cameras have 8, 10, 12 or 16; or parts of 1 in a
+    floating-point image.
     """
     values: np.ndarray = np.nan_to_num(np.asarray(image, dtype=np.float32))
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535 or (image.mode == "F" and high <= 1):
+    if low < 0 or high > 65535:
         values = (values - low) / max(high - low, 1e-6) * 255
-    elif high > 255:
-        values = values / 257
+    else:
+        levels = ([1] if image.mode == "F" else []) + [255, 1023, 4095, 65535]
+        values = values / next(level for level in levels if high <= level) * 255
     return Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 

@@ -27,6 +27,7 @@ _FOREIGN = {
         ".npy .npz .h5 .hdf5 .mat .mdb .tfrecord .tfrecords .rec .arrow .feather .pkl .pickle .pt .pth",
         "write as image files or Parquet",
     ),
+    "spreadsheet": (".xls .xlsx .ods .numbers", "save as labels.csv"),
     "packed file": (".7z .rar .gz .bz2 .xz .zst .lz4 .iso .dmg", "unpack first"),
 }
 _KINDS = {ending: kind for kind, (endings, _) in _FOREIGN.items() for ending in endings.split()}

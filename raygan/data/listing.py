@@ -96,7 +96,7 @@ def find_photos(
         raise ConfigurationError(f"--label: {label!r} has no letter or digit")
     listing = Listing([], SCHEMA.empty_table())
     tables = []
-    has_columns = False
+    has_columns, objections = False, []
     names = [_class_of(address) for address in inputs]
     several = names if len(set(names)) == len(names) > 1 else []
     for number, address in enumerate(inputs):
@@ -115,15 +115,18 @@ def find_photos(
         sorter = Sorter(source, number, listing.ignored, label, layout, guess)
         tables.append(sorter.sort(found))
         has_columns |= sorter.has_columns
+        objections += sorter.objections
         listing.sources.append(source)
         listing.layouts.append("; ".join(dict.fromkeys(sorter.layouts)))
     listing.photos = pa.concat_tables(tables).combine_chunks()
+    places = ", ".join(inputs)
     if not listing.photos.num_rows:
-        raise ConfigurationError(f"--input: there are no photos in {', '.join(inputs)}{also(listing.ignored)}")
+        raise ConfigurationError(f"--input: there are no photos in {places}{also(listing.ignored)}")
     for flag, column in (("--image-column", image_column), ("--label-column", label_column)):
         if column and not has_columns:
             kind = "Parquet file" if flag == "--image-column" else "Parquet file or table about the photos"
-            raise ConfigurationError(f"{flag}: no {kind} in {', '.join(inputs)} has a column {column!r}: leave it out")
+            why = "".join(f"; {each}" for each in objections) or ": leave it out"
+            raise ConfigurationError(f"{flag}: no {kind} in {places} has a column {column!r}{why}")
     check_labels(listing.photos["label"].unique().to_pylist())
     return listing
 

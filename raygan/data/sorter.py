@@ -14,7 +14,7 @@ from raygan.data.kinds import is_image_name
 from raygan.data.labels import ANIMALS, Guess, Layout, check_guess, normalize
 from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
 from raygan.data.sources import File, Source
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, reason
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +51,7 @@ class Sorter:
         self.damaged: ConfigurationError | None = None  # if all Parquet files are
         self.named: set[str] = set()  # paths of image files that rows name
         self.has_columns = False  # Parquet files or tables say something about photos
+        self.objections: list[str] = []  # why tables about photos can't be read
 
     def sort(self, found: Sequence[File]) -> pa.Table:
         """The photos among these files, as a table of `SCHEMA`."""
@@ -62,11 +63,11 @@ class Sorter:
                 f"--input: {self.source.address} holds shards or runs already, not photos: train on shards with --data"
             )
         for file in found:
-            reason = kinds.left_aside(file.path) if file.regular else "not a regular file"
-            reason = "annotation" if file.path in about and reason is None else reason
-            reason = "made by raygan" if any(file.path.startswith(f"{folder}/") for folder in ours) else reason
-            if reason:
-                self.ignored[reason] += 1
+            why = kinds.left_aside(file.path) if file.regular else "not a regular file"
+            why = "annotation" if file.path in about and why is None else why
+            why = "made by raygan" if any(file.path.startswith(f"{folder}/") for folder in ours) else why
+            if why:
+                self.ignored[why] += 1
             elif kinds.ending(file.path) in (".parquet", ".pq"):
                 parquet.append(file)
             else:
@@ -103,7 +104,9 @@ class Sorter:
             if not beside:
                 guess, flags = self._by_tables(photos, named), _TABLE_FLAGS
                 if guess is None:
-                    raise self.elsewhere or ConfigurationError(f"{error}{also(self.ignored)}") from None
+                    raise self.elsewhere or ConfigurationError(
+                        f"{'; '.join([str(error), *self.objections])}{also(self.ignored)}"
+                    ) from None
         if guess and not beside and self._tables_first(guess, named) and (better := self._by_tables(photos, named)):
             guess, flags = better, _TABLE_FLAGS
         found = [guess.label_of(file.path) if guess else None for file in photos]
@@ -115,7 +118,7 @@ class Sorter:
             return SCHEMA.empty_table()
         unsure = sum(bool(label) and not is_image_name(file.path) for file, label in zip(photos, found, strict=True))
         note = f" ({unsure:,} of the files have no image's ending: only those that are images will count)"
-        self.layouts.append(guess.how + (note if unsure and named else ""))
+        self.layouts.append("; ".join([guess.how + (note if unsure and named else ""), *self.objections]))
         if self.source.archive and any(label and _as_text(label) != label for label in set(found)):
             raise ConfigurationError(
                 f"--input: {self.source.address} has labels in names of a code page that it doesn't name: unpack it "
@@ -134,18 +137,26 @@ class Sorter:
         return len(labels) == 1 and labels.pop().rpartition("_")[2] not in ANIMALS
 
     def _by_tables(self, photos: Sequence[File], named: Sequence[str]) -> Guess | None:
-        found = tables.guess(named, self._tables(photos), self.source.label_column)
+        content = self._tables(photos)
+        found = tables.guess(named, content, self.source.label_column)
+        self.objections += [] if found else tables.objections(content)
         self.has_columns |= found is not None
         return found
 
     def _tables(self, found: Sequence[File]) -> dict[str, bytes]:
-        """The content of the tables among files, if no flag says that labels are elsewhere.
+        """The content of the tables among files that can be read, if no flag says that labels are elsewhere.
 
         A competition's sample of answers is none: its labels are made up.
         """
         csv = [file.path for file in found if kinds.ending(file.path) in tables.ENDINGS]
-        wanted = [path for path in csv if self.wanted == "auto" and "submission" not in path.lower()]
-        return {path: self.source.read(os.fsencode(path)) for path in wanted}
+        content = {}
+        for path in csv:
+            if self.wanted == "auto" and "submission" not in path.lower():
+                try:
+                    content[path] = self.source.read(os.fsencode(path))
+                except OSError as error:
+                    self.objections.append(f"{path} can't be read: {reason(error)}")
+        return content
 
     def _rows(self, found: Sequence[File]) -> list[pa.Table]:
         """The photos of Parquet files, a table for each file."""
@@ -183,8 +194,8 @@ class Sorter:
             self.elsewhere = error
             return None
         except (OSError, pa.ArrowException) as error:
-            reason = kinds.why_unreadable(lambda: self.source.read(os.fsencode(file.path), 512), error)
-            self.damaged = ConfigurationError(f"--input: cannot read {file.path}: {reason}")
+            why = kinds.why_unreadable(lambda: self.source.read(os.fsencode(file.path), 512), error)
+            self.damaged = ConfigurationError(f"--input: cannot read {file.path}: {why}")
             # List the whole file as one photo: reading it will find it unreadable.
             return Rows([file], [-1], "", [self.label or "unknown"])
 

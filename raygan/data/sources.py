@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from raygan import addresses
 from raygan.data import archives
 from raygan.data.kinds import is_archive_name
-from raygan.errors import ConfigurationError, RayganError, first_line
+from raygan.errors import ConfigurationError, RayganError, first_line, reason
 from raygan.runtime.storage import FAILURES, resolve
 
 #: Names in an output folder that tell it from one of photos: the manifest, and the folder of unfinished work.
@@ -175,6 +175,8 @@ def open_source(address: str, image_column: str, label_column: str) -> Source:
         raise RayganError(f"--input: cannot open {address}: {first_line(error)}") from None
     if kind == pafs.FileType.NotFound:
         raise ConfigurationError(f"--input: {root} does not exist")
+    if kind == pafs.FileType.Unknown:
+        raise ConfigurationError(f"--input: {root} is neither a file nor a folder")
     if not addresses.is_remote(root):
         root = path
     if kind == pafs.FileType.File and is_archive_name(path):
@@ -238,8 +240,8 @@ def _walk_local(source: Source, exclude: str | None) -> Iterator[File]:
         except FileNotFoundError:
             continue  # gone since it was listed
         except OSError as error:
-            reason = "no permission to list" if isinstance(error, PermissionError) else f"{error.strerror}:"
-            raise RayganError(f"--input: {reason} {error.filename}") from None
+            place = addresses.join(source.root, folder)
+            raise RayganError(f"--input: cannot list {place}: {reason(error)}") from None
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             try:

@@ -39,7 +39,10 @@ def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str =
     found: dict[str, set[str]] = {}
     how = []
     for name, content in tables.items():
-        table = _read(name, content, partial(photos.find, folder=posixpath.dirname(name)))
+        try:
+            table = _read(name, content, partial(photos.find, folder=posixpath.dirname(name)))
+        except ValueError:
+            continue
         naming, named = _naming(photos, name, table) if table else ("", [])
         if table is None or not any(named):
             continue
@@ -57,6 +60,17 @@ def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str =
         how.append(f"column {column} of {name}, photos by its column {naming}")
     certain = {path: min(labels) for path, labels in found.items() if len(labels) == 1}
     return Guess(f"labels in {'; '.join(how)}", certain.get, certain=bool(label_column)) if certain else None
+
+
+def objections(tables: Mapping[str, bytes]) -> list[str]:
+    """Why tables can't be read, each with its name. tables: content by path."""
+    found = []
+    for name, content in tables.items():
+        try:
+            _read(name, content, lambda value: False)
+        except ValueError as error:
+            found.append(f"{name} {error}")
+    return found
 
 
 class _Photos:
@@ -94,26 +108,40 @@ def _naming(photos: _Photos, name: str, table: pa.Table) -> tuple[str, list[str 
 
 
 def _read(name: str, content: bytes, is_photo: Callable[[str], object]) -> pa.Table | None:
-    """A table with names of columns; None if the content is none, or in an unknown code page.
+    """A table with names of columns; None if the content is none.
 
     Args:
         name: of the file.
         content: of the file.
         is_photo: whether a value names a photo. If one in the first row does, that is no row of names.
+
+    Raises:
+        ValueError: it can't be read. The message goes on after its name.
     """
-    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = content.decode("utf-16" if utf16 else "utf-8-sig")
-        names, *rows = _json_rows(text) if name.lower().endswith(".jsonl") else _csv_rows(text)
-    except (UnicodeDecodeError, csv.Error, ValueError):
-        return None
-    names = [name.strip() for name in names]
-    if any(map(is_photo, names)):
-        names, rows = [f"#{number}" for number in range(1, len(names) + 1)], [names, *rows]
-    rows = [row for row in rows if len(row) == len(names)]
-    if len(set(names)) < len(names) or len(names) < 2 or not rows:
-        return None
-    return pa.table(dict(zip(names, _columns(rows), strict=True)))
+        text = _text(content)
+        names, *rows = _json_rows(text) if name.lower().endswith(".jsonl") else _csv_rows(text) or [[]]
+        names = [name.strip() for name in names]
+        if any(map(is_photo, names)):
+            names, rows = [f"#{number}" for number in range(1, len(names) + 1)], [names, *rows]
+        rows = [row for row in rows if len(row) == len(names)]
+        twice = next((each for each in names if names.count(each) > 1), None)
+        if twice is not None and rows:
+            raise ValueError(f"has several columns named {twice!r}: rename them")
+        return pa.table(dict(zip(names, _columns(rows), strict=True))) if len(names) > 1 and rows else None
+    except UnicodeError:
+        raise ValueError("is not UTF-8: save it in this encoding") from None
+    except csv.Error as error:
+        raise ValueError(f"is damaged: {error}") from None
+
+
+def _text(content: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 that says so. Raises UnicodeError."""
+    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    if "\0" in text:  # UTF-16 that doesn't say so
+        raise UnicodeError
+    return text
 
 
 def _csv_rows(text: str) -> list[list[str]]:
@@ -125,7 +153,12 @@ def _csv_rows(text: str) -> list[list[str]]:
 
 def _json_rows(text: str) -> list[list[str]]:
     """The names, then the rows, of an object on each line. Lists and objects inside it are no labels."""
-    found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError):
+            raise ValueError(f"is damaged: line {number} is no JSON") from None
     if not all(isinstance(each, dict) for each in found):
         return [[]]
     names = list(dict.fromkeys(name for each in found for name in each))

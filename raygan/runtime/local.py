@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from raygan.errors import RayganError, first_line
+from raygan.errors import RayganError, reason
 
 #: Bytes that Ray's logs and sockets need in the temporary folder at the least.
 _ROOM = 50e6
@@ -69,7 +69,7 @@ def _objection(folder: str) -> str:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
-        return f"which can't be written ({error.strerror or first_line(error)})"
+        return f"which can't be written ({reason(error)})"
     return f"whose disk is full ({free / 1e6:.1f} MB left, {_ROOM / 1e6:.0f} MB needed)" if free < _ROOM else ""
 
 

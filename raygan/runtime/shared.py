@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygan.addresses import is_remote, sqlite_file
-from raygan.errors import ConfigurationError, RayganError, last_line
+from raygan.errors import ConfigurationError, RayganError, last_line, reason
 from raygan.runtime.settings import StorageSettings
 
 #: Seconds within which every node must report whether it sees the job's folders.
@@ -108,7 +108,7 @@ def _marker(flag: str, folder: str) -> Iterator[str]:
         os.makedirs(folder, exist_ok=True)
         descriptor, path = tempfile.mkstemp(prefix=".visible-", dir=folder)
     except OSError as error:
-        raise RayganError(f"{flag}: can't write into {folder}: {error.strerror}") from None
+        raise RayganError(f"{flag}: can't write into {folder}: {reason(error)}") from None
     os.close(descriptor)
     try:
         yield os.path.abspath(path)

@@ -26,7 +26,7 @@ from raygan.addresses import join as join
 from raygan.addresses import name as name
 from raygan.addresses import parent as parent
 from raygan.addresses import public as public
-from raygan.errors import RayganError, first_line, is_full_disk
+from raygan.errors import RayganError, first_line, is_full_disk, reason
 from raygan.machine import cache_folder
 from raygan.runtime import gcs
 
@@ -122,12 +122,8 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
         if first != path:
             filesystem.move(first, path)
     except FAILURES as error:
-        reason = (
-            "its disk is full: make room"
-            if is_full_disk(error)
-            else getattr(error, "strerror", None) or first_line(error)
-        )
-        raise RayganError(f"cannot write {public(address)}: {reason}") from None
+        why = "its disk is full: make room" if is_full_disk(error) else reason(error)
+        raise RayganError(f"cannot write {public(address)}: {why}") from None
 
 
 def check_writable(address: str) -> None:

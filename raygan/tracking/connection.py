@@ -25,7 +25,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from raygan.addresses import is_remote, join, public, split_query, sqlite_file, sqlite_uri
-from raygan.errors import RayganError, first_line
+from raygan.errors import RayganError, first_line, reason
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.storage import check_writable
 
@@ -224,5 +224,5 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RayganError(
-            f"--storage: cannot write to {folder}: {error.strerror}: name another folder, or set RAYGAN_STORAGE"
+            f"--storage: cannot write to {folder}: {reason(error)}: name another folder, or set RAYGAN_STORAGE"
         ) from None

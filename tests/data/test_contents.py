@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from raygan.data.contents import contents
 from raygan.data.filters import Rules
@@ -23,3 +24,18 @@ def test_rows_with_gaps_between_them_are_the_listed_ones(tmp_path):
     rows += [{"source": 0, "path": b"photos.parquet", "row": number, "size": 0} for number in numbers]
     found = list(contents(rows, [source], Rules((), Limits())))
     assert found == [photos[0], *(photos[number] for number in numbers)]
+
+
+@pytest.mark.parametrize("error", [OSError("AWS Error NETWORK_CONNECTION"), OSError(5, "AWS Error NETWORK_CONNECTION")])
+def test_the_reason_of_what_can_not_be_read_is_the_systems_or_the_stores(tmp_path, monkeypatch, error):
+    """Arrow's errors may have no number of the system's."""
+    (tmp_path / "a.png").write_bytes(b"")
+    source = open_source(str(tmp_path), "", "")
+
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(type(source), "read", read)
+    row = {"source": 0, "path": b"a.png", "row": -1, "size": 1}
+    (found,) = contents([row], [source], Rules((), Limits()))
+    assert found.detail == "cannot be read: AWS Error NETWORK_CONNECTION"

@@ -54,6 +54,18 @@ def test_8_bit_gray_in_wider_types_is_read_as_what_it_is():
         np.testing.assert_array_equal(np.asarray(decode(read_header(data)))[..., 0], gray)
 
 
+@pytest.mark.parametrize("whole", [1.0, 1023, 4095])
+def test_gray_of_cameras_has_the_brightness_that_its_levels_mean(whole):
+    gray = np.tile(np.arange(40, 232, dtype=np.uint8), (8, 1))  # neither black nor white
+    levels = gray / 255 * whole
+    data = (
+        encoded(Image.fromarray(levels.astype(np.float32)), "TIFF")
+        if whole == 1
+        else encoded(Image.fromarray(np.round(levels).astype(np.uint16)), "PNG")
+    )
+    np.testing.assert_array_equal(np.asarray(decode(read_header(data)))[..., 0], gray)
+
+
 def test_a_png_may_carry_megabytes_of_text():
     note = PngInfo()
     note.add_text("prompt", "a cat " * 10**6, zip=True)

@@ -9,7 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raygan.data.contents import contents
+from raygan.data.filters import Rules
 from raygan.data.listing import find_photos
+from raygan.data.settings import FilterOptions
 from raygan.data.sources import shown
 from raygan.errors import ConfigurationError
 from tests.data.messy import jpeg, picture
@@ -58,6 +61,26 @@ def test_short_endings_and_numbers_of_databases_are_taken(tmp_path):
     labels = pa.array([0, 1, 0, 1]).cast(pa.decimal128(20, 0))
     write_rows(tmp_path / "t.pq", {"image": structs(4), "label": labels}, NAMES)
     assert sorted(listed(tmp_path)[0].values()) == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(40), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())]
+)
+def test_photos_and_labels_may_be_bytes_of_any_type(tmp_path, kind):
+    photos = [bytes([0xFF, 0xD8, 0xFF]).ljust(40, bytes([number])) for number in range(4)]
+    labels = pa.array([b"cat", b"dog"] * 2)
+    write_rows(tmp_path / "t.parquet", {"image": pa.array(photos).cast(kind), "label": labels})
+    listing = find_photos([str(tmp_path)])
+    assert listing.photos["label"].to_pylist() == ["cat", "dog"] * 2
+    rules = Rules.choose(FilterOptions(), [])
+    assert list(contents(listing.photos.to_pylist(), listing.sources, rules)) == photos
+
+
+def test_an_input_that_is_neither_a_file_nor_a_folder_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(ConfigurationError, match=f"--input: {place} is neither a file nor a folder"):
+            listed(place)
 
 
 @pytest.mark.parametrize("values", [[True, False] * 2, [{"name": "cat"}] * 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 
@@ -48,6 +49,46 @@ def test_photos_by_any_name_get_their_labels(tmp_path, content):
     listing = find_photos([str(tmp_path)])
     assert listing.ignored == {"no label": 1, "not an image": 1}
     assert "of labels.csv, photos by its column" in listing.describe()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("labels.csv", breeds((f"{i:03}.jpg" for i in range(8)), "{},{}ñ").encode("latin-1"), "is not UTF-8"),
+        ("labels.csv", breeds(f"{i:03}.jpg" for i in range(8)).encode("utf-16-le"), "is not UTF-8"),
+        (
+            "labels.csv",
+            breeds((f"{i:03}.jpg" for i in range(8)), "{},x,{}", "id,breed,breed").encode(),
+            "has several columns",
+        ),
+        ("labels.csv", breeds((f"{i:03}.jpg" for i in range(8)), '{},"{}').encode(), "is damaged"),
+        ("metadata.jsonl", b'{"file_name": "000.jpg", "label": "cat"}\n{"file_na', "is damaged: line 2 is no JSON"),
+        ("metadata.jsonl", b"[" * 100_000, "is damaged: line 1 is no JSON"),
+    ],
+)
+def test_a_table_that_can_not_be_read_is_named_where_labels_are_missed(tmp_path, name, content, says):
+    for i in range(8):
+        write(tmp_path / f"{i:03}.jpg")
+    write(tmp_path / name, content)
+    with pytest.raises(ConfigurationError, match=rf"no labels found .*{name} {says}"):
+        find_photos([str(tmp_path)])
+    with pytest.raises(ConfigurationError, match=f"no labels found .*{name} {says}"):
+        find_photos([str(tmp_path)], label_column="breed")
+
+
+def test_a_table_that_can_not_be_read_is_named_beside_what_is_guessed_without_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("labels.csv", breeds(f"{i:03}" for i in range(8)))
+        for i in range(8):
+            archive.writestr(f"im/{i:03}.jpg", b"\xff\xd8\xff")
+    assert set(labels(tmp_path / "photos.zip").values()) == {"cat", "dog"}
+    content = (tmp_path / "photos.zip").read_bytes()
+    (tmp_path / "photos.zip").write_bytes(content.replace(b"id,breed", b"id,bread"))  # its checksum is wrong
+    listing = find_photos([str(tmp_path / "photos.zip")])
+    assert set(listing.photos["label"].to_pylist()) == {"im"}
+    assert "class folder im; labels.csv can't be read: Bad CRC-32" in listing.describe()
+    with pytest.raises(ConfigurationError, match=r"has a column 'breed'; labels.csv can't be read"):
+        find_photos([str(tmp_path / "photos.zip")], label_column="breed")
 
 
 def test_folders_and_file_names_come_before_tables(tmp_path):
