@@ -40,10 +40,11 @@ def train(monkeypatch, tmp_path):
     """Runs a training of ten minutes by the clock; returns what happened, and how many minutes it took.
 
     ready_after_s: seconds after which the reference is there.
+    on_gpu: steps return at once, and what they have queued takes its time until one waits for it.
     changes: to the settings.
     """
 
-    def run(ready_after_s=0.0, **changes):
+    def run(ready_after_s=0.0, on_gpu=False, **changes):
         clock, told, reports = Clock(), [], []
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
         monkeypatch.setattr(worker.Snapshots, "png", clock.takes(PICTURE, b"picture"))
@@ -75,12 +76,25 @@ def train(monkeypatch, tmp_path):
         photos, schedule = Photos((8,), InMemory((block,))), Schedule.of(settings, 8, 2)
         step, monitor = new_step(settings, schedule), Monitor()
 
+        queued = []
+
+        def work_off(device):
+            clock.seconds += sum(queued)
+            queued.clear()
+
         def trained(reals, classes):
-            clock.seconds += STEP
+            queued.append(STEP)
+            if not on_gpu:
+                work_off(step.device)
             step.images_seen += len(reals)
             return {"critic_loss": torch.tensor(1.0)}
 
         monkeypatch.setattr(step, "step", trained)
+        if on_gpu:
+            monkeypatch.setattr(step, "device", SimpleNamespace(type="cuda"))
+            monkeypatch.setattr(worker, "on_device", lambda batches, device: batches)
+            monkeypatch.setattr(worker.torch.cuda, "synchronize", work_off)
+            monkeypatch.setattr(worker.Snapshots, "samples", lambda self, count: torch.rand(count, 3, 32, 32))
         events = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=told.append)))
         task = WorkerTask(settings, schedule, photos, photos, "f", (), events, str(tmp_path), monitor=monitor)
         TrainLoop(task, step, BatchStream(photos, 2, 0, Share()), {}).run()
@@ -119,6 +133,13 @@ def test_the_rate_counts_the_pauses_between_two_logs_once(train):
     for before, after in pairwise(logs):
         seconds = 60 * (after["minutes"] - before["minutes"])
         assert seconds * after["images_per_second"] == pytest.approx(after["images"] - before["images"])
+
+
+def test_the_rate_on_a_gpu_is_that_of_finished_steps(train):
+    logs = train(on_gpu=True, minutes=None, kimg=0.2, log_every=0.02, quality_every=0).logs
+    assert len(logs) == 10
+    for metrics in logs:
+        assert 0 < metrics["images_per_second"] <= 2 / STEP
 
 
 def test_a_run_by_the_clock_ends_on_time_however_rarely_it_logs(train):
