@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -22,8 +23,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
-from raygan.addresses import absolute, password, public_value, well_formed
-from raygan.errors import ConfigurationError, reason
+from raygan.addresses import absolute, password, public, well_formed
+from raygan.errors import ConfigurationError, first_line, reason
 from raygan.registry import Registry
 
 S = TypeVar("S", bound="Settings")
@@ -157,17 +158,33 @@ def load_preset(settings_class: type[Settings], name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a file that has a key twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def load_yaml(path: str) -> dict[str, Any]:
     """A YAML file's values. Raises ConfigurationError if it can't be read or isn't a mapping."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+        with open(path, encoding="utf-8-sig") as file:
+            values = yaml.load(file, _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigurationError(f"config: cannot read {path}: {reason(error)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"config: {path} is not UTF-8: save it in this encoding") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        where, why = (getattr(error, name, None) for name in ("problem_mark", "problem"))
         at = f" at line {where.line + 1}" if where else ""
-        raise ConfigurationError(f"config: {path} is not valid YAML{at}") from None
+        raise ConfigurationError(f"config: {path} is not valid YAML{at}: {why or first_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, Mapping):
@@ -219,7 +236,21 @@ def _complaint(settings_class: type[Settings], problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         known = [*settings_class.model_fields, *(["preset"] if settings_class.preset_package else [])]
         return f"{location[0]} is not a known setting{closest(location[0], known)}"
-    return f"{flag}: {message[0].lower()}{message[1:]} (got {public_value(problem['input'])!r})"
+    given = problem["input"]
+    quoted = problem["type"] == "string_type" and not isinstance(given, str | list | dict | None)
+    hint = "; put it in quotes" if quoted else ""
+    return f"{flag}: {message[0].lower()}{message[1:]} (got {_Short().repr(given)}{hint})"
+
+
+class _Short(reprlib.Repr):
+    """Values for messages: long ones are shortened, and addresses lack their secrets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(public(x)[:200])
 
 
 def closest(given: str, known: list[str]) -> str:

@@ -162,17 +162,27 @@ def test_a_choice_may_be_a_switch(argv, chosen, tmp_path):
     ("text", "says"),
     [
         ("widht: 3", "did you mean width?"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "not valid YAML at line 1: expected the node content, but found '<stream end>'"),
+        ("width: 3\nz_dim: 4\nwidth: 5", "not valid YAML at line 3: width is there twice"),
+        ("width: " + "[" * 3000 + "]" * 3000, "not valid YAML: maximum recursion depth"),
+        ("space: &a [*a]\nlabel: x", "space is not a known setting"),
+        ("label: &a [*a]", "--label: input should be a valid string (got [[[...]]])"),
+        ("label: no", "--label: input should be a valid string (got False; put it in quotes)"),
+        ("label: 2020-01-01", "(got datetime.date(2020, 1, 1); put it in quotes)"),
+        ("label: [s3://me:pass@b]", "(got ['s3://b'])"),
+        (b"label: f\xfc", "mine.yaml is not UTF-8"),
+        ("width: 3".encode("utf-16"), "mine.yaml is not UTF-8"),
         ("- 1", "must contain"),
         ("width: wide", "--width"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_too(tmp_path, text, says):
     file = tmp_path / "mine.yaml"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigurationError) as raised:
         train("--data", "x", "--config", str(file))
     assert says in str(raised.value)
+    assert len(str(raised.value)) < 400
 
 
 @pytest.mark.parametrize("kind", [PrepareSettings, TrainSettings, QuickstartSettings, ServeJobSettings])
