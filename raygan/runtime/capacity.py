@@ -1,8 +1,6 @@
 """What workers reserve, and whether the cluster has it or could have it.
 
-An autoscaling cluster counts with the nodes that it may still start. Ray knows them only through the private
-`get_cluster_config`, which Ray Train and Ray Data use for the same purpose; this is the only module that calls it. A
-public `ray.cluster_resources()` of the largest possible cluster would replace it.
+An autoscaling cluster counts with the nodes that it may still start.
 """
 
 from __future__ import annotations
@@ -10,12 +8,11 @@ from __future__ import annotations
 import math
 
 import ray
-import ray._private.state
 import torch
 
 from raygan.errors import ConfigurationError
 from raygan.machine import cores
-from raygan.runtime import cluster
+from raygan.runtime import cluster, private
 from raygan.runtime.settings import WorkerOptions
 
 Resources = dict[str, float]
@@ -129,7 +126,7 @@ def _listed(resources: Resources) -> str:
 def _room(resources: Resources, *, could: bool) -> float:
     """How many workers fit the nodes of now, or also those that could be started. It may be infinite."""
     now = sum(_fitting(node, resources) for node in cluster.nodes())
-    config = ray._private.state.state.get_cluster_config() if could else None
+    config = private.largest_cluster() if could else None
     if config is None:
         return now
     fitting = [

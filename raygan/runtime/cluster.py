@@ -1,8 +1,4 @@
-"""The Ray cluster: connecting to it, and waiting for what runs there.
-
-This is the only module that imports Ray's private `find_bootstrap_address`, which names the cluster last started on
-this machine. A public `ray.init(address="auto")` that fails at once if nobody listens there would replace it.
-"""
+"""The Ray cluster: connecting to it, and waiting for what runs there."""
 
 from __future__ import annotations
 
@@ -17,14 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.services import find_bootstrap_address
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from raygan.errors import RayganError, Terminated, first_line, last_line
 from raygan.machine import cores
-from raygan.runtime import local
+from raygan.runtime import local, private
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.shared import check_shared
 
@@ -51,7 +46,7 @@ def connect(settings: StorageSettings | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = _cluster_address()
     options: dict[str, Any] = {}
-    if address == "local" or (address is None and find_bootstrap_address(None) is None):
+    if address == "local" or (address is None and private.last_cluster() is None):
         local.check_machine()
         options["num_cpus"] = cores()  # Ray itself sees neither CPU affinity nor quotas outside of containers
     try:
@@ -79,7 +74,7 @@ def _cluster_address() -> str | None:
             f"RAY_ADDRESS: {given} is the address of a dashboard: give that of the cluster, such as HOST:6379, or "
             f"submit the job to the dashboard with jobs/submit.py"
         )
-    left: str | None = find_bootstrap_address(None)
+    left = private.last_cluster()
     if given not in ("", "local"):
         meant = left if given == "auto" else given
         if meant and not _listens(meant):

@@ -21,10 +21,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray._private.state import state as _cluster_state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.train.v2._internal import constants as _train_constants
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from raygan.runtime import private
 
 #: Seconds between two looks at the table.
 _EVERY_S = 1.0
@@ -74,7 +73,7 @@ def _remove_all_but(before: set[bytes], kill: bool) -> None:
             return
         if kill:
             for group in left:
-                _kill(group.creator_actor_id)
+                private.kill(group.creator_actor_id)
         time.sleep(0.2)
 
 
@@ -88,22 +87,14 @@ def remove_orphans() -> None:
 def _groups_of_actors() -> list[Any]:
     """This job's placement groups that an actor created and nobody has removed."""
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id()).binary()
-    table = _cluster_state._connect_and_get_accessor().get_placement_group_table()
-    groups = [PlacementGroupTableData.FromString(row) for row in table]
     return [
         group
-        for group in groups
+        for group in private.placement_groups()
         if group.creator_job_id == job
-        and group.state != PlacementGroupTableData.REMOVED
+        and not private.is_removed(group)
         and not group.is_detached
         and not ray.ActorID(group.creator_actor_id).is_nil()
     ]
-
-
-def _kill(actor: bytes) -> None:
-    """Kill an actor that this process has started, as `ray.kill` would; Ray Train keeps the handle to itself."""
-    with suppress(ValueError):  # another process started it, and it ends with that process
-        ray._private.worker.global_worker.core_worker.kill_actor(ray.ActorID(actor), True)
 
 
 @contextmanager
@@ -114,8 +105,7 @@ def addressed() -> Iterator[None]:
     the cleaner would take it for dead and end a healthy training.
     """
     before = os.environ.get(_ADDRESS)
-    # Private: no public setting of Ray Train passes environment variables to its actors, only to its workers.
-    _train_constants.ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
+    private.pass_on(_ADDRESS)
     os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
     try:
         yield
