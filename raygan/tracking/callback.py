@@ -8,7 +8,7 @@ It knows nothing about GANs and can be reused together with `runs` and `outbox`:
 
 The `with` block owns the run: one MLflow run for the training, however often workers or the driver restart, closed with
 the right status. The callback runs in Ray Train's controller, which Ray places on the driver's node. It only writes to
-the run's spool there, and the driver sends, so neither workers nor the controller ever wait for MLflow.
+the run's spool there, and the driver sends, so neither workers nor the controller import MLflow or wait for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from raygan.errors import last_line
-from raygan.tracking.outbox import Spool
+from raygan.tracking.spool import Spool
 
 
 class MLflowCallback(UserCallback):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from raygan.errors import RayganError
 from raygan.runtime import storage
-from raygan.tracking.outbox import Spool
+from raygan.tracking.spool import Spool
 
 #: Seconds between two heartbeats, and without one until a process on another host counts as dead. Clocks of hosts may
 #: differ by minutes.

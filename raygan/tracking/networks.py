@@ -20,17 +20,17 @@ GOOGLENET = "googlenet"
 _FILES = ("classifier.safetensors", "classifier.json")
 
 
-def registered_classifier(settings: StorageSettings, name: str = tracking.CLASSIFIER_NAME) -> str | None:
+def registered_classifier(settings: StorageSettings, name: str | None = None) -> str | None:
     """The address of a folder with a registered classifier, or None if it isn't registered.
 
     The classifier is downloaded into the storage once for each version, and tasks on other nodes load it from there.
 
     Args:
         settings: the storage, and where MLflow is.
-        name: ``NAME`` for the version under the serving alias, or ``NAME/VERSION``.
+        name: ``NAME`` for the version under the serving alias, or ``NAME/VERSION``; None for the usual classifier.
     """
     client = tracking.connect(settings)
-    model = tracking.find_model(client, name)
+    model = tracking.find_model(client, name or tracking.CLASSIFIER_NAME)
     if model is None:
         return None
     # Versions begin at 1 in every registry; run ids are unique everywhere.

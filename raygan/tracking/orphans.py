@@ -26,7 +26,8 @@ from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 from raygan.tracking.connection import tracking_uri
 from raygan.tracking.heartbeat import Owner, fetch_kept
-from raygan.tracking.outbox import Spool, send_records
+from raygan.tracking.outbox import send_records
+from raygan.tracking.spool import Spool
 
 if TYPE_CHECKING:
     from raygan.tracking.runs import Run

@@ -32,7 +32,8 @@ from raygan.runtime.settings import StorageSettings
 from raygan.tracking.connection import check_records
 from raygan.tracking.heartbeat import Heartbeat, Owner, fetch_kept
 from raygan.tracking.orphans import finish_orphans, kept_outbox_of, outbox_of
-from raygan.tracking.outbox import Sender, Spool
+from raygan.tracking.outbox import Sender
+from raygan.tracking.spool import Spool
 
 #: Longest parameter value that every MLflow store accepts, in characters.
 _PARAM_LENGTH = 500

@@ -39,7 +39,7 @@ from raygan.training.settings import TrainSettings
 from raygan.training.snapshots import Snapshots
 from raygan.training.step import GanStep
 
-if TYPE_CHECKING:  # imports MLflow
+if TYPE_CHECKING:
     from raygan.training.monitor import Monitor
 
 #: What only the first rank measures.

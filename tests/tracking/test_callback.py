@@ -1,5 +1,8 @@
 """The callback records what Ray Train's workers report."""
 
+import subprocess
+import sys
+
 from raygan import tracking
 from raygan.tracking.callback import MLflowCallback
 
@@ -12,3 +15,9 @@ def test_the_callback_records_rank_0_and_failures(settings):
     record = run.client.get_run(run.id).data
     assert record.metrics == {"images": 64.0, "loss": 0.5}
     assert record.tags["failure_1"] == "rank 1: out of memory"
+
+
+def test_what_runs_beside_a_training_does_not_wait_for_mlflow_to_be_imported():
+    """The callbacks of Ray Train's controller, and the task that measures checkpoints."""
+    code = "import sys, raygan.tracking.callback, raygan.training.monitor; sys.exit('mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

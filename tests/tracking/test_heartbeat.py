@@ -13,7 +13,7 @@ from raygan import tracking
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 from raygan.tracking.heartbeat import DEAD_AFTER_S, Heartbeat, Owner
-from raygan.tracking.outbox import Spool
+from raygan.tracking.spool import Spool
 from tests.helpers import wait_until
 from tests.tracking.records import steps
 

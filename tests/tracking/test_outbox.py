@@ -7,7 +7,8 @@ import time
 from mlflow import MlflowClient
 
 from raygan import tracking
-from raygan.tracking.outbox import Sender, Spool, send_records
+from raygan.tracking.outbox import Sender, send_records
+from raygan.tracking.spool import Spool
 from tests.helpers import wait_until
 from tests.tracking.records import steps
 
