@@ -251,6 +251,9 @@ def _walk_local(source: Source, exclude: str | None) -> Iterator[File]:
                 status = entry.stat()
             except FileNotFoundError:  # a dangling link, which is a photo that can't be read, or gone since listed
                 yield File(path, 0, 0, regular=entry.is_symlink())
+            except PermissionError as error:  # of a folder that may be listed but not entered
+                place = addresses.join(source.root, folder)
+                raise RayganError(f"--input: cannot read the files in {place}: {reason(error)}") from None
             except OSError:  # a link to itself, among others
                 yield File(path, 0, 0, regular=False)
             else:

@@ -9,6 +9,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import os
 import posixpath
 import shutil
 import tempfile
@@ -160,7 +161,7 @@ def room(address: str) -> int | None:
     if is_remote(address):
         return None
     place = Path(absolute(address))
-    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if os.path.exists(folder))).free
 
 
 def bytes_in(address: str) -> int:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,3 +112,41 @@ def test_parquet_labels_get_the_names_in_the_metadata(tmp_path):
     assert (choose(table.schema).image, choose(table.schema).label) == ("image", "label")
     with pytest.raises(ConfigurationError, match="--label-column"):
         labels(tmp_path, label_column="kind")
+
+
+#: Lists photos, and asks for the room on a disk, as a user who isn't root.
+AS_ANYBODY = """
+import os, sys
+from raygan.data.listing import find_photos
+from raygan.errors import RayganError
+from raygan.runtime.storage import room
+find_photos([sys.argv[1] + "/warm/up"], label="cat")  # imports what is imported late
+if os.getuid() == 0:
+    os.setuid(65534)
+for place in ("listed", "closed"):
+    try:
+        find_photos([sys.argv[1] + "/" + place])
+    except RayganError as error:
+        print(error)
+print(room(sys.argv[1] + "/closed/cat/shards") > 0)
+"""
+
+
+def test_folders_that_may_not_be_entered_are_refused_not_left_out():
+    """A class folder whose names may be listed but not read would be a class that is lost."""
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's, which only its owner may enter
+        os.chmod(folder, 0o755)  # noqa: S103
+        for path in ("warm/up/0.jpg", "listed/cat/0.jpg", "listed/dog/0.jpg", "closed/cat/0.jpg", "closed/dog/0.jpg"):
+            os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+            Path(folder, path).write_bytes(b"\xff\xd8\xff")
+        os.chmod(f"{folder}/listed/cat", 0o644)
+        os.chmod(f"{folder}/closed/cat", 0)
+        command = [sys.executable, "-c", AS_ANYBODY, folder]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        os.chmod(f"{folder}/closed/cat", 0o700)
+        os.chmod(f"{folder}/listed/cat", 0o700)
+    assert said == [
+        f"--input: cannot read the files in {folder}/listed/cat: Permission denied",
+        f"--input: cannot list {folder}/closed/cat: Permission denied",
+        "True",
+    ]
