@@ -137,9 +137,8 @@ class Sorter:
         return len(labels) == 1 and labels.pop().rpartition("_")[2] not in ANIMALS
 
     def _by_tables(self, photos: Sequence[File], named: Sequence[str]) -> Guess | None:
-        content = self._tables(photos)
-        found = tables.guess(named, content, self.source.label_column)
-        self.objections += [] if found else tables.objections(content)
+        found, objections = tables.guess(named, self._tables(photos), self.source.label_column)
+        self.objections += objections
         self.has_columns |= found is not None
         return found
 

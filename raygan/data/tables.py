@@ -27,8 +27,8 @@ ENDINGS = frozenset({".csv", ".tsv", ".jsonl"})
 _DELIMITERS = ",;\t|"
 
 
-def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str = "") -> Guess | None:
-    """How tables give the labels of photos; None if they give none.
+def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str = "") -> tuple[Guess | None, list[str]]:
+    """How tables give the labels of photos, None if they give none; and why tables about photos don't, in words.
 
     Args:
         paths: of the photos, relative to the input.
@@ -37,40 +37,38 @@ def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str =
     """
     photos = _Photos(paths)
     found: dict[str, set[str]] = {}
-    how = []
+    how, objections = [], []
     for name, content in tables.items():
         try:
             table = _read(name, content, partial(photos.find, folder=posixpath.dirname(name)))
-        except ValueError:
+        except ValueError as error:
+            objections.append(f"{name} {error}")
             continue
         naming, named = _naming(photos, name, table) if table else ("", [])
         if table is None or not any(named):
             continue
         try:
-            others = table.drop_columns([naming])
-            column = columns.choose(others.schema, label=label_column).label
-            if column is None:
-                continue
-            labels, _ = columns.row_labels(others[column], None, column, name)
-        except ConfigurationError:  # it lacks the column, or has numbers that are no labels
+            column, labels = _labels(table.drop_columns([naming]), label_column, name)
+        except ConfigurationError as error:
+            objections.append(str(error).removeprefix("--input: "))
             continue
         for path, label in zip(named, labels.to_pylist(), strict=True):
             if path and label:
                 found.setdefault(path, set()).add(label)
         how.append(f"column {column} of {name}, photos by its column {naming}")
     certain = {path: min(labels) for path, labels in found.items() if len(labels) == 1}
-    return Guess(f"labels in {'; '.join(how)}", certain.get, certain=bool(label_column)) if certain else None
+    if not certain:
+        return None, objections
+    return Guess(f"labels in {'; '.join(how)}", certain.get, certain=bool(label_column)), objections
 
 
-def objections(tables: Mapping[str, bytes]) -> list[str]:
-    """Why tables can't be read, each with its name. tables: content by path."""
-    found = []
-    for name, content in tables.items():
-        try:
-            _read(name, content, lambda value: False)
-        except ValueError as error:
-            found.append(f"{name} {error}")
-    return found
+def _labels(table: pa.Table, label_column: str, name: str) -> tuple[str, pa.ChunkedArray]:
+    """The column of labels, and what it says. Raises ConfigurationError if there is none, or it has no labels."""
+    column = columns.choose(table.schema, label=label_column).label
+    if column is None:
+        some = ", ".join([*table.column_names[:8], *(["…"] if table.num_columns > 8 else [])])
+        raise ConfigurationError(f"{name} has no column of labels ({some}): if it has, name it with --label-column")
+    return column, columns.row_labels(table[column], None, column, name)[0]
 
 
 class _Photos:
