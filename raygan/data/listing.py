@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from raygan import addresses
 from raygan.data import archives, kinds, layouts
-from raygan.data.labels import Guess, Layout, check_labels, normalize
+from raygan.data.labels import Guess, Layout, check_labels, normalize, some
 from raygan.data.sorter import SCHEMA as SCHEMA
 from raygan.data.sorter import Sorter, also, aside
 from raygan.data.sources import Source, check_apart, files, open_source
@@ -48,9 +48,8 @@ class Listing:
         for number, source in enumerate(self.sources):
             found = self.photos.filter(pc.equal(self.photos["source"], number))["label"]
             counts = sorted(_counts(found).items(), key=lambda item: (-item[1], item[0]))
-            named = ", ".join(f"{count:,} {label}" for label, count in counts[:12])
-            more = f" and {len(counts) - 12} more labels" if len(counts) > 12 else ""
-            lines.append(f"{source.address}: {self.layouts[number]}: {named}{more}")
+            named = some([f"{count:,} {label}" for label, count in counts])
+            lines.append(f"{source.address}: {self.layouts[number]}: {named}")
         return "\n".join([*lines, *([aside(self.ignored)] if self.ignored else [])])
 
     def decompressed(self, folder: str) -> list[Source]:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from raygan.data import variation
 from raygan.data.arrow import whole
+from raygan.data.labels import some
 from raygan.data.listing import Listing
 from raygan.runtime import storage
 
@@ -67,18 +68,18 @@ def in_words(summary: dict[str, Any]) -> str:
     lines = [", ".join(f"{summary[name]:,} {name}" for name in ("seen", "kept", "rejected", "ignored"))]
     if summary["reasons"]:
         lines.append(f"rejected: {reasons_in_words(summary)}")
-    lines += [
-        f"outliers of {label}: {note['skipped']}" for label, note in summary["outliers"].items() if "skipped" in note
-    ]
+    small = [label for label, note in summary["outliers"].items() if "skipped" in note]
+    if small:
+        lines.append(f"outliers: not looked for in {some(small)}, with too few photos for statistics")
     known = {label: value for label, value in summary["variation"].items() if value is not None}
     if known:
-        values = ", ".join(f"{label} {value:.3f}" for label, value in known.items())
+        values = some([f"{label} {value:.3f}" for label, value in known.items()])
         lines.append(f"variation: {values} (aligned faces: 0.88 to 0.94, whole animals: 0.98)")
-    lines += [
-        f"note: photos of {label} vary as much as whole scenes: a GAN learns aligned faces far sooner"
-        for label, value in known.items()
-        if value > variation.HIGH and summary["labels"][label]["kept"] >= 100
-    ]
+    wild = [label for label, v in known.items() if v > variation.HIGH and summary["labels"][label]["kept"] >= 100]
+    if wild:
+        lines.append(
+            f"note: photos of {some(wild)} vary as much as whole scenes: a GAN learns aligned faces far sooner"
+        )
     return "\n".join(lines)
 
 
