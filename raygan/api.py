@@ -17,6 +17,7 @@ import numpy.typing as npt
 from raygan.cli import configure_ray
 from raygan.errors import ConfigurationError as ConfigurationError
 from raygan.errors import RayganError as RayganError
+from raygan.errors import some
 from raygan.settings import resolve
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class LoadedGenerator:
         chosen = [one or only for one in each]
         for one in chosen:
             if one not in self.labels:
-                raise ConfigurationError(f"label must be one of {', '.join(self.labels)}, not {one!r}")
+                raise ConfigurationError(f"label must be one of {some(self.labels)}, not {one!r}")
         known = self._named.generator.labels
         classes = [torch.tensor([known.index(str(one)) for one in chosen])] if known else []
         images: Images = self._drawing(points, *classes).numpy()

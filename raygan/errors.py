@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 
 
 class RayganError(Exception):
@@ -47,6 +48,12 @@ def is_full_disk(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """The system's words for an error, or the first line of its message: not all of Arrow's have the system's."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def some(each: Sequence[str]) -> str:
+    """What is said of each label, for at most a dozen: people are labels by the thousand."""
+    more = f" and {len(each) - 12:,} more labels" if len(each) > 12 else ""
+    return ", ".join(each[:12]) + more
 
 
 def first_line(error: BaseException | None) -> str:

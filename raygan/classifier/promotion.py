@@ -11,6 +11,7 @@ from raygan import tracking
 from raygan.classifier.loop import MOST_VALIDATED
 from raygan.classifier.settings import ClassifySettings
 from raygan.data.photos import Photos
+from raygan.errors import some
 from raygan.models.googlenet import Classifier, load_classifier
 from raygan.tracking.promotion import Decision, beside_champion
 
@@ -32,7 +33,7 @@ def decide(settings: ClassifySettings, classifier: Classifier, validation: Photo
     def compare(champion: tracking.RegisteredModel, folder: Path) -> Decision:
         rival = load_classifier(folder)
         if (classifier.labels, classifier.image_size) != (rival.labels, rival.image_size):
-            new, old = (f"{', '.join(one.labels)} at {one.image_size} px" for one in (classifier, rival))
+            new, old = (f"{some(one.labels)} at {one.image_size} px" for one in (classifier, rival))
             return Decision(False, f"it tells apart {new}, and version {champion.version} {old}")
         return _by_accuracy(_is_right(classifier, validation), _is_right(rival, validation), champion.version)
 

@@ -112,12 +112,6 @@ def normalize(label: str) -> str:
     return head + underscore + _PLURALS.get(last, last)
 
 
-def some(each: Sequence[str]) -> str:
-    """What is said of each label, for at most a dozen: people are labels by the thousand."""
-    more = f" and {len(each) - 12:,} more labels" if len(each) > 12 else ""
-    return ", ".join(each[:12]) + more
-
-
 def check_labels(labels: Sequence[str]) -> None:
     """Raise ConfigurationError if a label can't be used: it names the label and what is wrong with it."""
     for label in labels:

@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 
 from raygan import addresses
 from raygan.data import archives, kinds, layouts
-from raygan.data.labels import Guess, Layout, check_labels, normalize, some
+from raygan.data.labels import Guess, Layout, check_labels, normalize
 from raygan.data.sorter import SCHEMA as SCHEMA
 from raygan.data.sorter import Sorter, also, aside
 from raygan.data.sources import Source, check_apart, files, open_source
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, some
 
 
 @dataclass

@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 
 from raygan.data import variation
 from raygan.data.arrow import whole
-from raygan.data.labels import some
 from raygan.data.listing import Listing
+from raygan.errors import some
 from raygan.runtime import storage
 
 REPORT = "report.json"

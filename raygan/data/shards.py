@@ -36,7 +36,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygan.data.arrow import whole
-from raygan.errors import ConfigurationError, RayganError, first_line
+from raygan.errors import ConfigurationError, RayganError, first_line, some
 from raygan.runtime.storage import join, read_text, resolve, stamp_of, write_bytes
 
 MANIFEST = "manifest.json"
@@ -140,7 +140,7 @@ class DataSet:
             )
         if label is not None and label not in self.manifest.classes:
             raise ConfigurationError(
-                f"--label: {self.address} has no label {label!r}; it has {', '.join(self.manifest.classes)}"
+                f"--label: {self.address} has no label {label!r}; it has {some(self.manifest.classes)}"
             )
 
     @property

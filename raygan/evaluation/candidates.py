@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raygan.data.shards import DataSet
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, some
 from raygan.evaluation.settings import EvaluateSettings
 from raygan.models.gan import build_generator
 from raygan.models.latents import seeded
@@ -79,7 +79,7 @@ def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate
     classes = data.manifest.classes
     strange = [label for label in settings.label if label not in classes]
     if strange:
-        raise ConfigurationError(f"--label: {data.address} has no label {strange[0]!r}; it has {', '.join(classes)}")
+        raise ConfigurationError(f"--label: {data.address} has no label {strange[0]!r}; it has {some(classes)}")
     found = find_generators(settings, settings.model, settings.label or classes)
     check_labels(found, data)
     check_size(found, data)
@@ -131,5 +131,5 @@ def untrained_generator(like: NamedGenerator, labels: Sequence[str], seed: int) 
 def _alone(one: NamedGenerator, wanted: Sequence[str]) -> Candidate:
     labels = [label for label in one.labels if not wanted or label in wanted]
     if not labels:
-        raise ConfigurationError(f"--label: {one.name} draws {', '.join(one.labels)}, not {', '.join(wanted)}")
+        raise ConfigurationError(f"--label: {one.name} draws {some(one.labels)}, not {some(wanted)}")
     return Candidate(one.name, dict.fromkeys(labels, one), (one.name,))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raygan import tracking
 from raygan.data.shards import DataSet
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError, RayganError, some
 from raygan.models.gan import Generator, load_generator
 from raygan.models.latents import images_of, latents_of
 from raygan.runtime import capacity, storage
@@ -131,7 +131,7 @@ def check_labels(found: Sequence[NamedGenerator], data: DataSet) -> None:
         strange = [label for label in one.labels if label not in (*classes, ALL)]
         if strange:
             raise RayganError(
-                f"--model: {one.name} draws {', '.join(strange)}, but {data.address} has only {', '.join(classes)}: "
+                f"--model: {one.name} draws {some(strange)}, but {data.address} has only {some(classes)}: "
                 f"give shards with that label, or another generator"
             )
 

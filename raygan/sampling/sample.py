@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from raygan import pictures, tracking
 from raygan.addresses import slug
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, some
 from raygan.models.drawing import Drawing
 from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import NamedGenerator, find_generators
@@ -132,7 +132,7 @@ def _label(settings: SampleSettings, named: NamedGenerator) -> str:
     label = settings.label or (named.labels[0] if len(named.labels) == 1 else "")
     if label not in named.labels:
         given = f"it doesn't draw {label}" if label else "say which"
-        raise ConfigurationError(f"--label: {named.name} draws {', '.join(named.labels)}: {given}")
+        raise ConfigurationError(f"--label: {named.name} draws {some(named.labels)}: {given}")
     return label
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from raygan.errors import some
 from raygan.serve.confident import Search
 from raygan.serve.messages import (
     ClassifyRequest,
@@ -131,5 +132,5 @@ class Service(Versions):
             raise self.no_classifier("min_confidence")
         labels = self.labels(classifier)
         if label not in labels:
-            raise Problem(409, f"the classifier knows {', '.join(labels)}, not {label}", field="min_confidence")
+            raise Problem(409, f"the classifier knows {some(labels)}, not {label}", field="min_confidence")
         return classifier

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, some
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_networks
 from raygan.models.stages import shifted, stages_of
 from raygan.models.weights import load_tensors
@@ -89,7 +89,7 @@ def _check_alike(source: NetworkSettings, wanted: NetworkSettings, *, has_critic
         if old != new and (field != "critic_norm" or has_critic):
             raise ConfigurationError(f"--begin-from: its networks have {field} {old}, not {new}: give {flag} {old}")
     if source.labels != wanted.labels:
-        old, new = (", ".join(one.labels) or "one label" for one in (source, wanted))
+        old, new = (some(one.labels) or "one label" for one in (source, wanted))
         raise ConfigurationError(f"--begin-from: its networks draw {old}, not {new}: train on the same kind of labels")
     if wanted.image_size not in (source.image_size, 2 * source.image_size):
         raise ConfigurationError(

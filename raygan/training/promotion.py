@@ -9,7 +9,7 @@ from pathlib import Path
 from raygan import tracking
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
-from raygan.errors import RayganError
+from raygan.errors import RayganError, some
 from raygan.models.gan import Generator, load_generator
 from raygan.tracking.networks import feature_network
 from raygan.tracking.promotion import Decision, beside_champion
@@ -90,7 +90,7 @@ def _unlike(generator: Generator, rival: Generator, champion: tracking.Registere
     if size != other:
         return Decision(False, f"it draws {size} px images, and version {champion.version} draws {other} px ones")
     if generator.labels != rival.labels:
-        draws, others = (", ".join(one.labels) or "one label" for one in (generator, rival))
+        draws, others = (some(one.labels) or "one label" for one in (generator, rival))
         return Decision(False, f"it draws {draws}, and version {champion.version} draws {others}")
     return None
 
