@@ -24,7 +24,7 @@ from raygan.data.photos import Photos
 from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime.progress import Seen
-from raygan.training.build import place_of
+from raygan.training.build import this_rank
 
 _VERSION = 1
 
@@ -85,7 +85,7 @@ def classify_worker(config: dict[str, Any]) -> None:
     """One rank's training; Ray Train has set up the process group."""
     task: ClassifyTask = config["task"]
     settings, per_epoch = task.settings, task.batches_per_epoch
-    share, device = place_of(settings)
+    share, device = this_rank()
     step = ClassifierStep(
         len(task.labels),
         settings,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ray.train.torch
 import torch
 
-from raygan.machine import cores
 from raygan.models.distributed import Share
 from raygan.models.gan import NetworkSettings
 from raygan.models.hardware import keep_freed_memory
-from raygan.runtime.settings import WorkerOptions
+from raygan.runtime import capacity
 from raygan.training.schedule import Schedule
 from raygan.training.settings import StepOptions, TrainSettings
 from raygan.training.step import GanStep
@@ -40,9 +39,9 @@ def new_step(
     return GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)
 
 
-def place_of(options: WorkerOptions) -> tuple[Share, torch.device]:
+def this_rank() -> tuple[Share, torch.device]:
     """This rank's share and device under Ray Train. Gives torch a thread for each reserved core."""
-    torch.set_num_threads(max(1, min(int(options.cpus_per_worker), cores())))
+    capacity.use_own_cores()
     keep_freed_memory()
     context = ray.train.get_context()
     return Share(context.get_world_rank(), context.get_world_size()), ray.train.torch.get_device()

@@ -29,7 +29,6 @@ from torch import Tensor
 from raygan import pictures
 from raygan.data.photos import Photos
 from raygan.errors import last_line
-from raygan.machine import cores
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
@@ -90,7 +89,6 @@ class Monitor:
         network: feature network, as workers load it.
         samples: samples to draw for a measurement.
         label: the animal, if there is only one.
-        threads: of a measurement in a task of its own.
         events: queue to the driver.
         folder: the run's folder.
     """
@@ -100,13 +98,12 @@ class Monitor:
     network: str
     samples: int
     label: str | None
-    threads: int
     events: Queue
     folder: str
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """Measure a checkpoint in a task of its own; returns Ray Train's metrics of it, none if that fails."""
-        torch.set_num_threads(min(self.threads, cores()))
+        capacity.use_own_cores()
         with checkpoint.as_directory() as folder:
             generator, about = load_generator(Path(folder))
         images = round(about["kimg"] * 1000)

@@ -223,7 +223,6 @@ class Training:
             network=settings.quality_network,
             samples=settings.quality_samples,
             label=settings.label,
-            threads=max(1, int(cores)),
             events=self.events,
             folder=self.run.folder,
         )

@@ -26,7 +26,7 @@ from raygan.data.photos import Photos
 from raygan.models.gan import Generator
 from raygan.models.hardware import on_device, peak_resident_bytes
 from raygan.runtime import storage
-from raygan.training.build import new_step, place_of
+from raygan.training.build import new_step, this_rank
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import Collapse, Notice, Picture, Tick
 from raygan.training.health import Health, spread
@@ -87,7 +87,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """One rank's training, under Ray Train, which has set up the process group."""
     task: WorkerTask = config["task"]
     settings = task.settings
-    share, device = place_of(settings)
+    share, device = this_rank()
     step = new_step(settings, task.schedule, task.labels, device, share)
     before: dict[str, Any] = {}
     checkpoint = ray.train.get_checkpoint() or task.begin_from

@@ -63,7 +63,7 @@ def opened(gate):
 
 
 def monitor_of(reference, events=None):
-    return Monitor(reference, None, "net", samples=16, label=None, threads=1, events=events, folder="run")
+    return Monitor(reference, None, "net", samples=16, label=None, events=events, folder="run")
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -91,6 +91,6 @@ class Broken(Monitor):
 
 def test_a_measurement_that_fails_is_told_and_ends_nothing():
     events = Events()
-    monitor = Broken(None, None, "net", samples=16, label=None, threads=1, events=events, folder="run")
+    monitor = Broken(None, None, "net", samples=16, label=None, events=events, folder="run")
     assert monitor.try_to_measure(None, 320) is None
     assert events == [Unmeasured(320, "no space left on device")]

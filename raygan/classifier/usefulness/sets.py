@@ -14,7 +14,6 @@ from typing import cast
 
 import numpy as np
 import ray
-import torch
 
 from raygan.classifier.mixture import balanced_numbers, combine, drawn_photos, taken
 from raygan.classifier.settings import UsefulnessSettings
@@ -166,7 +165,7 @@ def train_generator(settings: TrainSettings, photos: Photos, labels: tuple[str, 
         labels: of the photos.
         folder: where to write.
     """
-    torch.set_num_threads(max(1, int(settings.cpus_per_worker)))
+    capacity.use_own_cores()
     keep_freed_memory()
     settings = settings.model_copy(update={"batch_size": min(settings.batch_size, len(photos))})
     schedule = Schedule.of(settings, len(photos), settings.batch_size)

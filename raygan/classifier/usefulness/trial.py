@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray.tune
-import torch
 from ray.util.queue import Queue
 
 from raygan.classifier.loop import ClassifierLoop
@@ -89,7 +88,7 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
     """
     trial, images = sets[config["number"]]
     settings = task.settings.model_copy(update={"seed": trial.seed})
-    torch.set_num_threads(max(1, int(settings.cpus_per_trial)))
+    capacity.use_own_cores()
     keep_freed_memory()
     step = ClassifierStep(task.labels, settings, task.batches, capacity.own_device())
 

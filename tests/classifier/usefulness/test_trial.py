@@ -17,6 +17,7 @@ from raygan.data.photos import InMemory, Photos
 def test_a_result_names_the_photos_that_were_validated(tmp_path, monkeypatch, most):
     monkeypatch.setattr(loop, "MOST_VALIDATED", most)
     monkeypatch.setattr(trial.ray.tune, "report", lambda result: None)
+    monkeypatch.setattr(trial.capacity, "use_own_cores", lambda: None)
     random = np.random.default_rng(0)
     blocks = tuple((random.integers(0, 256, (5, 32, 32, 3), np.uint8), np.arange(5) % 2) for _ in range(3))
     everything = Photos((5, 5, 5), InMemory(blocks))
