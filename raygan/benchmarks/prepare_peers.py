@@ -18,7 +18,7 @@ from tqdm import tqdm
 from raygan.data import duplicates
 from raygan.data.kinds import is_image_name
 from raygan.data.listing import Listing
-from raygan.data.neighbors import close_pairs, words_of
+from raygan.data.neighbors import words_of
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import write_shard
 from raygan.errors import ConfigurationError, RayganError
@@ -53,7 +53,7 @@ def pillow_loop(settings: PrepareSettings) -> None:
         kept.append(np.asarray(square))
         about.append({"label": path.parent.name, "path": str(path), "hash": digest})
     near = np.stack([np.packbits(value.hash) for value in phashes])
-    repeats, _ = duplicates.near_duplicates(close_pairs(words_of(near), settings.hash_distance), np.arange(len(near)))
+    repeats, _ = duplicates.near_repeats(words_of(near), settings.hash_distance)
     chosen = np.flatnonzero(repeats < 0)
     for number, part in enumerate(np.array_split(chosen, -(-len(chosen) // _SHARD))):
         rows = pa.Table.from_pylist([about[i] for i in part])

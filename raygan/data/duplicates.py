@@ -68,18 +68,13 @@ class Verdicts:
         self.reject(chosen[same >= 0], "duplicate", 0.0, chosen[same[same >= 0]])
 
     def reject_near_duplicates(self, distance: int) -> None:
-        """Reject photos whose perceptual hashes differ from that of a preferred one in at most `distance` bits.
-
-        Photos with the same hash are alike to all others, so only the preferred of them is compared.
-        """
-        chosen = np.flatnonzero(self.alive)
-        chosen = chosen[np.argsort(self.ranks[chosen])]
-        words, first, which = np.unique(self._phashes(chosen), return_index=True, return_inverse=True)
-        repeats, bits = near_duplicates(close_pairs(words, distance), self.ranks[chosen[first]])
-        of_hash = np.where(repeats >= 0, repeats, np.arange(len(words)))
-        preferred, far = chosen[first[of_hash]][which], bits[which]
-        gone = preferred != chosen
-        self.reject(chosen[gone], "near_duplicate", far[gone].astype(float), preferred[gone])
+        """Reject photos whose perceptual hashes differ from that of a preferred one in at most `distance` bits."""
+        preferred_first = np.empty(len(self.ranks), np.int64)
+        preferred_first[self.ranks] = np.arange(len(self.ranks))
+        chosen = preferred_first[self.alive[preferred_first]]
+        repeats, bits = near_repeats(self._phashes(chosen), distance)
+        gone = np.flatnonzero(repeats >= 0)
+        self.reject(chosen[gone], "near_duplicate", bits[gone].astype(float), chosen[repeats[gone]])
 
     def links(self, distance: int) -> np.ndarray:
         """Pairs that connect near-duplicates that are alive, from `close_links`."""
@@ -169,8 +164,7 @@ def preference(paths: Sequence[str] | pa.Array, areas: np.ndarray) -> np.ndarray
     lengths = pc.utf8_length(names).to_numpy()
     # Most photos are told apart by one number, and numbers sort fast; only the others' paths are compared.
     keys = (areas.max(initial=0) - areas.astype(np.int64)) * (lengths.max(initial=0) + 1) + lengths
-    order = np.argsort(keys)
-    tied = _tied(keys[order])
+    order, tied = _sorted(keys.astype(np.uint64))
     some = order[tied]
     table = pa.table({"key": keys[some], "path": names.take(pa.array(some)), "number": some})
     order[tied] = some[pc.sort_indices(table, [(name, "ascending") for name in table.column_names]).to_numpy()]
@@ -185,9 +179,8 @@ def duplicates(hashes: Sequence[str] | pa.Array, ranks: np.ndarray) -> np.ndarra
     # The beginnings of most hashes are told apart as numbers, which sort fast; only the others are compared whole.
     beginnings = pc.utf8_rpad(pc.utf8_slice_codeunits(names, 0, 16), 16).cast(pa.binary()).cast(pa.binary(16))
     keys = np.frombuffer(beginnings.buffers()[1] or b"", np.uint64)[: 2 * len(names)].reshape(-1, 2)
-    mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
-    order = np.argsort(mixed)
-    some = order[_tied(mixed[order])]
+    order, tied = _sorted((keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]) >> np.uint64(24))
+    some = order[tied]
     which = pc.dictionary_encode(names.take(pa.array(some))).indices.to_numpy()
     order = np.lexsort((ranks[some], which))
     first = np.ones(len(order), bool)
@@ -199,13 +192,26 @@ def duplicates(hashes: Sequence[str] | pa.Array, ranks: np.ndarray) -> np.ndarra
     return found
 
 
-def _tied(ordered: np.ndarray) -> np.ndarray:
-    """Whether each of some sorted numbers occurs more than once: bool (n,)."""
+def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of keys, uint64 (n,), as of `np.argsort`; and whether each of them, in order, occurs more than once.
+
+    Keys with bits to spare are sorted with their places in their last bits: nothing has to be looked up then.
+    """
+    places = np.arange(len(keys), dtype=np.uint64)
+    bits = np.uint64(len(keys).bit_length())
+    if int(keys.max(initial=0)).bit_length() + int(bits) <= 64:
+        ordered = keys << bits | places
+        ordered.sort()
+        order = (ordered & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+        ordered >>= bits
+    else:
+        order = np.argsort(keys)
+        ordered = keys[order]
     as_next = ordered[1:] == ordered[:-1]
     tied = np.zeros(len(ordered), bool)
     tied[:-1] |= as_next
     tied[1:] |= as_next
-    return tied
+    return order, tied
 
 
 def close_links(words: np.ndarray, distance: int) -> np.ndarray:
@@ -220,6 +226,17 @@ def close_links(words: np.ndarray, distance: int) -> np.ndarray:
     same = np.flatnonzero(which[order][1:] == which[order][:-1])
     chains = np.stack([order[same], order[same + 1], np.zeros_like(same)], axis=1)
     return np.concatenate([links, chains.astype(np.int64)])
+
+
+def near_repeats(words: np.ndarray, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `near_duplicates`, for perceptual hashes in order of preference, uint64 (n,).
+
+    Photos with the same hash are alike to all others, so only the preferred of them is compared.
+    """
+    hashes, first, which = np.unique(words, return_index=True, return_inverse=True)
+    repeats, bits = near_duplicates(close_pairs(hashes, distance), first)
+    kept = first[np.where(repeats >= 0, repeats, np.arange(len(hashes)))][which]
+    return np.where(kept == np.arange(len(words)), -1, kept), bits[which]
 
 
 def near_duplicates(pairs: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Perceptual hashes that differ in few bits, found without comparing all pairs.
 
-The 64 bits are cut into d + k bands. Hashes that differ in at most d bits agree in at least k whole bands, so they have
-the same key in the table of some k bands: a table is the hashes sorted by these bands, where equal keys are
-neighbors. k is so large that a random hash shares its key with about one other, whatever the number of hashes n. So
+Of the 64 bits, d + k bands of equal width are taken. Hashes that differ in at most d bits agree in at least k whole
+bands, so they are neighbors in the table of some k bands: the hashes, with the bits of these bands moved to the front,
+in order. k is so large that a random hash shares its key with about one other, whatever the number of hashes n. So
 the cost is that of sorting: for n up to 3 million and the default of 6 bits, 84 tables (k = 3), whose time and memory
 grow as n log n. Hashes of photos aren't random; what that costs is the number of pairs with equal keys.
 
@@ -13,7 +13,7 @@ hash table), whose cost grows faster than linearly from about a million hashes o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from math import log2
 
 import numpy as np
@@ -26,8 +26,6 @@ _KEY_BITS = 21
 
 #: Hashes that are sorted at a time.
 _IN_CACHE = 1 << 15
-
-_UPPER = np.uint64(0xFFFFFFFF00000000)
 
 #: Hashes looked up at a time in the index for more bits; bounds the memory of the answer.
 _QUERIES = 20_000
@@ -42,7 +40,7 @@ def close_pairs(words: np.ndarray, distance: int) -> np.ndarray:
     """All pairs of hashes that differ in few bits.
 
     Args:
-        words: hashes, uint64 (n,).
+        words: hashes, uint64 (n,), no two equal, in order.
         distance: most differing bits, 0 to 15.
 
     Returns:
@@ -56,75 +54,103 @@ def close_pairs(words: np.ndarray, distance: int) -> np.ndarray:
 
 def _by_tables(words: np.ndarray, distance: int) -> np.ndarray:
     equal = next(k for k in itertools.count(1) if 64 * k / (distance + k) >= min(log2(len(words)) - 1, _KEY_BITS))
-    edges = np.round(np.linspace(0, 64, distance + equal + 1)).astype(int).tolist()
-    bands = [((1 << (high - low)) - 1) << low for low, high in itertools.pairwise(edges)]
-    tables = list(itertools.combinations(range(len(bands)), equal))
-    found = [np.empty((0, 3), np.int64)]
-    for first, same in itertools.groupby(tables, lambda table: table[0]):
-        of_band = list(same)
-        for part in _parts(words, edges[first], edges[first + 1]):
-            own = words[part]  # gathered once: they are all over the memory
-            for chosen in of_band:
-                before = [np.uint64(bands[band]) for band in range(chosen[-1]) if band not in chosen]
-                mask = np.uint64(sum(bands[band] for band in chosen))
-                found += _close(own, part, mask, before, distance)
-    return np.concatenate(found)
+    count = distance + equal
+    width = 64 // count
+    found = [(words[:0], words[:0])]
+    for first in range(distance + 1):
+        turned = _turned(words, first * width)
+        turned.sort()
+        tables = [
+            _Table((first, *others), width) for others in itertools.combinations(range(first + 1, count), equal - 1)
+        ]
+        for part, table in itertools.product(_parts(turned, width), tables):
+            ones, differ = _close(table.of(part), equal * width, distance)
+            new = np.flatnonzero((differ & table.earlier[:, None] != 0).all(axis=0))
+            found.append((table.back(ones[new]), table.back(differ[new])))
+    ones, differ = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    ends = np.sort(np.searchsorted(words, np.stack([ones, ones ^ differ], 1)), axis=1)
+    return np.column_stack([ends, np.bitwise_count(differ)]).astype(np.int64)
 
 
-def _parts(words: np.ndarray, low: int, high: int) -> list[np.ndarray]:
-    """Indices of the hashes by the upper of the bits from `low` to `high`, few enough for a core's cache."""
-    used = min(high - low, max(0, round(log2(len(words) / _IN_CACHE))))
-    values = ((words >> np.uint64(high - used)) & np.uint64((1 << used) - 1)).astype(np.uint16)
-    ends = np.cumsum(np.bincount(values, minlength=1 << used))[:-1]
-    return np.split(np.argsort(values, kind="stable"), ends)  # 16 bits are sorted by counting
+def _close(table: np.ndarray, key_bits: int, distance: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes that have a close one with the same key, and the bits in which the two differ.
 
-
-def _close(
-    words: np.ndarray, part: np.ndarray, mask: np.uint64, before: list[np.uint64], distance: int
-) -> list[np.ndarray]:
-    """Close pairs, as of `close_pairs`, of hashes that agree in a table's bits, and in no earlier table's.
+    First come neighbors in the table, then hashes two places apart, and so on. Nearly all of them differ in too many
+    bits, so these are counted before anything else is looked at.
 
     Args:
-        words: hashes of a part.
-        part: their indices among all.
-        mask: the table's bits.
-        before: bands that agree only in earlier tables.
+        table: hashes, which this sorts.
+        key_bits: how many of the first bits are the key.
         distance: most differing bits.
     """
-    found = []
-    for one, other, differ in _equal(words, mask, distance):
-        new = np.logical_and.reduce([differ & mask == 0, *(differ & band != 0 for band in before)], 0)
-        if new.any():
-            ends = np.sort(np.stack([part[one[new]], part[other[new]]], 1), axis=1)
-            found.append(np.column_stack([ends, np.bitwise_count(differ[new])]).astype(np.int64))
-    return found
-
-
-def _equal(words: np.ndarray, mask: np.uint64, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Indices of hashes that agree in the bits of a mask and differ in few, and the bits in which they differ.
-
-    Hashes are sorted by 32 bits made from the mask's, so a few pairs agree only in these. First come pairs of
-    neighbors in the table, then pairs two places apart, and so on. Nearly all of them differ in too many bits, so
-    these are counted before anything else is looked up: of millions of hashes, this takes as long as sorting them.
-    """
-    table = words & mask
-    table *= np.uint64(0x9E3779B97F4A7C15)  # equal bits stay equal, and the upper half depends on all of them
-    table &= _UPPER
-    table |= np.arange(len(words), dtype=np.uint64)
     table.sort()
-    indices = (table & ~_UPPER).astype(np.int64)
-    there = words[indices]
-    as_next = np.zeros(len(table), bool)  # whether the next one has the same upper half
-    as_next[:-1] = table[1:] ^ table[:-1] <= ~_UPPER
-    places, step = np.flatnonzero(as_next), 1
+    ones, bits = [table[:0]], [table[:0]]
+    step, places = 1, np.arange(len(table) - 1)
     while len(places):
-        differ = there.take(places)
-        differ ^= there[step:].take(places)
-        close = np.flatnonzero(np.bitwise_count(differ) <= distance)
-        if len(close):
-            yield indices[places[close]], indices[places[close] + step], differ[close]
-        places = places[as_next[places + step]]
+        # Many hashes have one with their key in the next two places: reading a row is faster than looking them up.
+        near, far = (table[:-step], table[step:]) if step <= 2 else (table.take(places), table[step:].take(places))
+        differ = near ^ far
+        same = differ >> np.uint64(64 - key_bits) == 0
+        close = np.flatnonzero(same & (np.bitwise_count(differ) <= distance))
+        ones.append(near[close])
+        bits.append(differ[close])
+        if step > 1:
+            places = places.take(np.flatnonzero(same))  # several times as fast as by a mask
         step += 1
+        places = places[: np.searchsorted(places, len(table) - step)]
+    return np.concatenate(ones), np.concatenate(bits)
+
+
+def _parts(ordered: np.ndarray, width: int) -> list[np.ndarray]:
+    """Hashes in order, cut where their first `width` bits differ, into parts small enough for a core's cache."""
+    used = min(width, max(0, round(log2(len(ordered) / _IN_CACHE))))
+    edges = np.arange(1, 1 << used, dtype=np.uint64) << np.uint64(64 - used)
+    return np.split(ordered, np.searchsorted(ordered, edges))
+
+
+def _turned(words: np.ndarray, bits: int) -> np.ndarray:
+    """Hashes rotated to the left."""
+    bits %= 64
+    return (words << np.uint64(bits)) | (words >> np.uint64(64 - bits)) if bits else words.copy()
+
+
+class _Table:
+    """Some bands, to whose table it brings hashes that are turned to the first of them.
+
+    Args:
+        bands: numbers, in order.
+        width: bits of a band.
+    """
+
+    def __init__(self, bands: Sequence[int], width: int):
+        self._turn, self._width = bands[0] * width, width
+        places = [band - bands[0] for band in bands]
+        self._moves = [(place, other) for place, other in enumerate(places) if place != other]
+        earlier = sorted(set(range(bands[-1])) - set(bands))
+        masks = np.array([((1 << width) - 1) << (64 - (band + 1) * width) for band in earlier], np.uint64)
+        #: The other bands up to the last one, at their places here: hashes that agree in one are in an earlier table.
+        self.earlier = self.of(_turned(masks, self._turn))
+
+    def of(self, words: np.ndarray) -> np.ndarray:
+        """Turned hashes with this table's bands in front."""
+        return self._swapped(words, self._moves)
+
+    def back(self, words: np.ndarray) -> np.ndarray:
+        """The hashes, as they were."""
+        return _turned(self._swapped(words, self._moves[::-1]), -self._turn)
+
+    def _swapped(self, words: np.ndarray, moves: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Hashes with bands swapped, one pair of places after the other."""
+        swapped = words.copy()
+        for place, other in moves:
+            apart = np.uint64((other - place) * self._width)
+            change = swapped >> apart
+            change ^= swapped
+            change &= np.uint64(((1 << self._width) - 1) << (64 - (other + 1) * self._width))
+            swapped ^= change
+            change <<= apart
+            swapped ^= change
+        return swapped
 
 
 def _by_index(words: np.ndarray, distance: int) -> np.ndarray:

@@ -11,43 +11,54 @@ from raygan.data.neighbors import close_pairs, words_of
 from raygan.data.split import held_out
 
 
-def some_hashes(count: int, seed: int = 0) -> np.ndarray:
-    """Random 64-bit hashes; half are copies of others with up to 12 bits flipped."""
+def some_hashes(count: int, seed: int = 0, same: int = 0) -> np.ndarray:
+    """Random 64-bit hashes, uint64; half are copies of others with up to 12 bits flipped.
+
+    same: how many of their first bits all hashes have in common, unless they are flipped.
+    """
     random = np.random.default_rng(seed)
     bits = random.integers(0, 2, (count, 64), dtype=np.uint8)
+    bits[:, :same] = 0
     for i in range(1, count, 2):
         bits[i] = bits[i - 1]
         bits[i, random.choice(64, random.integers(0, 13), replace=False)] ^= 1
-    return np.packbits(bits, axis=1)
+    return words_of(np.packbits(bits, axis=1))
 
 
-def distances(hashes: np.ndarray) -> np.ndarray:
-    bits = np.unpackbits(hashes, axis=1).astype(int)
-    return (bits[:, None] != bits[None]).sum(axis=2)
+def pairs_of(hashes: np.ndarray, some: np.ndarray, distance: int) -> np.ndarray:
+    """All close pairs with at least one of some hashes, which are given by index."""
+    between = np.bitwise_count(hashes[some, None] ^ hashes)
+    one, other = np.nonzero(between <= distance)
+    pairs = np.column_stack([np.sort(np.stack([some[one], other], 1), 1), between[one, other]])
+    return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 6, 8, 11, 15])
-def test_the_index_finds_every_close_pair(distance):
-    hashes = some_hashes(600)
-    between = distances(hashes)
-    one, other = np.nonzero(np.triu(between <= distance, 1))
-    expected = np.stack([one, other, between[one, other]], axis=1)
-    np.testing.assert_array_equal(close_pairs(words_of(hashes), distance), expected)
+@pytest.mark.parametrize("same", [0, 48])
+def test_the_index_finds_every_close_pair(distance, same):
+    hashes = np.unique(some_hashes(600, same=same))
+    np.testing.assert_array_equal(close_pairs(hashes, distance), pairs_of(hashes, np.arange(len(hashes)), distance))
+
+
+def test_every_close_pair_of_many_hashes_is_found():
+    hashes = np.unique(some_hashes(100_000))  # more than are sorted at a time
+    found, some = close_pairs(hashes, 6), np.arange(0, len(hashes), 1000)
+    mine = np.isin(found[:, :2], some).any(axis=1)
+    np.testing.assert_array_equal(found[mine], pairs_of(hashes, some, 6))
 
 
 def test_a_few_links_connect_the_same_photos_as_all_pairs():
-    hashes = np.repeat(some_hashes(60, seed=4), 20, axis=0)[np.random.default_rng(5).permutation(1200)]
+    hashes = np.repeat(some_hashes(60, seed=4), 20)[np.random.default_rng(5).permutation(1200)]
     contents = [f"{value:08x}" for value in np.random.default_rng(6).integers(2**32, size=1200)]
-    pairs, links = close_pairs(words_of(hashes), 6), duplicates.close_links(words_of(hashes), 6)
+    pairs, links = pairs_of(hashes, np.arange(1200), 6), duplicates.close_links(hashes, 6)
     assert np.array_equal(held_out(contents, links, 0.3), held_out(contents, pairs, 0.3))
     assert len(links) < 1200 + 60 < 10_000 < len(pairs)
 
 
 def test_kept_photos_are_no_near_duplicates_and_each_rejected_one_repeats_a_kept_one():
     hashes, ranks = some_hashes(400, seed=1), np.random.default_rng(2).permutation(400)
-    pairs = close_pairs(words_of(hashes), 8)
-    repeats, bits = duplicates.near_duplicates(pairs, ranks)
-    between = distances(hashes)
+    repeats, bits = duplicates.near_duplicates(pairs_of(hashes, np.arange(400), 8), ranks)
+    between = np.bitwise_count(hashes[:, None] ^ hashes)
     kept = np.flatnonzero(repeats < 0)
     assert (between[np.ix_(kept, kept)] + 99 * np.eye(len(kept)) > 8).all()
     gone = np.flatnonzero(repeats >= 0)
@@ -65,10 +76,11 @@ def test_the_original_is_preferred_to_its_copies():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 400])
-def test_preference_is_by_pixels_then_length_then_path_then_place(count):
+@pytest.mark.parametrize("largest", [100, 2**61])
+def test_preference_is_by_pixels_then_length_then_path_then_place(count, largest):
     random = np.random.default_rng(count)
     paths = ["".join(random.choice(list("ab/é"), random.integers(1, 4))) for _ in range(count)]
-    areas = random.choice([4, 9, 100], count)
+    areas = random.choice([4, 9, largest], count)
     best_first = sorted(range(count), key=lambda n: (-areas[n], len(paths[n]), paths[n].encode(), n))
     assert duplicates.preference(paths, areas)[best_first].tolist() == list(range(count))
 
@@ -102,7 +114,7 @@ def records(hashes: list[str], phashes: np.ndarray, random: np.random.Generator)
         "width": random.integers(50, 60, count).tolist(),
         "height": [64] * count,
         "hash": hashes,
-        "phash": [bytes(value) for value in phashes],
+        "phash": [int(value).to_bytes(8, "big") for value in phashes],
         "detail": [""] * count,
     }
     columns = [pa.array(rows.get(field.name, [None] * count), field.type) for field in chunks.RECORD]
@@ -111,7 +123,7 @@ def records(hashes: list[str], phashes: np.ndarray, random: np.random.Generator)
 
 def test_verdicts_are_those_of_pairwise_comparisons():
     random = np.random.default_rng(9)
-    phashes = np.repeat(some_hashes(100, seed=3), 3, axis=0)
+    phashes = np.repeat(some_hashes(100, seed=3), 3)
     hashes = [f"{number % 250:08x}" for number in range(300)]
     table = records(hashes, phashes, random)
     verdicts = duplicates.Verdicts(table)
@@ -121,7 +133,7 @@ def test_verdicts_are_those_of_pairwise_comparisons():
     assert np.array_equal(verdicts.alive, alive)
     verdicts.reject_near_duplicates(6)
     chosen = np.flatnonzero(alive)
-    repeats = greedy(close_pairs(words_of(phashes[chosen]), 6), ranks[chosen])
+    repeats = greedy(pairs_of(phashes[chosen], np.arange(len(chosen)), 6), ranks[chosen])
     found = verdicts.table(np.empty((0, 3), int), 0.2)
     for place, photo in enumerate(chosen.tolist()):
         partner = None if repeats[place] < 0 else int(chosen[repeats[place]])
