@@ -7,6 +7,7 @@ the table of what comes out.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -134,7 +135,11 @@ def _refuse_parts(folders: Collection[str], address: str, *, sure: bool) -> None
     if all(_PART_NUMBER.search(folder) for folder in folders):
         some = ", ".join(sorted(folders)[:3])
         classes = sorted(set(stems.values()))
-        one = f"--label {classes[0] or 'CLASS'} makes them one class" if len(classes) == 1 else "rename them if so"
+        one = (
+            f"--label {shlex.quote(classes[0] or 'CLASS')} makes them one class"
+            if len(classes) == 1
+            else "rename them if so"
+        )
         raise ConfigurationError(
             f"--input: the folders of {address} differ by a number only ({some}): are they parts of "
             f"{', '.join(classes[:3]) or 'one class'}? {one}; --layout folders makes each of them a class"

@@ -8,6 +8,7 @@ with seed 0 it is the image that the service gives for seed i.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -119,7 +120,7 @@ def check_drawn(found: Sequence[NamedGenerator], labels: Sequence[str]) -> None:
     for label in labels:
         if not any(label in one.labels for one in found):
             raise RayganError(
-                f"no generator draws {label}: train one with `python jobs/train.py --label {label}`, "
+                f"no generator draws {label}: train one with `python jobs/train.py --label {shlex.quote(label)}`, "
                 f"or name one with --model (a registered model or a folder)"
             )
 

@@ -31,6 +31,7 @@ from raygan.models.drawing import Drawing
 from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import NamedGenerator, find_generators
 from raygan.sampling.settings import SampleSettings
+from raygan.settings import closest
 
 #: File that says what the folder holds.
 RECORD = "sample.json"
@@ -121,9 +122,11 @@ def _find(settings: SampleSettings) -> NamedGenerator:
         settings, [settings.model] if settings.model else [], [settings.label] if settings.label else []
     )
     if not found:
+        known = sorted(tracking.serving_generators(tracking.connect(settings)))
+        others = f", but of {some(known)}" if known else ""
         raise ConfigurationError(
-            f"--label: no generator of {settings.label} is registered under the alias {tracking.SERVING_ALIAS!r}: "
-            f"train one with jobs/train.py, or name one with --model"
+            f"--label: no generator of {settings.label} is registered under the alias {tracking.SERVING_ALIAS!r}"
+            f"{others}: train one with jobs/train.py, or name one with --model{closest(str(settings.label), known)}"
         )
     return found[0]
 
