@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from raygan import tracking
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.runtime.settings import StorageSettings
-from raygan.sampling.generators import NamedGenerator, find_generators
+from raygan.sampling.generators import NamedGenerator, check_drawn, find_generators
+from raygan.sampling.sample import sample
+from raygan.sampling.settings import SampleSettings
 
 NETWORK = NetworkSettings(image_size=32, z_dim=4, width=2)
 
@@ -42,6 +44,15 @@ def test_a_champion_of_several_labels_is_found_once_and_draws_those_without_anot
     register(new_storage, "cat")
     found = {one.labels: one.name for one in find_generators(settings, [], ["cat", "dog"])}
     assert found == {("dog",): "raygan-generator-all/1", ("cat",): "raygan-generator-cat/1"}
+
+
+def test_a_label_that_nobody_draws_is_refused_with_those_that_are_drawn(new_storage):
+    register(new_storage, "great_pyrenees")
+    wanted = SampleSettings(storage=str(new_storage), label="Great Pyrenees", output="out")
+    with pytest.raises(ConfigurationError, match=r", but of great_pyrenees: train .*did you mean great_pyrenees\?$"):
+        sample(wanted)
+    with pytest.raises(RayganError, match="`python jobs/train.py --label 'a; b'`"):
+        check_drawn([], ["a; b"])
 
 
 def test_no_two_generators_have_the_same_name(new_storage, tmp_path):
