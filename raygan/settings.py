@@ -172,23 +172,26 @@ class _Loader(yaml.SafeLoader):
         return found
 
 
-def load_yaml(path: str) -> dict[str, Any]:
-    """A YAML file's values. Raises ConfigurationError if it can't be read or isn't a mapping."""
+def load_yaml(path: str, flag: str = "--config") -> dict[str, Any]:
+    """A YAML file's values. Raises ConfigurationError if it can't be read or isn't a mapping.
+
+    flag: that names the file, for messages.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             values = yaml.load(file, _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
-        raise ConfigurationError(f"config: cannot read {path}: {reason(error)}") from None
+        raise ConfigurationError(f"{flag}: cannot read {path}: {reason(error)}") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"config: {path} is not UTF-8: save it in this encoding") from None
+        raise ConfigurationError(f"{flag}: {path} is not UTF-8: save it in this encoding") from None
     except (yaml.YAMLError, RecursionError) as error:
         where, why = (getattr(error, name, None) for name in ("problem_mark", "problem"))
         at = f" at line {where.line + 1}" if where else ""
-        raise ConfigurationError(f"config: {path} is not valid YAML{at}: {why or first_line(error)}") from None
+        raise ConfigurationError(f"{flag}: {path} is not valid YAML{at}: {why or first_line(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"config: {path} must contain `key: value` lines, not a {type(values).__name__}")
+        raise ConfigurationError(f"{flag}: {path} must contain `key: value` lines, not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
 
 

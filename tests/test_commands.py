@@ -99,7 +99,7 @@ assert not {"ray", "torch", "mlflow"} & set(sys.modules), sorted(sys.modules)
         ([], "name a job (see raygan --help)"),
         (["train", "--data", "x", "--epoch", "3"], "--epoch is not a known flag; did you mean --epochs? (see --help)"),
         (["submit", "--", "train.py"], "--working-dir: {folder} is not a checkout of raygan: it has no jobs"),
-        (["serve"], "config: cannot read serve_config.yaml: No such file or directory"),
+        (["serve"], "--service: cannot read serve_config.yaml: No such file or directory"),
     ],
 )
 def test_a_mistake_is_one_line(words, says, tmp_path):

@@ -120,7 +120,7 @@ def _can_have_haproxy(http: HTTPOptionsSchema) -> bool:
 
 def _read_service(path: str) -> ServeDeploySchema:
     """Ray Serve's configuration file. Raises ConfigurationError naming the first mistake."""
-    values = load_yaml(path)
+    values = load_yaml(path, "--service")
     from pydantic import ValidationError
     from ray.serve.schema import ServeDeploySchema
 

@@ -51,7 +51,7 @@ def test_a_label_that_nobody_draws_is_refused_with_those_that_are_drawn(new_stor
     wanted = SampleSettings(storage=str(new_storage), label="Great Pyrenees", output="out")
     with pytest.raises(ConfigurationError, match=r", but of great_pyrenees: train .*did you mean great_pyrenees\?$"):
         sample(wanted)
-    with pytest.raises(RayganError, match="`python jobs/train.py --label 'a; b'`"):
+    with pytest.raises(RayganError, match=r"`python jobs/train.py --label 'a; b'`"):
         check_drawn([], ["a; b"])
 
 
