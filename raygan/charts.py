@@ -11,24 +11,34 @@ from torch import Tensor
 
 _BLUE, _GREY = "#3b6fb5", "#c9c9c9"
 
+#: Labels up to which the cells of a confusion matrix have numbers, and its rows names: dogs have 120 breeds, people
+#: thousands of names.
+_NUMBERED, _NAMED = 20, 150
+
 
 def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
     """How often images of a label (row) were classified as each label (column), shaded by the share of the row.
+
+    Cells have numbers, and rows names, where there is room for them.
 
     Args:
         matrix: int64 (labels, labels).
         labels: names of rows and columns.
     """
-    figure, (axes,) = row_of_axes(2.2 + 0.8 * len(labels), 1.8 + 0.8 * len(labels))
+    count = len(labels)
+    side = 0.8 * min(count, _NUMBERED)
+    figure, (axes,) = row_of_axes(2.2 + side, 1.8 + side)
     counts = matrix.numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*counts.shape):
+    for row, column in np.ndindex(*counts.shape) if count <= _NUMBERED else ():
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color)
-    axes.set(xticks=range(len(labels)), yticks=range(len(labels)), xlabel="classified as", ylabel="label")
-    axes.set_xticklabels(map(_text, labels))
-    axes.set_yticklabels(map(_text, labels))
+    axes.set(xlabel="classified as", ylabel="label")
+    names = [_text(label) for label in labels] if count <= _NAMED else []
+    font = {"fontsize": min(10, 0.8 * 72 * side / count)}
+    axes.set_xticks(range(len(names)), names, rotation=0 if count <= _NUMBERED else 90, **font)
+    axes.set_yticks(range(len(names)), names, **font)
     return to_png(figure)
 
 
