@@ -3,7 +3,6 @@
 import io
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -21,10 +20,9 @@ def test_labels_of_any_text_are_drawn():
         assert content.startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("count", [120, 1000])
-def test_a_confusion_matrix_of_many_labels_fits_on_a_screen(count):
-    """With a cell as large as for a few labels, 120 took minutes, and 1,000 were more pixels than a picture can have."""
-    content = charts.confusion(10 * torch.eye(count, dtype=torch.int64), [f"breed_{number}" for number in range(count)])
+def test_a_confusion_matrix_of_many_labels_fits_on_a_screen():
+    """With cells as large as for a few labels, 120 breeds took minutes, and a thousand labels could not be drawn."""
+    content = charts.confusion(10 * torch.eye(120, dtype=torch.int64), [f"breed_{number}" for number in range(120)])
     picture = Image.open(io.BytesIO(content)).convert("L")
     assert max(picture.size) < 2500
     assert np.asarray(picture).std() > 5
