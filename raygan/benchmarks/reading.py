@@ -8,7 +8,7 @@ For each number of photos:
     bounded        images/s of a training whose data is five times its `--data-memory`, beside one whose data fits,
                    after the first epoch, in which both read storage: waits for shards count, pictures don't
     reading alone  images/s of 1, 2 and 4 readers that do nothing else, and images per second of a core's time, all of
-                   Ray's processes counted
+                   Ray's processes counted, once the object store's memory has been in use
     between nodes  bytes per image that readers fetch from another node's store, on 1, 2 and 4 Ray nodes of this machine
 
     Ray Data       `raygan.benchmarks.reading_peers`
@@ -45,8 +45,11 @@ from raygan.data.shards import MANIFEST, DataSet, ShardFile, Stored
 from raygan.errors import RayganError
 from raygan.models.distributed import Share
 
-#: Batches that a training takes, and that readers read after those that warm them up; images in each of them.
-_STEPS, _WARM, _BATCHES, _IMAGES = 4, 20, 300, 256
+#: Batches that a training takes, and that readers read after warming up; images in each of them.
+_STEPS, _BATCHES, _IMAGES = 4, 300, 256
+
+#: Groups of shards that warm readers up: the object store's memory costs a page fault every 4 kB when it is first used.
+_WARM = 4
 
 #: How often the bounded training's bound its data is; rounds of the trainings, their steps after the first epoch, and
 #: steps between metrics.
@@ -189,7 +192,8 @@ def read_alone(data: DataSet, readers: int, nodes: int, memory: float | None) ->
             place = NodeAffinitySchedulingStrategy(started.ids[rank * nodes // readers], soft=False)
             actor = ray.remote(_Reader).options(num_cpus=0, scheduling_strategy=place)
             actors.append(actor.remote(photos, Share(rank, readers)))
-        before = sum(ray.get([actor.read.remote(_WARM) for actor in actors]))
+        warm = -(-_WARM * sum(photos.rows[: photos.mixed]) // _IMAGES)
+        before = sum(ray.get([actor.read.remote(warm) for actor in actors]))
         began, used = time.perf_counter(), _core_seconds()
         fetched = sum(ray.get([actor.read.remote(_BATCHES) for actor in actors])) - before
         seconds, used = time.perf_counter() - began, _core_seconds() - used
