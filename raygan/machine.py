@@ -1,4 +1,4 @@
-"""What this machine gives to a process: cores, a temporary folder, and a folder for files that can be made again."""
+"""What this machine offers a process: cores, a temporary folder, and a cache folder."""
 
 from __future__ import annotations
 

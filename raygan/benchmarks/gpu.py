@@ -1,11 +1,11 @@
-"""What a GPU makes of training, measured where torch may be all there is:
+"""Training speed on a GPU, measured on a machine that may have torch and nothing else:
 
     python -m raygan.benchmarks.gpu FOLDER
 
-FOLDER is what `benchmark gpu --data SHARDS --folder FOLDER` has written: photos, and a plan of the settings in words
-that torch understands. The command measures what isn't measured yet, writes `results.json` and generators into FOLDER,
-and ends after `--seconds`. The same command goes on where it stopped, in the middle of a training, too. `benchmark gpu
---folder FOLDER` then makes tables of the results where there is the rest of raygan.
+`benchmark gpu --data SHARDS --folder FOLDER` writes FOLDER: photos, and a plan of settings that needs only torch to
+read. The command measures what is still missing, writes `results.json` and generators into FOLDER, and ends after
+`--seconds`. The same command resumes it, even in the middle of a training. `benchmark gpu --folder FOLDER` then makes
+tables of the results where all of raygan is installed.
 
 1. Speeds of the hardware: the fastest product at each precision, and a copy in memory.
 2. Whether the losses of the textbook's settings agree with the textbook's; then images/s and memory of each candidate's

@@ -1,4 +1,4 @@
-"""Photos of a phone's size, made of small ones, and what decoding them at a smaller scale does to the kept pixels."""
+"""Phone-sized photos made from small ones, and how decoding them at a smaller scale changes the kept pixels."""
 
 from __future__ import annotations
 

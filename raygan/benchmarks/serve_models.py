@@ -1,4 +1,4 @@
-"""The generator and the classifier that every server of the benchmark has, and how a server without Ray uses them."""
+"""The generator and the classifier that every benchmarked server uses, and how a server without Ray runs them."""
 
 from __future__ import annotations
 

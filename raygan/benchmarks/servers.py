@@ -1,4 +1,4 @@
-"""Servers as processes of their own: started for a `with` block, ended with everything they started."""
+"""Servers in their own processes: started for a `with` block, and ended with everything they started."""
 
 from __future__ import annotations
 

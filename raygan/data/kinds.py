@@ -1,4 +1,4 @@
-"""Kinds of files by their names alone: photos, archives, and what is left aside without being read."""
+"""Kinds of files by name alone: photos, archives, and files that are left aside unread."""
 
 from __future__ import annotations
 

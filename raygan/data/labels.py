@@ -1,4 +1,4 @@
-"""Labels: what each photo shows, from folders, file names and Parquet columns. This room's modules own that question.
+"""Labels: what each photo shows, from folders, file names and Parquet columns.
 
 `layouts` reads paths, `columns` Parquet columns, `tables` CSV and JSON lines, and this module spells what they find and
 refuses what can't be right. All are pure functions: nothing is read from a disk, and the same listing always gives the

@@ -1,4 +1,4 @@
-"""From one input's files to photos with labels, and to files left aside, which are counted by reason."""
+"""Sorts one input's files into labeled photos and files left aside, which are counted by reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and what networks say of them, computed by Ray tasks.
+"""Images and what networks say about them, computed by Ray tasks.
 
 A task takes at most 128 images, which keeps all cores of the cluster busy. The features of real photos are kept in
 ``<storage>/features``, under the data set's fingerprint and the network's digest, for later reports.
@@ -126,7 +126,7 @@ def real_photos(data: DataSet, label: str, most: int, networks: Networks, storag
 
     Args:
         data: the shards.
-        label: a label of theirs, or "all" for every label.
+        label: one of the shards' labels, or "all" for every label.
         most: photos at most, spread evenly over the shards.
         networks: for the features.
         storage_folder: features are kept in its ``features``.

@@ -1,4 +1,4 @@
-"""What each feature network has decided about the photos and generators that it is to judge.
+"""What each feature network has already decided about the photos and generators that it judges.
 
 A network that has removed photos or picked a checkpoint prefers what it chose, and its numbers flatter it. Only a
 network that decided nothing can tell whether the choice was good.

@@ -1,4 +1,4 @@
-"""Where the minutes of a quickstart go: what comes before the training and after it leaves the rest to the training."""
+"""Where a quickstart's minutes go: the training gets what the stages before and after it leave."""
 
 from __future__ import annotations
 

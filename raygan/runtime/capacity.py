@@ -1,6 +1,6 @@
 """What workers reserve, and whether the cluster has it or could have it.
 
-An autoscaling cluster counts with the nodes that it may still start.
+For an autoscaling cluster, the nodes that it may still start count, too.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def use_own_cores() -> None:
 
 
 def room(resources: Resources) -> int:
-    """How many workers with these resources fit the cluster's nodes of now if nothing else runs."""
+    """How many workers with these resources fit the cluster's current nodes if nothing else runs."""
     return int(_room(resources, could=False))
 
 
@@ -124,7 +124,7 @@ def _listed(resources: Resources) -> str:
 
 
 def _room(resources: Resources, *, could: bool) -> float:
-    """How many workers fit the nodes of now, or also those that could be started. It may be infinite."""
+    """How many workers fit the current nodes, or also those that could be started. It may be infinite."""
     now = sum(_fitting(node, resources) for node in cluster.nodes())
     config = private.largest_cluster() if could else None
     if config is None:

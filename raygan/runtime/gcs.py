@@ -1,7 +1,7 @@
-"""What Google's storage does otherwise than others, as pyarrow shows it.
+"""How Google's storage differs from others, as pyarrow shows it.
 
-Its client repeats a request for a minute, silently, before it gives up. And a folder that nobody has made, but in which
-there are files, is in no listing.
+Its client silently repeats a request for a minute before it gives up. A folder that has files but was never created is
+in no listing.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _add_status(app: fastapi.FastAPI, service: Service, not_ready: Callable[[], 
 async def is_draining(server: tuple[str, int | None] | None) -> bool:
     """Whether Serve is taking out of service what listens at this address: a gateway, or the proxy in front of it.
 
-    Serve tells whoever asks there for /-/healthz, and the application nothing.
+    Serve answers that at /-/healthz there, and doesn't tell the application.
     """
     if server is None or server[1] is None:
         return False

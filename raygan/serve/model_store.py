@@ -24,7 +24,7 @@ log = logging.getLogger("raygan.serve")
 #: Bytes of files that stay in memory for replicas that start.
 _CACHED_BYTES = 2e9
 
-#: Attempts to load a version before one has finished: if replicas, or rehearsals of theirs, died of it, more would.
+#: Attempts to load a version that may die unfinished: if loading has killed replicas or rehearsals, it would again.
 _MAX_UNFINISHED = 3
 
 #: Seconds after which a load that never finished is forgotten.

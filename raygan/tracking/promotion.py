@@ -42,7 +42,7 @@ class Decision:
 def beside_champion(
     client: MlflowClient, name: str, compare: Callable[[RegisteredModel, Path], T | Decision]
 ) -> T | Decision:
-    """Compare with the champion; whoever has none to beat is promoted.
+    """Compare with the champion; a model without one to beat is promoted.
 
     Args:
         client: of MLflow.

@@ -1,4 +1,4 @@
-"""Finished generators measured afresh: on samples and on photos by which no checkpoint was chosen.
+"""Finished generators measured afresh, on samples and photos that chose no checkpoint.
 
 The KIDs by which a training picks its best checkpoint flatter that checkpoint, since it is the minimum of several noisy
 numbers. Measured again on other samples and on the validation photos that were held back, the number is fair, and fit

@@ -125,7 +125,7 @@ class Monitor:
         return patience_s(self.samples + min(TRAIN_PHOTOS, len(self.photos)))
 
     def try_to_measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float] | None:
-        """`measure`, or None if it fails, of which the driver is told: no reason to end a training."""
+        """`measure`, or None if it fails. The driver hears of the failure, and the training goes on."""
         try:
             return self.measure(generator, images)
         except Exception as error:  # networks, packages' features and storage may raise anything

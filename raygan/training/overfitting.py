@@ -1,4 +1,4 @@
-"""Whether a critic has memorized its photos: its scores of them beside those of photos that it has never seen.
+"""Whether a critic has memorized its photos: its scores for them beside those for photos that it has never seen.
 
 Where held-out photos score lower than training photos, and in the end like generated images, the critic knows its
 photos by heart and has nothing left to teach the generator (Karras et al. 2020, arXiv 2006.06676, figure 1).

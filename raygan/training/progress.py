@@ -1,4 +1,4 @@
-"""What the driver makes of a training's events: a progress bar, the history, and MLflow's pictures and quality."""
+"""Turns a training's events into a progress bar, the history, and pictures and quality in MLflow."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Progress:
                 raise MeasuringStuckError(reason)
 
     def catch_up(self, result: ray.train.Result) -> None:
-        """Handle measurements of kept checkpoints of which an earlier driver was not told before it died."""
+        """Handle measurements of kept checkpoints that an earlier driver did not hear of before it died."""
         for checkpoint, metrics in result.best_checkpoints or []:
             event = measured(metrics, self._folder, checkpoint)
             if event and not self._history.knows({**event.metrics, "images": event.images}):

@@ -1,4 +1,4 @@
-"""What a finished generator is worth: measured afresh, beside the champion, whose place it takes if it is better."""
+"""Measures a finished generator afresh, beside the champion, whose place it takes if it is better."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training can name: objectives, to which installed packages add under ``raygan.objectives``, and policies."""
+"""Objectives by name, to which installed packages add under ``raygan.objectives``, and augmentation policies."""
 
 from __future__ import annotations
 

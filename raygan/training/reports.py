@@ -1,4 +1,4 @@
-"""What Ray Train is told of a checkpoint, and how that becomes the driver's events."""
+"""What workers report to Ray Train about a checkpoint, and how that becomes events for the driver."""
 
 from __future__ import annotations
 

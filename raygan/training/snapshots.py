@@ -1,4 +1,4 @@
-"""A training's snapshots: samples of fixed latents beside fixed photos, which show from one to the next how it goes."""
+"""A training's snapshots: samples of fixed latents beside fixed photos, which show its progress."""
 
 from __future__ import annotations
 

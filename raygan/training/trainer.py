@@ -1,4 +1,4 @@
-"""One run on Ray Train, seen from the driver: what it is given, how it is started, and what comes of it."""
+"""One run on Ray Train as the driver sees it: its inputs, its start and its outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a search, and the disk space of checkpoints that nobody needs any more."""
+"""A search's progress, and freeing the disk space of checkpoints that nobody needs any more."""
 
 from __future__ import annotations
 

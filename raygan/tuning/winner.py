@@ -1,4 +1,4 @@
-"""The best trial of a search, looked at once more: its fair KID, and the learning rates that led to it.
+"""The best trial of a search, measured once more: its unbiased KID, and the learning rates that led to it.
 
 The lowest of many noisy KIDs is too low. The winner and the source's values are measured again, on the same samples'
 latents and photos, which chose neither.

@@ -1,4 +1,4 @@
-"""The stage of the drills: folders and faces, and jobs as users start them."""
+"""What all drills share: folders, faces, and jobs started as users start them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the serve drill asks for, and whether an answer is the one that the same request got alone."""
+"""The serve drill's requests, and whether an answer equals the one that the same request gets alone."""
 
 from __future__ import annotations
 
