@@ -203,6 +203,8 @@ def _tune(task: SharedTask, sets: Sequence[tuple[Trial, TrialImages]]) -> None:
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, _resources(task.settings)),
         param_space={"number": ray.tune.grid_search(list(range(len(sets))))},
+        # A process imports torch and its kin once, and not for each training.
+        tune_config=ray.tune.TuneConfig(reuse_actors=True),
         run_config=ray.tune.RunConfig(
             name="tune",
             **storage.for_ray(task.folder),
