@@ -7,6 +7,7 @@ Ray writes the configuration, and offers no settings for these lines of it; once
 3. The head of a request must arrive within seconds, so that slow clients don't hold connections.
 4. HAProxy ends with the process of Ray's that started it. If that is killed, HAProxy would keep the port, send requests
    to replicas of the past, and the next service could not start.
+5. On a node that is being drained, /readyz answers 503 like /-/healthz. A gateway on another node would answer it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ HEAD_SECONDS = 20
 #: Linux's number for the signal that a process gets when its parent ends (prctl(2)).
 _PARENT_DEATH = 1
 
+#: What Ray answers to /-/healthz on a node that is being drained.
+_DRAINED = re.compile(
+    r"^(    # Override: force health checks to fail.*\n)(.* status 503 .*) if healthcheck$", re.MULTILINE
+)
+
 _DEFAULTS = f"    option forwardfor\n    timeout http-request {HEAD_SECONDS}s\n"
 
 
@@ -35,7 +41,8 @@ def completed(configuration: str) -> str:
     if _DEFAULTS in configuration:
         return configuration
     local = re.sub(r"^(\s*bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", configuration, flags=re.MULTILINE)
-    return re.sub(r"^defaults\n", rf"\g<0>{_DEFAULTS}", local, count=1, flags=re.MULTILINE)
+    ready = _DRAINED.sub(r"\g<0>\n\2 hdr Retry-After 5 if { path_end /readyz }", local)
+    return re.sub(r"^defaults\n", rf"\g<0>{_DEFAULTS}", ready, count=1, flags=re.MULTILINE)
 
 
 def program() -> str | None:

@@ -9,11 +9,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
+import jinja2
 import psutil
 import pytest
 
 # Private: the text that `completed` completes. A change of it must not go unnoticed.
-from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE, HAPROXY_HEALTHZ_RULES_TEMPLATE
 
 from raygan.benchmarks.servers import free_port
 from raygan.serve.haproxy import completed
@@ -33,6 +34,18 @@ def test_rays_template_still_has_the_lines_that_are_completed():
     )
     assert completed(completed(text)) == completed(text)
     assert {"    bind 127.0.0.1:9101", "  bind 127.0.0.1:8404"} <= set(completed(text).splitlines())
+
+
+def test_a_drained_node_answers_readyz_as_it_answers_healthz():
+    ray_writes = jinja2.Template(HAPROXY_HEALTHZ_RULES_TEMPLATE).render  # with the values that `HAProxyApi` gives
+    info = {"healthy": False, "status": 503, "health_message": "This node is being drained."}
+    config = {"health_check_endpoint": "/-/healthz"}
+    rules = [line.strip() for line in completed(ray_writes(config=config, health_info=info)).splitlines()]
+    answer = 'http-request return status 503 content-type text/plain string "This node is being drained."'
+    assert f"{answer} if healthcheck" in rules
+    assert f"{answer} hdr Retry-After 5 if {{ path_end /readyz }}" in rules
+    serving = ray_writes(config=config, health_info={**info, "healthy": True, "status": 200}, backends=[{"name": "a"}])
+    assert completed(serving) == serving
 
 
 COMMAND = [sys.executable, "-c", "from raygan.serve.haproxy import main; main()"]
@@ -62,7 +75,10 @@ def proxy(tmp_path):
         "global\n    maxconn 64\ndefaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n"
         "    timeout server 5s\nfrontend prometheus\n"
         f"    bind :{metrics}\n    http-request use-service prometheus-exporter if {{ path /metrics }}\n"
-        f"frontend http_frontend\n    bind 127.0.0.1:{port}\n    default_backend app\n"
+        f"frontend http_frontend\n    bind 127.0.0.1:{port}\n    acl healthcheck path -i /-/healthz\n"
+        "    # Override: force health checks to fail (used by drain/disable)\n"
+        '    http-request return status 503 content-type text/plain string "drained" if healthcheck\n'
+        "    default_backend app\n"
         f"backend app\n    server one 127.0.0.1:{behind.server_port}\n"
     )
     process = subprocess.Popen([*COMMAND, "-db", "-f", str(tmp_path / "cfg")], stderr=subprocess.PIPE)
@@ -84,6 +100,9 @@ def test_clients_addresses_arrive_and_metrics_stay_on_this_machine(proxy):
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert client.get("/").text == "127.0.0.1"
         assert client.get("/", headers={"X-Forwarded-For": "192.0.2.7"}).text == "192.0.2.7, 127.0.0.1"
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.text, ready.headers["Retry-After"]) == (503, "drained", "5")
+        assert client.get("/-/healthz").status_code == 503
     assert "haproxy_process" in httpx.get(f"http://127.0.0.1:{metrics}/metrics").text
     with socket.create_connection(("127.0.0.1", port)) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")  # a head that is never complete doesn't keep others waiting
