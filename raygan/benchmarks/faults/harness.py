@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +182,9 @@ class Stage:
                 self.train(nodes, "undisturbed", "--num-workers", "2").end_undisturbed()
 
     @contextmanager
-    def nodes(self, *cores: int, store: int | None = None) -> Iterator[Nodes]:
+    def nodes(self, *cores: int, store: int | None = None, env: Mapping[str, str] | None = None) -> Iterator[Nodes]:
         """Nodes for the length of a `with` block, whose end kills the jobs that still run; see `Nodes`."""
-        nodes = Nodes(self.checkout, *cores, store=store)
+        nodes = Nodes(self.checkout, *cores, store=store, env=env)
         try:
             yield nodes
         finally:

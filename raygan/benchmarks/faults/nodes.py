@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,19 @@ _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 class Nodes:
     """Ray nodes of this machine, each with its own processes."""
 
-    def __init__(self, checkout: Path, *cores: int, store: int | None = None):
+    def __init__(self, checkout: Path, *cores: int, store: int | None = None, env: Mapping[str, str] | None = None):
         """Start the nodes.
 
         Args:
             checkout: the folder that submitted jobs run in.
             cores: number of cores of the head node, then of each further node.
             store: bytes of each node's object store.
+            env: environment variables of each node's processes.
         """
-        self._checkout, self._store = checkout, {"object_store_memory": store} if store else {}
-        head = {"num_cpus": cores[0], "include_dashboard": True, "dashboard_port": None, **self._store}  # any free port
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._checkout, self._env = checkout, dict(env or {})
+        self._store = {"object_store_memory": store} if store else {}
+        head = {"num_cpus": cores[0], "include_dashboard": True, "dashboard_port": None}  # any free port
+        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "env_vars": self._env, **self._store})
         self._others: list[Any] = []
         self._added = 0
         for number in cores[1:]:
@@ -53,11 +56,17 @@ class Nodes:
         """The address that jobs are submitted to."""
         return f"http://{self._cluster.webui_url}"
 
-    def add(self, cores: int) -> None:
-        """Add a node with its own address, since a job takes nodes with its own address for its own machine."""
+    def add(self, cores: int, env: Mapping[str, str] | None = None) -> None:
+        """Add a node with its own address, since a job takes nodes with its own address for its own machine.
+
+        Args:
+            cores: number of its cores.
+            env: further environment variables of its processes.
+        """
         self._added += 1
+        address, variables = f"127.0.0.{1 + self._added}", {**self._env, **(env or {})}
         self._others.append(
-            self._cluster.add_node(num_cpus=cores, node_ip_address=f"127.0.0.{1 + self._added}", **self._store)
+            self._cluster.add_node(num_cpus=cores, node_ip_address=address, env_vars=variables, **self._store)
         )
 
     def kill_last(self) -> str:

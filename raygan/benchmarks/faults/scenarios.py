@@ -112,7 +112,7 @@ DRILLS: dict[str, Drill] = {
     ),
     "prepare": Drill("one of two nodes is killed while photos are prepared", _lose_node_preparing, ("photos",)),
     "tune": Drill("one of two nodes is killed during a search", _lose_node_tuning),
-    "serve": Drill("one of two serving nodes is killed, and another joins", lose_serving_node, ()),
+    "serve": Drill("one of two serving nodes is killed, and another joins, which is drained", lose_serving_node, ()),
     "mlflow": Drill("MLflow's server is away for a while", lose_mlflow),
     "storage": Drill("the disk with the storage fills up, and gets room again", fill_storage, _COMPARED),
 }
