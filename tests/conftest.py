@@ -18,6 +18,7 @@ from raygan.data.shards import Manifest, ShardFile
 from raygan.runtime.settings import StorageSettings
 from raygan.settings import load_preset
 from raygan.training.settings import TrainSettings
+from tests.helpers import CORES
 
 #: For what takes minutes and is tested in parts elsewhere.
 takes_long = pytest.mark.skipif(not os.environ.get("RAYGAN_LONG"), reason="takes minutes: set RAYGAN_LONG=1")
@@ -84,7 +85,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_cluster(site):
-    """A local cluster with more CPU slots than cores, so that placement never decides a test."""
+    """A local cluster of `CORES` cores."""
     import ray
     from ray._private import parameter
 
@@ -109,7 +110,7 @@ def _start_ray(attempts: int = 5):
 
     for attempt in range(1, attempts + 1):
         try:
-            return ray.init(address="local", num_cpus=8, include_dashboard=True, log_to_driver=False)
+            return ray.init(address="local", num_cpus=CORES, include_dashboard=True, log_to_driver=False)
         except Exception as error:
             if "timed out during startup" not in str(error) or attempt == attempts:
                 raise

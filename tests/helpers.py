@@ -16,6 +16,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
+#: Cores of the tests' cluster: more than a small machine has, so that placement never decides a test, and few, since
+#: Ray starts a process for each, which imports torch.
+CORES = 4
+
 
 def wait_until(
     condition: Callable[[], Any], what: str, timeout_s: float = 240.0, *, alive: subprocess.Popen[Any] | None = None
@@ -34,8 +38,8 @@ def wait_until(
     return found
 
 
-def wait_for_cores(count: int, timeout_s: float = 240.0) -> None:
-    """Wait until the cluster has `count` free cores. Fails naming the groups and actors that hold the others."""
+def wait_for_cores(count: float = CORES, timeout_s: float = 240.0) -> None:
+    """Wait until the cluster has `count` free cores, by default all. Fails naming what holds the others."""
     import ray
     from ray.util.state import list_actors
 
@@ -53,7 +57,7 @@ def wait_for_cores(count: int, timeout_s: float = 240.0) -> None:
                 for actor in list_actors(address, filters=[("state", "!=", "DEAD")])
             ]
             free = ray.available_resources().get("CPU", 0)
-            pytest.fail("\n".join([f"{free:g} of {count} cores are free after {timeout_s:g} s", *groups, *actors]))
+            pytest.fail("\n".join([f"{free:g} of {count:g} cores are free after {timeout_s:g} s", *groups, *actors]))
         time.sleep(0.1)
 
 

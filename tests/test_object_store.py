@@ -31,6 +31,7 @@ from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import tune
 from tests.conftest import takes_long
 from tests.data import messy
+from tests.helpers import CORES
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -152,7 +153,7 @@ def test_a_population_copies_checkpoints_in_a_bucket_and_a_search_is_resumed(
         tracking_uri=records,
         data=str(write_shards(per_label=40)),
         num_workers=1,
-        cpus_per_worker=4.0,
+        cpus_per_worker=CORES / 2,
         quality_every=None,
         quality_samples=16,
     ).model_dump()

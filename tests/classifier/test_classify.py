@@ -10,7 +10,7 @@ from raygan.classifier.classify import classify
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.features import load_features
 from raygan.models.googlenet import load_classifier
-from tests.helpers import wait_for_cores
+from tests.helpers import CORES, wait_for_cores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -29,7 +29,7 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
     with pytest.raises(ConfigurationError, match=r"seed was 0, now 1"):
         classify(settings.model_copy(update={"seed": 1}))
     result = classify(settings)
-    wait_for_cores(8)
+    wait_for_cores()
     client = tracking.connect(settings)
     assert len(client.search_runs([client.get_experiment_by_name("raygan").experiment_id])) == 1
     run = client.get_run(result.run_id)
@@ -80,7 +80,7 @@ def test_a_classifier_trained_on_generated_images_is_not_promoted(classify_setti
         ({"real_fraction": 0.5, "real_images": 8, "generated_images": 80}, "leave one of the three out"),
         ({"real_images": 4000}, "4000 real photos are asked for"),
         ({"weights": "/nowhere.pth"}, "does not hold GoogLeNet"),
-        ({"num_workers": 9, "batch_size": 9}, "do not fit this cluster"),
+        ({"num_workers": CORES + 1, "batch_size": CORES + 1}, "do not fit this cluster"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(classify_settings, changes, says):

@@ -13,7 +13,7 @@ import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raygan.runtime import reservations
-from tests.helpers import wait_for_cores, wait_until
+from tests.helpers import CORES, wait_for_cores, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -28,7 +28,7 @@ def train(folder):
         open(os.path.join(config["folder"], "started"), "w").close()
         time.sleep(600)
 
-    scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 4})
+    scaling = ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": CORES / 2})
     run = ray.train.RunConfig(storage_path=folder, name="run")
     DataParallelTrainer(work, train_loop_config={"folder": folder}, scaling_config=scaling, run_config=run).fit()
 
@@ -56,19 +56,19 @@ def wait_for_start(folder):
 def test_a_killed_trial_gives_its_cores_back_while_the_search_goes_on(tmp_path):
     with reservations.returned_cores():
         ray.kill(start_trial(tmp_path))
-        wait_for_cores(8)
+        wait_for_cores()
 
 
 def test_a_search_that_ends_right_after_killing_a_trial_leaves_no_reservation(tmp_path):
     with reservations.returned_cores():
         ray.kill(start_trial(tmp_path))
-    wait_for_cores(8)
+    wait_for_cores()
 
 
 def test_an_interrupted_training_ends_while_its_process_keeps_running(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         start_and_interrupt(tmp_path)
-    wait_for_cores(8)
+    wait_for_cores()
 
 
 def start_and_interrupt(folder):
@@ -100,4 +100,4 @@ def test_other_placement_groups_stay():
     ray.util.remove_placement_group(group)
     ray.util.remove_placement_group(theirs)
     assert states == {"CREATED"}
-    wait_for_cores(8)
+    wait_for_cores()

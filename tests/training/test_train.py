@@ -31,7 +31,7 @@ from raygan.training.checkpoints import save_training
 from raygan.training.monitor import draw
 from raygan.training.schedule import Schedule
 from raygan.training.train import train
-from tests.helpers import run_ranks, start_job, wait_until
+from tests.helpers import CORES, run_ranks, start_job, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -241,7 +241,7 @@ def checkpoints(folder):
         ({"image_size": 64}, "--image-size"),
         ({"label": "bird"}, "it has cat, dog"),
         ({"batch_size": 500}, "lower --batch-size to at most 60"),
-        ({"num_workers": 8, "cpus_per_worker": 3.0}, "do not fit this cluster"),
+        ({"num_workers": 2, "cpus_per_worker": CORES - 1.0}, "do not fit this cluster"),
         ({"tracking_uri": "http://127.0.0.1:9"}, "does not answer"),
         ({"name": "a/b"}, r"letters \(a to z, A to Z\), digits"),
         ({"quality_every": 0.01, "quality_network": "nobody"}, "--quality-network: 'nobody' is not a feature network"),

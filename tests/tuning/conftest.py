@@ -3,6 +3,7 @@
 import pytest
 
 from raygan.tuning.settings import TuneSettings
+from tests.helpers import CORES
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def search_settings(train_settings, write_shards):
             "concurrent": 1,
             "trial_kimg": 0.08,
             "judgements": 2,
-            "cpus_per_worker": 8.0,  # all of them: KID is measured by the worker
+            "cpus_per_worker": CORES,  # all of them: KID is measured by the worker
             "space": ["generator_lr=1e-4..1e-3", "z_dim=4,8"],
             **changes,
         }

@@ -60,7 +60,7 @@ def test_a_resumed_trial_measures_nothing_twice_and_reports_what_tune_may_not_ha
     (run / "metrics.jsonl").write_text("".join(line for line in lines if KID not in line))
     assert reports() == [first]
     assert sum(KID in line for line in (run / "metrics.jsonl").read_text().splitlines()) == 1
-    wait_for_cores(8)
+    wait_for_cores()
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -21,7 +21,7 @@ from raygan.training.settings import TrainSettings
 from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import trial_base, tune
 from tests.conftest import takes_long
-from tests.helpers import outputs, start_job, wait_for_cores, wait_until
+from tests.helpers import CORES, outputs, start_job, wait_for_cores, wait_until
 
 #: Full name of the trials' KID.
 KID = "kid16_efficientnet_lite0"
@@ -43,7 +43,7 @@ def test_trials_measure_kid_at_the_cadence_of_the_search():
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_workers_than_the_cluster_has_room_for(search_settings):
     with pytest.raises(ConfigurationError, match="do not fit"):
-        tune(search_settings(num_workers=4, cpus_per_worker=3.0))
+        tune(search_settings(num_workers=2, cpus_per_worker=CORES - 1.0))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -57,7 +57,7 @@ def test_a_stopped_search_resumes_and_finds_what_train_takes(search_settings, ca
     assert sorted(stopped.values()) == ["FINISHED", told, told]
     (done,) = trials(client, "attributes.status = 'FINISHED'")
     result = tune(settings)
-    wait_for_cores(8)  # those of a stopped trial included
+    wait_for_cores()  # those of a stopped trial included
     children = trials(client)
     assert len(children) == 2
     # Resumed, not begun again.
@@ -95,9 +95,9 @@ def test_a_population_copies_weights_and_the_best_is_trained_to_full_length(
     # In step with each other, the worse of two trials always copies the better one.
     in_step = functools.partial(PopulationBasedTraining, synch=True)
     monkeypatch.setattr("raygan.tuning.search.PopulationBasedTraining", in_step)
-    settings = search_settings(concurrent=2, cpus_per_worker=4.0, scheduler="pbt", epochs=1, train_best=True)
+    settings = search_settings(concurrent=2, cpus_per_worker=CORES / 2, scheduler="pbt", epochs=1, train_best=True)
     result = tune(settings)
-    wait_for_cores(8)
+    wait_for_cores()
     folders = list((new_storage / "runs").iterdir())
     begun = [folder for folder in folders if folder.name.count(".") == 1]
     copies = [folder for folder in folders if folder.name.count(".") == 2]

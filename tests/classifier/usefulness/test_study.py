@@ -102,7 +102,7 @@ def test_a_generator_learns_from_the_draw_alone_and_all_other_photos_validate(ti
         }
     )
     found = study(settings)
-    wait_for_cores(8)
+    wait_for_cores()
     assert [(row.real, row.generated, row.trainings) for row in found.rows] == [(8, 0, 2), (8, 8, 2)]
     folder = new_storage / "studies" / "tiny"
     saw = {}
@@ -130,7 +130,7 @@ def test_a_study_leaves_table_chart_and_run_and_resumes(tiny, new_storage):
     done.mkdir(parents=True)
     (done / "real8-generated0-seed0.json").write_text(json.dumps(RESULT))
     found = study(tiny)
-    wait_for_cores(8)
+    wait_for_cores()
     assert [(row.real, row.generated) for row in found.rows] == [(0, 24), (8, 0), (8, 8)]
     assert found.rows[1].accuracy == 0.123
     assert {"table.csv", "table.txt", "usefulness.png", "trials"} <= set(os.listdir(found.folder))
