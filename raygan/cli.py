@@ -158,6 +158,8 @@ def configure_ray() -> None:
     limit_threads()
     place_caches()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    # Serve's controller ends in the middle of the call that ends it, which Ray would report as a failure.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"Task ServeController\.graceful_shutdown failed")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 

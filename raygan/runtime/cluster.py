@@ -27,13 +27,14 @@ from raygan.runtime.shared import check_shared
 _ANSWER_S = 10
 
 
-def connect(settings: StorageSettings | None = None) -> None:
+def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = False) -> None:
     """Connect to the cluster at RAY_ADDRESS, else to one running on this machine, else start a local one.
 
     Does nothing if already connected. From here on SIGTERM raises `Terminated` in the main thread.
 
     Args:
         settings: of the job; every node must see its folders and files. None checks nothing.
+        log_to_driver: print what processes of the cluster print.
 
     Raises:
         ConfigurationError: a node doesn't see a folder or file, or several machines would write to one SQLite file.
@@ -51,7 +52,13 @@ def connect(settings: StorageSettings | None = None) -> None:
         options["num_cpus"] = cores()  # Ray itself sees neither CPU affinity nor quotas outside of containers
     try:
         # Ray Train asks the dashboard whether a controller is alive, and frees the cores of a dead one's workers.
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=True, **options)
+        ray.init(
+            address=address,
+            log_to_driver=log_to_driver,
+            logging_level=logging.ERROR,
+            include_dashboard=True,
+            **options,
+        )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if options:
             raise RayganError(f"Ray can't start on this machine: {first_line(error)}") from None

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygan.errors import ConfigurationError, RayganError
@@ -107,8 +106,8 @@ def run(settings: ServeJobSettings) -> None:
     environment.setdefault(_HAPROXY, "1" if _can_have_haproxy(http) else "0")
     if own := haproxy.program():
         environment.setdefault(haproxy.VARIABLE, own)
-    program = str(Path(sys.executable).with_name("serve"))
-    os.execve(program, [program, "run", settings.service], environment)  # noqa: S606 (Ray's own command)
+    command = [sys.executable, "-m", "raygan.serve.foreground", "--service", settings.service]
+    os.execve(sys.executable, command, environment)  # noqa: S606 (reads the variables anew)
 
 
 def _can_have_haproxy(http: HTTPOptionsSchema) -> bool:

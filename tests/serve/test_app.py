@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +33,7 @@ from raygan.serve import app, haproxy
 from raygan.serve.app import build, run
 from raygan.serve.settings import ServeJobSettings, ServeSettings
 from raygan.settings import load_yaml
-from tests.helpers import REPOSITORY, wait_until
+from tests.helpers import REPOSITORY, outputs, start_job, wait_until
 from tests.serve.local import make_classifier, make_generator
 
 
@@ -64,7 +66,7 @@ def address(ray_cluster, settings):
     gateway["num_replicas"] = 2
     del models["num_replicas"]
     models["autoscaling_config"] = {
-        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4},
+        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
         **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
         "downscale_to_zero_delay_s": 5,
         "policy": {"policy_function": "raygan.serve.scaling:by_requests"},
@@ -121,6 +123,27 @@ def warm(address):
 
     wait_until(lambda: answers() == {200}, "the models are awake")
     return address
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_service_ends_like_every_other_job(ray_cluster, settings, tmp_path, sent, status):
+    """Before the service is up, and with no application: what one does as it stops is tested below."""
+    (tmp_path / "service.yaml").write_text(f"http_options: {{host: 127.0.0.1, port: {free_port()}}}\napplications: []")
+    job = start_job(
+        "serve",
+        ["--service", str(tmp_path / "service.yaml"), "--storage", settings.storage],
+        address=ray_cluster.address_info["gcs_address"],
+        environment={"RAY_SERVE_ENABLE_HA_PROXY": "0", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    shown = [""]
+    while "Submitted deploy config" not in shown[-1]:
+        shown.append(job.stdout.readline())
+        assert shown[-1], shown
+    job.send_signal(sent)
+    said, _ = outputs(job)
+    assert (job.returncode, said.splitlines()) == (status, ["interrupted"])
 
 
 def test_a_deployed_service_is_ready_and_answers(warm):
@@ -204,9 +227,9 @@ def test_a_killed_replica_costs_time_but_no_answer(warm, deployment):
 
 
 def test_replicas_follow_the_load(warm):
-    """Two under load and none without, each within two minutes. A cold service says so and wakes; all is right."""
-    with Load(warm, clients=10, pause_s=0) as load:
-        wait_until(lambda: running_replicas() == 2, "the load has two replicas")
+    """Three under load and none without. A cold service says so and wakes; all is right."""
+    with Load(warm, clients=12, pause_s=0) as load:
+        wait_until(lambda: running_replicas() == 3, "the load has three replicas")
     assert {answer.status_code for answer in load.answers} == {200}
     wait_until(lambda: running_replicas() == 0, "no replica is left for nobody")
     time.sleep(2)  # gateways look every half second
@@ -230,6 +253,23 @@ def test_a_label_trained_today_is_served_today_until_it_loses_its_alias(warm, se
     wait_until(lambda: status() == 200, "the new label is served")
     tracking.connect(settings).delete_registered_model_alias(version.name, tracking.SERVING_ALIAS)
     wait_until(lambda: status() == 404, "the label is gone")
+
+
+def test_only_named_proxies_are_believed_whose_requests_they_pass_on(warm, ray_cluster):
+    """As in the shipped configuration: HAProxy on this machine, and what reaches it from 127.0.0.1."""
+    for source in ("127.0.0.1", "127.0.0.9"):
+        headers = {"X-Request-ID": f"from-{source}", "X-Forwarded-For": "192.0.2.7"}
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=source), timeout=60) as client:
+            assert client.get(f"{warm}/v1/models", headers=headers).status_code == 200
+    logs = Path(ray_cluster.address_info["session_dir"], "logs")
+
+    def clients():
+        text = "\n".join(path.read_text(errors="replace") for path in logs.glob("worker-*.out"))
+        lines = [json.loads(line) for line in text.splitlines() if '"id": "from-' in line]
+        return {line["id"]: line["client"] for line in lines} if len(lines) == 2 else None
+
+    found = wait_until(clients, "both requests are in the log")
+    assert found == {"from-127.0.0.1": "192.0.2.7", "from-127.0.0.9": "127.0.0.9"}
 
 
 def test_metrics_are_exported(address):
