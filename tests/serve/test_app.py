@@ -66,7 +66,7 @@ def address(ray_cluster, settings):
     gateway["num_replicas"] = 2
     del models["num_replicas"]
     models["autoscaling_config"] = {
-        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 4},
+        **{"min_replicas": 0, "initial_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4},
         **{"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 3},
         "downscale_to_zero_delay_s": 5,
         "policy": {"policy_function": "raygan.serve.scaling:by_requests"},
@@ -143,7 +143,8 @@ def test_a_stopped_service_ends_like_every_other_job(ray_cluster, settings, tmp_
         assert shown[-1], shown
     job.send_signal(sent)
     said, _ = outputs(job)
-    assert (job.returncode, said.splitlines()) == (status, ["interrupted"])
+    ours = [line for line in said.splitlines() if " INFO " not in line]  # processes of the service may still tell
+    assert (job.returncode, ours) == (status, ["interrupted"])
 
 
 def test_a_deployed_service_is_ready_and_answers(warm):
@@ -227,9 +228,9 @@ def test_a_killed_replica_costs_time_but_no_answer(warm, deployment):
 
 
 def test_replicas_follow_the_load(warm):
-    """Three under load and none without. A cold service says so and wakes; all is right."""
-    with Load(warm, clients=12, pause_s=0) as load:
-        wait_until(lambda: running_replicas() == 3, "the load has three replicas")
+    """Two under load and none without. A cold service says so and wakes; all is right."""
+    with Load(warm, clients=10, pause_s=0) as load:
+        wait_until(lambda: running_replicas() == 2, "the load has two replicas")
     assert {answer.status_code for answer in load.answers} == {200}
     wait_until(lambda: running_replicas() == 0, "no replica is left for nobody")
     time.sleep(2)  # gateways look every half second
