@@ -22,12 +22,18 @@ if TYPE_CHECKING:  # needs pydantic
 class TextbookStep:
     """Generator, critic and their Adams. The networks are raygan's, layer for layer, and start from its weights."""
 
-    def __init__(self, networks: NetworkSettings, settings: StepOptions, device: torch.device | str = "cpu"):
-        self.networks, self.settings, self.device = networks, settings, torch.device(device)
+    def __init__(
+        self,
+        networks: NetworkSettings,
+        settings: StepOptions,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.networks, self.settings, self.device, self.dtype = networks, settings, torch.device(device), dtype
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.generator = build_generator(networks).to(self.device)
-            self.critic = _of_torch(build_critic(networks)).to(self.device)
+            self.generator = build_generator(networks).to(self.device, dtype)
+            self.critic = _of_torch(build_critic(networks)).to(self.device, dtype)
         betas = (float(settings.beta1), float(settings.beta2))
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), settings.generator_lr, betas)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), settings.critic_lr, betas)
@@ -40,7 +46,7 @@ class TextbookStep:
             latents: standard normal (n, z_dim); by default drawn from torch's global generator, as `mix` is.
             mix: weights of the fakes in the interpolates, (n, 1) in [0, 1].
         """
-        reals = (reals.to(self.device) / 255 - 0.5) / 0.5
+        reals = (reals.to(self.device, self.dtype) / 255 - 0.5) / 0.5
         latents = self._draw(latents)
         mix = (torch.rand(len(reals), 1, device=self.device) if mix is None else mix)[:, :, None, None]
         fakes = self.generator(latents)
