@@ -145,8 +145,8 @@ async def test_networks_share_threads_and_take_turns():
     gates["first"].set()
     await asyncio.gather(*tasks)
     assert seen[2] == ("first", 16)
-    assert set(seen[3:5]) == {("second", 3), ("first", 16)}  # both threads were free at once
-    assert sum(rows for _, rows in seen[5:]) == 8
+    assert ("second", 3) in seen[3:5]  # whichever of the two threads was free first
+    assert sum(rows for name, rows in seen[3:] if name == "first") == 24
 
 
 def test_batch_invariance_is_found_by_trying():
