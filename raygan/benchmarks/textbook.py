@@ -48,7 +48,9 @@ class TextbookStep:
         """
         reals = (reals.to(self.device, self.dtype) / 255 - 0.5) / 0.5
         latents = self._draw(latents)
-        mix = (torch.rand(len(reals), 1, device=self.device) if mix is None else mix)[:, :, None, None]
+        mix = (torch.rand(len(reals), 1, device=self.device, dtype=self.dtype) if mix is None else mix)[
+            :, :, None, None
+        ]
         fakes = self.generator(latents)
         interpolates = ((1 - mix) * reals + mix * fakes).detach().requires_grad_()
         on_real, on_fake, on_between = self.critic(reals), self.critic(fakes), self.critic(interpolates)
@@ -73,7 +75,7 @@ class TextbookStep:
     def _draw(self, latents: Tensor | None) -> Tensor:
         if latents is not None:
             return latents
-        return torch.randn(self.settings.batch_size, self.networks.z_dim, device=self.device)
+        return torch.randn(self.settings.batch_size, self.networks.z_dim, device=self.device, dtype=self.dtype)
 
 
 def _of_torch(critic: nn.Module) -> nn.Module:

@@ -138,7 +138,12 @@ class DataSet:
                 f"--image-size: {self.address} holds {self.manifest.image_size} px images, not {image_size} px: "
                 f"give --image-size {self.manifest.image_size}, or prepare shards with --image-size {image_size}"
             )
-        if label is not None and label not in self.manifest.classes:
+        if label is not None:
+            self.check_label(label)
+
+    def check_label(self, label: str) -> None:
+        """Raise ConfigurationError if there are no photos of a label."""
+        if label not in self.manifest.classes:
             raise ConfigurationError(
                 f"--label: {self.address} has no label {label!r}; it has {some(self.manifest.classes)}"
             )

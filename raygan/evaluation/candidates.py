@@ -77,9 +77,8 @@ def find_candidates(settings: EvaluateSettings, data: DataSet) -> list[Candidate
         RayganError: there is no candidate, or a generator's labels or size don't match the shards.
     """
     classes = data.manifest.classes
-    strange = [label for label in settings.label if label not in classes]
-    if strange:
-        raise ConfigurationError(f"--label: {data.address} has no label {strange[0]!r}; it has {some(classes)}")
+    for label in settings.label:
+        data.check_label(label)
     found = find_generators(settings, settings.model, settings.label or classes)
     check_labels(found, data)
     check_size(found, data)

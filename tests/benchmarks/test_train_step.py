@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.benchmarks.candidates import TEXTBOOK, Candidate, check_losses, count_operations
+from raygan.benchmarks.candidates import TEXTBOOK, Candidate, check_losses, check_objective, count_operations
 from raygan.benchmarks.settings import TrainStepBenchmarkSettings
 from raygan.benchmarks.textbook import TextbookStep
 from raygan.benchmarks.train_step import benchmark, candidate_of
@@ -42,6 +42,7 @@ def make(tiny):
 
 
 def test_losses_equal_the_textbooks(make):
+    check_objective(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK))
     assert check_losses(make("wgan-gp-128"), make("wgan-gp-128", TEXTBOOK)) < 1e-5
 
 
@@ -55,6 +56,8 @@ def test_another_objective_is_noticed(make):
     ours = make("wgan-gp-128")
     changed = replace(ours, settings=ours.settings.model_copy(update={"penalty_weight": 10.1}))
     with pytest.raises(RayganError, match="not the same objective"):
+        check_objective(changed, make("wgan-gp-128", TEXTBOOK))
+    with pytest.raises(RayganError, match="more than rounding"):
         check_losses(changed, make("wgan-gp-128", TEXTBOOK))
 
 

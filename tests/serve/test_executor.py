@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 import torch
@@ -113,12 +114,13 @@ async def test_cancelled_calls_are_not_computed():
 
 async def test_networks_share_threads_and_take_turns():
     """What one network keeps busy the other doesn't split its rows for; a queue in one doesn't hold the other up."""
-    seen, gates = [], {"first": threading.Event(), "second": threading.Event()}
+    seen, left, gates = [], [], {"first": threading.Event(), "second": threading.Event()}
 
     def network(name):
         def compute(rows):
             seen.append((name, len(rows)))
             gates[name].wait(240)
+            left.append(name)
             return rows
 
         return Executor(compute, threads, batch=16, padded=False)
@@ -143,10 +145,13 @@ async def test_networks_share_threads_and_take_turns():
     gates["second"].set()
     await until(3)
     gates["first"].set()
+    while len(left) < 3:  # the loop waits, too, so that it finds both threads free at once
+        time.sleep(0.01)
+    time.sleep(0.1)
     await asyncio.gather(*tasks)
     assert seen[2] == ("first", 16)
-    assert ("second", 3) in seen[3:5]  # whichever of the two threads was free first
-    assert sum(rows for name, rows in seen[3:] if name == "first") == 24
+    assert set(seen[3:5]) == {("second", 3), ("first", 16)}  # both threads were free at once
+    assert sum(rows for _, rows in seen[5:]) == 8
 
 
 def test_batch_invariance_is_found_by_trying():
