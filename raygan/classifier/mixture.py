@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 
+from raygan import tracking
 from raygan.classifier.settings import ClassifySettings
 from raygan.data.photos import InMemory, InStore, Joined, Photos
 from raygan.data.reader import load_photos
@@ -50,6 +51,7 @@ def check_data(data: DataSet) -> None:
             )
         if not manifest.count("train", label):
             raise ConfigurationError(f"--data: {data.address} has no photo of {label} to train on: add some")
+    tracking.check_labels(manifest.classes)
 
 
 def choose_generators(settings: ClassifySettings, data: DataSet) -> list[NamedGenerator]:

@@ -36,6 +36,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygan.data.arrow import whole
+from raygan.data.labels import normalize
 from raygan.errors import ConfigurationError, RayganError, first_line, some
 from raygan.runtime.storage import join, read_text, resolve, stamp_of, write_bytes
 
@@ -144,9 +145,9 @@ class DataSet:
     def check_label(self, label: str) -> None:
         """Raise ConfigurationError if there are no photos of a label."""
         if label not in self.manifest.classes:
-            raise ConfigurationError(
-                f"--label: {self.address} has no label {label!r}; it has {some(self.manifest.classes)}"
-            )
+            spelled = normalize(label)
+            has = f"spells it {spelled!r}" if spelled in self.manifest.classes else f"has {some(self.manifest.classes)}"
+            raise ConfigurationError(f"--label: {self.address} has no label {label!r}; it {has}")
 
     @property
     def profile(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from mlflow import MlflowClient
 from mlflow.entities import FileInfo
 from mlflow.entities.model_registry import RegisteredModel as MlflowModel
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH
 
 from raygan.addresses import slug
-from raygan.errors import RayganError, first_line
+from raygan.errors import ConfigurationError, RayganError, first_line
 
 T = TypeVar("T")
 
@@ -28,6 +29,9 @@ NAMES = f"NAME for the version under {SERVING_ALIAS!r}, or NAME/VERSION"
 
 #: The registered model's name for the classifier of all labels.
 CLASSIFIER_NAME = "raygan-classifier"
+
+#: Tag of a version: the labels that it draws or tells apart.
+LABELS = "raygan.labels"
 
 #: What MLflow puts before the names of registered models.
 MODELS = "models:/"
@@ -75,11 +79,21 @@ def serving_generators(client: MlflowClient) -> dict[str, RegisteredModel]:
         if version is None:  # the alias has just been removed
             continue
         registered = RegisteredModel(model.name, str(version.version), version.run_id)
-        labels = _split(version.tags.get("raygan.labels", model.tags.get("raygan.label", "")))
+        labels = _split(version.tags.get(LABELS, model.tags.get("raygan.label", "")))
         for label in labels:
             if len(labels) == 1 or label not in found:
                 found[label] = registered
     return found
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise ConfigurationError if these labels are too long together to be recorded with one model."""
+    length = len(joined(labels))
+    if length > MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH:
+        raise ConfigurationError(
+            f"--data: its {len(labels):,} labels have {length:,} characters together, and MLflow's registry keeps "
+            f"{MAX_MODEL_REGISTRY_TAG_VALUE_LENGTH:,} with a model: prepare shards of fewer labels"
+        )
 
 
 def joined(labels: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from raygan.errors import RayganError, first_line
-from raygan.tracking.models import CLASSIFIER_NAME, SERVING_ALIAS, RegisteredModel, generator_name, joined
+from raygan.tracking.models import CLASSIFIER_NAME, LABELS, SERVING_ALIAS, RegisteredModel, generator_name, joined
 from raygan.tracking.runs import Run
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def register_generator(
     Raises:
         RayganError: the registry refuses.
     """
-    tags = {"raygan.label": label, "raygan.labels": joined(labels)}
+    tags = {"raygan.label": label, LABELS: joined(labels)}
     return _register(run, folder, generator_name(label), "generator", tags, promote, metrics or {})
 
 
@@ -73,7 +73,7 @@ def register_classifier(
     Raises:
         RayganError: the registry refuses.
     """
-    tags = {"raygan.labels": joined(labels)}
+    tags = {LABELS: joined(labels)}
     return _register(run, folder, CLASSIFIER_NAME, "classifier", tags, promote, metrics or {})
 
 
@@ -102,7 +102,8 @@ def _register(
 ) -> RegisteredModel:
     client = run.client
     try:
-        _ensure_model(client, name, {"raygan.kind": kind, **tags})
+        # The labels are the version's: a registered model's tags have room for 5,000 characters in some databases.
+        _ensure_model(client, name, {"raygan.kind": kind, **{tag: text for tag, text in tags.items() if tag != LABELS}})
         logged, text = _log(run, folder, name, kind, tags, metrics)
         # Not models:/ID, which the registry would look up at MLflow's global address.
         version = client.create_model_version(

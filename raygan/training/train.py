@@ -168,6 +168,8 @@ def check(settings: TrainSettings) -> DataSet:
         raise ConfigurationError(
             f"--conditional: {settings.data} has only the label {data.manifest.classes[0]}: leave --conditional out"
         )
+    if settings.conditional:
+        tracking.check_labels(data.manifest.classes)
     return data
 
 

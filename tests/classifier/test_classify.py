@@ -42,7 +42,7 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
     assert {"pictures/confusion.png", "pictures/calibration.png"} <= pictures
     served = tracking.serving_classifier(client)
     assert (served.name, served.version) == ("raygan-classifier", result.model.version)
-    assert client.get_registered_model(served.name).tags["raygan.labels"] == "cat,dog"
+    assert client.get_model_version(served.name, served.version).tags["raygan.labels"] == "cat,dog"
     folder = tracking.download_model(client, served, tmp_path / "fetched")
     classifier = load_classifier(folder)
     assert (classifier.labels, classifier.image_size) == (("cat", "dog"), 32)

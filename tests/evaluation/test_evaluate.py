@@ -117,7 +117,8 @@ def test_a_generator_of_one_label_is_evaluated_beside_one_of_all(settings_of, ge
     ("changes", "says"),
     [
         ({}, "no generator draws cat"),
-        ({"label": ["fox"]}, "has no label 'fox'"),
+        ({"label": ["fox"]}, "has no label 'fox'; it has cat, dog"),
+        ({"label": ["Cats"]}, "has no label 'Cats'; it spells it 'cat'"),
         ({"model": ["nobody"]}, "neither a folder"),
         ({"model": "generators", "samples": 3}, "3 are too few"),
         ({"model": "generators", "network": ["googlenet"]}, "no classifier is registered"),

@@ -8,7 +8,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.utils.validation import _validate_metric_name, _validate_model_name
 
 from raygan import tracking
-from raygan.errors import RayganError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.tracking.runs import metric_name
 
@@ -66,3 +66,18 @@ def test_labels_of_any_text_are_registered_and_found_as_they_are(settings, tmp_p
         client.delete_registered_model_alias(model.name, tracking.SERVING_ALIAS)
     assert tracking.serving_generators(client) == dict.fromkeys(LABELS, several)
     assert (tracking.download_model(client, alone[0], tmp_path / "fetched") / "generator.json").exists()
+
+
+def test_more_labels_than_a_model_can_have_are_refused_and_as_many_as_it_can_are_registered(settings, tmp_path):
+    labels = [f"identity_{number:06}" for number in range(6_250)]  # 99,999 characters with commas
+    tracking.check_labels(labels)
+    with pytest.raises(ConfigurationError, match=r"its 6,251 labels have 100,015 characters together"):
+        tracking.check_labels([*labels, "another_identit"])
+    folder = tmp_path / "generator"
+    save_generator(folder, build_generator(NetworkSettings(image_size=32, z_dim=8, width=4)), {"label": "all"})
+    with tracking.start_run(settings, "run", job="test", params={}) as run:
+        model = tracking.register_generator(run, folder, "all", labels=labels, promote=True)
+    client = tracking.connect(settings)
+    assert tracking.serving_generators(client) == dict.fromkeys(labels, model)
+    # Databases keep 5,000 characters of a registered model's tag.
+    assert max(map(len, client.get_registered_model(model.name).tags.values())) <= 5_000
