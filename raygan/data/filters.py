@@ -4,7 +4,8 @@ A `Filter` judges one photo at a time. It can judge by the size of the file, by 
 photo; it overrides the cheapest of these methods that suffices. A `Comparison` needs other photos too:
 `raygan.data.duplicates` and `raygan.data.outliers` do its work once all photos are decoded, so the class only
 describes its scores. `Rules` applies the filters in use. Names are in `raygan.data.registry`, and packages can offer
-more through the entry point group ``raygan.filters``.
+more through the entry point group ``raygan.filters``. Thresholds are `Limits` in `raygan.data.settings`. Two reasons
+need no filter: ``unreadable`` and ``no_face`` come from reading and cutting a photo (`contents` and `examine`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Labels: what each photo shows, from folders, file names and Parquet columns.
 
 `layouts` reads paths, `columns` Parquet columns, `tables` CSV and JSON lines, and this module spells what they find and
-refuses what can't be right. All are pure functions: nothing is read from a disk, and the same listing always gives the
-same labels. What comes out, and why:
+refuses what can't be right. A new layout of paths usually needs a word in the lists of `folders` or `file_names`, and a
+row here. All are pure functions: nothing is read from a disk, and the same listing always gives the same labels. What
+comes out, and why:
 
     layout                    example                                 label          because
     Kaggle Dogs vs. Cats      train/cat.0.jpg                         cat            file names tell

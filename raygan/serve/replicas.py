@@ -6,6 +6,7 @@
 2. A call is one request; the `Executor` of a version splits and joins what its requests ask for into batches.
 3. Samples are drawn and classified in one call: their pixels cross processes once.
 4. Replicas answer with arrays; the gateway encodes pictures.
+5. If a replica dies, `raygan.serve.calls` repeats its requests on another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Uploaded images, checked by their first bytes and their header before a pixel is decoded.
 
 A client's file names and content types are ignored, and nothing it sends is opened as a path or a URL. Of the formats
-that Pillow can decode, only those that people keep photos in are accepted, none with a rarely used decoder.
+that Pillow can decode, only those that people keep photos in are accepted, none with a rarely used decoder. Limits on
+bytes come before: of a request in `middleware`, of a file in `api`.
 """
 
 from __future__ import annotations
