@@ -201,6 +201,14 @@ class Session:
         os.replace(scratch, self.folder / RESULTS)
 
 
+def finish(folder: Path, seconds: float, device: str) -> None:
+    """Measure everything that can be measured, and save what is unfinished after every so many seconds."""
+    while True:
+        session = Session(folder, seconds, device)
+        if session.run() or time.perf_counter() < session.deadline:  # all is done, or the rest fails
+            return
+
+
 def _allocated(device: str, *, reset: bool = False) -> int:
     """The most bytes that tensors on the GPU have taken since the last reset, or take now."""
     if device != "cuda":

@@ -33,8 +33,11 @@ from raygan.training.monitor import draw
 from raygan.training.settings import StepOptions, TrainSettings
 from raygan.training.step import GanStep
 
-#: The tables stand between these lines of the page.
-_BEGIN, _END = "<!-- gpu -->", "<!-- /gpu -->"
+#: The tables of an image size stand between these lines of the page.
+_BEGIN, _END = "<!-- gpu {size} px -->", "<!-- /gpu {size} px -->"
+
+#: Seconds after which a measurement on this machine is saved, and goes on.
+_SECONDS = 500.0
 
 #: Images of each training shown in the picture.
 _SHOWN = 24
@@ -48,7 +51,7 @@ def benchmark(settings: GpuBenchmarkSettings) -> dict[str, Any]:
     if not (folder / gpu.PLAN).exists():
         raise ConfigurationError(f"--folder: {folder} has no {gpu.PLAN}: write it with --data SHARDS")
     if torch.cuda.is_available():
-        gpu.Session(folder, 1e9, "cuda").run()
+        gpu.finish(folder, _SECONDS, "cuda")
     results = folder / gpu.RESULTS
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     plan = json.loads((folder / gpu.PLAN).read_text(encoding="utf-8"))
@@ -57,7 +60,11 @@ def benchmark(settings: GpuBenchmarkSettings) -> dict[str, Any]:
     text = tables(plan, found)
     print(text)
     write_json(settings.json_file, found)
-    fill(Path(settings.page) if settings.page else checkout() / "raygan" / "benchmarks" / "README.md", text)
+    fill(
+        Path(settings.page) if settings.page else checkout() / "raygan" / "benchmarks" / "README.md",
+        text,
+        plan["image_size"],
+    )
     return found
 
 
@@ -218,15 +225,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def fill(page: Path, text: str) -> None:
-    """Write the tables between the page's marks.
+def fill(page: Path, text: str, size: int) -> None:
+    """Write the tables of images of `size` px between the page's marks.
 
     Raises:
         ConfigurationError: the page is missing or has no marks.
     """
+    begin, end = _BEGIN.format(size=size), _END.format(size=size)
     try:
-        before, rest = page.read_text(encoding="utf-8").split(_BEGIN + "\n")
-        _, after = rest.split(_END)
+        before, rest = page.read_text(encoding="utf-8").split(begin + "\n")
+        _, after = rest.split(end)
     except (OSError, ValueError):
-        raise ConfigurationError(f"--page: {page} has no lines {_BEGIN} and {_END} to write between") from None
-    page.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
+        raise ConfigurationError(f"--page: {page} has no lines {begin} and {end} to write between") from None
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

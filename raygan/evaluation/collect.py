@@ -202,13 +202,17 @@ def _start_drawing(source: Source, label: str, count: int, networks: Networks, s
 
 def _draw(source: Source, label: str, count: int, seed: int, first: int, networks: Networks) -> ImageSet:
     torch.set_num_threads(1)  # tasks run on all cores: more threads would get in each other's way
-    pixels = source.sample(label, count, seed, first)
+    pixels, device = source.sample(label, count, seed, first), capacity.own_device()
     return ImageSet(
         pixels=pixels,
         features={name: load_network(network)(pixels) for name, network in networks.features.items()},
-        mass=animal_mass(pixels, label, SECOND_FEATURES) if knows(label) else None,
-        probabilities=classifier_at(networks.classifier).probabilities(pixels) if networks.classifier else None,
+        mass=animal_mass(pixels, label, SECOND_FEATURES, device) if knows(label) else None,
+        probabilities=_probabilities(networks.classifier, pixels, device) if networks.classifier else None,
     )
+
+
+def _probabilities(classifier: str, pixels: Tensor, device: torch.device) -> Tensor:
+    return classifier_at(classifier).to(device).probabilities(pixels.to(device)).cpu()
 
 
 def _features(pixels: Tensor, network: str) -> Tensor:

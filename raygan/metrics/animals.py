@@ -23,7 +23,7 @@ CLASSES = {"cat": (281, 286), "dog": (151, 269)}
 #: Side in px that images are resized to.
 SIZE = 160
 
-_BATCH = 16
+_BATCH, _GPU_BATCH = 16, 256
 
 
 def knows(label: str) -> bool:
@@ -32,13 +32,16 @@ def knows(label: str) -> bool:
 
 
 @torch.inference_mode()
-def animal_mass(images: Tensor, label: str, network: str = DEFAULT_FEATURES) -> Tensor:
-    """Probability of the label's classes, float32 (n,).
+def animal_mass(
+    images: Tensor, label: str, network: str = DEFAULT_FEATURES, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Probability of the label's classes, float32 (n,) on the CPU.
 
     Args:
         images: uint8 (n, 3, S, S) on the CPU, n at least 1.
         label: one of `CLASSES`.
         network: the EfficientNet's name.
+        device: where to compute.
 
     Raises:
         ConfigurationError: ImageNet has no classes of the label.
@@ -46,8 +49,9 @@ def animal_mass(images: Tensor, label: str, network: str = DEFAULT_FEATURES) -> 
     if label not in CLASSES:
         raise ConfigurationError(f"animal mass knows the labels {', '.join(CLASSES)}, not {label!r}")
     low, high = CLASSES[label]
-    net = _network(network)
-    return torch.cat([net(_input(part)).softmax(1)[:, low:high].sum(1) for part in images.split(_BATCH)])
+    net = _network(network).to(device)
+    parts = images.split(_BATCH if torch.device(device).type == "cpu" else _GPU_BATCH)
+    return torch.cat([net(_input(part.to(device))).softmax(1)[:, low:high].sum(1).cpu() for part in parts])
 
 
 @functools.lru_cache(maxsize=2)

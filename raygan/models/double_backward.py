@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -67,18 +66,20 @@ def convolve(
 
 @contextmanager
 def no_weight_gradients() -> Iterator[None]:
-    """A block in which backward passes through `convolve` leave out weights and biases.
+    """A block in which this process's backward passes through `convolve` leave out weights and biases.
 
-    Autograd tells its own layers which gradients were asked for, but not a `torch.autograd.Function`.
+    Autograd tells its own layers which gradients were asked for, but not a `torch.autograd.Function`. A GPU's backward
+    passes run in a thread of autograd's, which sees neither context variables nor thread-local ones of the caller.
     """
-    before = _skip_weights.set(True)
+    _skipping.append(True)
     try:
         yield
     finally:
-        _skip_weights.reset(before)
+        _skipping.pop()
 
 
-_skip_weights = ContextVar("skip_weights", default=False)
+#: Not empty within `no_weight_gradients`.
+_skipping: list[bool] = []
 
 
 class _Convolve(torch.autograd.Function):
@@ -93,7 +94,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:3])
-        if _skip_weights.get():
+        if _skipping:
             wanted[1:] = False, False
         return *_ConvolveBackward.apply(gradient, *ctx.saved_tensors, ctx.shape, wanted), None, None, None
 

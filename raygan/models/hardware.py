@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,10 +51,15 @@ def set_up_gpu(precision: str, *, deterministic: bool) -> None:
     Args:
         precision: "tf32" multiplies float32 numbers with mantissas of 10 bits; all else leaves them alone. torch itself
             shortens them in convolutions unless told otherwise.
-        deterministic: use only algorithms that give the same bits each time; otherwise the fastest, by trying them.
+        deterministic: use only algorithms that give the same bits each time, and warn of operations that have none;
+            otherwise the fastest, by trying them.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read before the first product
+    if torch.cuda.is_available():  # on cores, all that we use is, and torch would clear memory that needn't be
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -5,7 +5,10 @@ For an autoscaling cluster, the nodes that it may still start count, too.
 
 from __future__ import annotations
 
+import functools
 import math
+import socket
+import sys
 
 import ray
 import torch
@@ -67,8 +70,23 @@ def own_device() -> torch.device:
 
     Ray doesn't hide GPUs from those that have reserved none.
     """
-    reserved = ray.is_initialized() and ray.get_gpu_ids()
-    return torch.device("cuda" if reserved and torch.cuda.is_available() else "cpu")
+    if not (ray.is_initialized() and ray.get_gpu_ids()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        _say_unusable()
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # images and verdicts as on cores, up to rounding
+    return torch.device("cuda")
+
+
+@functools.cache
+def _say_unusable() -> None:
+    print(
+        f"warning: a GPU is reserved on {socket.gethostname()}, but this torch ({torch.__version__}) finds none, so it "
+        f"stays idle: install a torch with CUDA there, or start Ray with --num-gpus 0",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def use_own_cores() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raygan.models.averages import MovingAverage
 from raygan.models.distributed import Share, distributed
+from raygan.models.double_backward import InstanceNorm2d
 from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
@@ -87,14 +88,16 @@ class GanStep:
         self.precision = "fp64" if float64 else pick_precision(options.precision, self.device)
         self.dtype = torch.float64 if float64 else torch.float32
         set_up_gpu(self.precision, deterministic=options.deterministic)
-        if channels_last is None:
-            channels_last = self.device.type == "cuda" and networks.critic_norm != "instance"
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        place = partial(nn.Module.to, device=self.device, dtype=self.dtype, memory_format=self.layout)
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            self.generator = place(build_generator(networks))
-            self.critic = place(build_critic(networks))
+            generator, critic = build_generator(networks), build_critic(networks)
+        if channels_last is None:
+            channels_last = self.device.type == "cuda" and not any(
+                isinstance(layer, InstanceNorm2d) for layer in critic.modules()
+            )
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        place = partial(nn.Module.to, device=self.device, dtype=self.dtype, memory_format=self.layout)
+        self.generator, self.critic = place(generator), place(critic)
         if options.sync_batch_norm:
             synchronize(self.generator)
         self.objective = OBJECTIVES.load(options.objective)()
@@ -123,8 +126,8 @@ class GanStep:
 
     @property
     def batches(self) -> int:
-        """Number of the next global batch: how many of today's size the images seen so far would fill."""
-        return self.images_seen // self.options.batch_size
+        """Number of the next global batch of today's size: the first of which no image has been seen."""
+        return -(-self.images_seen // self.options.batch_size)
 
     @property
     def learning_rate_share(self) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raygan.benchmarks.candidates import TEXTBOOK
-from raygan.benchmarks.gpu import Session
+from raygan.benchmarks.gpu import Session, finish
 from raygan.benchmarks.gpu_report import benchmark, fill
 from raygan.benchmarks.gpu_training import Training
 from raygan.benchmarks.settings import GpuBenchmarkSettings
@@ -64,7 +64,7 @@ def measure(folder, *flags):
 def tiny(tmp_path, write_shards):
     """Settings of the smallest benchmark, whose plan is written."""
     page = tmp_path / "page.md"
-    page.write_text("# Page\n\n<!-- gpu -->\nNot measured yet.\n<!-- /gpu -->\n\n## More\n")
+    page.write_text("# Page\n\n<!-- gpu 32 px -->\nNot measured yet.\n<!-- /gpu 32 px -->\n\n## More\n")
     settings = GpuBenchmarkSettings(
         folder=str(tmp_path / "gpu"),
         presets=["wgan-gp-128", "best-64"],
@@ -105,8 +105,8 @@ def test_torch_alone_measures_and_the_page_shows_it(tiny, tmp_path):
     assert 0 < result["timeline"]["busy"] <= 1
     assert [row["images"] for row in result["kid"]["best-64"]] == [row["images"] for row in result["training best-64"]]
     text = page.read_text()
-    assert text.startswith("# Page\n\n<!-- gpu -->\nNo GPU, torch ")
-    assert text.endswith("\n<!-- /gpu -->\n\n## More\n")
+    assert text.startswith("# Page\n\n<!-- gpu 32 px -->\nNo GPU, torch ")
+    assert text.endswith("\n<!-- /gpu 32 px -->\n\n## More\n")
     for row in ("| best-64 bf16 |", "| textbook |", "| kernel |", "| NVLink, 450 GB/s |"):
         assert row in text
     assert (folder / "samples.png").exists()
@@ -144,10 +144,16 @@ def test_a_part_that_fails_leaves_the_others(tiny, tmp_path, monkeypatch, capsys
     assert not session.run()
     assert list(session.results) == ["speeds", "losses", "timeline"]
     assert "machine failed: ZeroDivisionError" in capsys.readouterr().err
+    finish(tmp_path / "gpu", 100.0, "cpu")  # ends, although it can't measure everything
+    monkeypatch.undo()
+    clock = iter(range(1000))  # time runs out again and again
+    monkeypatch.setattr("raygan.benchmarks.gpu.time.perf_counter", lambda: 50.0 * next(clock))
+    finish(tmp_path / "gpu", 120.0, "cpu")
+    assert "machine" in Session(tmp_path / "gpu", 100.0, "cpu").results
 
 
 def test_a_page_without_marks_is_named(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Page\n")
-    with pytest.raises(ConfigurationError, match=r"page\.md has no lines <!-- gpu --> and <!-- /gpu -->"):
-        fill(page, "text")
+    with pytest.raises(ConfigurationError, match=r"page\.md has no lines <!-- gpu 32 px --> and <!-- /gpu 32 px -->"):
+        fill(page, "text", 32)

@@ -1,5 +1,7 @@
 """The critic's layers against torch's: values, both derivatives, and what they refuse."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -77,6 +79,11 @@ def test_weights_have_no_gradient_where_only_the_images_is_asked_for():
     layer, values = Conv2d(5, 6, 3).double(), images().requires_grad_()
     with no_weight_gradients():
         layer(values).sum().backward()
+        score = layer(values).sum()
+        # As autograd runs the backward passes of a GPU.
+        thread = threading.Thread(target=score.backward)
+        thread.start()
+        thread.join()
     assert values.grad is not None
     assert layer.weight.grad is None
     layer(values).sum().backward()

@@ -43,6 +43,20 @@ def test_deterministic_algorithms_are_not_tried_out():
     assert not torch.backends.cudnn.benchmark
 
 
+def test_a_gpu_takes_deterministic_algorithms_where_there_are_some(monkeypatch):
+    before = torch.are_deterministic_algorithms_enabled()
+    set_up_gpu("fp32", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() == before  # on cores they only cost time
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        set_up_gpu("fp32", deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        set_up_gpu("fp32", deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_cores_get_the_batches_themselves():
     batches = [(torch.tensor([number]), torch.tensor([-number])) for number in range(3)]
     assert list(on_device(iter(batches), CPU)) == batches

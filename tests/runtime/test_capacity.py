@@ -100,3 +100,11 @@ def test_a_process_computes_on_the_gpu_that_it_reserved(monkeypatch, connected, 
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: reserved)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # Ray hides GPUs from nobody
     assert capacity.own_device().type == device
+
+
+def test_a_reserved_gpu_that_torch_cannot_use_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [capacity.own_device().type for _ in range(2)] == ["cpu", "cpu"]
+    assert capsys.readouterr().err.count("a GPU is reserved") == 1

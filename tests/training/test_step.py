@@ -45,6 +45,14 @@ def test_the_generator_steps_after_every_n_critic_critic_steps():
     assert stepped == [False, False, True, False, False, True]
 
 
+def test_a_batch_of_another_size_begins_with_an_image_that_was_not_seen():
+    step = GanStep(NETWORKS, options(batch_size=6))
+    step.images_seen = 9  # three batches of three
+    assert step.batches == 2
+    step.step(reals())
+    assert step.batches == 3
+
+
 def test_the_penalty_is_taken_every_so_many_steps():
     step = GanStep(NETWORKS, options(penalty_every=3))
     taken = ["gradient_penalty" in step.step(reals()) for _ in range(6)]
