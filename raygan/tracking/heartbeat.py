@@ -10,6 +10,7 @@ heartbeat also copies what still waits there to the storage, next to the owner f
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -82,6 +83,30 @@ class Owner:
             return abs(process.create_time() - self.started) < 2 and bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
+
+
+def take_over(folder: Path, kept: str | None) -> None:
+    """Make this process the owner of an outbox. A new one appears with its owner: without, others would close its run.
+
+    Args:
+        folder: the outbox, which need not exist.
+        kept: where the storage keeps it, if it is not in the storage itself.
+
+    Raises:
+        RayganError: the disk or the storage can't be written.
+    """
+    owner = Owner.here()
+    if kept is not None:
+        owner.write(kept)
+    # Jobs that look for dead owners don't look there.
+    new = folder.parent.with_name(f"{folder.name}-{owner.pid}")
+    owner.write(str(new))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        new.rename(folder)
+    except OSError:  # it has records already
+        owner.write(str(folder))
+        shutil.rmtree(new)
 
 
 class Heartbeat:

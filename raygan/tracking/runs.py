@@ -30,7 +30,7 @@ from raygan.errors import RayganError, first_line, interruption
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 from raygan.tracking.connection import check_records
-from raygan.tracking.heartbeat import Heartbeat, Owner, fetch_kept
+from raygan.tracking.heartbeat import Heartbeat, Owner, fetch_kept, take_over
 from raygan.tracking.orphans import finish_orphans, kept_outbox_of, outbox_of
 from raygan.tracking.outbox import Sender
 from raygan.tracking.spool import Spool
@@ -65,6 +65,7 @@ class Run:
 
     def __init__(self, client: MlflowClient, run_id: str, outbox: Path, kept: str | None = None):
         self.client, self.id = client, run_id
+        take_over(outbox / run_id, kept)
         self.spool = Spool(outbox, run_id)
         if kept is not None:
             fetch_kept(kept, self.spool)  # of the process whose run this one resumes
@@ -103,13 +104,14 @@ class Run:
         """Log a picture file of a series at a step, such as images seen; MLflow compares the series of several runs."""
         self.spool.put_image(content, name, step)
 
-    def log_data(self, address: str, digest: str, profile: Mapping[str, Any]) -> None:
-        """Log a data set that the run learns from.
+    def log_data(self, address: str, digest: str, profile: Mapping[str, Any], context: str = "training") -> None:
+        """Log a data set that the run uses.
 
         Args:
             address: where it is, without secrets.
             digest: tells it from others of the same name.
             profile: JSON-ready facts, such as counts.
+            context: what for, "training" or "evaluation".
         """
         dataset = Dataset(
             name=posixpath.basename(address.rstrip("/")) or "data",
@@ -118,8 +120,8 @@ class Run:
             source=json.dumps({"uri": address}),
             profile=json.dumps(dict(profile)),
         )
-        context = [InputTag("mlflow.data.context", "training")]
-        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, context)])
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED once everything is sent, or report where the rest waits."""
@@ -177,10 +179,10 @@ def start_run(
         RayganError: MLflow doesn't answer, or another process of this machine works on the run.
     """
     client, experiment = check_records(settings)
-    outbox = outbox_of(settings)
+    outbox, kept = outbox_of(settings), kept_outbox_of(settings)
     if run_id is not None:
         _check_alone(outbox / run_id, name)
-    kept = kept_outbox_of(settings)
+        take_over(outbox / run_id, kept and storage.join(kept, run_id))
     finish_orphans(client, outbox, kept, but=run_id)
     try:
         found = _resume(client, run_id) or _create(client, experiment, name, job, dict(tags or {}))

@@ -13,7 +13,9 @@ from PIL import Image
 
 from raygan import tracking
 from raygan.errors import RayganError
+from raygan.tracking.heartbeat import Owner
 from raygan.tracking.runs import flatten
+from tests.helpers import wait_until
 from tests.tracking.records import steps
 
 
@@ -87,6 +89,31 @@ def test_two_processes_cannot_use_one_run(settings):
         assert again.id == run.id
 
 
+@pytest.fixture
+def another_job(settings, monkeypatch):
+    """Starts and ends a job when a run is about to get its first owner."""
+    write, started = Owner.write, []
+
+    def slowly(owner, folder):
+        if not started:
+            started.append(folder)
+            with tracking.start_run(settings, "beside", job="test", params={}):
+                pass
+        write(owner, folder)
+
+    monkeypatch.setattr(Owner, "write", slowly)
+    yield
+    assert started
+
+
+@pytest.mark.usefixtures("another_job")
+def test_a_job_that_starts_at_the_same_moment_leaves_a_run_open(settings):
+    with tracking.start_run(settings, "first", job="test", params={}) as run:
+        assert run.client.get_run(run.id).info.status == "RUNNING"
+        run.log_metrics({"loss": 1.0}, 1)
+    assert steps(run.client, run.id, "loss") == [1]
+
+
 #: Ctrl-C that arrived inside Ray's own code.
 disguised = SystemError()
 disguised.__cause__ = KeyboardInterrupt()
@@ -130,16 +157,19 @@ def test_flatten_joins_keys_with_dots():
     assert flatten({"a": {"b": {"c": 1}, "d": []}, "e": None}) == {"a.b.c": 1, "a.d": [], "e": None}
 
 
-def test_many_parameters_pictures_data_and_the_machine_are_recorded(settings):
+def test_many_parameters_pictures_data_and_the_machine_are_recorded(settings, monkeypatch):
     """More parameters than MLflow takes in one call, in nested settings."""
     params = {"deep": {f"p{number}": "x" * 1000 for number in range(150)}}
     png = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(png, "PNG")
     settings = settings.model_copy(update={"system_metrics": True})
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     with tracking.start_run(settings, "r", job="test", params=params) as run:
         run.log_data("s3://bucket/shards", "d" * 64, {"train": {"cat": 3}})
         for step in (0, 64):
             run.log_image(png.getvalue(), "samples", step)
+        recorded = lambda: "system/cpu_utilization_percentage" in run.client.get_run(run.id).data.metrics  # noqa: E731
+        wait_until(recorded, "how busy the machine is, is recorded")
     record = run.client.get_run(run.id)
     assert len(record.data.params) == 150
     assert record.data.params["deep.p149"] == "x" * 500
