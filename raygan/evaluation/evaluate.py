@@ -85,7 +85,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     page = report.page(name, record, verdicts, reals)
     storage.write_bytes(storage.join(folder, report.PAGE), page.encode())
     storage.write_json(storage.join(folder, REPORT), record)
-    return EvaluateResult(_log(settings, name, record, page), folder, record["metrics"])
+    return EvaluateResult(_log(settings, name, data, record, page), folder, record["metrics"])
 
 
 def _folder(settings: EvaluateSettings, name: str) -> str:
@@ -143,10 +143,11 @@ def _record(
     }
 
 
-def _log(settings: EvaluateSettings, name: str, record: Mapping[str, Any], page: str) -> str:
+def _log(settings: EvaluateSettings, name: str, data: DataSet, record: Mapping[str, Any], page: str) -> str:
     """Log the report to MLflow; the run's id."""
     params = {**record["settings"], "fingerprint": record["fingerprint"]}
     with tracking.start_run(settings, name, job="evaluate", params=params) as log:
+        log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile, "evaluation")
         for candidate, labels in record["metrics"].items():
             for label, metrics in labels.items():
                 place = f"{candidate}/{label.replace('/', '_')}"

@@ -88,6 +88,8 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
     client = tracking.connect(settings)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("shards", "0-20", "evaluation")
     assert run.data.metrics["cat/cat/fid12_efficientnet_lite2"] == pytest.approx(found["fid12_efficientnet_lite2"])
     assert {a.path for a in client.list_artifacts(result.run_id)} == {"report.html", "report.json"}
     # The features of the real photos are kept for the next report, which has the same numbers.
