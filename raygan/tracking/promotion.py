@@ -1,8 +1,8 @@
 """Who gets the serving alias, and why: each move is recorded with the version.
 
-A version that gets the alias is tagged with the time and the reason (``raygan.promoted``) and with the version that had
-the alias before (``raygan.replaced``), to which `roll_back` returns. A version that doesn't get it is tagged with the
-reason, too (``raygan.not_promoted``).
+A version that gets the alias is tagged with the version that had it before (``raygan.replaced``), to which a rollback
+returns, and in ``raygan.promoted`` with a line for each time that it got the alias, the latest last: when, after which
+version, and why. A version that doesn't get it is tagged with the reason, too (``raygan.not_promoted``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from raygan.tracking.models import SERVING_ALIAS, RegisteredModel, download_mode
 T = TypeVar("T")
 
 _PROMOTED, _REPLACED, _DECLINED = "raygan.promoted", "raygan.replaced", "raygan.not_promoted"
+
+#: Longest tag that every registry's database keeps, in characters.
+_TAG_LENGTH = 5000
 
 
 @dataclass(frozen=True)
@@ -121,17 +124,21 @@ def _move(client: MlflowClient, model: RegisteredModel, reason: str, *, back: bo
     if before is not None and before.version == model.version:
         print(f"{model.name}/{model.version} is the {SERVING_ALIAS} already", flush=True)
         return
+    after = f", after version {before.version}" if before else ""
+    earlier = client.get_model_version(model.name, model.version).tags.get(_PROMOTED, "").splitlines()
+    lines = [*earlier, _dated(reason, after)]
+    while len(lines) > 1 and len("\n".join(lines)) > _TAG_LENGTH:
+        del lines[0]
     # The tags first: what is served has its reason, even if this process dies in between.
-    client.set_model_version_tag(model.name, model.version, _PROMOTED, _dated(reason))
+    client.set_model_version_tag(model.name, model.version, _PROMOTED, "\n".join(lines))
     if before is not None and not back:  # else rolling back twice would lead nowhere
         client.set_model_version_tag(model.name, model.version, _REPLACED, before.version)
     client.set_registered_model_alias(model.name, SERVING_ALIAS, model.version)
-    after = f", after version {before.version}" if before else ""
     print(f"{model.name}/{model.version} is the {SERVING_ALIAS} now{after}: {reason}", flush=True)
 
 
-def _dated(reason: str) -> str:
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {reason}"
+def _dated(reason: str, after: str = "") -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}{after}: {reason}"
 
 
 def _refused(name: str, error: MlflowException) -> RayganError:

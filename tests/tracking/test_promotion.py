@@ -57,7 +57,9 @@ def test_people_promote_and_roll_back(client, settings):
         assert champion(client) == number
     person(model=NAME, rollback=True)
     assert champion(client) == 3
-    assert tags(client, 3)["raygan.promoted"].endswith("rolled back by hand")
+    won, returned = tags(client, 3)["raygan.promoted"].splitlines()
+    assert won.endswith(", after version 1: by hand")
+    assert returned.endswith(", after version 2: rolled back by hand")
     person(model=NAME, rollback=True)
     assert champion(client) == 1
     with pytest.raises(ConfigurationError, match=f"--rollback: no version before {NAME}/1 is recorded"):
@@ -68,3 +70,9 @@ def test_people_promote_and_roll_back(client, settings):
     with pytest.raises(ConfigurationError, match="--model: 'nobody' is not a registered model"):
         person(model="nobody", rollback=True)
     assert champion(client) == 1
+    for _ in range(6):  # more than a registry keeps of this length
+        carry_out(client, version(2), Decision(True, "its KID is better; " * 60))
+        carry_out(client, version(1), Decision(True, "it is better again"))
+    kept = tags(client, 2)["raygan.promoted"].splitlines()
+    assert len(kept) == 4
+    assert len("\n".join(kept)) <= 5000
