@@ -143,21 +143,36 @@ class LoadedGenerator:
         """The same generator on another device, such as "cuda"; the pixels may differ by a gray level there."""
         return LoadedGenerator(self._named, device)
 
-    def sample(self, seeds: Iterable[int], label: str | Sequence[str] | None = None, truncation: float = 1.0) -> Images:
+    def sample(
+        self,
+        seeds: Iterable[int],
+        labels: str | Sequence[str] | None = None,
+        truncation: float = 1.0,
+        *,
+        label: str | None = None,
+    ) -> Images:
         """Draw one image for each seed, the same that `raygan sample` and the service draw for that seed.
 
         Args:
             seeds: each names one image, from 0.
-            label: what to draw, one of `labels`, or one for each seed; needed only if there are several.
+            labels: what to draw, one for all seeds or one for each; needed only if the generator has several.
             truncation: scales the latents, above 0 to 1; less is more typical and less varied.
+            label: the same as `labels`, under the name that flags and requests have for one.
 
         Returns:
             uint8 images (n, S, S, 3), RGB.
         """
-        return self.draw(self.latents(seeds) * np.float32(truncation), label)
+        return self.draw(self.latents(seeds) * np.float32(truncation), labels, label=label)
 
     def interpolate(
-        self, start: int, end: int, frames: int, label: str | None = None, truncation: float = 1.0
+        self,
+        start: int,
+        end: int,
+        frames: int,
+        labels: str | Sequence[str] | None = None,
+        truncation: float = 1.0,
+        *,
+        label: str | None = None,
     ) -> Images:
         """Draw a walk from one seed's image to another's, along the arc between their latents.
 
@@ -165,8 +180,9 @@ class LoadedGenerator:
             start: seed of the first frame.
             end: seed of the last frame.
             frames: how many, at least 2.
-            label: as for `sample`.
+            labels: as for `sample`, one for all frames or one for each.
             truncation: as for `sample`.
+            label: as for `sample`.
 
         Returns:
             uint8 images (frames, S, S, 3), RGB, the same that the service draws.
@@ -179,7 +195,7 @@ class LoadedGenerator:
             raise ConfigurationError(f"frames must be at least 2, not {frames}")
         first, last = (torch.from_numpy(self.latents([seed])).expand(frames, -1) for seed in (start, end))
         points = slerp(first, last, torch.linspace(0, 1, frames))
-        return self.draw(points.numpy() * np.float32(truncation), label)
+        return self.draw(points.numpy() * np.float32(truncation), labels, label=label)
 
     def save_onnx(self, path: str) -> None:
         """Write an ONNX file, which runs without torch.
@@ -223,11 +239,12 @@ class LoadedGenerator:
         found: Latents = directions(self._named.generator, count).numpy()
         return found
 
-    def draw(self, latents: Latents, label: str | Sequence[str] | None = None) -> Images:
+    def draw(self, latents: Latents, labels: str | Sequence[str] | None = None, *, label: str | None = None) -> Images:
         """Draw one image for each latent.
 
         Args:
             latents: float32 (n, z_dim).
+            labels: as for `sample`, one for all latents or one for each.
             label: as for `sample`.
 
         Returns:
@@ -236,7 +253,10 @@ class LoadedGenerator:
         import torch
 
         points = torch.from_numpy(np.ascontiguousarray(latents, np.float32))
-        each = [label] * len(points) if label is None or isinstance(label, str) else list(label)
+        if labels is not None and label is not None:
+            raise ConfigurationError("label and labels are the same: give one of them")
+        given = label if labels is None else labels
+        each = [given] * len(points) if given is None or isinstance(given, str) else list(given)
         if len(each) != len(points):
             raise ConfigurationError(f"{len(points)} images need one label or {len(points)}, not {len(each)}")
         only = self.labels[0] if len(self.labels) == 1 else None
@@ -269,9 +289,15 @@ class LoadedClassifier:
 
         Returns:
             float32 (n, labels); rows sum to 1.
+
+        Raises:
+            ConfigurationError: the images are of another type or shape.
         """
         import torch
 
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        images = np.ascontiguousarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ConfigurationError(f"images must be uint8 (n, S, S, 3), not {images.dtype} {images.shape}")
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
         found: npt.NDArray[np.float32] = self._classifier.probabilities(pixels).numpy()
         return found

@@ -83,12 +83,17 @@ def test_a_generator_draws_the_image_of_each_seed(name, registered, place, tmp_p
     generator = raygan.load_generator(str(tmp_path / "generator") if name == "folder" else name, **place)
     assert generator.labels == LABELS
     assert generator.image_size == 32
-    images = generator.sample(seeds=[7, 9, 7], label="dog", truncation=0.7)
+    images = generator.sample(seeds=[7, 9, 7], labels="dog", truncation=0.7)
     assert images.shape == (3, 32, 32, 3)
     assert images.dtype == np.uint8
     assert (images[0] == images[2]).all()
     assert (images[0] != images[1]).any()
-    assert (images[0] != generator.sample([7, 9, 7], "cat", 0.7)[0]).any()
+    cats = generator.sample([7, 9, 7], label="cat", truncation=0.7)
+    assert (images[0] != cats[0]).any()
+    mixed = generator.sample([7, 9, 7], labels=["dog", "cat", "dog"], truncation=0.7)
+    assert (mixed == np.stack([images[0], cats[1], images[2]])).all()
+    with pytest.raises(raygan.ConfigurationError, match="give one of them"):
+        generator.sample([1], labels="cat", label="dog")
     with pytest.raises(raygan.ConfigurationError, match="label must be one of cat, dog, not None"):
         generator.sample([1])
 
@@ -96,7 +101,7 @@ def test_a_generator_draws_the_image_of_each_seed(name, registered, place, tmp_p
 def test_a_generator_walks_takes_latents_and_leaves_as_onnx(registered, place, tmp_path):
     generator = raygan.load_generator("models:/raygan-generator-pets@champion", **place)
     ends = generator.sample([3, 4], "cat", 0.7)
-    walk = generator.interpolate(3, 4, 5, "cat", 0.7)
+    walk = generator.interpolate(3, 4, 5, labels="cat", truncation=0.7)
     assert walk.shape == (5, 32, 32, 3)
     assert (np.abs(walk[[0, -1]].astype(int) - ends) <= 1).all()
     with pytest.raises(raygan.ConfigurationError, match="frames must be at least 2"):
@@ -129,6 +134,9 @@ def test_a_classifier_gives_a_probability_for_each_label(name, registered, place
     assert probabilities.shape == (5, 2)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
     np.testing.assert_array_equal(probabilities, raygan.load_classifier(**place).probabilities(images))
+    for wrong in (images / 255, images[0], images.transpose(0, 3, 1, 2)):
+        with pytest.raises(raygan.ConfigurationError, match=r"images must be uint8 \(n, S, S, 3\), not"):
+            classifier.probabilities(wrong)
 
 
 def test_a_model_that_is_nowhere_is_named(place):

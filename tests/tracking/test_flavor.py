@@ -23,6 +23,7 @@ from PIL import Image
 
 import raygan
 from raygan import tracking
+from raygan.errors import RayganError
 from raygan.models.gan import save_generator
 from raygan.runtime.settings import StorageSettings
 from raygan.serve.messages import ModelVersion, SampleRequest
@@ -122,6 +123,15 @@ def test_a_version_registered_before_there_were_mlflow_models_still_loads(regist
     files = ModelStore(ServeSettings(**settings.model_dump())).files(ModelVersion("raygan-generator-pets", "2"))
     assert set(files) == {"generator.json", "generator.safetensors"}
 
+    client.log_artifacts(registered.id, str(folder / "c"), "classifier")
+    source = f"{client.get_run(registered.id).info.artifact_uri}/classifier"
+    client.create_model_version("raygan-classifier", source, run_id=registered.id)
+    old, new = (raygan.load_classifier(f"raygan-classifier/{number}", storage=settings.storage) for number in (2, 1))
+    pictures = now.sample([3, 4], "dog")
+    np.testing.assert_array_equal(old.probabilities(pictures), new.probabilities(pictures))
+    with pytest.raises(RayganError, match=r"cannot keep g\.onnx beside raygan-classifier/2: it is no MLflow model"):
+        tracking.keep_beside(client, tracking.find_model(client, "raygan-classifier/2"), folder / "g.onnx", "onnx")
+
 
 def test_mlflow_predicts_from_seeds_and_images(registered, settings, at_mlflow):
     generator = mlflow.pyfunc.load_model("models:/raygan-generator-pets@champion")
@@ -142,8 +152,24 @@ def test_mlflow_predicts_from_seeds_and_images(registered, settings, at_mlflow):
     assert list(found.columns) == ["cat", "dog"]
     expected = raygan.load_classifier(storage=settings.storage).probabilities(images[:1])
     np.testing.assert_allclose(found, np.repeat(expected, 3, 0), atol=1e-6)
-    with pytest.raises(ValueError, match="image 1 is neither"):
-        classifier.predict(pd.DataFrame({"image": [images[0], b"no picture"]}))
+    asked = pd.DataFrame({"image": [images[0].tolist(), images[0].astype(int)]})  # as from JSON
+    np.testing.assert_allclose(classifier.predict(asked), np.repeat(expected, 2, 0), atol=1e-6)
+    for wrong, says in (
+        (b"no picture", "cannot identify"),
+        (images[0] / 255, "it has float64 values, not whole numbers from 0 to 255"),
+        (images[0].astype(int) - 256, "it has int64 values, not whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=f"image 1 is neither .*{says}"):
+            classifier.predict(pd.DataFrame({"image": [images[0], wrong]}))
+
+
+def test_mlflow_predicts_from_seeds_alone_where_there_is_one_label(registered, settings, at_mlflow, tmp_path):
+    save_generator(tmp_path, make_generator(), {"label": "cat"})
+    with tracking.start_run(settings, "cat", job="train", params={}) as run:
+        tracking.register_generator(run, tmp_path, "cat", labels=["cat"], promote=True)
+    generator = mlflow.pyfunc.load_model("models:/raygan-generator-cat@champion")
+    images = generator.predict(pd.DataFrame({"seed": [7, 9]}))
+    assert (images == raygan.load_generator(str(tmp_path)).sample([7, 9])).all()
 
 
 def test_python_draws_the_pixels_of_the_service(tmp_path):
@@ -205,13 +231,25 @@ def test_a_bare_environment_predicts_and_serves(registered, settings, tmp_path):
     expected = raygan.load_classifier(storage=settings.storage).probabilities(images)
     np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-6)
 
-    model = "models:/raygan-generator-pets@champion"
+    rows = {"dataframe_split": {"columns": ["seed", "label"], "data": [[7, "dog"], [9, "cat"]]}}
+    asked = {**rows, "params": {"truncation": 0.7}}
+    answer = ask_server(python, "models:/raygan-generator-pets@champion", asked, options)
+    assert (np.array(answer["predictions"]) == images).all()
+    png = io.BytesIO()
+    Image.fromarray(images[0]).save(png, "PNG")
+    forms = [[base64.b64encode(png.getvalue()).decode()], [images[1].tolist()]]
+    asked = {"dataframe_split": {"columns": ["image"], "data": forms}}
+    answer = ask_server(python, "models:/raygan-classifier@champion", asked, options)
+    found = [[row["cat"], row["dog"]] for row in answer["predictions"]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def ask_server(python, model, body, options):
+    """What `mlflow models serve` answers for a model."""
     serve = [python, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "-p", "5077"]
     server = subprocess.Popen(serve, start_new_session=True, **options)
     try:
-        rows = {"dataframe_split": {"columns": ["seed", "label"], "data": [[7, "dog"], [9, "cat"]]}}
-        answer = wait_until(lambda: ask({**rows, "params": {"truncation": 0.7}}), "an answer", 200, alive=server)
-        assert (np.array(answer["predictions"]) == images).all()
+        return wait_until(lambda: ask(body), "an answer", 200, alive=server)
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

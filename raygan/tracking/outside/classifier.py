@@ -29,7 +29,7 @@ class ImageClassifier(PythonModel):
         Args:
             context: MLflow's.
             model_input: a row for each image, with `image`: the bytes of a file (JPEG, PNG and what else Pillow reads),
-                the same in base64, or uint8 (H, W, 3). The central square counts.
+                the same in base64, or whole numbers from 0 to 255 (H, W, 3). The central square counts.
             params: not used.
 
         Returns:
@@ -54,10 +54,18 @@ def _square(image: Any, number: int, size: int) -> np.ndarray:
         if isinstance(image, bytes | bytearray):
             photo = ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
         else:
-            photo = Image.fromarray(np.asarray(image, np.uint8)).convert("RGB")
+            photo = Image.fromarray(_pixels(image)).convert("RGB")
     except (OSError, ValueError, TypeError, binascii.Error) as error:
         raise ValueError(f"image {number} is neither a picture's bytes, base64 nor uint8 (H, W, 3): {error}") from None
     return np.asarray(ImageOps.fit(photo, (size, size), Image.Resampling.BICUBIC))
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """An image as uint8. Raises ValueError if its numbers are others, such as floats from 0 to 1."""
+    values = np.asarray(image)
+    if values.dtype.kind not in "iu" or (values.size and not 0 <= values.min() <= values.max() <= 255):
+        raise ValueError(f"it has {values.dtype} values, not whole numbers from 0 to 255")
+    return values.astype(np.uint8)
 
 
 mlflow.models.set_model(ImageClassifier())
