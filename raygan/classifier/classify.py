@@ -2,11 +2,11 @@
 
 1. `classify` runs in the driver. It checks everything it can before any work, gathers training images (real, generated
    or mixed) and validation photos (always real, never trained on) in the object store, opens the MLflow run and starts
-   a `TorchTrainer`.
+   a `TorchTrainer`. Half of the validation photos choose the best epoch (see `raygan.classifier.validation`).
 2. `raygan.classifier.worker.classify_worker` runs on every rank: after each epoch it validates and reports a
-   checkpoint.
-3. Ray Train keeps the checkpoint with the lowest validation loss. The driver logs how it does on the validation photos
-   and registers it as `raygan-classifier`.
+   checkpoint. In long epochs it also reports some that are only there to be resumed.
+3. Ray Train keeps the checkpoint with the lowest validation loss. The driver logs how it does on the other half and
+   registers it as `raygan-classifier`.
 
 A run lives in ``<storage>/runs/<name>``; the same command resumes it.
 """
@@ -31,7 +31,9 @@ from raygan.classifier.imagenet import load_imagenet_weights
 from raygan.classifier.mixture import check_data, choose_generators, training_images
 from raygan.classifier.report import log_validation
 from raygan.classifier.settings import ClassifySettings
+from raygan.classifier.validation import split_validation
 from raygan.classifier.worker import ClassifyTask, checkpoint_bytes, classify_worker
+from raygan.data.photos import Photos
 from raygan.data.reader import load_photos, shards_mixed
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
@@ -47,7 +49,7 @@ from raygan.tracking.promotion import Decision, carry_out
 MAY_CHANGE = {
     *WorkerOptions.model_fields,
     *StorageSettings.model_fields,
-    *("data", "name", "promote", "allow_changes"),
+    *("data", "name", "promote", "allow_changes", "checkpoint_minutes"),
 }
 
 
@@ -59,7 +61,7 @@ class ClassifyResult:
         run_id: of the MLflow run.
         model: the registered classifier.
         promotion: whether it became the champion, and why.
-        metrics: of the registered classifier on the validation photos.
+        metrics: of the registered classifier on validation photos that did not choose it, if there are enough.
     """
 
     run_id: str
@@ -99,12 +101,14 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
         allow_changes=settings.allow_changes,
     )
     images, origin = training_images(settings, data, generators)
+    choosing, measuring = split_validation(load_photos(data, "validation", None))
+    origin["held_back_photos"] = len(measuring) if measuring is not choosing else 0
     task = ClassifyTask(
         settings=settings,
         labels=tuple(data.manifest.classes),
         image_size=data.manifest.image_size,
         images=images,
-        validation=load_photos(data, "validation", None),
+        validation=choosing,
         weights=weights,
         events=cluster.queue(),
     )
@@ -114,7 +118,7 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
         log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         print(f"run {run.name} in {run.folder}; --name {run.name} resumes it", flush=True)
         checkpoint, seen = _train(task, run, resources, log)
-        result = _register(checkpoint, seen, task, origin, log)
+        result = _register(checkpoint, seen, task, measuring, origin, log)
         run.save(state="finished")
     return result
 
@@ -129,7 +133,7 @@ def _initial_weights(settings: ClassifySettings) -> dict[str, Tensor] | None:
 def _train(
     task: ClassifyTask, run: RunRecord, resources: dict[str, float], log: tracking.Run
 ) -> tuple[ray.train.Checkpoint, int]:
-    """Run the trainer with a progress bar; the best checkpoint, and the training images seen."""
+    """Run the trainer with a progress bar; the best checkpoint, and the training images it has seen."""
     settings = task.settings
     cluster.poll_training_often()
     trainer = TorchTrainer(
@@ -150,27 +154,32 @@ def _train(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    total = task.batches_per_epoch * settings.batch_size * settings.epochs
+    total = task.epoch * settings.epochs
     with reservations.returned_cores(), ImageProgress(total, "training") as progress:
         result = progress.follow(task.events, InBackground(trainer.fit, "training", run.folder))
-    if not result.best_checkpoints:
+    validated = [pair for pair in result.best_checkpoints or () if "images" in pair[1]]  # at the end of an epoch
+    if not validated:
         raise RayganError(f"run {run.name} ended without a checkpoint")
-    best, _ = min(result.best_checkpoints, key=lambda pair: float(pair[1]["validation_nll"]))
-    # Not result.metrics: a run resumed after its last epoch reports nothing more.
-    return best, max(int(metrics["images"]) for _, metrics in result.best_checkpoints)
+    best, metrics = min(validated, key=lambda pair: float(pair[1]["validation_nll"]))
+    return best, int(metrics["images"])
 
 
 def _register(
-    checkpoint: ray.train.Checkpoint, images: int, task: ClassifyTask, origin: dict[str, Any], log: tracking.Run
+    checkpoint: ray.train.Checkpoint,
+    images: int,
+    task: ClassifyTask,
+    measuring: Photos,
+    origin: dict[str, Any],
+    log: tracking.Run,
 ) -> ClassifyResult:
     """Register the checkpoint's classifier."""
     with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as scratch:
         classifier = load_classifier(Path(folder))
-        metrics = log_validation(classifier, task.validation, log, images)
+        metrics = log_validation(classifier, measuring, log, images)
         exported = Path(scratch, "classifier")
         _export(Path(folder), exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
         model = tracking.register_classifier(log, exported, task.labels, metrics=metrics | {"images": images})
-    decision = promotion.decide(task.settings, classifier, task.validation, log)
+    decision = promotion.decide(task.settings, classifier, measuring, log)
     carry_out(log.client, model, decision)
     return ClassifyResult(log.id, model, decision, metrics)
 

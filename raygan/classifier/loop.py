@@ -6,6 +6,7 @@ share out the validation photos and score all of them together.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -23,6 +24,9 @@ MOST_VALIDATED = 20_000
 
 #: Seconds between two progress reports.
 _PROGRESS_S = 2.0
+
+#: Seconds, about, between two looks at the clock that ranks share.
+_LOOK_S = 5.0
 
 
 class ClassifierLoop:
@@ -44,35 +48,46 @@ class ClassifierLoop:
         self.step, self.validation, self._on_progress = step, validation, on_progress
         self.validated = validation.spread(MOST_VALIDATED)
         self.stream = BatchStream(images, step.options.batch_size, step.options.seed, step.share)
-
-    @property
-    def images_seen(self) -> int:
-        """Training images seen so far by all ranks, repeats included."""
-        return self.step.batches_done * self.step.options.batch_size
+        self._sums: dict[str, float] = {}
+        self._seen, self._seconds, self._look_every = 0, 0.0, 1
 
     @property
     def is_settling(self) -> bool:
         """Whether the learning rate has fallen below half its peak; losses before that say little about the end."""
-        done, batches = self.step.batches_done, self.step.batches
-        return 2 * done > batches and self.step.rate(done) < 0.5
+        seen, total = self.step.images_seen, self.step.total
+        return 2 * seen > total and self.step.rate(seen) < 0.5
 
-    def train_until(self, batches: int) -> dict[str, float]:
-        """Train until `batches` are done in all; mean `loss` and `train_accuracy`, and `images_per_second`."""
-        began, reported, first = time.monotonic(), time.monotonic(), self.step.batches_done
+    def train_until(self, images: int, minutes: float = math.inf) -> None:
+        """Train until more images are seen in all, or the time is up. All ranks stop after the same batch.
+
+        Args:
+            images: to have been seen at the end, by all ranks together.
+            minutes: after which to stop before, give or take a few seconds.
+        """
+        began = reported = time.monotonic()
+        first = self.step.batches
         sums: dict[str, Tensor] = {}
-        for images, targets in on_device(self.stream.starting_at(first), self.step.device):
-            if self.step.batches_done >= batches:
-                break
-            for name, value in self.step.step(images, targets).items():
+        for pixels, targets in on_device(self.stream.starting_at(first), self.step.device):
+            for name, value in self.step.step(pixels, targets).items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
             if time.monotonic() - reported > _PROGRESS_S:
-                self._on_progress(self.images_seen)
+                self._on_progress(self.step.images_seen)
                 reported = time.monotonic()
-        self._on_progress(self.images_seen)
-        seen = (batches - first) * self.step.options.batch_size
-        totals = self._sum_over_ranks(torch.stack([value.double().cpu() for value in sums.values()]))
-        means = {name: float(total) / seen for name, total in zip(sums, totals, strict=True)}
-        return means | {"images_per_second": seen / (time.monotonic() - began)}
+            if self.step.images_seen >= images or self._time_is_up(began, self.step.batches - first, minutes):
+                break
+        self._on_progress(self.step.images_seen)
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)  # waits for the device
+        self._seen += (self.step.batches - first) * self.step.options.batch_size
+        self._seconds += time.monotonic() - began
+
+    def means(self) -> dict[str, float]:
+        """Mean `loss` and `train_accuracy` since the last call, and `images_per_second`. A collective call."""
+        totals = self._sum_over_ranks(torch.tensor(list(self._sums.values()), dtype=torch.float64))
+        found = {name: float(total) / self._seen for name, total in zip(self._sums, totals, strict=True)}
+        found["images_per_second"] = self._seen / self._seconds
+        self._sums, self._seen, self._seconds = {}, 0, 0.0
+        return found
 
     def validate(self) -> dict[str, float]:
         """`raygan.metrics.classification.score` on the validation photos, the same on every rank."""
@@ -91,6 +106,15 @@ class ClassifierLoop:
             targets.append(torch.from_numpy(classes[rows]))
         ranks = self._gather((torch.cat(probabilities), torch.cat(targets)))
         return torch.cat([own for own, _ in ranks]), torch.cat([own for _, own in ranks])
+
+    def _time_is_up(self, began: float, batches: int, minutes: float) -> bool:
+        """Whether so many minutes are over on the first rank. A collective call every few seconds."""
+        if minutes == math.inf or batches % self._look_every:
+            return False
+        passed = 0.0 if self.step.share.rank else time.monotonic() - began
+        seconds = float(self._sum_over_ranks(torch.tensor(passed, dtype=torch.float64)))
+        self._look_every = max(1, round(_LOOK_S * batches / max(seconds, 1e-9)))
+        return seconds >= 60 * minutes
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.step.share.world_size > 1:

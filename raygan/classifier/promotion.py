@@ -22,7 +22,7 @@ def decide(settings: ClassifySettings, classifier: Classifier, validation: Photo
     Args:
         settings: of the training.
         classifier: the new one, on the CPU.
-        validation: held-out photos.
+        validation: held-out photos that did not choose the new one, if there are enough.
         log: the run in MLflow.
     """
     if settings.promote != "better":

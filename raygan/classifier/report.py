@@ -21,9 +21,9 @@ def log_validation(classifier: Classifier, validation: Photos, log: tracking.Run
 
     Args:
         classifier: the one to register.
-        validation: held-out photos.
+        validation: held-out photos that did not choose it, if there are enough.
         log: the run in MLflow.
-        images: training images seen, MLflow's step.
+        images: training images that it has seen, MLflow's step.
 
     Returns:
         The metrics, with the number of photos.

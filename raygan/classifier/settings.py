@@ -62,6 +62,12 @@ class ClassifySettings(ImageSources, ReadOptions, BatchNormOptions, WorkerOption
         unit="epochs",
         ge=0,
     )
+    checkpoint_minutes: float = option(
+        10.0,
+        "longest time between checkpoints, which else come with each epoch: what a run that dies loses at most",
+        unit="minutes",
+        gt=0,
+    )
     real_fraction: float = option(
         1.0, "share of real photos among the training images: 1 is real only, 0 generated only", ge=0, le=1
     )

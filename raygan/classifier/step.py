@@ -2,7 +2,7 @@
 
 As in `raygan.training.step`, a step depends only on the weights, the photos and the batch number. Flips and shifts are
 functions of the seed and the image's number; dropout is seeded per step and rank. So a resumed run needs no random
-state beyond the batch number. The host never waits for the device.
+state beyond the images seen, also where its batches have another size now. The host never waits for the device.
 
 The loss is the paper's (section 5): cross-entropy of the head plus 0.3 times that of each auxiliary head. With AdamW
 (Loshchilov and Hutter 2017), the learning rate warms up linearly and then falls linearly to zero. Validation and users
@@ -47,8 +47,8 @@ class ClassifierStep:
     Attributes:
         net: the network being trained.
         ema: its moving average, in evaluation mode, which users get; `net` itself if `ema_ramp` is 0.
-        batches: length of the learning rate schedule.
-        batches_done: steps taken so far.
+        total: length of the learning rate schedule, in images.
+        images_seen: training images seen so far, by all ranks together.
         draws: kind of the random draws.
     """
 
@@ -56,7 +56,7 @@ class ClassifierStep:
         self,
         labels: int,
         options: ClassifierOptions,
-        batches: int,
+        total: int,
         device: torch.device | str = "cpu",
         share: Share | None = None,
         weights: dict[str, Tensor] | None = None,
@@ -69,14 +69,14 @@ class ClassifierStep:
         Args:
             labels: number of classes.
             options: hyperparameters; precision "auto" is decided for the device.
-            batches: length of the learning rate schedule.
+            total: length of the learning rate schedule, in images; whole batches.
             device: where the network lives.
             share: this rank's part of each batch; by default all of it.
             weights: initial weights by name, such as `load_imagenet_weights` gives; others stay random.
             sync_batch_norm: compute batch statistics over all ranks.
             float64: compute everything in float64, to check the arithmetic.
         """
-        self.options, self.batches, self.batches_done = options, batches, 0
+        self.options, self.total, self.images_seen = options, total, 0
         self.device, self.share = torch.device(device), share or Share()
         self.precision = "fp64" if float64 else pick_precision(options.precision, self.device)
         set_up_gpu(self.precision, deterministic=options.deterministic)
@@ -97,6 +97,11 @@ class ClassifierStep:
         images = torch.zeros(2, 3, 64, 64, device=self.device, dtype=self.dtype)
         self._ddp = distributed(self.net, self.share, lambda net: torch.stack(self._heads(net(images))))
 
+    @property
+    def batches(self) -> int:
+        """Number of the next global batch: how many of today's size the images seen so far would fill."""
+        return self.images_seen // self.options.batch_size
+
     def step(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Take one step.
 
@@ -107,11 +112,11 @@ class ClassifierStep:
         Returns:
             Sums over this rank's images: `loss` (of the main head) and `train_accuracy`.
         """
-        batch, options = self.batches_done, self.options
+        batch, options = self.batches, self.options
         pixels = to_input(self._augment(to_device(images, self.device), batch), images.shape[-1]).to(self.dtype)
         targets = to_device(targets, self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * self.rate(batch)
+            group["lr"] = options.learning_rate * self.rate(self.images_seen)
         self.optimizer.zero_grad(set_to_none=True)
         with self._dropout_seed(batch), self._autocast():
             outputs = self._ddp(pixels)
@@ -124,10 +129,10 @@ class ClassifierStep:
         # DDP averages gradients over ranks; this factor turns the average of sums into the global mean.
         (total * (self.share.world_size / options.batch_size)).backward()
         self.optimizer.step()
-        self.batches_done += 1
-        since = self.batches_done % _EMA_EVERY
+        self.images_seen += options.batch_size
+        since = self.batches % _EMA_EVERY
         # Also at the end: training shorter than _EMA_EVERY would otherwise keep its initial weights.
-        if not since or self.batches_done == self.batches:
+        if not since or self.images_seen >= self.total:
             self._average(since or _EMA_EVERY)
         correct = (heads[0].detach().argmax(1) == targets).sum()
         return {"loss": losses[0].detach(), "train_accuracy": correct.float()}
@@ -143,10 +148,11 @@ class ClassifierStep:
         else:
             self._draws = SerialDraws(batches, {"classify": place})
 
-    def rate(self, batch: int) -> float:
-        """A batch's learning rate as a share of the peak, 0 to 1."""
-        rising = max(1.0, self.options.warmup * self.batches)
-        return min((batch + 1) / rising, max(0.0, (self.batches - batch) / max(1.0, self.batches - rising)))
+    def rate(self, images: int) -> float:
+        """The learning rate after so many images, as a share of the peak, 0 to 1."""
+        done, batches = images / self.options.batch_size, self.total / self.options.batch_size
+        rising = max(1.0, self.options.warmup * batches)
+        return min((done + 1) / rising, max(0.0, (batches - done) / max(1.0, batches - rising)))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities by the current moving average, float32 (n, labels) on the CPU, of uint8 images."""
@@ -168,7 +174,7 @@ class ClassifierStep:
                     buffer /= self.share.world_size
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resumed run needs besides `batches_done`."""
+        """All that a resumed run needs besides `images_seen`."""
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         if self.ema is not self.net:
             tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
@@ -176,8 +182,8 @@ class ClassifierStep:
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         return tensors
 
-    def load_state(self, tensors: dict[str, Tensor], batches_done: int) -> None:
-        """Restore what `state` returned after `batches_done` batches.
+    def load_state(self, tensors: dict[str, Tensor], images_seen: int) -> None:
+        """Restore what `state` returned after `images_seen` images.
 
         Raises:
             RayganError: the state belongs to another network.
@@ -194,13 +200,14 @@ class ClassifierStep:
         except RuntimeError:
             raise RayganError("the checkpoint belongs to a classifier of other labels or heads") from None
         fill_optimizer(self.optimizer, nets["optimizer."])
-        self.batches_done = batches_done
+        self.images_seen = images_seen
 
     def _average(self, since: int) -> None:
         """Move the average, last moved `since` batches ago; its half-life grows, to forget early weights sooner."""
         if self.ema is self.net:
             return
-        keep = 0.5 ** (since / max(1.0, self.options.ema_ramp * self.batches_done))
+        done = self.images_seen / self.options.batch_size
+        keep = 0.5 ** (since / max(1.0, self.options.ema_ramp * done))
         move_average(self.ema.state_dict().values(), self.net.state_dict().values(), keep)
 
     def _augment(self, images: Tensor, batch: int) -> Tensor:

@@ -21,7 +21,7 @@ from raygan.classifier.loop import ClassifierLoop
 from raygan.classifier.settings import ClassifySettings
 from raygan.classifier.step import ClassifierStep
 from raygan.data.photos import Photos
-from raygan.models.googlenet import build_googlenet, save_classifier
+from raygan.models.googlenet import VERSION, build_googlenet, save_classifier
 from raygan.models.weights import load_description, load_tensors, save_description, save_tensors
 from raygan.runtime.progress import Seen
 from raygan.training.build import this_rank
@@ -38,7 +38,7 @@ class ClassifyTask:
         labels: in the order of the network's outputs.
         image_size: side in px.
         images: what to train on.
-        validation: held-out real photos.
+        validation: held-out real photos that choose the best epoch.
         weights: initial weights, if not random.
         events: where progress goes.
     """
@@ -52,9 +52,9 @@ class ClassifyTask:
     events: Queue
 
     @property
-    def batches_per_epoch(self) -> int:
-        """A last batch that would be short is left out."""
-        return len(self.images) // self.settings.batch_size
+    def epoch(self) -> int:
+        """Images in an epoch; a last batch that would be short is left out."""
+        return len(self.images) // self.settings.batch_size * self.settings.batch_size
 
 
 @dataclass
@@ -84,12 +84,12 @@ class Best:
 def classify_worker(config: dict[str, Any]) -> None:
     """One rank's training; Ray Train has set up the process group."""
     task: ClassifyTask = config["task"]
-    settings, per_epoch = task.settings, task.batches_per_epoch
+    settings = task.settings
     share, device = this_rank()
     step = ClassifierStep(
         len(task.labels),
         settings,
-        per_epoch * settings.epochs,
+        task.epoch * settings.epochs,
         device,
         share,
         task.weights,
@@ -106,27 +106,33 @@ def classify_worker(config: dict[str, Any]) -> None:
             task.events.actor.put_nowait.remote(Seen(images, says=best.describe(), failed=failed))
 
     loop = ClassifierLoop(step, task.images, task.validation, progress)
-    progress(loop.images_seen)
-    while step.batches_done < step.batches and not (loop.is_settling and best.is_stale(settings.patience)):
-        epoch = step.batches_done // per_epoch + 1
-        metrics = loop.train_until(epoch * per_epoch)
+    progress(step.images_seen)
+    while step.images_seen < step.total and not (loop.is_settling and best.is_stale(settings.patience)):
+        epoch = step.images_seen // task.epoch + 1
+        loop.train_until(epoch * task.epoch, settings.checkpoint_minutes)
+        if step.images_seen < epoch * task.epoch:  # a checkpoint in between
+            step.average_statistics()
+            # Without a loss, Ray Train would take it for the best; without images, it is not recorded.
+            _report({"validation_nll": math.inf}, step, task, best)
+            continue
+        metrics = loop.means()
         metrics |= {f"validation_{name}": value for name, value in loop.validate().items()}
         if not math.isfinite(metrics["validation_nll"]):
-            progress(loop.images_seen, f"the training diverged in epoch {epoch}: give a lower --learning-rate")
+            progress(step.images_seen, f"the training diverged in epoch {epoch}: give a lower --learning-rate")
             return
         best.update(metrics)
-        _report(metrics | {"epoch": epoch, "images": loop.images_seen}, step, task, best)
+        _report(metrics | {"epoch": epoch, "images": step.images_seen}, step, task, best)
 
 
 def _report(metrics: dict[str, float], step: ClassifierStep, task: ClassifyTask, best: Best) -> None:
     if step.share.rank:
         ray.train.report(metrics)
         return
-    about = {name: metrics[name] for name in ("epoch", "images")}
+    about = {"epoch": step.images_seen // task.epoch, "images": step.images_seen}
     folder = Path(tempfile.mkdtemp(prefix="raygan-checkpoint-"))
     save_classifier(folder, step.ema, labels=task.labels, image_size=task.image_size, about=about)
     save_tensors(folder / "fit.safetensors", step.state())
-    state = {"batches": step.batches_done, "draws": step.draws, "best": vars(best)}
+    state = {"images": step.images_seen, "draws": step.draws, "best": vars(best)}
     save_description(folder / "fit.json", _VERSION, state)
     # The next epoch begins while the files are copied to storage; Ray deletes the folder afterwards.
     ray.train.report(
@@ -145,6 +151,8 @@ def checkpoint_bytes(labels: int) -> int:
 
 def _load(folder: Path, step: ClassifierStep) -> Best:
     state = load_description(folder / "fit.json", _VERSION)
-    step.load_state(load_tensors(folder / "fit.safetensors"), int(state["batches"]))
+    if "images" not in state:  # it once counted batches; images stood in the other file alone
+        state |= load_description(folder / "classifier.json", VERSION)["about"]
+    step.load_state(load_tensors(folder / "fit.safetensors"), int(state["images"]))
     step.use_draws(state.get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return Best(**state["best"])

@@ -30,7 +30,7 @@ class MLflowCallback(UserCallback):
 
         Args:
             spool: of the run, `Run.spool`.
-            step: the reported metric to use as MLflow's step, such as images seen.
+            step: the reported metric to use as MLflow's step, such as images seen; a report without is not recorded.
             leave_out: reported metrics not to record.
         """
         self._spool, self._step, self._leave_out = spool, step, frozenset(leave_out)
@@ -38,6 +38,8 @@ class MLflowCallback(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Record a report. Its checkpoint, if any, has been stored by now."""
+        if self._step not in metrics[0]:
+            return
         values = {name: value for name, value in numbers(metrics[0]).items() if name not in self._leave_out}
         self._spool.put_metrics(values, int(metrics[0][self._step]))
 

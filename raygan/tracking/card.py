@@ -84,9 +84,10 @@ def _what(kind: str, description: dict[str, Any]) -> str:
 
 
 def _training(about: dict[str, Any], params: Mapping[str, str]) -> str:
+    seen = about.get("images", about["kimg"] * 1000 if "kimg" in about else None)
     facts = {
         "objective": about.get("objective"),
-        "images seen": f"{about['kimg'] * 1000:,.0f}" if "kimg" in about else None,
+        "images seen": None if seen is None else f"{seen:,.0f}",
         "minutes": f"{about['minutes']:.1f}" if "minutes" in about else None,
         "photos": params.get("photos") or about.get("real"),
         "generated images": about.get("generated") or None,

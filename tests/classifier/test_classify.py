@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,28 +17,62 @@ from tests.helpers import CORES, wait_for_cores
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_settings, tmp_path, monkeypatch):
-    settings = classify_settings(name="whole")
+def count_in_batches(run, batches):
+    """Make the last checkpoint of a run in storage one that an earlier version wrote."""
+    path = max(run.glob("checkpoint_*/fit.json"))
+    state = json.loads(path.read_text())
+    del state["images"]
+    path.write_text(json.dumps({**state, "batches": batches}))
+
+
+def right_about(classifier, shard, rows):
+    """How many of these rows of a shard the classifier is right about."""
+    table = pq.read_table(shard).take(rows).to_pydict()
+    pixels = np.stack([np.frombuffer(image, np.uint8).reshape(32, 32, 3) for image in table["image"]])
+    found = classifier.probabilities(torch.from_numpy(pixels).permute(0, 3, 1, 2)).argmax(1).tolist()
+    return sum(classifier.labels[number] == label for number, label in zip(found, table["label"], strict=True))
+
+
+def test_a_classification_leaves_a_model_pictures_and_a_finished_run(
+    classify_settings, write_shards, new_storage, tmp_path, monkeypatch
+):
+    data = write_shards(per_label=8, held_out=6)
+    settings = classify_settings(name="whole", data=str(data), epochs=1, checkpoint_minutes=1e-6)
 
     def refuse(*args, **kwargs):
         raise RayganError("the registry is away")
 
-    # Interrupted just before its end, the run is resumed by the same command without training again.
+    # Interrupted just before its end, the run is resumed with one more epoch, of one large batch instead of three, at
+    # a rate that spoils it: more batches are done already than it has in all.
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "register_classifier", refuse)
         with pytest.raises(RayganError, match="registry is away"):
             classify(settings)
     with pytest.raises(ConfigurationError, match=r"seed was 0, now 1"):
         classify(settings.model_copy(update={"seed": 1}))
+    count_in_batches(new_storage / "runs" / "whole", 3)
+    worse = {"epochs": 2, "batch_size": 24, "learning_rate": 0.02, "allow_changes": True}
+    settings = settings.model_copy(update=worse)
     result = classify(settings)
     wait_for_cores()
     client = tracking.connect(settings)
     assert len(client.search_runs([client.get_experiment_by_name("raygan").experiment_id])) == 1
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
+    assert "not_finite" not in run.data.tags
     assert run.data.params["real"] == "24"
-    # 24 photos make 3 batches of 8 per epoch.
-    assert [m.step for m in client.get_metric_history(result.run_id, "validation_accuracy")] == [24, 48]
+    # 24 photos make an epoch, with 3 batches of 8, or with one. Checkpoints after the first two leave no numbers.
+    losses = {m.step: m.value for m in client.get_metric_history(result.run_id, "validation_nll")}
+    assert list(losses) == [24, 48]
+    best = min(losses, key=losses.get)
+    assert best == 24
+    # The model has the metrics of its own epoch, and not of the last.
+    (logged,) = client.search_logged_models([run.info.experiment_id])
+    found = {metric.key: (metric.step, metric.value) for metric in logged.metrics}
+    assert found["validation_nll"] == (best, losses[best])
+    assert found["best_accuracy"] == (best, result.metrics["accuracy"])
+    card = client.get_model_version("raygan-classifier", result.model.version).description
+    assert f"| images seen | {best} |" in card
     assert {"best_accuracy", "best_balanced_accuracy", "best_auroc", "best_ece"} <= set(run.data.metrics)
     pictures = {artifact.path for artifact in client.list_artifacts(result.run_id, "pictures")}
     assert {"pictures/confusion.png", "pictures/calibration.png"} <= pictures
@@ -47,6 +83,10 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(classify_se
     classifier = load_classifier(folder)
     assert (classifier.labels, classifier.image_size) == (("cat", "dog"), 32)
     assert classifier.about["validation_accuracy"] == result.metrics["accuracy"]
+    # Of the 12 validation photos, cats and dogs by turns, every second one of each chose the epoch.
+    assert result.metrics["validation_photos"] == classifier.about["held_back_photos"] == 6
+    right = right_about(classifier, data / "c.parquet", [2, 3, 6, 7, 10, 11])
+    assert result.metrics["accuracy"] == pytest.approx(right / 6)
     assert classifier.about["generated"] == 0
     assert set(json.loads(result.to_json())) == {"run_id", "model", "metrics", "promotion"}
     features = load_features(str(folder))
@@ -68,6 +108,7 @@ def test_a_classifier_trained_on_generated_images_is_not_promoted(classify_setti
     printed = capsys.readouterr()
     assert "raygan-classifier/1 is not promoted: it learned from generated images" in printed.out
     assert "cat-generator was trained on other shards" in printed.err
+    assert "only be measured on the 6 validation photos that choose its epoch" in printed.err
 
 
 @pytest.mark.parametrize(

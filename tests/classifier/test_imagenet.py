@@ -17,7 +17,7 @@ def test_only_the_last_layers_start_new(tmp_path):
     imagenet = build_googlenet(1000)
     torch.save(imagenet.state_dict(), tmp_path / "imagenet.pth")
     weights = load_imagenet_weights(str(tmp_path / "imagenet.pth"), auxiliary=True)
-    step = ClassifierStep(2, ClassifierOptions(batch_size=4), batches=1, weights=weights)
+    step = ClassifierStep(2, ClassifierOptions(batch_size=4), total=4, weights=weights)
     assert torch.equal(step.net.inception5b.branch1.conv.weight, imagenet.inception5b.branch1.conv.weight)
     assert step.net.fc.out_features == 2
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")

@@ -26,7 +26,7 @@ def one_step(rank, images, targets, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=2)
     share = Share(rank, 2)
-    step = ClassifierStep(2, OPTIONS, 4, "cpu", share, sync_batch_norm=True, float64=True)
+    step = ClassifierStep(2, OPTIONS, 28, "cpu", share, sync_batch_norm=True, float64=True)
     without_dropout(step.net)
     step.step(torch.from_numpy(images[share.rows(7)]), torch.from_numpy(targets[share.rows(7)]))
     if rank == 0:

@@ -39,16 +39,18 @@ def test_flips_and_shifts_follow_the_draws():
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():
-    step = ClassifierStep(2, ClassifierOptions(batch_size=4, warmup=0.1), batches=100)
-    rates = [step.rate(batch) for batch in range(101)]
+    step = ClassifierStep(2, ClassifierOptions(batch_size=4, warmup=0.1), total=400)
+    rates = [step.rate(images) for images in range(0, 401, 4)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == max(rates) == 1
     assert rates[100] == 0
     assert rates[55] == pytest.approx(0.5)
+    resumed = ClassifierStep(2, ClassifierOptions(batch_size=40, warmup=0.1), total=400)
+    assert resumed.rate(220) == pytest.approx(0.5)  # of the same images, whatever the size of batches
 
 
 def test_the_half_life_of_the_moving_average_grows():
-    step = ClassifierStep(2, ClassifierOptions(batch_size=4, ema_ramp=0.5), batches=8)
+    step = ClassifierStep(2, ClassifierOptions(batch_size=4, ema_ramp=0.5), total=32)
     seen = [step.net.fc.weight.detach().clone()]
     for number in range(8):
         step.step(images(seed=number), TARGETS)
@@ -58,7 +60,7 @@ def test_the_half_life_of_the_moving_average_grows():
     torch.testing.assert_close(step.ema.fc.weight, (first + seen[8]) / 2)
     assert step.ema.fc.weight.ne(step.net.fc.weight).any()
     for batches in (3, 6):
-        step = ClassifierStep(2, ClassifierOptions(batch_size=4, ema_ramp=0.5), batches)
+        step = ClassifierStep(2, ClassifierOptions(batch_size=4, ema_ramp=0.5), 4 * batches)
         seen = [step.net.fc.weight.detach().clone()]
         for number in range(batches):
             step.step(images(seed=number), TARGETS)
@@ -67,34 +69,34 @@ def test_the_half_life_of_the_moving_average_grows():
         first = seen[0] / 4 + seen[min(batches, 4)] * 3 / 4
         left = 1 if batches == 3 else 0.5 ** (2 / 3)
         torch.testing.assert_close(step.ema.fc.weight, first * left + seen[-1] * (1 - left))
-    alone = ClassifierStep(2, ClassifierOptions(batch_size=4, ema_ramp=0), batches=8)
+    alone = ClassifierStep(2, ClassifierOptions(batch_size=4, ema_ramp=0), total=32)
     assert alone.ema is alone.net
 
 
 def test_a_resumed_step_continues_as_if_uninterrupted(tmp_path):
-    whole, first, second = (ClassifierStep(2, SMALL, batches=9) for _ in range(3))
+    whole, first, second = (ClassifierStep(2, SMALL, total=36) for _ in range(3))
     for number in range(8):
         whole.step(images(seed=number), TARGETS)
     for number in range(5):
         first.step(images(seed=number), TARGETS)
-    second.load_state(first.state(), 5)
+    second.load_state(first.state(), 20)
     for number in range(5, 8):
         second.step(images(seed=number), TARGETS)
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, second.net.state_dict()[name]), name
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, second.ema.state_dict()[name]), name
-    again = ClassifierStep(2, SMALL, batches=9)
+    again = ClassifierStep(2, SMALL, total=36)
     save_tensors(tmp_path / "fit.safetensors", first.state())  # a file forgets the weights' layout
-    again.load_state(load_tensors(tmp_path / "fit.safetensors"), 5)
+    again.load_state(load_tensors(tmp_path / "fit.safetensors"), 20)
     for number in range(5, 8):
         again.step(images(seed=number), TARGETS)
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, again.net.state_dict()[name]), name
-    alone = ClassifierStep(2, SMALL.model_copy(update={"ema_ramp": 0.0}), batches=9)
+    alone = ClassifierStep(2, SMALL.model_copy(update={"ema_ramp": 0.0}), total=36)
     alone.step(images(), TARGETS)
-    second.load_state(alone.state(), 1)  # without an average: it starts at the network
+    second.load_state(alone.state(), 4)  # without an average: it starts at the network
     for name, value in alone.net.state_dict().items():
         assert torch.equal(value, second.ema.state_dict()[name]), name
     with pytest.raises(RayganError, match="other labels"):
-        ClassifierStep(3, SMALL, batches=3).load_state(first.state(), 1)
+        ClassifierStep(3, SMALL, total=12).load_state(first.state(), 4)

@@ -1,5 +1,6 @@
 """The callback records what Ray Train's workers report."""
 
+import math
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ def test_the_callback_records_rank_0_and_failures(settings):
     with tracking.start_run(settings, "r", job="test", params={}) as run:
         callback = MLflowCallback(run.spool, step="images")
         callback.after_report(None, [{"images": 64, "loss": 0.5, "note": "text"}, {"images": 64, "loss": 9.0}], None)
+        callback.after_report(None, [{"loss": math.inf}], None)  # without a step, it only brings a checkpoint
         callback.after_exception(None, {1: ValueError("Traceback\nout of memory")})
     record = run.client.get_run(run.id).data
     assert record.metrics == {"images": 64.0, "loss": 0.5}
+    assert "not_finite" not in record.tags
     assert record.tags["failure_1"] == "rank 1: out of memory"
 
 

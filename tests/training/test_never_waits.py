@@ -143,7 +143,7 @@ def test_a_step_copies_nothing_but_its_batch(case):
 
 def new_classifier(device: str, precision: str) -> ClassifierStep:
     options = ClassifierOptions(batch_size=4, precision=precision, label_smoothing=0.1)
-    return ClassifierStep(2, options, 8, device, sync_batch_norm=True)
+    return ClassifierStep(2, options, 32, device, sync_batch_norm=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

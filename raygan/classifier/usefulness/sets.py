@@ -89,13 +89,13 @@ def lay_out(
     folder: str,
     needs: dict[str, float],
 ) -> list[TrialImages]:
-    """The images of each trial; generators are trained first, unless they are from elsewhere.
+    """The images of each trial; the generators that they need are trained first, unless they are from elsewhere.
 
     Args:
         settings: of the study.
         data: the shards.
         trials: what to train.
-        elsewhere: generators that are there already; empty to train one on each real set.
+        elsewhere: generators that are there already; empty to train one on each real set that generated images join.
         folder: the study's, which keeps the generators.
         needs: CPU and GPU that each training reserves.
 
@@ -111,7 +111,8 @@ def lay_out(
         if trial.real
     }
     sets = {draw: taken(photos, numbers) for draw, numbers in draws.items()}
-    own = {} if elsewhere else _own_generators(settings, data, sets, folder, needs)
+    mixed = {(trial.real, trial.seed) for trial in trials if trial.generated and not elsewhere}
+    own = _own_generators(settings, data, {draw: sets[draw] for draw in sets if draw in mixed}, folder, needs)
     found = []
     for trial in trials:
         draw = trial.real, trial.seed

@@ -103,13 +103,14 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     params = {**recorded(settings), "fingerprint": data.manifest.fingerprint, "generators": ", ".join(names)}
     with tracking.start_run(settings, name, job="usefulness", params=params, run_id=run.mlflow_run_id) as log:
         run.save(mlflow_run_id=log.id, state="running")
+        log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         print(f"study {name} of {len(trials)} trainings in {run.folder}; --name {name} resumes it", flush=True)
         if len(results) < len(trials):
             if results:
                 print(f"resuming: {len(results)} of {len(trials)} trainings are done", flush=True)
             _run(settings, data, generators, [trial for trial in trials if trial not in results], folder)
             results = load_results(folder, trials)
-        rows = summarize(results, _batches(settings) * settings.batch_size)
+        rows = summarize(results, _length(settings))
         if rows:
             run.save(publications=run.publications + 1)
             photos = max((len(r["right"]) - r["right"].count("-") for r in results.values() if "right" in r), default=0)
@@ -164,9 +165,9 @@ def _check_done(results: dict[Trial, dict[str, float]], trials: Sequence[Trial],
         raise RayganError("all trainings diverged: give a lower --learning-rate, and another --name")
 
 
-def _batches(settings: UsefulnessSettings) -> int:
-    """Length of each training."""
-    return max(1, settings.images // settings.batch_size)
+def _length(settings: UsefulnessSettings) -> int:
+    """Images that each training sees: whole batches."""
+    return settings.batch_size * max(1, settings.images // settings.batch_size)
 
 
 def _resources(settings: UsefulnessSettings) -> dict[str, float]:
@@ -187,12 +188,11 @@ def _run(
         settings=settings,
         photos=data.manifest.count("train") + data.manifest.count("validation"),
         labels=len(data.manifest.classes),
-        batches=_batches(settings),
+        length=_length(settings),
         events=cluster.queue(),
         folder=folder,
     )
-    total = task.batches * settings.batch_size * len(trials)
-    with ImageProgress(total, "training") as progress:
+    with ImageProgress(task.length * len(trials), "training") as progress:
         sets = list(zip(trials, images, strict=True))
         progress.follow(task.events, InBackground(lambda: _tune(task, sets), "the study", folder))
 

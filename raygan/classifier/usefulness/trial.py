@@ -65,7 +65,7 @@ class SharedTask:
         settings: of the study.
         photos: all photos of the shards, of which each training is validated on some.
         labels: number of labels.
-        batches: length of each training.
+        length: of each training, in images.
         events: where progress goes.
         folder: the study's, in storage.
     """
@@ -73,7 +73,7 @@ class SharedTask:
     settings: UsefulnessSettings
     photos: int
     labels: int
-    batches: int
+    length: int
     events: Queue
     folder: str
 
@@ -90,14 +90,15 @@ def run_trial(config: dict[str, Any], task: SharedTask, sets: Sequence[tuple[Tri
     settings = task.settings.model_copy(update={"seed": trial.seed})
     capacity.use_own_cores()
     keep_freed_memory()
-    step = ClassifierStep(task.labels, settings, task.batches, capacity.own_device())
+    step = ClassifierStep(task.labels, settings, task.length, capacity.own_device())
 
     def progress(seen: int) -> None:
         task.events.actor.put_nowait.remote(Seen(seen, worker=trial.key))
 
     progress(0)
     loop = ClassifierLoop(step, images.draw(), images.validation, progress)
-    trained = loop.train_until(task.batches)
+    loop.train_until(task.length)
+    trained = loop.means()
     probabilities, classes = loop.predict()
     right = np.full(task.photos, "-")
     scored = images.numbers[images.validation.numbers(loop.validated)]

@@ -97,14 +97,18 @@ def test_a_generator_learns_from_the_draw_alone_and_all_other_photos_validate(ti
             "model": [],
             "generator_preset": "quick",
             "generator_kimg": 0.016,
-            "seeds": 2,
+            "seeds": 3,
             "real_fractions": [1.0, 0.5],
         }
     )
+    folder = new_storage / "studies" / "tiny"
+    # Of the third seed, only the training on photos alone is left to do.
+    (folder / "trials").mkdir(parents=True)
+    (folder / "trials" / "real8-generated8-seed2.json").write_text(json.dumps(RESULT))
     found = study(settings)
     wait_for_cores()
-    assert [(row.real, row.generated, row.trainings) for row in found.rows] == [(8, 0, 2), (8, 8, 2)]
-    folder = new_storage / "studies" / "tiny"
+    assert [(row.real, row.generated, row.trainings) for row in found.rows] == [(8, 0, 3), (8, 8, 3)]
+    assert {path.name for path in (folder / "generators").iterdir()} == {"real8-seed0", "real8-seed1"}
     saw = {}
     for seed in (0, 1):
         about = json.loads((folder / "generators" / f"real8-seed{seed}" / "generator.json").read_text())["about"]
@@ -137,6 +141,8 @@ def test_a_study_leaves_table_chart_and_run_and_resumes(tiny, new_storage):
     run = tracking.connect(tiny).get_run(found.run_id)
     assert run.info.status == "FINISHED"
     assert {"cas", "accuracy/real8", "accuracy/real8_generated8"} == set(run.data.metrics)
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("shards", "0-8", "training")
     with pytest.raises(ConfigurationError, match="is finished"):
         study(tiny)
     # A larger grid of the same study keeps the results there are; only one of its trainings is missing.
