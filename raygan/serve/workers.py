@@ -164,9 +164,8 @@ class Decoders:
                 self._idle.append(process)
                 answered = True
             finally:  # also if the request was cancelled: its decoding is of no use
-                if not answered and process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                if not answered:
+                    await _end(process)
         status, body = answer
         if status != decoder.DECODED:
             raise Problem(status, body.decode(), field=field)
@@ -191,9 +190,7 @@ class Decoders:
     async def close(self) -> None:
         """End the idle processes."""
         while self._idle:
-            process = self._idle.pop()
-            process.kill()
-            await process.wait()
+            await _end(self._idle.pop())
 
 
 async def _start() -> asyncio.subprocess.Process:
@@ -209,8 +206,15 @@ async def _start() -> asyncio.subprocess.Process:
     assert process.stdout is not None  # noqa: S101 (for mypy)
     try:
         await asyncio.wait_for(process.stdout.readexactly(len(decoder.READY)), _START_SECONDS)
-    except (TimeoutError, asyncio.IncompleteReadError):
-        if process.returncode is None:
-            process.kill()
-        raise Busy(5) from None
+    except BaseException as error:  # also if the request was cancelled meanwhile
+        await _end(process)
+        if isinstance(error, TimeoutError | asyncio.IncompleteReadError):
+            raise Busy(5) from None
+        raise
     return process
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()

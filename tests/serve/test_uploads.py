@@ -103,6 +103,22 @@ async def test_an_upload_that_takes_too_long_holds_up_nobody_and_ends_with_its_p
     await decoders.close()
 
 
+def decoding_processes():
+    return {child.pid for child in psutil.Process().children() if "raygan.serve.decoder" in " ".join(child.cmdline())}
+
+
+async def test_a_decoder_whose_client_leaves_while_it_starts_ends():
+    decoders, others = Decoders(1, NoMetrics(), max_megapixels=1), decoding_processes()
+    decoding = asyncio.ensure_future(decoders.decode("a", whole_png(), 32, "images[0]"))
+    while not decoding_processes() - others:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # it imports
+    decoding.cancel()
+    await asyncio.wait([decoding])
+    await decoders.close()  # what is idle
+    assert decoding_processes() <= others
+
+
 async def test_waiting_work_is_taken_in_turn_by_client_and_limited():
     slots, order = Slots("decode", 1, NoMetrics(), limit=6, share=4), []
 
