@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,18 @@ def make_models(folder: Path, image_size: int, width: int) -> None:
     with tracking.start_run(settings, "benchmark", job="benchmark", params={}) as run:
         tracking.register_generator(run, folder / "generator", "cat", labels=["cat"], promote=True)
         tracking.register_classifier(run, folder / "classifier", labels, promote=True)
+
+
+def make_huge_model(folder: Path) -> None:
+    """Promote for the label "huge" what says that it is a generator of 300,000-dimensional latents, in 20 kB."""
+    settings = ServeSettings(storage=str(folder), tracking_uri=None)
+    others = set(folder.rglob("generator.json"))
+    with tracking.start_run(settings, "huge", job="benchmark", params={}) as run:
+        tracking.register_generator(run, folder / "generator", "huge", labels=["huge"], promote=True)
+    for file in set(folder.rglob("generator.json")) - others:
+        about = json.loads(file.read_text())
+        about["networks"]["z_dim"] = 300_000
+        file.write_text(json.dumps({**about, "padding": "x" * 20_000}))
 
 
 class Pair:

@@ -87,11 +87,13 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
     Raises:
         RayganError: an answer was wrong, full service took more than 30 s to come back, or memory kept growing.
     """
-    from raygan.benchmarks.serve_models import make_models
+    from raygan.benchmarks.serve_models import make_huge_model, make_models
 
     with tempfile.TemporaryDirectory(prefix="raygan-") as scratch:
         shutil.copy(checkout() / "serve_config.yaml", scratch)
         make_models(Path(scratch), settings.image_size, settings.width)
+        if settings.hostile:
+            make_huge_model(Path(scratch))  # a champion that never loads
         port = free_port()
         with peer("raygan", Path(scratch), port, {"poll_seconds": 1.0}) as cold:
             report = asyncio.run(_drill(settings, port))
@@ -196,14 +198,21 @@ _HOSTILE_PATHS = [
     "/v1/sample?label=cat&version=999999",
     "/v1/sample?label=cat&seeds=" + "1," * 500,
     "/v1/stream?label=cat&n=1000000000",
+    "/v1/sample?label=cat&n=64&min_confidence=1",
+    "/v1/sample?label=huge",
+    "/v1/sample?label=huge&version=1",
 ]
 
-#: Connections that ask for much and read nothing, and seconds until they give up.
+#: What is allowed, and costs the service as much as possible.
+_COSTLY_PATHS = ["/v1/interpolate?label=cat&frames=64&bounce=true&format=gif"]
+
+#: Connections that ask for much and read nothing, what they ask for in turn, and seconds until they give up.
+_STALLING = ("/v1/sample?label=cat&n=64&seed=1&format=npz", "/v1/stream?label=cat&n=1000&seed=1")
 _STALLED, _STALL_SECONDS = 20, 5.0
 
 
 async def _attack(port: int, over: asyncio.Event, report: _Report) -> None:
-    """Send requests and uploads that must be refused, again and again."""
+    """Send requests and uploads that must be refused, and some that only cost much, again and again."""
     uploads = [
         b"",
         b"<svg/>",
@@ -214,11 +223,14 @@ async def _attack(port: int, over: asyncio.Event, report: _Report) -> None:
     ]
 
     def requests() -> Iterator[Request]:
-        for path, content in zip(itertools.cycle(_HOSTILE_PATHS), itertools.cycle(uploads), strict=False):
+        paths = itertools.cycle(_HOSTILE_PATHS + _COSTLY_PATHS)
+        for path, content in zip(paths, itertools.cycle(uploads), strict=False):
             yield upload(content, "../../x")
             yield Request(path)
 
     def hear(request: Request, answer: Answer) -> float:
+        if answer.status == 200 and request.path in _COSTLY_PATHS:
+            return 0.01
         report.refused[answer.status] += 1
         cut = answer.status == 0 and report.gateway_is_dead
         if answer.status not in (*range(400, 500), 503) and not cut:
@@ -238,15 +250,14 @@ def _many_scans() -> bytes:
 
 async def _stall(port: int, over: asyncio.Event) -> None:
     """Ask for large answers and don't read them."""
-    request = b"GET /v1/sample?label=cat&n=64&seed=1&format=npz HTTP/1.1\r\nHost: drill\r\n\r\n"
     while not over.is_set():
         writers = []
-        for _ in range(_STALLED):
+        for _, path in zip(range(_STALLED), itertools.cycle(_STALLING), strict=False):
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
             except OSError:  # while the gateway is dead
                 continue
-            writer.write(request)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: drill\r\n\r\n".encode())
             writers.append(writer)
         await asyncio.sleep(_STALL_SECONDS)
         for writer in writers:
