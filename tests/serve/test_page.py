@@ -257,6 +257,41 @@ def test_the_address_and_downloads_name_what_is_shown_whatever_the_champion_is(b
         wait(page, "document.getElementById('model').textContent.endsWith('version 1')")
 
 
+@pytest.mark.parametrize(
+    ("query", "says", "count"),
+    [
+        ("label=bird&version=3", "no generator for 'bird'; available: cat, dog", 0),
+        ("label=cat&truncation=0.512&n=99&version=x&seed=5", "not as the address asks: n, truncation, version", 16),
+    ],
+)
+def test_the_page_says_what_it_can_not_show_of_an_address(browser, running, query, says, count):
+    browser.get(f"{running.address}/?{query}")
+    wait(browser, f"document.getElementById('status').textContent.includes({says!r})".replace('"', "`"))
+    assert len(sources(browser)) == count
+    if count:
+        assert "seed 5" in browser.find_element("css selector", "#samples li").text
+
+
+def test_the_page_works_below_a_route_prefix(browser, models):
+    async def below():
+        local = await local_service(models, Champions({"cat": CAT}, CLASSIFIER))
+        inner = local.app
+
+        async def prefixed(scope, receive, send):  # as Serve calls it
+            await inner({**scope, "root_path": "/faces"} if scope["type"] == "http" else scope, receive, send)
+
+        local.app = prefixed
+        return local
+
+    with Running(below) as server:
+        page = opened(browser, server.address + "/faces?label=cat")
+        page.find_element("css selector", "footer a").click()
+        wait(page, "document.querySelectorAll('h2').length >= 7")
+        page.find_element("css selector", "footer a").click()
+        drawn(page)
+        assert page.current_url.startswith(server.address + "/faces/?label=cat")
+
+
 def test_labels_come_and_go_and_the_chosen_one_stays(browser, models):
     def show(*labels):
         known = {"cat": CAT, "dog": DOG}

@@ -91,7 +91,7 @@ function formQuery() {
 
 // Labels come and go with the registry's champions. The chosen one stays, so that nothing is drawn unasked.
 async function loadModels() {
-  const models = await (await ask('/v1/models')).json();
+  const models = await (await ask('v1/models')).json();
   const served = Object.keys(models.generators);
   const chosen = $('label').value;
   const labels = chosen && !served.includes(chosen) ? [...served, chosen] : served;
@@ -117,7 +117,7 @@ async function draw() {
   }
   const asked = formQuery();
   const began = performance.now();
-  const answer = await (await ask(`/v1/sample?${asked}&format=json`)).json();
+  const answer = await (await ask(`v1/sample?${asked}&format=json`)).json();
   const origin = { label: answer.label, version: answer.model.version, truncation: asked.get('truncation') };
   if (asked.has('moves')) origin.moves = asked.get('moves');
   shown = { ...origin, seeds: answer.images.map((image) => image.seed) };
@@ -129,7 +129,7 @@ async function draw() {
   morphOf(origin);
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
   const few = asked.has('min_confidence') ? ` of ${answer.drawn} drawn` : '';
-  say(`${answer.accepted} ${answer.accepted === 1 ? 'image' : 'images'}${few} in ${seconds} s`);
+  say(`${answer.accepted} ${answer.accepted === 1 ? 'image' : 'images'}${few} in ${seconds} s${misfits()}`);
 }
 
 function verdict(picture) {
@@ -225,7 +225,7 @@ function morphEnd(id) {
 async function morph() {
   const [from, to] = [$('from').value, $('to').value];
   const values = new URLSearchParams({ ...morphed, seed: from, to, frames: 32, fps: 16, bounce: true, format: 'webp' });
-  const blob = await (await ask(`/v1/interpolate?${values}`)).blob();
+  const blob = await (await ask(`v1/interpolate?${values}`)).blob();
   URL.revokeObjectURL($('walk-image').src);
   const address = URL.createObjectURL(blob);
   $('walk-image').src = address;
@@ -239,7 +239,7 @@ async function morph() {
 // What is on the page, not what the service would draw by now.
 async function download(format) {
   const values = new URLSearchParams({ ...shown, format });
-  const address = URL.createObjectURL(await (await ask(`/v1/sample?${values}`)).blob());
+  const address = URL.createObjectURL(await (await ask(`v1/sample?${values}`)).blob());
   const link = document.createElement('a');
   link.href = address;
   link.download = `${shown.label}-${shown.seeds[0]}.${format === 'grid' ? 'png' : format}`;

@@ -48,7 +48,7 @@ function parameters(description, operation) {
 }
 
 async function show() {
-  const description = await (await fetch('/openapi.json')).json();
+  const description = await (await fetch('openapi.json')).json();
   const parts = [element('pre', description.info.description)];
   for (const [path, methods] of Object.entries(description.paths)) {
     for (const [method, operation] of Object.entries(methods)) {

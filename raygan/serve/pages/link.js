@@ -4,24 +4,43 @@
 
 const FIELDS = { label: 'label', n: 'n', seed: 'seed', truncation: 'truncation', min_confidence: 'confidence' };
 
+let unfit = []; // names in the address whose values don't fit the form
+
 function pin(version) {
   pinned = version;
   $('newest').hidden = !version;
 }
 
-// Fill the form from the address. What doesn't fit a field stays as it is.
+// Fill the form from the address. What doesn't fit a field stays as it is, and `misfits` says so. A label that isn't
+// served is chosen all the same, so that the service says so, and no other label's pictures are shown instead.
 function readAddress() {
   const values = new URLSearchParams(location.search);
-  for (const [name, id] of Object.entries(FIELDS)) {
-    const before = $(id).value;
-    if (values.has(name)) $(id).value = values.get(name);
-    if (!$(id).value || !$(id).checkValidity()) $(id).value = before;
+  const label = values.get('label');
+  if (label && ![...$('label').options].some((option) => option.value === label)) $('label').add(new Option(label, label));
+  unfit = [];
+  for (const [name, id] of Object.entries(FIELDS).filter(([name]) => values.has(name))) {
+    const [before, given] = [$(id).value, values.get(name)];
+    $(id).value = given;
+    const same = $(id).value === given || (given && Number($(id).value) === Number(given)); // a slider rounds
+    if (!same || !$(id).value || !$(id).checkValidity()) {
+      $(id).value = before;
+      unfit.push(name);
+    }
   }
   showMoves();
   setMoves(values.get('moves') || '');
   const version = values.get('version') || '';
-  pin(/^[1-9][0-9]{0,8}$/.test(version) ? version : null);
+  const fits = /^[1-9][0-9]{0,8}$/.test(version);
+  if (version && !fits) unfit.push('version');
+  pin(fits ? version : null);
   showValues();
+}
+
+// What the address asked for and the form can't show, once.
+function misfits() {
+  const names = unfit.join(', ');
+  unfit = [];
+  return names && `; not as the address asks: ${names}`;
 }
 
 function writeAddress(asked, version) {

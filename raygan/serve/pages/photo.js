@@ -4,7 +4,7 @@
 async function askAbout(file) {
   const body = new FormData();
   body.append('images', file);
-  const answer = await (await ask('/v1/classify', { method: 'POST', body })).json();
+  const answer = await (await ask('v1/classify', { method: 'POST', body })).json();
   URL.revokeObjectURL($('photo-image').src);
   $('photo-image').src = URL.createObjectURL(file);
   $('photo-verdict').replaceChildren(...shares(answer.images[0].probabilities));
