@@ -1,4 +1,4 @@
-"""What this machine offers a process: cores, a temporary folder, and a cache folder."""
+"""What this machine offers a process: cores, memory, a temporary folder, and a cache folder."""
 
 from __future__ import annotations
 
@@ -30,6 +30,35 @@ def cpu_quota(root: str = "/") -> float | None:
         )
     limits = [limit for limit in found if limit is not None]
     return min(limits) if limits else None
+
+
+def free_memory(root: str = "/") -> int:
+    """Bytes of memory that this process may still take: the machine's, or less in a container with a limit.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    import psutil  # not needed to start a job
+
+    groups = Path(root, "sys/fs/cgroup")
+    free = [int(psutil.virtual_memory().available)]
+    for folder in _group_folders(Path(root, "proc/self/cgroup")):
+        free += _left(groups / folder, "memory.max", "memory.current", "inactive_file")
+        free += _left(
+            groups / "memory" / folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        )
+    return max(0, min(free))
+
+
+def _left(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
+    """What a control group's limit leaves, with the cached files that would go; nothing if there is no limit."""
+    try:
+        used = int((folder / usage).read_text(encoding="ascii"))
+        rows = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        cached = next((int(value) for name, value in rows if name == cache), 0)
+        return [int((folder / limit).read_text(encoding="ascii")) - used + cached]
+    except (OSError, ValueError):  # no such file; or "max", the word for no limit
+        return []
 
 
 def _group_folders(file: Path) -> list[str]:

@@ -52,6 +52,39 @@ def test_the_quota_of_a_container_is_found(tmp_path, files, quota):
     assert machine.cpu_quota(str(tmp_path)) == quota
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        (
+            {
+                "proc/self/cgroup": "0::/pods/mine\n",
+                "sys/fs/cgroup/pods/memory.max": "5000\n",
+                "sys/fs/cgroup/pods/memory.current": "3500\n",
+                "sys/fs/cgroup/pods/memory.stat": "anon 2000\ninactive_file 500\n",
+                "sys/fs/cgroup/pods/mine/memory.max": "max\n",
+                "sys/fs/cgroup/pods/mine/memory.current": "2500\n",
+                "sys/fs/cgroup/pods/mine/memory.stat": "inactive_file 500\n",
+            },
+            2000,
+        ),
+        (  # version 1
+            {
+                "proc/self/cgroup": "4:memory:/pod\n",
+                "sys/fs/cgroup/memory/pod/memory.limit_in_bytes": "5000\n",
+                "sys/fs/cgroup/memory/pod/memory.usage_in_bytes": "6000\n",
+                "sys/fs/cgroup/memory/pod/memory.stat": "inactive_file 1\ntotal_inactive_file 200\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_the_memory_that_a_container_has_left_is_found(tmp_path, files, free):
+    write(tmp_path, files)
+    found = machine.free_memory(str(tmp_path))
+    assert found > 10**6 if free is None else found == free
+
+
 def test_threads_are_limited_where_there_is_a_quota(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "cpu_quota", lambda: None)

@@ -8,6 +8,7 @@ tests without Ray.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from importlib import resources
 from typing import Annotated
@@ -21,6 +22,7 @@ from raygan import __version__
 from raygan.serve import draw, openapi
 from raygan.serve.draw import client_of
 from raygan.serve.messages import ModelVersion, Pixels
+from raygan.serve.negotiation import MIN_BYTES, GzipForText
 from raygan.serve.problems import Problem, add_error_handlers, unavailable
 from raygan.serve.schemas import Classified, ModelInfo, Models, Readiness, Verdict
 from raygan.serve.service import Service
@@ -45,13 +47,16 @@ With a seed, answers carry an ETag; with a model version too, they may be kept f
 """
 
 
-def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[], list[str]]) -> fastapi.FastAPI:
+def create_app(
+    service: Service, settings: ServeSettings, not_ready: Callable[[], list[str]], *, buffered: bool = False
+) -> fastapi.FastAPI:
     """The application.
 
     Args:
         service: answers requests.
         settings: limits of uploads.
         not_ready: names of what keeps the service from being ready.
+        buffered: whether the server in front takes answers however slowly clients read them.
     """
     app = fastapi.FastAPI(
         title="raygan",
@@ -62,8 +67,9 @@ def create_app(service: Service, settings: ServeSettings, not_ready: Callable[[]
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(GzipForText, minimum_size=MIN_BYTES, compresslevel=1)
     add_error_handlers(app)
-    draw.add_routes(app, service, seconds=settings.timeout_seconds)  # first: routes are tried one after another
+    draw.add_routes(app, service, settings, buffered=buffered)  # first: routes are tried one after another
     _add_classify(app, service, settings)
     _add_status(app, service, not_ready)
     _add_pages(app)
@@ -93,14 +99,15 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
         """The classifier's probabilities for uploaded images, each cropped to its central square."""
         if len(images) > MAX_UPLOADS:
             raise Problem(422, f"{len(images)} files; the limit is {MAX_UPLOADS}", field="images")
-        size = service.image_size(service.current_classifier())
+        model = service.current_classifier()  # to the end: a newer one may want images of another size
+        size, info = service.image_size(model), _info(service, model)
         arrays = [await decoded(client_of(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
-        predictions, model = await service.classify(np.stack(arrays))
+        predictions, _ = await service.classify(np.stack(arrays), model)
         verdicts = [
             Verdict(probabilities={label: round(float(p), 4) for label, p in zip(predictions.labels, row, strict=True)})
             for row in predictions.probabilities
         ]
-        return Classified(classifier=_info(service, model), images=verdicts)
+        return Classified(classifier=info, images=verdicts)
 
 
 def _info(service: Service, model: ModelVersion) -> ModelInfo:
@@ -151,15 +158,29 @@ async def is_draining(server: tuple[str, int | None] | None) -> bool:
     """
     if server is None or server[1] is None:
         return False
+    # TLS is tried second: where a load balancer has it, the request's scheme says https, and this address has none.
+    status = await _health_status(server, None) or await _health_status(server, _any_certificate())
+    return status == b"503"
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """TLS with whoever it is: the question goes to the address where this request came in, and has no secrets."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def _health_status(server: tuple[str, int | None], tls: ssl.SSLContext | None) -> bytes:
+    """The status of /-/healthz; empty if there is no answer in HTTP."""
     try:
         async with asyncio.timeout(_HEALTH_SECONDS):
-            reader, writer = await asyncio.open_connection(*server)
+            reader, writer = await asyncio.open_connection(*server, ssl=tls)
             writer.write(b"GET /-/healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            status = await reader.readline()
+            line = await reader.readline()
             writer.close()
-    except (OSError, TimeoutError):  # TLS, or nobody listens any more
-        return False
-    return status.split()[1:2] == [b"503"]
+    except (OSError, TimeoutError, ValueError):
+        return b""
+    return line.split()[1] if line.startswith(b"HTTP/") else b""
 
 
 def _add_pages(app: fastapi.FastAPI) -> None:

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from raygan.errors import ConfigurationError, RayganError
+from raygan.serve import haproxy
 from raygan.serve.settings import ServeJobSettings, ServeSettings
 from raygan.settings import load_yaml, validate
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 
-#: The variable with which Ray Serve starts HAProxy, and the ports that HAProxy takes beside the service's.
-_HAPROXY, _HAPROXY_PORTS = "RAY_SERVE_ENABLE_HA_PROXY", (8404, 9101)
+#: The ports that HAProxy takes beside the service's.
+_HAPROXY_PORTS = (8404, 9101)
 
-#: Serve would log every call; the gateway already logs every request.
-_QUIET = {"enable_access_log": False}
+#: Serve would log every call; the gateway already logs every request. Its errors are lines of JSON like the others.
+_LOGGING = {"enable_access_log": False, "encoding": "JSON"}
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
@@ -54,12 +55,13 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         return serve.deployment(kind).options(
             name=name,
             max_surge_percent=100,  # a new replica is ready before the old one stops
-            logging_config=_QUIET,
+            logging_config=_LOGGING,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
             **options,
         )
 
-    store = deployment(gateway.ModelStoreDeployment, "Registry", 0.0).bind(settings)
+    # A slow download must not keep others from asking for what is in memory.
+    store = deployment(gateway.ModelStoreDeployment, "Registry", 0.0, max_ongoing_requests=100).bind(settings)
     # Gateways limit what is under way. A queue in front of full replicas would keep requests from sharing a batch.
     gpus = capacity.gpu_share() if ray.is_initialized() else 0.0
     models = deployment(gateway.ModelsDeployment, gateway.MODELS, 0.2, gpus, max_ongoing_requests=10_000)
@@ -85,13 +87,10 @@ def run(settings: ServeJobSettings) -> None:
     service = _read_service(settings.service)  # a mistake in it is reported before what takes seconds to import
     from raygan import tracking
     from raygan.addresses import public
-    from raygan.serve import haproxy
     from raygan.serve.auth import check_token
 
     http = service.http_options
     check_port(http.host, http.port)
-    if any(application.route_prefix not in ("/", None) for application in service.applications):
-        raise ConfigurationError(f"--service: {settings.service}: route_prefix: the page works only at /")
     arguments = service.applications[0].args if service.applications else {}
     check_token(validate(ServeSettings, arguments), http.host)
     if not tracking.serving_generators(tracking.connect(settings)):
@@ -103,7 +102,7 @@ def run(settings: ServeJobSettings) -> None:
     environment = {**os.environ, "RAYGAN_STORAGE": settings.storage}
     if settings.tracking_uri:
         environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
-    environment.setdefault(_HAPROXY, "1" if _can_have_haproxy(http) else "0")
+    environment.setdefault(haproxy.ENABLED, "1" if _can_have_haproxy(http) else "0")
     if own := haproxy.program():
         environment.setdefault(haproxy.VARIABLE, own)
     command = [sys.executable, "-m", "raygan.serve.foreground", "--service", settings.service]
@@ -169,8 +168,9 @@ def serving_host() -> str:
     if ProxyLocation(details["proxy_location"]) is ProxyLocation.Disabled:
         raise ConfigurationError("proxy_location: with Disabled nothing listens: choose EveryNode or HeadOnly")
     http = details["http_options"]
-    if http.get("ssl_certfile") and os.environ.get(_HAPROXY) == "1":
+    if http.get("ssl_certfile") and os.environ.get(haproxy.ENABLED) == "1":
         raise ConfigurationError(
-            f"http_options.ssl_certfile: Ray's HAProxy has no TLS: set {_HAPROXY}=0, or leave TLS to a load balancer"
+            f"http_options.ssl_certfile: Ray's HAProxy has no TLS: set {haproxy.ENABLED}=0, or leave TLS to a load "
+            f"balancer"
         )
     return str(http["host"] or "127.0.0.1")

@@ -35,6 +35,9 @@ _CALLS_PER_REPLICA = 2
 #: Images with which a call is full: it leaves in any case.
 _FULL = 16
 
+#: Replicas that are asked for a version that they can't load, before its request fails.
+_LOAD_TRIES = 3
+
 #: Seconds before a retry, doubled each time up to the maximum.
 _FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0
 
@@ -53,6 +56,10 @@ class Busy(Exception):  # noqa: N818 - a state of the service, not a fault of th
 
 class ReplicaDied(Exception):  # noqa: N818 - a state of the service, not a fault of the program
     """A call's replica died or is unreachable; the call may be repeated."""
+
+
+class NotLoaded(ReplicaDied):
+    """The replica can't load the call's version now; another may have it."""
 
 
 class Stage(Protocol[In, Out]):
@@ -195,7 +202,7 @@ def apart(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 async def repeated(attempt: Callable[[], Awaitable[T]], seconds: float, on_retry: Callable[[], None]) -> T:
-    """The answer of `attempt`, repeated while it raises ReplicaDied.
+    """The answer of `attempt`, repeated while it raises ReplicaDied, but NotLoaded only a few times.
 
     Args:
         attempt: starts one.
@@ -204,14 +211,18 @@ async def repeated(attempt: Callable[[], Awaitable[T]], seconds: float, on_retry
 
     Raises:
         ReplicaDied: time is up.
+        NotLoaded: no replica that was asked could load the version.
     """
-    pause = _FIRST_PAUSE
+    pause, refused = _FIRST_PAUSE, 0
     try:
         async with asyncio.timeout(seconds):
             while True:
                 try:
                     return await attempt()
-                except ReplicaDied:
+                except ReplicaDied as error:
+                    refused += isinstance(error, NotLoaded)
+                    if refused == _LOAD_TRIES:
+                        raise
                     on_retry()
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _MAX_PAUSE)

@@ -49,12 +49,14 @@ class Found:
         seeds: one per image.
         drawn: images drawn to find these.
         predictions: one row per image.
+        in_time: whether more time would not have found more.
     """
 
     images: Pixels
     seeds: list[int]
     drawn: int
     predictions: Predictions
+    in_time: bool = True
 
 
 class Search:
@@ -121,6 +123,7 @@ class Search:
             [seed + index for index, _, _ in found],
             drawn,
             Predictions(found[0][2].labels, probabilities),
+            in_time,
         )
 
     @contextmanager

@@ -29,13 +29,20 @@ from raygan.serve.headers import (
 )
 from raygan.serve.messages import ModelVersion, Samples
 from raygan.serve.negotiation import Caching, chosen_format, gzipped, is_head, takes_gzip
-from raygan.serve.problems import as_problem
+from raygan.serve.problems import Problem, as_problem
 from raygan.serve.schemas import SampleQuery, StreamQuery, WalkQuery
 from raygan.serve.service import Service
+from raygan.serve.settings import ServeSettings
 from raygan.serve.workers import PictureWorkers
 
-#: Images that a stream draws at once, and maximum number of streams at once.
-_STREAM_IMAGES, _MAX_STREAMS = 16, 32
+#: Images that a stream draws at once.
+_STREAM_IMAGES = 16
+
+#: Maximum number of streams at once, and of those that are buffered.
+_MAX_STREAMS, _MAX_BUFFERED = 32, 8
+
+#: Bytes of a stream's line at most: for each pixel three, in base64, and for the rest.
+_PIXEL_BYTES, _LINE_BYTES = 4, 500
 
 #: Formats whose answers hold the classifier's verdicts.
 _WITH_VERDICTS = ("json", "zip", "npz")
@@ -46,11 +53,11 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-def add_routes(app: fastapi.FastAPI, service: Service, *, seconds: float) -> None:
-    """Add the routes. seconds: for which a stream waits for its next images when the service is busy."""
+def add_routes(app: fastapi.FastAPI, service: Service, settings: ServeSettings, *, buffered: bool) -> None:
+    """Add the routes. buffered: whether the server in front takes answers however slowly clients read them."""
     encoding = PictureWorkers("encode", 2, service.metrics)
     _add_sample(app, service, encoding)
-    _add_stream(app, service, encoding, seconds)
+    _add_stream(app, service, encoding, settings, buffered=buffered)
     _add_interpolate(app, service)
 
 
@@ -62,7 +69,8 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
     }
 
     async def answer(request: Request, query: SampleQuery) -> Response:
-        model = await service.version(query.label, query.version)
+        model = await service.named(query.label, query.version)
+        service.check(query.label, model, query.moves, query.min_confidence)
         kind = query.format or chosen_format(request, get_args(Format))
         first = query.seeds[0] if query.seeds else query.seed
         caching = _sample_caching(request, query, kind)
@@ -74,6 +82,7 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
         headers = {**model_headers(model), **headers_for(service.champions.classifier)}
         if request.method == "GET" and (short := caching.shortcut(headers, MEDIA_TYPES[kind])):
             return short
+        model = await service.version(query.label, query.version)
         seed = secrets.randbelow(2**31) if first is None else first
         samples = await service.sample(
             query.label,
@@ -91,7 +100,7 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
             body = await encoding.run(client_of(request), _body, samples, kind, packed)
         headers = sample_headers(samples, kind)
         if request.method == "GET":
-            headers |= headers_for(samples.classifier)
+            headers |= headers_for(samples.classifier) if samples.complete else {"Cache-Control": "no-store"}
         if packed and body.startswith(encode.GZIP):
             headers["Content-Encoding"] = "gzip"
         return Response(body, media_type=MEDIA_TYPES[kind], headers=headers)
@@ -127,17 +136,41 @@ def _body(samples: Samples, kind: Format, packed: bool) -> bytes:
     return gzipped(body) if packed else body
 
 
-def _add_stream(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers, seconds: float) -> None:
-    responses = {**openapi.stream(STREAM_HEADERS), **openapi.errors(401, 404, 422, 503)}
-    streams = asyncio.Semaphore(_MAX_STREAMS)
+def _add_stream(
+    app: fastapi.FastAPI, service: Service, encoding: PictureWorkers, settings: ServeSettings, *, buffered: bool
+) -> None:
+    responses = {**openapi.stream(STREAM_HEADERS), **openapi.errors(401, 404, 409, 422, 503)}
+    streams = asyncio.Semaphore(_MAX_BUFFERED if buffered else _MAX_STREAMS)
 
-    @app.get("/v1/stream", responses=responses, response_class=Response, tags=["sample"])
+    async def slot() -> AsyncIterator[None]:
+        """Held from before the first image is drawn until the last line is out."""
+        if streams.locked():
+            service.metrics.count("rejected", stage="stream")
+            raise Busy(10)
+        async with streams:
+            yield
+
+    def check_size(n: int, size: int) -> None:
+        most = int(settings.max_sending_megabytes * 1e6 / _MAX_BUFFERED / (_PIXEL_BYTES * size**2 + _LINE_BYTES))
+        if buffered and n > most:
+            reason = f"a stream of images of {size} px has at most {most} where the service doesn't run behind HAProxy"
+            raise Problem(422, reason, field="n")
+
+    @app.get(
+        "/v1/stream",
+        responses=responses,
+        response_class=Response,
+        tags=["sample"],
+        dependencies=[fastapi.Depends(slot)],
+    )
     async def stream(request: Request, query: Annotated[StreamQuery, Query()]) -> Response:
         """Up to 10,000 images, a line of JSON for each as soon as it is drawn: seed, probabilities, png in base64.
 
         If the service can't go on, the last line is a problem document. Disconnect to end the stream.
         """
-        model = await service.version(query.label, query.version)
+        model = await (service.named if is_head(request) else service.version)(query.label, query.version)
+        service.check(query.label, model, query.moves)
+        check_size(query.n, service.image_size(model))
         seed = secrets.randbelow(2**31) if query.seed is None else query.seed
         headers = {
             **model_headers(model),
@@ -146,8 +179,6 @@ def _add_stream(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
         }
         if is_head(request):
             return Response(headers=headers, media_type=MEDIA_TYPES["ndjson"])
-        if streams.locked():
-            raise Busy(10)
 
         async def part(start: int) -> bytes:
             count = min(_STREAM_IMAGES, query.n - start)
@@ -157,14 +188,13 @@ def _add_stream(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
             return await encoding.run(client_of(request), encode.lines, samples)
 
         async def lines(first: bytes) -> AsyncIterator[bytes]:
-            async with streams:
-                yield first
-                for start in range(_STREAM_IMAGES, query.n, _STREAM_IMAGES):
-                    try:
-                        yield await _patiently(partial(part, start), seconds)
-                    except Exception as error:  # the status is out already
-                        yield json.dumps(as_problem(error).document(request.state.request_id)).encode() + b"\n"
-                        return
+            yield first
+            for start in range(_STREAM_IMAGES, query.n, _STREAM_IMAGES):
+                try:
+                    yield await _patiently(partial(part, start), settings.timeout_seconds)
+                except Exception as error:  # the status is out already
+                    yield json.dumps(as_problem(error).document(request.state.request_id)).encode() + b"\n"
+                    return
 
         # The first part comes before the status, so that a problem has its own.
         return StreamingResponse(lines(await part(0)), headers=headers, media_type=MEDIA_TYPES["ndjson"])
@@ -194,7 +224,8 @@ def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
     @app.get("/v1/interpolate", responses=responses, response_class=Response, tags=["sample"])
     async def interpolate(request: Request, query: Annotated[WalkQuery, Query()]) -> Response:
         """An animated walk through latent space, from one seed's image to another's."""
-        model = await service.version(query.label, query.version)
+        model = await service.named(query.label, query.version)
+        service.check(query.label, model, query.moves)
         kind = query.format or chosen_format(request, get_args(Animation))
         to = query.seed + 1 if query.to is None else query.to
         vary = ["Accept"] if query.format is None else []
@@ -202,6 +233,7 @@ def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
         headers = walk_headers(model, query.seed, to) | caching.headers(model, query.model_dump_json(), kind)
         if short := caching.shortcut(headers, MEDIA_TYPES[kind]):
             return short
+        model = await service.version(query.label, query.version)
         frames, _ = await service.walk(
             query.label, query.seed, to, query.frames, query.truncation, model=model, moves=query.moves
         )

@@ -19,9 +19,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from raygan.errors import RayganError, last_line
-from raygan.serve import logs
+from raygan.serve import haproxy, logs
 from raygan.serve.api import create_app
 from raygan.serve.auth import check_token, read_token
+from raygan.serve.calls import NotLoaded
 from raygan.serve.cors import with_cors
 from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions, SampleRequest
 from raygan.serve.metrics import RayMetrics
@@ -70,8 +71,8 @@ def fetch_through(store: DeploymentHandle) -> Fetch:
 def finish_through(store: DeploymentHandle) -> Finish:
     """The function with which replicas say that they have survived loading a version."""
 
-    async def finish(model: ModelVersion) -> None:
-        await store.finish.remote(model)
+    async def finish(model: ModelVersion, tried: bool) -> None:
+        await store.finish.remote(model, tried)
 
     return finish
 
@@ -88,7 +89,10 @@ class ModelsDeployment:
         # Nothing wrong with one champion may keep the replica from serving other versions.
         try:
             champions: Champions = await store.champions.remote()
-            for model in {model for model in (*champions.generators.values(), champions.classifier) if model}:
+            proven = (champions.proven or Champions()).models
+            for model in champions.models:
+                # At the first start there is nothing to lose yet; later, one bad champion must not cost all labels.
+                self._replica.rehearse = rehearse if proven and model not in proven else None
                 try:
                     await self._replica.prepare(model)
                 except Exception as error:
@@ -117,12 +121,16 @@ class ModelsDeployment:
             answers = await asyncio.gather(*(method(model, each) for each in requests), return_exceptions=True)
         finally:
             self._requests -= len(requests)
-        # An error may not survive the way as it is; the log has its traceback.
-        return [RuntimeError(last_line(each)) if isinstance(each, BaseException) else each for each in answers]
+        return [_portable(each) if isinstance(each, BaseException) else each for each in answers]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: the load by which `scaling` decides."""
         return {REQUESTS: self._requests}
+
+
+def _portable(error: BaseException) -> Exception:
+    """An error that survives the way to the gateway; the log has its traceback."""
+    return error if isinstance(error, NotLoaded) else RuntimeError(last_line(error))
 
 
 @serve.ingress()
@@ -147,7 +155,7 @@ class GatewayDeployment:
         check_token(settings, host)  # on this node, not only on the one that deployed
         self._settings, self._store = settings, store
         metrics = RayMetrics()
-        self._cold, self._stopped, self._missing = False, True, ["models"]
+        self._cold, self._stopped = False, True
 
         def stage(name: str, method: str) -> HandleStage[Any, Any]:
             return HandleStage(name, models, method, metrics, settings, lambda: self._cold)
@@ -160,13 +168,16 @@ class GatewayDeployment:
             seconds=settings.timeout_seconds,
             exists=store.exists.remote,
         )
-        self._following = asyncio.ensure_future(self._follow())
+        # Apart: while MLflow hangs, replicas wake and tokens are rotated all the same.
+        looks = self._look_around, self._look_up
+        self._following = [asyncio.ensure_future(self._follow(look)) for look in looks]
         # Serve sends requests once this returns; a model that fails to load must not delay the others.
         deadline = time.monotonic() + _START_SECONDS
         while (self._stopped or self._service.is_loading()) and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
+        buffered = not haproxy.passes_on_pressure()
         self._middleware = GatewayMiddleware(
-            create_app(self._service, settings, self._not_ready),
+            create_app(self._service, settings, self._not_ready, buffered=buffered),
             metrics,
             token=read_token(settings),
             max_bytes=int(settings.max_request_megabytes * 1e6),
@@ -174,6 +185,7 @@ class GatewayDeployment:
             seconds=settings.timeout_seconds,
             access_log=settings.access_log,
             has_proxies=True,
+            buffered=buffered,
         )
         self._app = with_cors(self._middleware, settings.cors_origins)
 
@@ -183,37 +195,44 @@ class GatewayDeployment:
 
     def check_health(self) -> None:
         """Serve replaces a gateway that raises here."""
-        if self._following.done():
+        if any(task.done() for task in self._following):
             raise RuntimeError("the gateway no longer follows the registry")
 
     def _not_ready(self) -> list[str]:
         """What keeps a started service from being ready: one label must not take the others away."""
-        return self._missing if self._service.serves_nothing() else []
+        return self._missing() if self._service.serves_nothing() else []
 
-    async def _follow(self) -> None:
-        """Keep up with the registry and the number of replicas, forever."""
+    def _missing(self) -> list[str]:
+        wanted = self._service.wanted
+        lacking = ["models"] if wanted is None else [str(model) for model in self._service.not_served(wanted)]
+        return [MODELS, *lacking] if self._stopped else lacking
+
+    async def _follow(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Look again and again, forever."""
         while True:
             try:
-                await self._look()
+                await look()
             except Exception as error:  # MLflow or a replica is away: go on with what is loaded, and look again
                 log.warning("cannot look for new versions: %s", last_line(error))
             seconds = self._settings.poll_seconds
-            await asyncio.sleep(min(seconds, 0.5) if self._missing or self._cold else seconds)
+            await asyncio.sleep(min(seconds, 0.5) if self._missing() or self._cold else seconds)
 
-    async def _look(self) -> None:
+    async def _look_around(self) -> None:
+        """Keep up with the token's file and the number of replicas."""
         self._reload_token()
         running, self._cold = await asyncio.to_thread(_replicas)
         self._stopped = not running and not self._cold
         for stage in self._stages:
             stage.calls.replicas = running
             stage.calls.observe()
+        self._service.metrics.observe("not_served", len(self._missing()))
+
+    async def _look_up(self) -> None:
+        """Keep up with the registry."""
         champions: Champions = await self._store.champions.remote()
         await self._service.refresh(champions)
         if self._service.champions != champions.proven:
             await self._store.confirm.remote(self._service.champions)
-        stopped = [MODELS] if self._stopped else []
-        self._missing = stopped + [str(model) for model in self._service.not_served(champions)]
-        self._service.metrics.observe("not_served", len(self._missing))
 
     def _reload_token(self) -> None:
         """A rotated token counts from the next look on; a file that is being replaced keeps the former one."""

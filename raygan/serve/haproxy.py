@@ -19,7 +19,8 @@ import signal
 import sys
 from pathlib import Path
 
-#: Ray's variable for the program to start.
+#: Ray's variables with which Serve starts HAProxy, and for the program to start.
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 #: Seconds for the head of a request.
@@ -43,6 +44,11 @@ def completed(configuration: str) -> str:
     local = re.sub(r"^(\s*bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", configuration, flags=re.MULTILINE)
     ready = _DRAINED.sub(r"\g<0>\n\2 hdr Retry-After 5 if { path_end /readyz }", local)
     return re.sub(r"^defaults\n", rf"\g<0>{_DEFAULTS}", ready, count=1, flags=re.MULTILINE)
+
+
+def passes_on_pressure() -> bool:
+    """Whether a client that doesn't read holds up the gateway: HAProxy is in front, and Serve has no queue between."""
+    return os.environ.get(ENABLED) == "1" and os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1"
 
 
 def program() -> str | None:

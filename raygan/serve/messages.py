@@ -43,6 +43,11 @@ class Champions:
     classifier: ModelVersion | None = None
     proven: Champions | None = None
 
+    @property
+    def models(self) -> set[ModelVersion]:
+        """All versions, without the proven ones."""
+        return {model for model in (*self.generators.values(), self.classifier) if model}
+
 
 @dataclass(frozen=True)
 class SampleRequest:
@@ -132,6 +137,7 @@ class Samples:
         model: the generator's version.
         classifier: the classifier's version; None if none is registered.
         predictions: None if no classifier is registered.
+        complete: whether the same request always has these images; not if time ran out.
     """
 
     label: str
@@ -141,6 +147,7 @@ class Samples:
     model: ModelVersion
     classifier: ModelVersion | None
     predictions: Predictions | None
+    complete: bool = True
 
     @property
     def accepted(self) -> int:

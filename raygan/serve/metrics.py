@@ -9,7 +9,7 @@ raygan_waiting_images          images that a gateway has under way, looked at ev
 raygan_not_served              champions that aren't served, and deployments without a replica
 raygan_samples_total           samples by label: plain; with a minimum confidence, drawn and accepted
 raygan_rejected_total          requests rejected because a stage was full: a deployment's queue, the gateway, encoding,
-                               decoding, the search for confident samples, answers that clients have yet to read
+                               decoding, searches for confident samples, streams, answers that clients have yet to read
 raygan_retries_total           calls to a deployment repeated because a replica died
 """
 

@@ -7,7 +7,8 @@ ASGI, since every request passes through it.
 
 Large answers go out in pieces, so that the server's buffer holds one piece of what a client doesn't read, and the rest
 counts here: against a limit for all answers together, half of it per client, and with a deadline that even a slow line
-meets. What would exceed the limit gets 503 instead.
+meets. What would exceed the limit gets 503 instead. Serve's Python proxies take answers whole and keep them in memory:
+behind them, an answer counts until its client has read it or gone.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class GatewayMiddleware:
         access_log: whether to print a line per request.
         has_proxies: Serve's proxies are in front; they add the request id to the answer, and cancel requests whose
             clients have disconnected.
+        buffered: whether they take answers however slowly clients read them.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class GatewayMiddleware:
         max_sending: float = 256e6,
         access_log: bool,
         has_proxies: bool = False,
+        buffered: bool = False,
     ):
         self.app, self.metrics, self.seconds = app, metrics, seconds
-        self.access_log, self.has_proxies = access_log, has_proxies
+        self.access_log, self.has_proxies, self.buffered = access_log, has_proxies, buffered
         self.set_token(token)
         self._max_bytes = max_bytes
         self._in_progress, self._uploading = 0, 0
@@ -189,6 +192,9 @@ class _Exchange:
     async def _answer(self) -> None:
         middleware = self._middleware
         try:
+            if not self._path:  # a route_prefix without the slash, below which the page's relative addresses are
+                location = {"Location": f"{self._scope['root_path']}/"}
+                raise Problem(307, "the page is at the same address with a slash", headers=location)
             if not self._trusted and not _is_open(self._path):
                 raise Problem(401, "a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
             if self._declared_bytes() > self._max_bytes:
@@ -274,6 +280,15 @@ class _Exchange:
             await self._send({"type": "http.response.body", "body": view[:_PIECE_BYTES].tobytes(), "more_body": True})
             view = view[_PIECE_BYTES:]
         await self._send({**message, "body": view.tobytes() if len(view) < len(body) else body})
+        if self._middleware.buffered and not message.get("more_body") and self._bytes_out > 2 * _PIECE_BYTES:
+            await self._until_read()
+
+    async def _until_read(self) -> None:
+        """Wait for the end of the exchange, which servers report as a disconnect once the whole answer is out."""
+        if self._limit is not None:
+            self._limit.reschedule(None)  # the proxy keeps the answer for as long as the connection lasts
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     def _record(self, seconds: float) -> None:
         route = getattr(self._scope.get("route"), "path", "other")

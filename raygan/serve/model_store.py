@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,8 @@ Files = dict[str, bytes]
 #: Fetches a version's files; under Serve it asks the model store's deployment.
 Fetch = Callable[[ModelVersion], Awaitable[Files]]
 
-#: Tells the model store that a version was loaded or refused.
-Finish = Callable[[ModelVersion], Awaitable[None]]
+#: Tells the model store that a replica has survived loading a version, or (False) has not tried.
+Finish = Callable[[ModelVersion, bool], Awaitable[None]]
 
 
 class ModelStore:
@@ -51,6 +51,7 @@ class ModelStore:
         self._unfinished: dict[ModelVersion, list[float]] = {}
         self._finished: set[ModelVersion] = set()
         self._lock = threading.Lock()
+        self._downloads: defaultdict[ModelVersion, threading.Lock] = defaultdict(threading.Lock)
         self._last: Champions | None = None
         self._proven = Champions()
 
@@ -101,19 +102,26 @@ class ModelStore:
             RayganError: MLflow can't provide them, or loading them has failed several times.
         """
         with self._lock:
-            if model not in self._files:
-                self._files[model] = self._download(model)
-                while len(self._files) > 1 and sum(map(_size, self._files.values())) > _CACHED_BYTES:
+            download = self._downloads[model]
+        with download:  # a version once, and other versions meanwhile
+            files = self._files.get(model) or self._download(model)
+            with self._lock:
+                self._files[model] = files
+                self._files.move_to_end(model)
+                while len(self._files) > 1 and sum(map(size_of, self._files.values())) > _CACHED_BYTES:
                     self._files.popitem(last=False)
-            self._files.move_to_end(model)
-            if model not in self._finished:
-                self._begin(model)
-            return self._files[model]
+                if model not in self._finished:
+                    self._begin(model)
+        return files
 
-    def finish(self, model: ModelVersion) -> None:
-        """A replica has survived loading a version, whether or not it could use it."""
-        self._finished.add(model)
-        self._unfinished.pop(model, None)
+    def finish(self, model: ModelVersion, tried: bool = True) -> None:
+        """A replica has survived loading a version, whether or not it could use it, or it has not tried to load it."""
+        with self._lock:
+            if tried:
+                self._finished.add(model)
+                self._unfinished.pop(model, None)
+            elif self._unfinished.get(model):
+                self._unfinished[model].pop()
 
     def _begin(self, model: ModelVersion) -> None:
         now = time.monotonic()
@@ -132,7 +140,8 @@ class ModelStore:
             return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def _size(files: Files) -> int:
+def size_of(files: Files) -> int:
+    """Bytes of a version's files."""
     return sum(map(len, files.values()))
 
 

@@ -13,6 +13,8 @@ from typing import TypeVar
 from fastapi import Request
 from fastapi.responses import Response
 from isal import igzip
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
 
 from raygan import __version__
 from raygan.serve.encode import MEDIA_TYPES
@@ -25,7 +27,7 @@ _LOSSY = ("webp", "jpeg")
 _LOSS = 0.5
 
 #: Smallest body in bytes that is worth compressing.
-_MIN_BYTES = 1000
+MIN_BYTES = 1000
 
 
 def chosen_format(request: Request, formats: Sequence[F]) -> F:
@@ -116,4 +118,12 @@ def takes_gzip(request: Request) -> bool:
 
 def gzipped(body: bytes) -> bytes:
     """A body in gzip's format, if that is worth it: the same body always gives the same bytes."""
-    return igzip.compress(body, 1, mtime=0) if len(body) >= _MIN_BYTES else body
+    return igzip.compress(body, 1, mtime=0) if len(body) >= MIN_BYTES else body
+
+
+class GzipForText(GZipMiddleware):
+    """Compresses pages, descriptions and lists for clients that accept it; routes that draw decide for themselves."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        draws = scope["type"] == "http" and scope["path"].endswith(("/v1/sample", "/v1/stream", "/v1/interpolate"))
+        await (self.app if draws else super().__call__)(scope, receive, send)

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from raygan.serve.calls import Busy, ReplicaDied
+from raygan.serve.calls import Busy, NotLoaded, ReplicaDied
 
 log = logging.getLogger("raygan.serve")
 
@@ -91,6 +91,8 @@ def as_problem(error: Exception) -> Problem:
         return Problem(413, f"the request body exceeds {limit}")
     if isinstance(error, Busy):
         return unavailable("too many requests at the moment", error.seconds)
+    if isinstance(error, NotLoaded):
+        return unavailable("the model can't be loaded at the moment", 5)
     if isinstance(error, ReplicaDied | TimeoutError):
         return unavailable("the answer took too long", 2)
     log.error("a request failed", exc_info=error)

@@ -19,25 +19,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import psutil
 import torch
 from torch import Tensor
 
 from raygan.errors import RayganError, last_line
-from raygan.machine import cores
+from raygan.machine import cores, free_memory
 from raygan.models.drawing import BATCH, Drawing
 from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
 from raygan.models.latents import latents_of, slerp
 from raygan.runtime import capacity
+from raygan.serve.calls import NotLoaded
 from raygan.serve.executor import Executor, Threads, is_batch_invariant
 from raygan.serve.logs import ORIGIN, Origin
 from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
-from raygan.serve.model_store import Fetch, Files, Finish, write_files
+from raygan.serve.model_store import Fetch, Files, Finish, size_of, write_files
 from raygan.serve.schemas import MAX_MOVES
 from raygan.serve.settings import ServeSettings
 
@@ -63,12 +63,14 @@ class Loaded:
         executor: around its network.
         image_size: side of its images, in px.
         directions: of a generator, the strongest ones (count, z_dim); none of a classifier.
+        size: of its files, in bytes; it takes at least as much memory.
     """
 
     model: Generator | Classifier
     executor: Executor
     image_size: int
     directions: Tensor
+    size: int = 0
 
     @property
     def description(self) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Replica:
     Args:
         settings: of the service.
         fetch: gets a version's files.
-        finish: hears that loading a version has not killed this process.
+        finish: hears that loading a version has not killed this process, or was not tried.
 
     Attributes:
         rehearse: loads a version's files elsewhere before they are loaded here, and finds out whether its batches must
@@ -120,7 +122,7 @@ class Replica:
             return await self._classify(model, request)
 
     async def _draw(self, model: ModelVersion, request: SampleRequest) -> tuple[Drawn, float]:
-        loaded = await self._loaded(model)
+        loaded = await self._loaded_for_request(model)
         started = time.perf_counter()
         generator = cast("Generator", loaded.model)
         inputs = [latents_for(request, generator.settings.z_dim, loaded.directions)]
@@ -134,10 +136,17 @@ class Replica:
         return Drawn(pixels, predictions), seconds + more
 
     async def _classify(self, model: ModelVersion, request: ClassifyRequest) -> tuple[Predictions, float]:
-        loaded = await self._loaded(model)
+        loaded = await self._loaded_for_request(model)
         started = time.perf_counter()
         probabilities = await loaded.executor.run(_to_tensor(request.images), alone=request.alone)
         return Predictions(tuple(loaded.model.labels), probabilities.numpy()), time.perf_counter() - started
+
+    async def _loaded_for_request(self, model: ModelVersion) -> Loaded:
+        """Raises NotLoaded: the version was loaded somewhere, or nobody would ask for it."""
+        try:
+            return await self._loaded(model)
+        except Exception as error:
+            raise NotLoaded(f"{model}: {last_line(error)}") from error
 
     async def _loaded(self, model: ModelVersion) -> Loaded:
         task = self._versions.get(model)
@@ -150,6 +159,12 @@ class Replica:
 
     async def _load_version(self, model: ModelVersion) -> Loaded:
         files = await self._fetch(model)
+        try:
+            self._make_room(size_of(files))
+        except RayganError:
+            if self._finish:
+                await self._finish(model, False)
+            raise
         loop = asyncio.get_running_loop()
         padded = None
         if self.rehearse:
@@ -158,7 +173,7 @@ class Replica:
             loaded = await loop.run_in_executor(self._loader, self._load_files, files, padded)
         finally:  # unless loading kills this process, or one that rehearsed it
             if self._finish:
-                await self._finish(model)
+                await self._finish(model, True)
         while len(self._versions) > self._settings.loaded_versions:
             old = next(iter(self._versions.values()))
             if not old.done():
@@ -166,14 +181,31 @@ class Replica:
             self._versions.popitem(last=False)
         return loaded
 
-    def _load_files(self, files: Files, padded: bool | None) -> Loaded:
-        needed, free = _COPIES * sum(map(len, files.values())), psutil.virtual_memory().available
-        if needed > free:
+    def _make_room(self, size: int) -> None:
+        """Drop versions, those least recently used first, if there is too little memory for loading files of this size.
+
+        Raises:
+            RayganError: without all of them there would be too little, too. None is dropped.
+        """
+        needed, free = _COPIES * size, free_memory()
+        done = {model: task for model, task in self._versions.items() if task.done()}
+        held = {
+            model: task.result().size for model, task in done.items() if not task.cancelled() and not task.exception()
+        }
+        if needed > free + sum(held.values()):
             raise RayganError(f"loading it takes about {needed / 1e6:.0f} MB of memory; {free / 1e6:.0f} MB are free")
+        for model, freed in held.items():
+            if needed <= free:
+                return
+            log.info("%s goes for lack of memory, and comes back with the next request", model)
+            del self._versions[model]
+            free += freed
+
+    def _load_files(self, files: Files, padded: bool | None) -> Loaded:
         with tempfile.TemporaryDirectory() as scratch:
             folder = write_files(files, Path(scratch))
             load = self._load_generator if "generator.json" in files else self._load_classifier
-            return load(folder, padded)
+            return replace(load(folder, padded), size=size_of(files))
 
     def _load_generator(self, folder: Path, padded: bool | None) -> Loaded:
         from raygan.models.gan import load_generator

@@ -70,7 +70,7 @@ class LabelQuery(BaseModel):
 class SampleQuery(LabelQuery):
     """A request for samples."""
 
-    n: Whole = Field(16, ge=1, le=MAX_IMAGES, description="number of images")
+    n: Whole = Field(16, ge=1, le=MAX_IMAGES, description="number of images", examples=[9])
     seed: Whole | None = Field(
         None,
         ge=0,
@@ -82,10 +82,16 @@ class SampleQuery(LabelQuery):
         None, description="one per image, instead of n and seed; not with min_confidence", examples=[[1, 5, 9]]
     )
     min_confidence: float | None = Field(
-        None, ge=0, le=1, description="only images to which the classifier gives at least this probability of the label"
+        None,
+        ge=0,
+        le=1,
+        description="only images to which the classifier gives at least this probability of the label",
+        examples=[0.9],
     )
     format: Format | None = Field(
-        None, description="grid is one PNG of all images, webp and jpeg are grids too; by default, Accept decides"
+        None,
+        description="grid is one PNG of all images, webp and jpeg are grids too; by default, Accept decides",
+        examples=["json"],
     )
 
     @model_validator(mode="after")
@@ -100,19 +106,27 @@ class StreamQuery(LabelQuery):
 
     n: Whole = Field(1000, ge=1, le=MAX_STREAMED, description="number of images", examples=[100])
     seed: Whole | None = Field(
-        None, ge=0, lt=SEED_LIMIT, description="of the first image, the next has seed + 1; random by default"
+        None,
+        ge=0,
+        lt=SEED_LIMIT,
+        description="of the first image, the next has seed + 1; random by default",
+        examples=[7],
     )
 
 
 class WalkQuery(LabelQuery):
     """A request for an animation between two seeds."""
 
-    seed: Whole = Field(0, ge=0, lt=SEED_LIMIT, description="of the first frame")
-    to: Whole | None = Field(None, ge=0, lt=SEED_LIMIT, description="seed of the last frame; seed + 1 by default")
-    frames: Whole = Field(24, ge=2, le=MAX_IMAGES, description="number of frames, both ends included")
-    fps: Whole = Field(12, ge=1, le=50, description="frames per second")
-    bounce: bool = Field(False, description="play backward before repeating")
-    format: Animation | None = Field(None, description="of the animation; by default, Accept decides")
+    seed: Whole = Field(0, ge=0, lt=SEED_LIMIT, description="of the first frame", examples=[7])
+    to: Whole | None = Field(
+        None, ge=0, lt=SEED_LIMIT, description="seed of the last frame; seed + 1 by default", examples=[12]
+    )
+    frames: Whole = Field(24, ge=2, le=MAX_IMAGES, description="number of frames, both ends included", examples=[32])
+    fps: Whole = Field(12, ge=1, le=50, description="frames per second", examples=[16])
+    bounce: bool = Field(False, description="play backward before repeating", examples=[True])
+    format: Animation | None = Field(
+        None, description="of the animation; by default, Accept decides", examples=["webp"]
+    )
 
 
 class ModelInfo(BaseModel):

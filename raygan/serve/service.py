@@ -92,7 +92,9 @@ class Service(Versions):
                 draw=lambda request: self.generator.run(model, replace(request, judge=judge)),
                 classify=lambda request: self.classifier.run(judge, request),
             )
-            return Samples(label, found.images, found.seeds, found.drawn, model, judge, found.predictions)
+            return Samples(
+                label, found.images, found.seeds, found.drawn, model, judge, found.predictions, found.in_time
+            )
         seeds = list(range(seed, seed + n)) if seeds is None else seeds
         drawn = await self.generator.run(model, replace(template, seeds=tuple(seeds), judge=classifier))
         self.metrics.count("samples", len(seeds), label=label, outcome="plain")
@@ -116,13 +118,30 @@ class Service(Versions):
         request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions, tuple(moves))
         return (await self.generator.run(model, request)).images, model
 
-    async def classify(self, images: Pixels) -> tuple[Predictions, ModelVersion]:
-        """Predictions for images (n, S, S, 3). Raises Problem if there is no classifier, and Busy."""
-        model = self.current_classifier()
+    async def classify(self, images: Pixels, model: ModelVersion | None = None) -> tuple[Predictions, ModelVersion]:
+        """Predictions for images.
+
+        Args:
+            images: uint8 (n, S, S, 3) of the classifier's size.
+            model: from `current_classifier`; the one in force by default.
+        Raises:
+            Problem: there is no classifier.
+            Busy: too many images are waiting.
+        """
+        model = model or self.current_classifier()
         return await self.classifier.run(model, ClassifyRequest(images)), model
 
+    def check(
+        self, label: str, model: ModelVersion, moves: Sequence[float] = (), min_confidence: float | None = None
+    ) -> None:
+        """Raise the Problem that a request is known to have, before anything is loaded or computed for it."""
+        self._check_moves(model, moves)
+        if min_confidence is not None:
+            self._classifier_for(label)
+
     def _check_moves(self, model: ModelVersion, moves: Sequence[float]) -> None:
-        if len(moves) > self.directions(model):
+        about = self._about(model)  # empty if it isn't loaded, or went while its stream goes on
+        if about and len(moves) > self.directions(model):
             raise Problem(422, f"{model} has {self.directions(model)} directions", field="moves")
 
     def _classifier_for(self, label: str) -> ModelVersion:

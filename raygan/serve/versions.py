@@ -82,11 +82,7 @@ class Versions:
         """Drop labels that lost their alias, and versions that nobody wants any more."""
         kept = {label: model for label, model in self.champions.generators.items() if label in champions.generators}
         self.champions = Champions(kept, self.champions.classifier if champions.classifier else None)
-        wanted = {
-            model
-            for each in (self.champions, champions, proven)
-            for model in (*each.generators.values(), each.classifier)
-        }
+        wanted = self.champions.models | champions.models | proven.models
         self.described = {model: about for model, about in self.described.items() if model in wanted}
         self._failed &= wanted
         for model in [model for model in self._preparing if model not in wanted]:
@@ -143,19 +139,33 @@ class Versions:
         self.described[model] = await stage.prepare(model)
         log.info("serving %s", model)
 
-    async def version(self, label: str, version: str | None = None) -> ModelVersion:
-        """The version that answers a request for a label: the given one, else the champion.
+    async def named(self, label: str, version: str | None = None) -> ModelVersion:
+        """The version that a request for a label means: the given one, else the champion. Nothing is loaded for it.
 
         Raises:
-            Problem: unknown label or version, or not loaded yet.
-            Busy: too many versions are being loaded.
+            Problem: unknown label or version, or the registry doesn't answer.
+            Busy: too many versions are being looked up or loaded.
         """
-        champion = self.champion(label)
-        if version in (None, champion.version):
-            return champion
-        model = replace(champion, version=str(version))
-        if model not in self.described:
-            about = await self.pins.described(model, self.generator.prepare)
+        if version is None:
+            return self.champion(label)
+        wanted = self.wanted.generators if self.wanted else {}
+        # A champion that can't be loaded names the model, too.
+        served = self.champions.generators.get(label) or wanted.get(label) or self.champion(label)
+        model = replace(served, version=str(version))
+        if model != self.champions.generators.get(label) and not self._about(model):
+            await self.pins.find(model)
+        return model
+
+    async def version(self, label: str, version: str | None = None) -> ModelVersion:
+        """The same, loaded.
+
+        Raises:
+            Problem: as `named`; the version doesn't draw the label, can't be loaded, or isn't loaded yet.
+            Busy: too many versions are being looked up or loaded.
+        """
+        model = await self.named(label, version)
+        if model != self.champions.generators.get(label):
+            about = self.described.get(model) or await self.pins.described(model, self.generator.prepare)
             if about.get("labels") and label not in about["labels"]:
                 raise Problem(404, f"{model} doesn't draw {label!r}", field="version")
         return model

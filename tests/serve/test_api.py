@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import threading
-import time
 import zipfile
 
 import httpx
@@ -17,10 +17,12 @@ from PIL import Image
 
 from raygan.models.gan import to_uint8
 from raygan.models.latents import seeded
+from raygan.serve.api import create_app
 from raygan.serve.messages import Champions, ModelVersion
-from tests.helpers import wait_until
+from raygan.serve.settings import ServeSettings
 from tests.serve.conftest import Running
-from tests.serve.local import CAT, NETWORKS, files_of, local_service, make_classifier, make_generator, save
+from tests.serve.local import CAT, CLASSIFIER, NETWORKS, files_of, local_service, make_classifier, make_generator, save
+from tests.serve.test_service import Slow, confident_service
 
 
 def pixels(content):
@@ -276,6 +278,40 @@ def test_an_answer_is_kept_as_long_as_it_stays_right(http, query, kept):
     assert kinds[1] == kinds[2]
 
 
+@pytest.mark.parametrize(("quick_calls", "kept"), [(1, "no-store"), (1000, "no-cache")])
+async def test_an_answer_cut_short_by_time_is_not_kept(quick_calls, kept):
+    service = confident_service(Slow(quick_calls, {5}), max_draws=2, seconds=1.0)
+    app = create_app(service, ServeSettings(storage="x", tracking_uri=None), list)
+    query = "label=cat&n=8&seed=40&version=1&min_confidence=0.9"
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answer = await client.get(f"/v1/sample?{query}")
+    assert (answer.status_code, answer.headers["X-Raygan-Accepted"] < "8") == (200, True)
+    assert (answer.headers["Cache-Control"], "ETag" in answer.headers) == (kept, kept == "no-cache")
+
+
+async def test_an_upload_is_judged_by_the_classifier_for_which_it_was_decoded(models, tmp_path, monkeypatch):
+    newer = ModelVersion("raygan-classifier", "2")
+    files = {**models, newer: files_of(make_classifier(tmp_path / "newer"))}
+    local = await local_service(files, Champions({"cat": CAT}, CLASSIFIER))
+
+    async def decode(*_):
+        await local.service.refresh(Champions({"cat": CAT}, newer))
+        return np.zeros((32, 32, 3), np.uint8)
+
+    monkeypatch.setattr("raygan.serve.workers.Decoders.decode", decode)
+    judges, classify = [], local.service.classifier.run
+
+    async def note(model, request):
+        judges.append(model)
+        return await classify(model, request)
+
+    local.service.classifier.run = note
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+        answer = (await client.post("/v1/classify", files={"images": ("a.png", b"")})).json()
+        assert (judges, answer["classifier"]["version"]) == ([CLASSIFIER], "1")
+        assert answer["classifier"]["image_size"] == 32
+
+
 def test_answers_to_a_token_are_kept_by_their_client_alone(http):
     answer = http.get("/v1/sample?label=cat&n=1&seed=5&version=1", headers={"Authorization": "Bearer x"})
     assert answer.headers["Cache-Control"].startswith("private")
@@ -334,6 +370,56 @@ def test_json_is_compressed_for_those_who_take_it(http):
     assert "Content-Encoding" not in http.get(query, headers={"Accept-Encoding": "gzip;q=0"}).headers
 
 
+@pytest.mark.parametrize("path", ["/", "/pages/app.js", "/openapi.json", "/v1/models"])
+def test_text_is_compressed_for_those_who_take_it(running, path):
+    with httpx.Client(base_url=running.address, timeout=60) as client:
+        plain, packed = (client.get(path, headers={"Accept-Encoding": coding}) for coding in ("identity", "gzip"))
+    assert "Content-Encoding" not in plain.headers
+    assert packed.content == plain.content
+    if len(plain.content) > 1000:
+        assert (packed.headers["Content-Encoding"], packed.headers["Vary"]) == ("gzip", "Accept-Encoding")
+        assert int(packed.headers["Content-Length"]) < 0.5 * len(plain.content)
+
+
+async def test_grids_are_encoded_beside_many_animations(models, monkeypatch):
+    go_on, animated = threading.Event(), []
+
+    def animation(*_, **__):
+        animated.append(go_on.wait(240))
+        return b"GIF"
+
+    monkeypatch.setattr("raygan.serve.encode.animation", animation)
+    local = await local_service(models, Champions({"cat": CAT}, None))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+        walk = "/v1/interpolate?label=cat&frames=2&bounce=true&format=gif"
+        asked = [asyncio.ensure_future(client.get(walk)) for _ in range(8)]
+        while sum(task.done() for task in asked) < 3:  # one is under way, and four of one client may wait
+            await asyncio.sleep(0.01)
+        assert (await client.get("/v1/sample?label=cat&n=9&format=grid")).status_code == 200
+        assert not animated
+        go_on.set()
+        answers = await asyncio.gather(*asked)
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [503] * 3
+    assert {answer.headers.get("Retry-After") for answer in answers if answer.status_code == 503} == {"2"}
+
+
+def test_the_description_names_operations_gives_examples_and_shows_httpx(http):
+    described = http.get("/openapi.json").json()
+    operations = {
+        operation["operationId"]: operation for methods in described["paths"].values() for operation in methods.values()
+    }
+    assert sorted(operations) == [
+        "classify", "healthz", "interpolate", "models", "readyz", "sample", "sample_posted", "stream",
+    ]  # fmt: skip
+    for name in ("sample", "stream", "interpolate"):
+        assert "409" in operations[name]["responses"]
+        without = [each["name"] for each in operations[name]["parameters"] if "examples" not in each["schema"]]
+        assert without == []
+    code = "\n".join(line.strip() for line in described["info"]["description"].splitlines() if line.startswith("    "))
+    compile(code, "description", "exec")
+    assert ("import httpx" in code, len(code.splitlines())) == (True, 2)
+
+
 def test_a_stream_has_a_line_per_image(http):
     expected = images(http, n=40, seed=100)
     with http.stream("GET", "/v1/stream?label=cat&n=40&seed=100") as answer:
@@ -344,14 +430,6 @@ def test_a_stream_has_a_line_per_image(http):
     assert set(lines[0]["probabilities"]) == {"cat", "dog"}
     assert http.get("/v1/stream?label=bird").status_code == 404
     assert http.get("/v1/stream?label=cat&n=10001").status_code == 422
-
-
-def test_a_stream_ends_when_its_client_goes(running, http):
-    asked = running.local.generator.asked
-    with http.stream("GET", "/v1/stream?label=cat&n=10000&seed=0") as answer:
-        next(answer.iter_lines())
-    wait_until(lambda: len(asked) == (time.sleep(0.5), len(asked))[1], "nothing is drawn for the stream")
-    assert sum(map(len, asked[-50:])) < 10_000
 
 
 async def test_other_websites_use_the_api_if_they_are_named(models):

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from raygan.serve.calls import Busy, Calls, ReplicaDied
+from raygan.serve.calls import Busy, Calls, NotLoaded, ReplicaDied
 from raygan.serve.headers import walk_headers
 from raygan.serve.messages import ModelVersion
 from tests.serve.local import RecordingMetrics
@@ -17,8 +17,8 @@ CAT, DOG = ModelVersion("cat", "1"), ModelVersion("dog", "1")
 class Answering:
     """A replica that answers each request with its own text, after the deaths or the wait that a test wants."""
 
-    def __init__(self, *, deaths=0, open=True):
-        self.deaths, self.asked, self.gate = deaths, [], asyncio.Event()
+    def __init__(self, *, deaths=0, open=True, death=ReplicaDied):
+        self.deaths, self.death, self.asked, self.gate = deaths, death, [], asyncio.Event()
         if open:
             self.gate.set()
 
@@ -26,7 +26,7 @@ class Answering:
         self.asked.append((model, requests))
         await self.gate.wait()
         if len(self.asked) <= self.deaths:
-            raise ReplicaDied("killed")
+            raise self.death("killed")
         return [ValueError(each) if "bad" in each else (each.upper(), 0.0) for each in requests]
 
 
@@ -52,6 +52,14 @@ async def test_a_call_without_an_answer_is_given_up(deaths):
     replica = Answering(deaths=deaths, open=bool(deaths))
     with pytest.raises(ReplicaDied):
         await make_calls(replica, seconds=0.2).run(CAT, "four")
+
+
+@pytest.mark.parametrize(("failures", "asked"), [(2, 3), (1000, 3)])
+async def test_another_replica_is_asked_for_what_one_can_not_load_but_not_for_long(failures, asked):
+    replica = Answering(deaths=failures, death=NotLoaded)
+    ends = await asyncio.gather(make_calls(replica).run(CAT, "four"), return_exceptions=True)
+    assert [str(end) for end in ends] == ["FOUR" if failures < asked else "killed"]
+    assert len(replica.asked) == asked
 
 
 async def test_calls_that_hang_do_not_hold_up_later_ones():

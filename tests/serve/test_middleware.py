@@ -45,6 +45,8 @@ async def test_paths_are_the_same_below_a_route_prefix(models):
     transport = httpx.ASGITransport(local.app, root_path="/faces")
     async with httpx.AsyncClient(transport=transport, base_url="http://test/faces/") as client:
         assert [(await client.get(path)).status_code for path in ("readyz", "v1/models")] == [200, 401]
+        slashless = await client.get("http://test/faces")
+        assert (slashless.status_code, slashless.headers["Location"]) == (307, "/faces/")
         files = {"images": ("a.png", b" " * 100_000)}
         answer = await client.post("v1/classify", files=files, headers={"Authorization": "Bearer s3cret"})
     assert answer.status_code != 413  # a parameter's limit would be 64 kB
@@ -179,6 +181,36 @@ async def test_an_answer_goes_out_whole_however_slowly_it_is_read(monkeypatch):
     application = large_answers(1_000_000, seconds=0.05)  # the time limit is for making the answer
     await application(dict(scope), None, send)
     assert (sent[0], len(received)) == (200, 1_000_000)
+
+
+async def test_where_answers_are_buffered_they_count_until_they_are_read():
+    """Behind Serve's Python proxies, which say so by a disconnect at the end."""
+    application = large_answers(200_000, max_sending=300_000, seconds=0.05, buffered=True)
+
+    async def ask(is_read):
+        statuses = []
+
+        async def receive():
+            await is_read.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("a", 1)}
+        await application(scope, receive, send)
+        return statuses
+
+    first, now = asyncio.Event(), asyncio.Event()
+    now.set()
+    reading = asyncio.ensure_future(ask(first))
+    await asyncio.sleep(0.2)  # longer than the time limit, which is for making the answer
+    assert not reading.done()
+    assert await ask(now) == [503]
+    first.set()
+    assert await reading == [200]
+    assert await ask(now) == [200]
 
 
 @pytest.mark.parametrize(("has_proxies", "status", "says"), [(True, "499", []), (False, "503", [503])])

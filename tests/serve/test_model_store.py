@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -46,6 +48,40 @@ def test_a_version_that_kills_replicas_is_handed_out_no_more(store):
     store.finish(CAT)  # one of them was only slow
     for _ in range(5):
         store.files(CAT)
+
+
+def test_a_load_that_was_not_tried_does_not_count(store):
+    for _ in range(5):
+        store.files(CAT)
+        store.finish(CAT, False)
+    for _ in range(3):
+        store.files(CAT)
+    with pytest.raises(RayganError, match="3 attempts"):
+        store.files(CAT)
+
+
+def test_a_slow_download_does_not_hold_up_other_versions_and_is_made_once(monkeypatch):
+    begun, go_on, downloaded = threading.Event(), threading.Event(), []
+
+    def download(client, model, folder, **_):
+        downloaded.append(model.name)
+        if model.name == CAT.name:
+            begun.set()
+            go_on.wait(240)
+        (folder / "generator.json").write_text(model.name)
+        return folder
+
+    monkeypatch.setattr("raygan.tracking.connect", lambda settings: None)
+    monkeypatch.setattr("raygan.tracking.download_model", download)
+    store = ModelStore(ServeSettings(storage="x", tracking_uri=None))
+    with ThreadPoolExecutor(3) as threads:
+        slow = [threads.submit(store.files, CAT) for _ in range(2)]
+        begun.wait(240)
+        assert threads.submit(store.files, DOG).result(240) == {"generator.json": DOG.name.encode()}
+        assert not any(each.done() for each in slow)
+        go_on.set()
+        assert [each.result(240) for each in slow] == [{"generator.json": CAT.name.encode()}] * 2
+    assert sorted(downloaded) == sorted([CAT.name, DOG.name])
 
 
 def test_a_huge_version_is_refused_before_its_download(store, monkeypatch):

@@ -15,6 +15,7 @@ from raygan.models.fuse import fast_classifier, fast_network
 from raygan.models.gan import to_uint8
 from raygan.models.googlenet import Classifier, build_googlenet, load_classifier, to_input
 from raygan.models.latents import latents_of
+from raygan.serve.calls import NotLoaded
 from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, SampleRequest
 from raygan.serve.model_store import write_files
 from raygan.serve.rehearsal import rehearse
@@ -184,11 +185,41 @@ async def test_a_replica_keeps_the_versions_last_used_and_fetches_others_again(t
     drawn, _ = await replica.draw(versions[0], SampleRequest("cat", (1,)))
     assert (drawn.images.shape, drawn.predictions) == ((1, 32, 32, 3), None)
     assert fetched == [*versions, versions[0]]
-    with pytest.raises(KeyError):
+    with pytest.raises(NotLoaded):
         await replica.draw(ModelVersion(CAT.name, "99"), SampleRequest("cat", (1,)))
     files[versions[1]] = {}
     with pytest.raises(RayganError):
         await replica.prepare(versions[1])
+
+
+async def test_versions_last_used_long_ago_make_room_for_others_if_memory_is_short(models, monkeypatch):
+    fetched, finished, free = [], [], [10**9]
+    monkeypatch.setattr("raygan.serve.replicas.free_memory", lambda: free[0])
+
+    async def fetch(model):
+        fetched.append(model)
+        return models[model]
+
+    async def finish(model, tried):
+        finished.append((model, tried))
+
+    replica = Replica(ServeSettings(storage="x", tracking_uri=None, threads=1), fetch, finish)
+    await replica.prepare(DOG)
+    await replica.prepare(CAT)
+    needed = 6 * sum(map(len, models[CLASSIFIER].values()))
+    free[0] = needed // 2  # more than cat and dog would free
+    with pytest.raises(RayganError, match="MB are free"):
+        await replica.prepare(CLASSIFIER)
+    for model in (DOG, CAT):
+        await replica.prepare(model)
+    assert fetched == [DOG, CAT, CLASSIFIER]  # they stayed
+    assert finished[2:] == [(CLASSIFIER, False)]  # it isn't the version's fault
+    free[0] = needed - 1
+    await replica.prepare(CLASSIFIER)
+    await replica.prepare(CAT)
+    free[0] = needed
+    await replica.prepare(DOG)
+    assert fetched[3:] == [CLASSIFIER, DOG]  # only the one that was used last before the others went
 
 
 async def test_a_judge_sees_the_images_that_are_answered(models):
@@ -209,8 +240,8 @@ async def test_a_version_that_fails_its_rehearsal_is_not_loaded_and_costs_the_ot
     async def fetch(model):
         return files[model]
 
-    async def finish(model):
-        finished.append(model)
+    async def finish(model, tried):
+        finished.append((model, tried))
 
     settings = ServeSettings(storage="unused", tracking_uri=None, threads=1)
     replica = Replica(settings, fetch, finish)
@@ -219,7 +250,7 @@ async def test_a_version_that_fails_its_rehearsal_is_not_loaded_and_costs_the_ot
     replica.rehearse = lambda files, settings: rehearse(files, settings, suicide)
     with pytest.raises(RayganError, match="ended by SIGKILL"):
         await replica.prepare(DOG)
-    assert finished == [CAT]  # so the model store hands the other out a few times more, then never
+    assert finished == [(CAT, True)]  # so the model store hands the other out a few times more, then never
     drawn, _ = await replica.draw(CAT, SampleRequest("cat", (7,)))
     assert drawn.images.shape == (1, 32, 32, 3)
 
