@@ -90,7 +90,8 @@ def _check_alike(source: NetworkSettings, wanted: NetworkSettings, *, has_critic
             raise ConfigurationError(f"--begin-from: its networks have {field} {old}, not {new}: give {flag} {old}")
     if source.labels != wanted.labels:
         old, new = (some(one.labels) or "one label" for one in (source, wanted))
-        raise ConfigurationError(f"--begin-from: its networks draw {old}, not {new}: train on the same kind of labels")
+        way_out = f"train with --conditional on shards of {old} alone" if source.labels else "leave --conditional out"
+        raise ConfigurationError(f"--begin-from: its networks draw {old}, not {new}: {way_out}")
     if wanted.image_size not in (source.image_size, 2 * source.image_size):
         raise ConfigurationError(
             f"--begin-from: its images have {source.image_size} px, from which growing reaches "

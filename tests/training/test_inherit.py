@@ -112,7 +112,7 @@ def test_frozen_stages_of_the_critic_stay_and_the_others_learn(tmp_path):
         ({"z_dim": 9}, "z_dim 8, not 9: give --z-dim 8"),
         ({"width": 8}, "width 4, not 8: give --width 4"),
         ({"critic_norm": "instance"}, "critic_norm none, not instance"),
-        ({"labels": ("cat", "dog")}, "draw one label, not cat, dog"),
+        ({"labels": ("cat", "dog")}, "draw one label, not cat, dog: leave --conditional out"),
         ({"image_size": 128}, "have 32 px, from which growing reaches 64 px, not 128 px"),
         ({"image_size": 64}, "a stage grows at half the width: give --width 2, not 4"),
     ],
@@ -123,6 +123,14 @@ def test_networks_that_do_not_fit_are_refused(changes, says, tmp_path):
         Inheritance.of(tmp_path / "c", replace(NETWORKS, **changes))
     assert str(raised.value).startswith("--begin-from: ")
     assert "\n" not in str(raised.value)
+
+
+def test_networks_of_several_labels_are_given_to_the_same_labels_alone(tmp_path):
+    save_generator(tmp_path / "g", new_step(replace(NETWORKS, labels=("cat", "dog"))).ema.module, {})
+    for labels, new in ((("cat", "lion"), "cat, lion"), ((), "one label")):
+        says = f"draw cat, dog, not {new}: train with --conditional on shards of cat, dog alone"
+        with pytest.raises(ConfigurationError, match=says):
+            Inheritance.of(tmp_path / "g", replace(NETWORKS, labels=labels))
 
 
 def test_a_size_that_growing_cannot_reach_is_refused(tmp_path):
