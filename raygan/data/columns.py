@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +36,15 @@ _TEXTS = frozenset(
     """.split()  # noqa: SIM905 - a list of quoted words would fill a screen
 )
 
-#: Text that programs write for a missing value.
-_MISSING = frozenset({"nan", "<na>"})
+#: Text that programs write for a missing value, as pandas reads it. In small letters, `none` and `na` may be classes.
+_MISSING = frozenset(
+    """
+    #N/A #NA -1.#IND -1.#QNAN 1.#IND 1.#QNAN -NaN -nan NaN NAN nan <NA> <na> N/A n/a NA NULL null None
+    """.split()  # noqa: SIM905 - see above
+)
+
+#: A number below zero as text.
+_NEGATIVE = re.compile(r"-\d+")
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ def choose(schema: pa.Schema, image: str = "", label: str = "") -> Columns:
             raise ConfigurationError(f"{flag}: there is no column {name!r}; the file has {', '.join(schema.names)}")
         if name and schema.names.count(name) > 1:
             raise ConfigurationError(f"{flag}: the file has {schema.names.count(name)} columns named {name!r}")
-    paths = tuple(item.name for item in schema if is_text(item.type) or _path_field(item.type))
+    once = [item for item in schema if schema.names.count(item.name) == 1]  # the others can't be read by name
+    paths = tuple(item.name for item in once if is_text(item.type) or _path_field(item.type))
     if image and image not in paths and not _holds_bytes(schema.field(image).type):
         raise ConfigurationError(f"--image-column: column {image!r} holds {schema.field(image).type}, no photos")
     if label and not (_is_label(schema.field(label).type) or _is_binary(schema.field(label).type)):
@@ -112,6 +121,11 @@ def class_names(schema: pa.Schema, column: str) -> list[str] | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return [str(name) for name in names]
+
+
+def is_missing(text: str) -> bool:
+    """Whether a text stands for a missing value."""
+    return text.strip() in _MISSING or not text.strip()
 
 
 def text_values(values: pa.ChunkedArray) -> list[str | None]:
@@ -174,9 +188,10 @@ def _label(value: Any, distinct: Sequence[Any], names: Sequence[str] | None) -> 
         if not value.is_integer():
             raise ValueError("a fraction, which is no label: name another column with --label-column, or give --label")
         value = int(value)
+    if isinstance(value, str) and _NEGATIVE.fullmatch(value.strip()):
+        value, distinct = int(value), [0] if 0 in distinct or "0" in distinct else []
     if isinstance(value, str):
-        text = normalize(value)
-        return None if text in _MISSING else text or None
+        return None if is_missing(value) else normalize(value) or None
     if value is None or isinstance(value, bool):
         return None if value is None else str(value).lower()
     if value == -1 and (names is not None or 0 in distinct):
@@ -184,7 +199,7 @@ def _label(value: Any, distinct: Sequence[Any], names: Sequence[str] | None) -> 
     if names is None and value >= 0:
         return str(value)
     if names is None:
-        raise ValueError("and a number below zero may be a class or none: name the classes in text")
+        raise ValueError("and a number below zero may be a class or none: give the classes names")
     if not 0 <= value < len(names):
         raise ValueError(
             f"but the file's metadata names only {len(names)} classes, 0 to {len(names) - 1}: correct the file, or "

@@ -5,17 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from raygan.data.folders import may_lack_labels
+from raygan.data.folders import WEBSITES, may_lack_labels
 from raygan.data.kinds import split_path, without_ending
 from raygan.data.labels import LETTER, normalize
-
-#: Words of file names that say where a photo comes from, never what it shows.
-_WEBSITES = frozenset(
-    """
-    flickr pixabay unsplash pexels google bing pinterest instagram facebook fb whatsapp reddit imgur wikimedia
-    shutterstock getty istock snapchat telegram signal adobestock depositphotos
-    """.split()  # noqa: SIM905 - see above
-)
 
 #: Beginnings of file names that come from cameras and programs and name no class.
 _GENERIC = frozenset(
@@ -37,9 +29,9 @@ def name_label(path: str) -> str | None:
     match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", without_ending(name)))
     label = match.group("label").strip(" ._-(") if match else ""
     words = set(re.split(r"[\W_\d]+", label.casefold())) - {""}
-    if (words and words <= _GENERIC | _WEBSITES) or _SYNSET.fullmatch(label):
+    if (words and words <= _GENERIC | WEBSITES) or _SYNSET.fullmatch(label):
         return None
-    return "_".join(word for word in normalize(label).split("_") if word not in _WEBSITES) or None
+    return "_".join(word for word in normalize(label).split("_") if word not in WEBSITES) or None
 
 
 def names_tell(paths: Sequence[str]) -> bool:

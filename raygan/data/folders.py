@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise, takewhile
 
 from raygan.data.kinds import is_image_name, split_path, without_ending
-from raygan.data.labels import LETTER, normalize
+from raygan.data.labels import ANIMALS, LETTER, normalize
 
 #: Words of folder names that sort files by purpose, never by class. `test1` and `train_images_2017` are made of them.
 CONTAINER_WORDS = frozenset(
@@ -15,7 +17,15 @@ CONTAINER_WORDS = frozenset(
     train training test testing val valid validation eval dev set sets split splits part data dataset datasets image
     images img imgs photo photos picture pictures pic pics input raw original originals all jpeg jpg png jpegs full
     cropped aligned resized archive archives files unlabeled unlabelled classes categories download downloads extracted
-    unzipped thumbnail thumbnails thumb thumbs preview previews
+    unzipped thumbnail thumbnails thumb thumbs preview previews holdout heldout trainval evaluation backup backups dcim
+    """.split()  # noqa: SIM905 - see above
+)
+
+#: Words of file and folder names that say where a photo comes from, never what it shows.
+WEBSITES = frozenset(
+    """
+    flickr pixabay unsplash pexels google bing pinterest instagram facebook fb whatsapp reddit imgur wikimedia
+    shutterstock getty istock snapchat telegram signal adobestock depositphotos
     """.split()  # noqa: SIM905 - see above
 )
 
@@ -37,8 +47,14 @@ _ANNOTATION_ENDINGS = tuple(
     for word in ("mask", "seg", "segmentation", "trimap", "matte", "depth", "landmarks", "bbox", "annotation", "label")
 )
 
+#: What makes a class of such a word: ``no_mask`` beside ``mask``.
+_NEGATIONS = ("without", "non", "not", "no", "un")
+
 #: Files that tell a folder of shards, and one of runs, from one of photos.
 _MADE_BY_RAYGAN = ({"manifest.json", "report.json"}, {"mlflow.db", "mlflow.db.lock"})
+
+#: Folders on a camera's card: by the standard of cameras (DCF), such as ``100APPLE``, and a phone's by month.
+_CARD = re.compile(r"[1-9]\d\d(?=[\d_]*[A-Z])[A-Z\d_]{5}|\d{6}_[a-z_]")
 
 _FOLDER_NUMBER = re.compile(r"^(?:\d{1,6}[ ._\-]+)?(?:n\d{6,8}[ _\-]+)?(?=.*[^\W\d_])", re.DOTALL)
 _COUNT = re.compile(r"[ ._\-]*[(\[]\d[\d.,]*[)\]]$")
@@ -54,17 +70,25 @@ _DOMAIN = re.compile(r"(?:train|test|val|valid)_?([AB])")
 def annotation_paths(paths: Sequence[str]) -> set[str]:
     """Those of the paths that lie in a folder of annotations beside a folder of photos, or are named for a photo."""
     beside: set[tuple[str, ...]] = set()
+    denied: set[tuple[tuple[str, ...], str]] = set()  # folders that have a class beside them: they are its opposite
     found = []
     for path in paths:
         folders = split_path(path)[:-1]
         for level, folder in enumerate(folders):
-            words = words_of(folder)
+            words, place = words_of(folder), tuple(folders[:level])
             if words & _ANNOTATION_WORDS and words <= _ANNOTATION_WORDS | CONTAINER_WORDS | {"class", "object"}:
-                found.append((path, tuple(folders[:level])))
+                found.append((path, place, _letters(folder)))
                 break
             if _is_container(folder):
-                beside.add(tuple(folders[:level]))
-    return {path for path, place in found if place in beside} | _named_for_photos(paths)
+                beside.add(place)
+            elif negation := next(filter(_letters(folder).startswith, _NEGATIONS), ""):
+                denied.add((place, _letters(folder).removeprefix(negation)))
+    return {path for path, *at in found if at[0] in beside and tuple(at) not in denied} | _named_for_photos(paths)
+
+
+def _letters(folder: str) -> str:
+    """A folder's name for comparison: ``No_Masks`` is ``nomask``."""
+    return re.sub(r"[\W\d_]+", "", folder.casefold()).removesuffix("s")
 
 
 def _named_for_photos(paths: Sequence[str]) -> set[str]:
@@ -85,14 +109,70 @@ def folders_of_raygan(paths: Sequence[str]) -> set[str]:
     return {folder for folder, found in names.items() if any(made <= found for made in _MADE_BY_RAYGAN)}
 
 
-def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:
+def origins(paths: Sequence[str]) -> frozenset[str]:
+    """Names of folders that sort photos by where they come from, and so have folders of classes in them.
+
+    They have only folders whose names lie beside them, too (``cat``, ``dog`` and ``copies/cat``). Or they are
+    websites' (``google/cat``, ``flickr/cat``), or name no animals where the folders in them do, and these repeat.
+    """
+    found: frozenset[str] = frozenset()
+    while inside := _first_folders(paths, found):
+        beside = Counter(map(normalize, inside))
+        more = {
+            name
+            for name, inner in inside.items()
+            if not _says_animal(name) and all(beside[each] > (each == normalize(name)) for each in inner)
+        }
+        if not more and _repeat(inside) and not any(map(_says_animal, inside)):
+            from_web = all(words_of(name) <= WEBSITES for name in inside)
+            more = set(inside) if from_web or any(map(_says_animal, set().union(*inside.values()))) else set()
+        if not more:
+            break
+        found |= more
+    return found
+
+
+def crossed(paths: Sequence[str], origins: frozenset[str]) -> tuple[list[str], list[str]] | None:
+    """The outer and the inner folders where either may be the classes: the inner ones' names repeat, and none is known.
+
+    Such as ``studio/happy``, ``studio/sad``, ``outdoor/happy`` and ``outdoor/sad``.
+    """
+    inside = _first_folders(paths, origins)
+    inner = sorted(set().union(*inside.values()))
+    return (sorted(inside), inner) if _repeat(inside) and not any(map(_says_animal, inside)) else None
+
+
+def _first_folders(paths: Sequence[str], origins: frozenset[str]) -> dict[str, set[str]]:
+    """The folders where paths first differ, and the spelled names of the folders in each; "." for files there."""
+    chains = {chain for path in paths if (chain := folders_of(path, origins))}
+    level = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*chains, strict=False))))
+    inside: dict[str, set[str]] = {}
+    for chain in chains:
+        if len(chain) > level:
+            inner = chain[level + 1 : level + 2]
+            inside.setdefault(chain[level], set()).add(normalize(inner[0]) if inner else ".")
+    return inside
+
+
+def _repeat(inside: dict[str, set[str]]) -> bool:
+    """Whether several folders have the same classes in them: two or more, and half of all at least, are in several."""
+    found = Counter(name for inner in inside.values() for name in inner)
+    again = sum(count > 1 for count in found.values())
+    return all(map(says_class, [*inside, *found])) and again > 1 and again * 2 >= len(found)
+
+
+def _says_animal(name: str) -> bool:
+    return normalize(name).rpartition("_")[2] in ANIMALS
+
+
+def folder_labels(paths: Sequence[str], level: int, origins: frozenset[str]) -> dict[str, str]:
     """The label of each folder.
 
     Numbers before names (``n02085620-Chihuahua``) and counts after them go if all have them and the labels stay
     different; so do splits (``train_cat``, ``test_cat``) if all have one, where labels become the same. A copy of a
     folder has the folder's label.
     """
-    folders = sorted({chain[level] for path in paths if len(chain := folders_of(path)) > level})
+    folders = sorted({chain[level] for path in paths if len(chain := folders_of(path, origins)) > level})
     labels = {folder: normalize(folder) for folder in folders}
     for number in (_FOLDER_NUMBER, _COUNT):
         short = {folder: normalize(number.sub("", folder, count=1)) for folder in folders}
@@ -107,12 +187,12 @@ def folder_labels(paths: Sequence[str], level: int) -> dict[str, str]:
     return {folder: originals[folder] if originals[folder] in known else label for folder, label in labels.items()}
 
 
-def class_level(paths: Sequence[str], *, numbers: bool) -> int | None:
+def class_level(paths: Sequence[str], origins: frozenset[str], *, numbers: bool) -> int | None:
     """Which folder of `folders_of` is the class: the first where paths differ, or the last if they never do.
 
     Where the first ones are mere numbers, such as years, it is the next. `numbers` allows numbers as classes.
     """
-    chains = [chain for path in paths if (chain := folders_of(path))]
+    chains = [chain for path in paths if (chain := folders_of(path, origins))]
     level = 0
     while chains:
         names = {chain[level] for chain in chains if len(chain) > level}
@@ -128,17 +208,19 @@ def class_level(paths: Sequence[str], *, numbers: bool) -> int | None:
     return None
 
 
-def folders_of(path: str) -> tuple[str, ...]:
-    """The folders above a file that may be classes."""
+def folders_of(path: str, origins: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """The folders above a file that may be classes. origins: names of folders that are none."""
     folder, _, _ = path.replace("\\", "/").rpartition("/")
-    return _classes_of(folder)
+    return _classes_of(folder, origins)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _classes_of(folder: str) -> tuple[str, ...]:
+def _classes_of(folder: str, origins: frozenset[str]) -> tuple[str, ...]:
     # The domains of CycleGAN are split by name: trainA and testA are A.
-    parts = (_DOMAIN.sub(r"\1", part) if _DOMAIN.fullmatch(part) else part for part in split_path(folder))
-    return tuple(part for part in parts if not _is_container(part))
+    parts = [_DOMAIN.sub(r"\1", part) if _DOMAIN.fullmatch(part) else part for part in split_path(folder)]
+    # In DCIM, cameras and phones have folders of their own.
+    of_camera = {part for before, part in pairwise(parts) if before.upper() == "DCIM" and not _says_animal(part)}
+    return tuple(part for part in parts if not _is_container(part) and part not in origins | of_camera)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -150,7 +232,7 @@ def words_of(name: str) -> frozenset[str]:
 
 def _is_container(name: str) -> bool:
     words = words_of(name)
-    return bool(words) and words <= CONTAINER_WORDS
+    return (bool(words) and words <= CONTAINER_WORDS) or bool(_CARD.fullmatch(name))
 
 
 def says_class(name: str) -> bool:

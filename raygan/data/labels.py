@@ -15,6 +15,10 @@ comes out, and why:
     one folder per identity   Aaron_Eckhart/Aaron_Eckhart_0001.jpg    aaron_eckhart  class folders
     copies, counts            cat - Copy/0.jpg, cat (120)/0.jpg       cat            class folders, less these
     splits in folder names    train_cat/1.jpg, test_cat/2.jpg         cat            class folders, less the split
+    several sources           google/cat/1.jpg, flickr/cat/1.jpg      cat            class folders, in folders by origin
+                              backup/cat/1.jpg beside cat/1.jpg       cat            class folders, in folders by origin
+                              in/happy/1.jpg, out/happy/1.jpg, sad    asks           either may be the classes
+    cards of cameras          DCIM/100APPLE/1.jpg, 101APPLE/1.jpg     none           folders are by number
     CycleGAN                  trainA/1.jpg, testB/1.jpg               a, b           class folders, less the split
     masks beside photos       cat/1_mask.png beside cat/1.jpg         left aside     the name is a photo's
     photos beside one folder  cat/0.jpg, IMG_1.jpg                    cat, none      nothing tells the other's
@@ -80,6 +84,9 @@ LETTER = "(?:[^\\W\\d_]|[\u2600-\u27bf\U0001f000-\U0001faff\udc80-\udcff])"
 ANIMALS = frozenset(_PLURALS.values()) - {"animal", "face", "human", "person", "pet", "wildlife"}
 
 
+#: A number below zero, whose hyphen is no mark between words.
+_NEGATIVE = re.compile(r"-\d[\d._]*")
+
 #: Characters that nobody sees: byte order marks, zero-width spaces, marks of direction, soft hyphens. Joiners stay,
 #: which some scripts and emoji need.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
@@ -104,13 +111,14 @@ def normalize(label: str) -> str:
     """One spelling for variants of a label: ``Cats``, ``CAT`` and ``cat`` become ``cat``.
 
     Spaces, dots, hyphens and underscores become one underscore; plurals of animals become singular; invisible
-    characters go.
+    characters go. A number keeps its sign.
     """
     label = _INVISIBLE.sub("", label)
     words = unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
+    sign = "-" if _NEGATIVE.fullmatch(words.strip()) else ""
     words = re.sub(r"[\s_\-.]+", "_", words).strip("_")
     head, underscore, last = words.rpartition("_")
-    return head + underscore + _PLURALS.get(last, last)
+    return sign + head + underscore + _PLURALS.get(last, last)
 
 
 def check_labels(labels: Sequence[str]) -> None:

@@ -12,7 +12,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from raygan.data.file_names import name_label, names_tell
-from raygan.data.folders import CONTAINER_WORDS, class_level, folder_labels, folders_of, says_class, words_of
+from raygan.data.folders import (
+    CONTAINER_WORDS,
+    class_level,
+    crossed,
+    folder_labels,
+    folders_of,
+    origins,
+    says_class,
+    words_of,
+)
 from raygan.data.kinds import is_image_name
 from raygan.data.labels import ANIMALS, Guess, Layout, normalize
 from raygan.errors import ConfigurationError
@@ -57,43 +66,50 @@ def guess(
         if not any(map(name_label, paths)):
             raise ConfigurationError(f"--layout: no file name in {address} is like cat.1.jpg; {_example(paths)}")
         return names
-    level = class_level(paths, numbers=layout == "folders")
-    found = folder_labels(paths, level) if level is not None else {}
-    if len(set(found.values())) > 1 or (found and layout == "folders"):
-        return _by_folders(paths, level or 0, found, address, sure=layout == "folders")
+    sure = layout == "folders"
+    passed = frozenset() if sure else origins(paths)
+    level = class_level(paths, passed, numbers=sure)
+    found = folder_labels(paths, level, passed) if level is not None else {}
+    if len(set(found.values())) > 1 or (found and sure):
+        return _by_folders(paths, level or 0, found, passed, address, sure=sure)
     found = {name: label for name, label in found.items() if not _is_general(name)}
-    if len(inputs) > 1 and says_class(folder) and any(len(folders_of(path)) <= (level or 0) for path in paths):
+    if len(inputs) > 1 and says_class(folder) and any(len(folders_of(path, passed)) <= (level or 0) for path in paths):
         found = {}  # cats/1.jpg and cats/indoor/2.jpg, beside another input: it is the class, not the folder inside
     own = next(iter(found.values()), "") or (normalize(folder) if says_class(folder) else "")
     like_folder = bool(found) or (len(inputs) > 1 and bool(own))
     tell = layout == "auto" and names_tell(paths)
     if tell and not _folder_wins(own, paths, address, like_folder):
         return names
-    if own and (like_folder or tell or layout == "folders"):
+    if own and (like_folder or tell or sure):
         if not found:
-            _refuse_parts(inputs, address, sure=layout == "folders")
+            _refuse_parts(inputs, address, sure=sure)
             return Guess(f"the input folder's name, {own}", lambda path: own, certain=True)
-        return replace(_by_folders(paths, level or 0, found, address, sure=True), how=f"class folder {own}")
+        return replace(_by_folders(paths, level or 0, found, passed, address, sure=True), how=f"class folder {own}")
     raise _no_labels(paths, address)
 
 
 # ---------------------------------------------------------------- decisions
 
 
-def _by_folders(paths: Sequence[str], level: int, found: dict[str, str], address: str, *, sure: bool) -> Guess:
+def _by_folders(
+    paths: Sequence[str], level: int, found: dict[str, str], passed: frozenset[str], address: str, *, sure: bool
+) -> Guess:
     if not sure:
         _refuse_parts(found, address, sure=False)
-    loose = [path for path in paths if len(folders_of(path)) <= level]
+        _refuse_crossed(paths, passed, address)
+    loose = [path for path in paths if len(folders_of(path, passed)) <= level]
     by_name = not sure and bool(loose) and names_tell(loose)
 
     def label_of(path: str) -> str | None:
-        chain = folders_of(path)
+        chain = folders_of(path, passed)
         if len(chain) > level:
             folder = chain[level]  # one that has only files without an image's ending isn't among those found
             return found.get(folder) or (normalize(folder) if says_class(folder) else None)
         return name_label(path) if by_name else None
 
-    how = "class folders, and labels in the names of files outside of them" if by_name else "class folders"
+    by_origin = f", in folders by origin ({', '.join(sorted(passed)[:4])})" if passed else ""
+    named = ", and labels in the names of files outside of them" if by_name else ""
+    how = f"class folders{by_origin}{named}"
     return Guess(how, label_of, certain=True)
 
 
@@ -143,6 +159,17 @@ def _refuse_parts(folders: Collection[str], address: str, *, sure: bool) -> None
         raise ConfigurationError(
             f"--input: the folders of {address} differ by a number only ({some}): are they parts of "
             f"{', '.join(classes[:3]) or 'one class'}? {one}; --layout folders makes each of them a class"
+        )
+
+
+def _refuse_crossed(paths: Sequence[str], passed: frozenset[str], address: str) -> None:
+    """Refuse folders that have the same folders in them: which of them are the classes?"""
+    found = crossed(paths, passed)
+    if found:
+        outer, inner = (", ".join(names[:3]) for names in found)
+        raise ConfigurationError(
+            f"--input: the folders of {address} ({outer}) have the same folders in them ({inner}): which are the "
+            f"classes? --layout folders takes {outer}; giving each of them to --input takes {inner}"
         )
 
 

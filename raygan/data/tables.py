@@ -165,9 +165,9 @@ def _json_rows(text: str) -> list[list[str]]:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Iterator[pa.Array]:
-    """The columns: numbers, or text as it is, with null for an empty field."""
+    """The columns: numbers, or text as it is, with null for a missing value."""
     for values in zip(*rows, strict=True):
-        texts = pa.array([value.strip() or None for value in values], pa.string())
+        texts = pa.array([None if columns.is_missing(value) else value.strip() for value in values], pa.string())
         try:
             numbers = texts.cast(pa.float64())
         except pa.ArrowInvalid:

@@ -25,6 +25,9 @@ def found(values, names=None):
         (pa.array([3, 7], pa.uint8()), None, ["3", "7"]),
         (pa.array([1.0], pa.float16()), None, ["1"]),
         (pa.array(["Cats", "", "nan", None]), None, ["cat", None, None, None]),
+        (pa.array(["NA", "N/A", "n/a", "NULL", "None", "<NA>", " NaN "]), None, [None] * 7),
+        (pa.array(["none", "na", "No"]), None, ["none", "na", "no"]),
+        (pa.array(["0", "1", "-1"]), None, ["0", "1", None]),
         (pa.array(["cat", "dog", "cat"]).dictionary_encode(), None, ["cat", "dog", "cat"]),
         (pa.array([0, 1]).dictionary_encode(), ["cat", "dog"], ["cat", "dog"]),
         (pa.array([["cat"], [], ["cat", "dog"], None]), None, ["cat", None, None, None]),
@@ -51,6 +54,8 @@ def test_rows_without_a_label_are_counted():
         (pa.array([0, 1, 2]), ["cat", "dog"], "t.parquet, row 2: column label has 2, .* only 2 classes"),
         (pa.array([0, -2]), ["cat", "dog"], "row 1"),
         (pa.array([-1, 1]), None, "row 0: .* below zero"),
+        (pa.array(["1", "-1"]), None, "row 1: .* below zero"),
+        (pa.array(["0", "-2"]), None, "row 1: .* below zero"),
         (pa.array([1.0, 0.5]), None, "row 1: .* fraction"),
     ],
 )

@@ -27,6 +27,9 @@ from raygan.errors import ConfigurationError
         ("Tom_Hanks", "tom_hanks"),
         ("Cat, tabby", "cat,_tabby"),
         ("...", ""),
+        ("-1", "-1"),
+        (" -0.5 ", "-0_5"),
+        ("- cat -", "cat"),
     ],
 )
 def test_plural_and_case_variants_are_one_label_and_other_words_stay(given, label):

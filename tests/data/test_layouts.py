@@ -79,6 +79,18 @@ def several(*patterns, count=6):
         (("train/cat/{}.jpg", "test/{}.jpg"), ["cat", None]),
         (("cat/{}.jpg", "IMG_{:04}.jpg"), ["cat", None]),
         (("all/{}.jpg", "dog/{}.jpg"), [None, "dog"]),
+        # folders by origin, and their copies; where they repeat, animals are the classes, inside or outside
+        (("google/cat/{}.jpg", "google/dog/{}.jpg", "flickr/cat/{}.jpg", "flickr/dog/{}.jpg"), ["cat", "dog"] * 2),
+        (("google/happy/{}.jpg", "google/sad/{}.jpg", "bing/happy/{}.jpg", "bing/sad/{}.jpg"), ["happy", "sad"] * 2),
+        (("ann/cats/{}.jpg", "ann/dogs/{}.jpg", "ben/cats/{}.jpg", "ben/dogs/{}.jpg"), ["cat", "dog"] * 2),
+        (("cats/in/{}.jpg", "cats/out/{}.jpg", "dogs/in/{}.jpg", "dogs/out/{}.jpg"), ["cat", "cat", "dog", "dog"]),
+        (("train/cat/{}.jpg", "train/dog/{}.jpg", "holdout/cat/{}.jpg"), ["cat", "dog", "cat"]),
+        (("PetImages/cat/{}.jpg", "PetImages/dog/{}.jpg", "old/PetImages/cat/{}.jpg"), ["cat", "dog", "cat"]),
+        (("pug/{}.jpg", "boxer/{}.jpg", "mine/pug/{}.jpg", "mine/boxer/{}.jpg"), ["pug", "boxer", "pug", "boxer"]),
+        (("pug/{}.jpg", "boxer/{}.jpg", "mine/pug/{}.jpg", "mine/{}.jpg"), ["pug", "boxer", "mine", "mine"]),
+        (("pug/red/{}.jpg", "fox/red/{}.jpg", "fox/tan/{}.jpg", "elk/big/{}.jpg"), ["pug", "fox", "fox", "elk"]),
+        # cameras' cards, each of which is one class's
+        (("cat/DCIM/100APPLE/{}.jpg", "cat/101APPLE/{}.jpg", "dog/DCIM/100APPLE/{}.jpg"), ["cat", "cat", "dog"]),
     ],
 )
 def test_layouts_give_their_labels(patterns, labels):
@@ -109,6 +121,22 @@ def test_folders_that_differ_by_a_number_only_are_asked_about(folders):
     assert len(set(found(paths, layout="folders"))) == len(folders)
     with pytest.raises(ConfigurationError, match="--label"):
         found(several("{}.jpg"), folder=folders[0], inputs=folders)
+
+
+@pytest.mark.parametrize(
+    "folders", [("DCIM/100APPLE", "DCIM/101APPLE"), ("100CANON", "101MSDCF"), ("DCIM/Camera", "DCIM/Screenshots")]
+)
+def test_folders_of_a_camera_are_no_classes(folders):
+    with pytest.raises(ConfigurationError, match="no labels found"):
+        found(several(*(f"{folder}/IMG_{{:04}}.JPG" for folder in folders)))
+
+
+def test_folders_that_may_be_classes_or_be_inside_classes_are_asked_about():
+    paths = several("studio/happy/{}.jpg", "studio/sad/{}.jpg", "street/happy/{}.jpg", "street/sad/{}.jpg")
+    with pytest.raises(ConfigurationError, match=r"--layout folders takes street, studio; .*--input takes happy, sad"):
+        found(paths)
+    assert set(found(paths, layout="folders")) == {"studio", "street"}
+    assert set(found([path.partition("/")[2] for path in paths if path.startswith("st")])) == {"happy", "sad"}
 
 
 def test_an_input_among_others_is_a_class_folder():
@@ -171,6 +199,9 @@ def test_annotations_beside_photos_are_no_photos():
     photos = several("pets/images/Abyssinian_{}.jpg")
     masks = several("pets/annotations/trimaps/Abyssinian_{}.png", "pets/masks/{}.png")
     assert annotation_paths([*photos, *masks]) == set(masks)
-    assert not annotation_paths(several("mask/{}.jpg", "no_mask/{}.jpg"))
+    for opposite in ("no_mask", "without mask", "nomasks", "Non-Mask"):
+        classes = several("mask/{}.jpg", f"{opposite}/{{}}.jpg")
+        assert not annotation_paths(classes)
+        assert not annotation_paths([*classes, *several("test/{}.jpg")])
     masks = several("VOC/SegmentationClass/{}.png", "VOC/SegmentationObject/{}.png")
     assert annotation_paths([*several("VOC/JPEGImages/{}.jpg"), *masks]) == set(masks)

@@ -157,6 +157,20 @@ def test_a_table_with_a_class_for_each_photo_is_refused(tmp_path):
         labels(tmp_path)
 
 
+def test_a_missing_label_is_no_class(tmp_path):
+    """As R (NA) and SQL (NULL) write it: numbers beside it are numbers."""
+    for i in range(8):
+        write(tmp_path / f"{i:03}.jpg")
+    table = breeds(f"{i:03}" for i in range(8))
+    for missing in ("NA", "NULL", "None", "#N/A"):
+        write(tmp_path / "labels.csv", table.replace("003,cat", f"003,{missing}").encode())
+        assert labels(tmp_path) == {f"{i:03}.jpg": ("dog", "cat")[i % 2] for i in range(8) if i != 3}
+    write(
+        tmp_path / "labels.csv", table.replace("003,cat", "003,NA").replace("cat", "1.0").replace("dog", "0.0").encode()
+    )
+    assert set(labels(tmp_path).values()) == {"0", "1"}
+
+
 def test_a_first_row_that_names_a_photo_is_no_row_of_names(tmp_path):
     for i in range(8):
         write(tmp_path / f"{i:03}.jpg")
