@@ -1,12 +1,12 @@
 """Archives as folders: the files in a local ``.zip``, ``.tar`` or compressed ``.tar``, read in place.
 
 Nothing is unpacked, so no name in an archive can lead outside of it, and links are never followed. A file is found by
-its place in the archive. Only a compressed tar has no places: `plain_copy` writes it once without its compression.
+its place in the archive. In a compressed tar that takes decompressing all before it, which is fine for the few tables
+and Parquet files that tell labels; for the photos, `plain_copy` writes it once without its compression.
 """
 
 from __future__ import annotations
 
-import calendar
 import functools
 import hashlib
 import os
@@ -14,7 +14,8 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -33,7 +34,7 @@ class Member:
     Attributes:
         path: as the archive spells it.
         size: in bytes, decompressed.
-        changed: modification time, in ns.
+        changed: a number that changes with its bytes: the checksum in a zip, the time of the archive itself of a tar.
         regular: neither a link nor a device.
         place: where its bytes begin in a plain tar.
     """
@@ -54,7 +55,7 @@ def is_compressed_tar(path: str) -> bool:
 def members(path: str) -> list[Member]:
     """The files in an archive; of several with one name, the last. Raises ConfigurationError if it is damaged."""
     try:
-        found = list(_zipped(path) if path.lower().endswith(".zip") else _in_tar(path))
+        found = list(_zipped(path) if path.lower().endswith(".zip") else _tarred(path))
     except (OSError, *_DAMAGED) as error:
         why = why_unreadable(lambda: _start(path), error)
         raise ConfigurationError(f"--input: cannot read the archive {path}: {why}") from None
@@ -66,7 +67,7 @@ def read(path: str, plain: str, member: str, count: int = -1) -> bytes:
 
     Args:
         path: of the archive.
-        plain: of the archive without its compression.
+        plain: of the archive without its compression, if there is such a copy; else of the archive.
         member: the file's path in the archive.
         count: bytes to read; negative for all.
 
@@ -100,8 +101,15 @@ def plain_copy(path: str, folder: str) -> str:
                     bar.update(len(block))
         os.replace(f"{copy}.part", copy)
     except (OSError, *_DAMAGED) as error:
+        with suppress(OSError):
+            os.unlink(f"{copy}.part")
         raise RayganError(f"cannot decompress {path} into {folder}: {reason(error)}") from None
     return copy
+
+
+def plain_bytes(sizes: Sequence[int]) -> int:
+    """Bytes of a tar without compression that holds files of these sizes, at most."""
+    return sum(sizes) + 4 * tarfile.BLOCKSIZE * len(sizes) + tarfile.RECORDSIZE
 
 
 def name_of(path: str) -> str:
@@ -121,9 +129,8 @@ def _zipped(path: str) -> Iterator[Member]:
                 raise ConfigurationError(f"--input: the archive {path} is encrypted: unpack it first")
             kind = (info.external_attr >> 16) & 0o170000
             if not info.is_dir():
-                changed = calendar.timegm(info.date_time) if all(info.date_time[:3]) else 0
                 # Archives made on other systems say nothing about the kind.
-                yield Member(name, info.file_size, changed * 10**9, kind in (0, 0o100000))
+                yield Member(name, info.file_size, info.CRC, kind in (0, 0o100000))
 
 
 def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
@@ -147,16 +154,21 @@ def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         yield unsaid[info].decode(code, "surrogateescape") if info in unsaid else info.filename, info
 
 
-def _in_tar(path: str) -> Iterator[Member]:
+def _tarred(path: str) -> Iterator[Member]:
+    # A tar has no checksums of its files, and their times may be all the same: that of the archive tells of a change.
+    changed = os.stat(path).st_mtime_ns
     with tarfile.open(path) as archive:
-        for info in archive:
-            if not info.isdir():
-                regular = info.isreg() and not info.issparse()
-                yield Member(info.name, info.size, int(info.mtime) * 10**9, regular, info.offset_data)
-        # tarfile takes an archive that ends between two files, or in a header, for a whole one.
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it ends too early")
+        yield from _in_tar(archive, changed)
+
+
+def _in_tar(archive: tarfile.TarFile, changed: int) -> Iterator[Member]:
+    for info in archive:
+        if not info.isdir():
+            yield Member(info.name, info.size, changed, info.isreg() and not info.issparse(), info.offset_data)
+    # tarfile takes an archive that ends between two files, or in a header, for a whole one.
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends too early")
 
 
 class _Zip:
@@ -171,8 +183,9 @@ class _Zip:
 
 class _Tar:
     def __init__(self, path: str):
-        self._file = open(path, "rb")  # noqa: SIM115 - as long as the process
-        self._files = {name_of(member.path): member for member in _in_tar(path)}
+        archive = tarfile.open(path)  # noqa: SIM115 - as long as the process
+        self._files = {name_of(member.path): member for member in _in_tar(archive, 0)}
+        self._file = archive.fileobj
         self._lock = threading.Lock()
 
     def read(self, member: str, count: int) -> bytes:

@@ -35,12 +35,14 @@ class Listing:
         photos: a table of `SCHEMA`.
         ignored: files left aside, by reason.
         layouts: for each source, where labels come from, in words.
+        unpacked: bytes that the plain copies of compressed tars take, at most.
     """
 
     sources: list[Source]
     photos: pa.Table
     ignored: Counter[str] = field(default_factory=Counter)
     layouts: list[str] = field(default_factory=list)
+    unpacked: int = 0
 
     def describe(self) -> str:
         """The layout and label counts in words, one line per source, and what is left aside."""
@@ -116,6 +118,7 @@ def find_photos(
         has_columns |= sorter.has_columns
         objections += sorter.objections
         listing.sources.append(source)
+        listing.unpacked += archives.plain_bytes([file.size for file in found]) if source.compressed else 0
         listing.layouts.append("; ".join(dict.fromkeys(sorter.layouts)))
     listing.photos = pa.concat_tables(tables).combine_chunks()
     places = ", ".join(inputs)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from raygan.data.shards import Manifest, ShardFile, Stored, read_stored
+from raygan.data.stamps import Stamps
 
 
 class NodeReader:
     """Reads shards into the node's object store, a few at a time."""
 
     def read(
-        self, address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamp: str
+        self, address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamps: Stamps
     ) -> tuple[Stored, int]:
         """A shard, and the number of its photos."""
-        block = read_stored(address, manifest, shard, label, stamp)
+        block = read_stored(address, manifest, shard, label, stamps)
         return block, len(block[1])

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from raygan import pictures
 from raygan.data import chunks, duplicates, outliers, report, sheets, streaming, tasks, variation
+from raygan.data.arrow import whole
 from raygan.data.chunks import PixelSettings
 from raygan.data.listing import Listing
 from raygan.data.locations import Locations
@@ -72,7 +73,7 @@ class Passes:
 
     def examine(self) -> None:
         """Make chunks of the photos that no chunk has yet."""
-        self.where.find(sorted(name for name in _files_in(self.folder) if name.startswith("chunk-")))
+        self.where.find([storage.name(file) for file in storage.list_files(self.folder, "chunk-*.parquet")])
         missing = np.flatnonzero(self.where.chunk < 0)
         found = len(self.where.keys) - len(missing)
         if found:
@@ -151,24 +152,27 @@ class Passes:
         alone = pc.or_kleene(pc.is_null(records["reason"]), pc.is_in(records["reason"], pa.array(_COMPARISONS)))
         good = np.flatnonzero(pc.and_(decoded, alone).to_numpy())
         kept = pc.is_valid(records["split"]).to_numpy()
-        found: dict[str, float | None] = {}
-        for label in sorted(records["label"].filter(pa.array(kept)).unique().to_pylist()):
-            own = pc.equal(records["label"], label).to_numpy() & kept
-            total, count = np.zeros(variation.LENGTH), 0
-            for number in np.unique(np.flatnonzero(own) // self.settings.chunk_images).tolist():
-                first, last = np.searchsorted(good, np.array([number, number + 1]) * self.settings.chunk_images)
-                part = good[first:last]
-                hashes = records["hash"].take(pa.array(part)).to_pylist()
-                chosen = np.sort(part[np.argsort(np.array(hashes, object), kind="stable")[:_OF_EACH]])
-                chosen = chosen[own[chosen]]
-                if len(chosen):
-                    pixels = self.where.pixels(chosen)
-                    maps = variation.layouts(np.stack([pixels[index] for index in chosen.tolist()]))
-                    total, count = total + maps.sum(axis=0), count + len(maps)
-                if count >= _SURVEYED:
-                    break
-            found[label] = variation.variation(total, count)
-        return found
+        labels = whole(records["label"]).dictionary_encode()
+        codes = labels.indices.to_numpy()
+        there = np.unique(codes[kept])
+        totals, counts = np.zeros((len(labels.dictionary), variation.LENGTH)), np.zeros(len(labels.dictionary), int)
+        for number in np.unique(np.flatnonzero(kept) // self.settings.chunk_images).tolist():
+            if counts[there].min() >= _SURVEYED:
+                break
+            first, last = np.searchsorted(good, np.array([number, number + 1]) * self.settings.chunk_images)
+            part = good[first:last]
+            hashes = records["hash"].take(pa.array(part)).to_pylist()
+            chosen = np.sort(part[np.argsort(np.array(hashes, object), kind="stable")[:_OF_EACH]])
+            chosen = chosen[kept[chosen] & (counts[codes[chosen]] < _SURVEYED)]
+            if len(chosen):
+                pixels = self.where.pixels(chosen)
+                maps = variation.layouts(np.stack([pixels[index] for index in chosen.tolist()]))
+                for code in np.unique(codes[chosen]).tolist():
+                    own = maps[codes[chosen] == code]
+                    totals[code], counts[code] = totals[code] + own.sum(axis=0), counts[code] + len(own)
+        names = labels.dictionary.to_pylist()
+        found = {names[code]: variation.variation(totals[code], int(counts[code])) for code in there.tolist()}
+        return dict(sorted(found.items()))
 
     def write(
         self, records: pa.Table, summary: dict[str, Any], configuration: dict[str, Any], inputs: str
@@ -268,10 +272,7 @@ def _shard_plans(splits: pa.ChunkedArray, settings: PrepareSettings) -> list[dic
     return plans
 
 
-def _files_in(address: str) -> set[str]:
-    return {storage.name(file) for file in storage.list_files(address, "*")}
-
-
 def _shards_in(output: str) -> set[str]:
-    """Names of the shards left by an earlier run, finished or not."""
-    return {n for n in _files_in(output) if n.startswith(("train-", "validation-")) and n.endswith(".parquet")}
+    """Names of the shards left by an earlier run, finished or not, and of parts of shards."""
+    patterns = [f"{split}-*.parquet{end}" for split in ("train", "validation") for end in ("", ".part")]
+    return {storage.name(file) for pattern in patterns for file in storage.list_files(output, pattern)}

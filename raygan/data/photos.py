@@ -16,6 +16,7 @@ import ray
 
 from raygan import pictures
 from raygan.data.shards import DataSet, Manifest, ShardFile, Split, Stored, check_rows, read_stored
+from raygan.data.stamps import Stamps, stamps_of
 from raygan.errors import RayganError
 from raygan.runtime import cluster, storage
 
@@ -192,7 +193,7 @@ class Shards:
         label: read only this label's photos; None for all.
         files: names of the shards.
         counts: photos of each shard by class, int32 (shards, classes).
-        stamps: what `storage.stamps` said of each file.
+        stamps: of each file.
     """
 
     address: str
@@ -201,7 +202,7 @@ class Shards:
     label: str | None
     files: tuple[str, ...]
     counts: np.ndarray
-    stamps: tuple[str, ...]
+    stamps: tuple[Stamps, ...]
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -215,7 +216,7 @@ class Shards:
         """Bytes of each shard's pixels in the object store."""
         return np.array(self.rows, np.int64) * 3 * self.manifest.image_size**2
 
-    def of(self, number: int) -> tuple[str, Manifest, ShardFile, str | None, str]:
+    def of(self, number: int) -> tuple[str, Manifest, ShardFile, str | None, Stamps]:
         """The arguments of `read_shard` for one shard."""
         rows = dict(zip(self.manifest.classes, self.counts[number].tolist(), strict=True))
         shard = ShardFile(file=self.files[number], split=self.split, rows=rows)
@@ -245,11 +246,12 @@ def list_shards(data: DataSet, split: Split, label: str | None) -> Shards:
     """A split's shards with the label.
 
     Raises:
-        RayganError: a shard is missing, or one of the first, which are looked at, is not what the manifest says.
+        RayganError: a shard is missing, or one of the first `SHARDS_MIXED`, whose labels are looked at, is not what the
+            manifest says; of the others, reading them tells.
     """
     found = data.shards(split, label)
-    stamps = storage.stamps(data.address) if found else {}
-    missing = [shard.file for shard in found if shard.file not in stamps]
+    files = storage.entries(data.address) if found else {}
+    missing = [shard.file for shard in found if shard.file not in files]
     if missing:
         raise RayganError(
             f"{data.address} lacks {len(missing)} of its {len(found)} {split} shards, the first of them {missing[0]}: "
@@ -264,5 +266,5 @@ def list_shards(data: DataSet, split: Split, label: str | None) -> Shards:
         label=label,
         files=tuple(shard.file for shard in found),
         counts=data.counts(split, label),
-        stamps=tuple(stamps[shard.file] for shard in found),
+        stamps=tuple(stamps_of(files, shard.file) for shard in found),
     )

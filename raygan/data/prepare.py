@@ -18,7 +18,6 @@ run ends with the same bytes as an undisturbed one, and existing chunks are used
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster, storage
+from raygan.runtime.room import check_room
 from raygan.runtime.runs import recorded
 from raygan.tracking.networks import feature_network
 
@@ -72,6 +72,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
         tracking.check_records(settings)  # a wrong address should fail now, not after the work
         if known is not None:
             print(f"{settings.output} already holds these photos with these settings: recording them in MLflow")
+            _drop_work(settings)
             _record(settings, configuration, known)
             return known
         _say_room(settings, pixel_settings, listing)
@@ -89,8 +90,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
             return summary
         storage.write_bytes(storage.join(settings.output, UNRECORDED), b"")
         passes.write(records, summary, configuration, inputs)
-    if not settings.more_later:
-        storage.delete(storage.join(settings.output, ".prepare"))
+    _drop_work(settings)
     _record(settings, configuration, summary)
     print(f"{summary['kept']:,} photos written to {settings.output}")
     return summary
@@ -172,15 +172,20 @@ def _work_folder(settings: PrepareSettings, configuration: dict[str, Any]) -> It
     yield folder
 
 
+def _drop_work(settings: PrepareSettings) -> None:
+    """Delete the chunks of a data set that is complete, unless more photos will come."""
+    if not settings.more_later:
+        storage.delete(storage.join(settings.output, ".prepare"))
+
+
 def _say_room(settings: PrepareSettings, pixel_settings: PixelSettings, listing: Listing) -> None:
     """Say how many bytes the job writes at most. Raises RayganError if the disk has no room for them."""
     square = 3 * settings.image_size**2
     features = 2 * outliers.DIM if pixel_settings.network else 0
-    archives = sum(os.path.getsize(source.root) for source in listing.sources if source.compressed)
     # A chunk and a shard hold each photo, with what is known about it.
-    needed = listing.photos.num_rows * (2 * square + features + 1000) + archives
+    needed = listing.photos.num_rows * (2 * square + features + 1000) + listing.unpacked
     there = storage.bytes_in(storage.join(settings.output, ".prepare"))  # by a job that was killed
-    storage.check_room("--output", settings.output, max(0, needed - there))
+    check_room("--output", settings.output, max(0, needed - there))
 
 
 def _record(settings: PrepareSettings, configuration: dict[str, Any], summary: dict[str, Any]) -> None:

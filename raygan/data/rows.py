@@ -72,6 +72,8 @@ def read_rows(source: Source, file: File, label: str | None, names: Sequence[str
     with source.parquet(os.fsencode(file.path)) as parquet:
         chosen = columns.choose(parquet.schema_arrow, source.image_column, source.label_column)
         embedded = chosen.image is not None and _has_bytes(parquet, chosen.image)
+        _check_once(parquet.schema_arrow.names, name, chosen.image, "--image-column")
+        _check_once(parquet.schema_arrow.names, name, None if label else chosen.label, "--label-column")
         texts = _paths(parquet, chosen) if not embedded or (label is None and chosen.label is None) else {}
         naming = next((column for column, found in texts.items() if columns.are_file_names(found)), None)
         if embedded:
@@ -134,6 +136,15 @@ def _label(
         raise ConfigurationError(
             f"--input: no label column found in {name}; its columns are {', '.join(schema.names)}: "
             f"name one with --label-column, or give --label"
+        )
+
+
+def _check_once(names: Sequence[str], file: str, column: str | None, flag: str) -> None:
+    """Raise ConfigurationError if the file has several columns of the name."""
+    if column is not None and names.count(column) > 1:
+        raise ConfigurationError(
+            f"--input: {file} has {names.count(column)} columns named {column!r}: rename all but one, or name another "
+            f"with {flag}"
         )
 
 

@@ -37,10 +37,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raygan.data.arrow import whole
 from raygan.data.labels import normalize
+from raygan.data.stamps import MANIFEST as MANIFEST
+from raygan.data.stamps import Stamps, is_same
 from raygan.errors import ConfigurationError, RayganError, first_line, some
-from raygan.runtime.storage import join, read_text, resolve, stamp_of, write_bytes
-
-MANIFEST = "manifest.json"
+from raygan.runtime.storage import join, read_text, resolve, write_bytes
 
 Split = Literal["train", "validation"]
 Encoding = Literal["raw", "png"]
@@ -173,7 +173,7 @@ class DataSet:
 
 
 def read_shard(
-    address: str, manifest: Manifest, shard: ShardFile, label: str | None = None, stamp: str | None = None
+    address: str, manifest: Manifest, shard: ShardFile, label: str | None = None, stamps: Stamps | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read one shard.
 
@@ -182,7 +182,7 @@ def read_shard(
         manifest: of the data set, with or without its list of shards.
         shard: one of its shards.
         label: read only this label's photos.
-        stamp: what `raygan.runtime.storage.stamps` said of the file before, which it must still say.
+        stamps: of the file and of the manifest, as the job found them, which nothing may have replaced since.
 
     Returns:
         Pixels, uint8 (n, 3, S, S), with the channels last in memory, and class indices, int64 (n,), in file order.
@@ -193,7 +193,7 @@ def read_shard(
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
     try:
-        if stamp is not None and stamp_of(filesystem.get_file_info(path)) != stamp:
+        if stamps is not None and not is_same(address, shard.file, manifest.fingerprint, stamps):
             raise RayganError(f"shard {path} was deleted or replaced while it was in use: prepare the shards again")
         # Mapped, a local file is copied once, from the page cache.
         local = isinstance(filesystem, pafs.LocalFileSystem)
@@ -201,35 +201,40 @@ def read_shard(
             table = pq.ParquetFile(file).read(columns=["image", "label"], use_threads=not local)
     except (OSError, pa.ArrowException) as error:
         raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    names = pc.dictionary_encode(whole(table["label"]))
-    counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in names.value_counts()}
-    if counts != {name: rows for name, rows in shard.rows.items() if rows}:
-        raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
+    names = _labels(table, shard, path)
     known = np.array([manifest.classes.index(name) for name in names.dictionary.to_pylist()], np.int64)
     classes = known[names.indices.to_numpy()]
     pixels = _pixels(whole(table["image"]), manifest)
-    if label is not None and len(counts) > 1:
+    if label is not None and len(names.dictionary) > 1:
         chosen = classes == manifest.classes.index(label)
         pixels, classes = pixels[chosen], classes[chosen]
     return pixels.transpose(0, 3, 1, 2), classes
 
 
-def read_stored(address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamp: str) -> Stored:
+def _labels(table: pa.Table, shard: ShardFile, path: str) -> pa.DictionaryArray:
+    """The column of labels. Raises RayganError if the shard has others than the manifest says."""
+    names = pc.dictionary_encode(whole(table["label"]))
+    counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in names.value_counts()}
+    if counts != {name: rows for name, rows in shard.rows.items() if rows}:
+        raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
+    return names
+
+
+def read_stored(address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamps: Stamps) -> Stored:
     """A shard as the object store has it."""
-    pixels, classes = read_shard(address, manifest, shard, label, stamp)
+    pixels, classes = read_shard(address, manifest, shard, label, stamps)
     return pixels.transpose(0, 2, 3, 1), classes
 
 
 def check_rows(address: str, shard: ShardFile) -> None:
-    """Check a shard's number of rows by its footer. Raises RayganError if it is damaged or has others."""
+    """Check a shard's labels, without reading its pixels. Raises RayganError if it is damaged or has others."""
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
     try:
-        rows = pq.read_metadata(path, filesystem=filesystem).num_rows
+        table = pq.ParquetFile(path, filesystem=filesystem).read(columns=["label"])
     except (OSError, pa.ArrowException) as error:
         raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    if rows != sum(shard.rows.values()):
-        raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
+    _labels(table, shard, path)
 
 
 def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:

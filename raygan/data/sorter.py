@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
         ("path", pa.binary()),  # relative to the source's root, in the file system's own bytes
         ("row", pa.int64()),  # row of a Parquet file; -1 if the file itself is the photo
         ("size", pa.int64()),  # bytes; 0 for Parquet rows
-        ("changed", pa.int64()),  # modification time in ns; 0 if unknown
+        ("changed", pa.int64()),  # modification time in ns, or see `archives.Member`; 0 if unknown
         ("label", pa.string()),
     ]
 )

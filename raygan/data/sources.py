@@ -25,7 +25,7 @@ from raygan import addresses
 from raygan.data import archives
 from raygan.data.kinds import is_archive_name
 from raygan.errors import ConfigurationError, RayganError, first_line, reason
-from raygan.runtime.storage import FAILURES, resolve
+from raygan.runtime.storage import FAILURES, entries, resolve
 
 #: Names in an output folder that tell it from one of photos: the manifest, and the folder of unfinished work.
 _OURS = frozenset({"manifest.json", ".prepare"})
@@ -110,7 +110,7 @@ class File:
     Attributes:
         path: relative to the root, surrogate-escaped where it isn't UTF-8.
         size: in bytes.
-        changed: modification time, in ns; 0 if unknown.
+        changed: modification time, in ns; of a file in an archive, see `archives.Member`; 0 if unknown.
         regular: it can be read; false for devices, links that lead nowhere new, and the like.
     """
 
@@ -124,17 +124,19 @@ def check_apart(source: Source, output: str | None) -> None:
     """Raise ConfigurationError if the output folder is the input itself, or one inside it that holds other files."""
     if output is None or source.archive:
         return
-    if not source.local or addresses.is_remote(output):
-        same, inside = source.root == output, False
-    else:
-        root, place = os.path.realpath(source.root), os.path.realpath(output)
-        same, inside = place == root, place.startswith(os.path.join(root, ""))
-    if same:
+    filesystem, root = resolve(source.root)
+    theirs, place = resolve(output)
+    if filesystem != theirs:
+        return
+    if source.local:
+        root, place = os.path.realpath(root), os.path.realpath(place)
+    if place == root:
         raise ConfigurationError(
             f"--output: {output} is an input, and shards among the photos would be taken for photos: "
             f"give another folder, which may lie inside it"
         )
-    names = os.listdir(output) if inside and os.path.isdir(output) else []
+    inside = place.startswith(posixpath.join(root, ""))
+    names = entries(output) if inside else {}
     if names and _OURS.isdisjoint(names):
         raise ConfigurationError(
             f"--output: {output} lies in the input and holds other files, which would not be read: give a new folder"

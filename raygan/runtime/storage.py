@@ -123,6 +123,9 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
         if first != path:
             filesystem.move(first, path)
     except FAILURES as error:
+        if first != path:
+            with suppress(*FAILURES):
+                filesystem.delete_file(first)
         why = "its disk is full: make room" if is_full_disk(error) else reason(error)
         raise RayganError(f"cannot write {public(address)}: {why}") from None
 
@@ -132,28 +135,6 @@ def check_writable(address: str) -> None:
     probe = join(address, ".writable")
     write_bytes(probe, b"")
     delete(probe)
-
-
-def check_room(flag: str, address: str, needed: int) -> None:
-    """Say how many bytes will be written to a local folder, and how many there are.
-
-    Args:
-        flag: that names the folder.
-        address: of the folder, which need not exist; nothing is known about the room at a URI.
-        needed: bytes at most.
-
-    Raises:
-        RayganError: the disk has less room.
-    """
-    free = room(address)
-    if free is None:
-        return
-    if needed > free:
-        raise RayganError(
-            f"{flag}: up to {size(needed)} will be written to {address}, but its disk has room for {size(free)}: "
-            f"make room, or choose a folder on another disk"
-        )
-    print(f"up to {size(needed)} will be written to {address}; its disk has room for {size(free)}")
 
 
 def room(address: str) -> int | None:
@@ -215,16 +196,13 @@ def list_folders(address: str, pattern: str) -> list[str]:
     return sorted(join(address, name) for name in names if fnmatch.fnmatch(name, pattern))
 
 
-def stamps(address: str) -> dict[str, str]:
-    """Size and time of each file directly under an address, by name: what has changed has another stamp.
-
-    Raises RayganError if the folder can't be read.
-    """
-    return {info.base_name: stamp_of(info) for info in _list(address) if info.type == pafs.FileType.File}
+def entries(address: str) -> dict[str, pafs.FileInfo]:
+    """The files and folders directly under an address, by name. Raises RayganError if the folder can't be read."""
+    return {info.base_name: info for info in _list(address)}
 
 
 def stamp_of(info: pafs.FileInfo) -> str:
-    """A file's size and time."""
+    """A file's size and time: one that has changed has another stamp."""
     return f"{info.size} {info.mtime_ns}"
 
 

@@ -29,6 +29,7 @@ from raygan.addresses import slug
 from raygan.errors import ConfigurationError, some
 from raygan.models.drawing import Drawing
 from raygan.runtime import capacity, cluster, storage
+from raygan.runtime.room import warn_of_room
 from raygan.sampling.generators import NamedGenerator, find_generators
 from raygan.sampling.settings import SampleSettings
 from raygan.settings import closest
@@ -75,6 +76,9 @@ def sample(settings: SampleSettings) -> SampleResult:
     name = time.strftime(f"sample-{slug(label)}-%Y%m%d-%H%M%S")
     tags = {"raygan.label": label}
     cluster.connect(settings)
+    left = settings.n - done
+    of_each = 3 * named.generator.settings.image_size**2
+    warn_of_room("--output", settings.output, left * of_each, f"{left:,} samples of {of_each:,} bytes or less")
     with tracking.start_run(settings, name, job="sample", params=record, tags=tags) as log:
         _write_chunks(settings, named, label, missing, done)
         few = _draw(Drawing(named.generator), settings, label, 0, min(_SHOWN, settings.n))

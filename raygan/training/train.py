@@ -13,7 +13,6 @@ A run lives in ``<storage>/runs/<name>``: ``run.json`` (see `raygan.runtime.runs
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -25,8 +24,9 @@ from raygan.data.photos import open_photos
 from raygan.data.reader import load_photos, shards_mixed
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError
-from raygan.models.gan import load_generator
+from raygan.models.gan import NetworkSettings, load_generator
 from raygan.runtime import capacity, cluster, reservations, storage
+from raygan.runtime.room import warn_of_room
 from raygan.runtime.runs import RunRecord, address_of, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import Decision, carry_out
@@ -116,7 +116,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
     begins = keep_source(settings, networks, run.folder)
     if not trial:
-        _check_room(settings, checkpoint_bytes(networks))
+        check_room(settings, networks)
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)
     held_out = trial.shared.held_out if trial else open_photos(data, "validation", settings.label)
     parent = {"mlflow.parentRunId": trial.parent_run} if trial else {}
@@ -186,20 +186,21 @@ def _open_run(settings: TrainSettings, schedule: Schedule, data: DataSet) -> Run
     )
 
 
-def _check_room(settings: TrainSettings, checkpoint: int) -> None:
+def check_room(settings: TrainSettings, networks: NetworkSettings, runs: int = 1) -> None:
     """Warn if the storage has no room for the checkpoints: those that are kept, and one before another is deleted.
+
+    Args:
+        settings: of a training.
+        networks: what a checkpoint holds.
+        runs: trainings whose checkpoints are there at a time.
 
     Raises:
         RayganError: not even one has room where workers write it first.
     """
+    checkpoint, count = checkpoint_bytes(networks), runs * (settings.keep_checkpoints + 1)
     cluster.check_scratch(checkpoint)
-    free = storage.room(settings.storage)
-    if free is not None and free < (settings.keep_checkpoints + 1) * checkpoint:
-        print(
-            f"warning: {settings.storage} has room for {storage.size(free)}, and up to {settings.keep_checkpoints + 1} "
-            f"checkpoints of {storage.size(checkpoint)} will be written there: make room, or choose another --storage",
-            file=sys.stderr,
-        )
+    what = f"{count} checkpoints of {storage.size(checkpoint)}"
+    warn_of_room("--storage", settings.storage, count * checkpoint, what)
 
 
 def _publish(training: Training, outcome: Outcome) -> Published:

@@ -30,12 +30,13 @@ from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
+from raygan.training.build import network_settings
 from raygan.training.monitor import start_measuring, with_network
 from raygan.training.settings import TrainSettings
-from raygan.training.train import check, train
+from raygan.training.train import check, check_room, train
 from raygan.training.trainer import Shared
 from raygan.tuning import report
-from raygan.tuning.progress import SearchProgress
+from raygan.tuning.progress import KEPT, SearchProgress
 from raygan.tuning.search import run_search
 from raygan.tuning.settings import SearchOptions, TuneSettings
 from raygan.tuning.space import Axis, baseline_point, parse_space, settings_of
@@ -101,6 +102,8 @@ def tune(settings: TuneSettings) -> TuneResult:
     resources = capacity.place(base)
     room = capacity.room(resources) // base.fewest_workers
     at_once = min(settings.trials, settings.concurrent or max(1, room))  # no room yet: a cluster may add nodes
+    networks = network_settings(base, tuple(data.manifest.classes) if base.conditional else ())
+    check_room(base, networks, runs=at_once + KEPT)
     name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60, ascii_only=True)}-%Y%m%d-%H%M%S")
     record = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="searches")
     values = recorded(settings)

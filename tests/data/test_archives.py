@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raygan.data import archives
+from raygan.data import archives, chunks
+from raygan.data.chunks import PixelSettings
+from raygan.data.filters import Rules
 from raygan.data.listing import find_photos
+from raygan.data.settings import Limits
 from raygan.errors import ConfigurationError
 
 PHOTOS = {f"{label}/{i}.jpg": f"{label}{i}".encode() * 100 for label in ("cats", "dogs") for i in range(3)}
@@ -44,6 +50,33 @@ def test_archives_are_read_as_folders(tmp_path, name, prefix):
         assert source.read(row["path"], 4) == content[:4]
     with pytest.raises(FileNotFoundError):
         source.read(b"cats/9.jpg")
+
+
+@pytest.mark.parametrize("name", ["photos.tar", "photos.tar.gz", "photos.tar.bz2"])
+def test_tables_and_rows_in_a_tar_are_read(tmp_path, name):
+    photos = {f"im/{i}.jpg": b"photo" for i in range(8)}
+    table = "\n".join(["id,breed", *(f"{i},{('cat', 'dog')[i % 2]}" for i in range(8))]).encode()
+    listing = find_photos([str(pack(tmp_path / name, {**photos, "labels.csv": table}))])
+    assert listing.photos["label"].to_pylist() == ["cat", "dog"] * 4
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": [b"\xff\xd8\xff"] * 4, "label": ["cat", "dog"] * 2}), sink)
+    rows = {f"data/{i}.parquet": sink.getvalue().to_pybytes() for i in range(2)}
+    listing = find_photos([str(pack(tmp_path / name, rows))])
+    assert listing.photos["label"].to_pylist() == ["cat", "dog"] * 4
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz"])
+def test_photos_that_are_replaced_in_an_archive_are_other_photos(tmp_path, name):
+    """Though their names, sizes and times are the same, as those of a reproducible archive are."""
+    settings = PixelSettings(64, "crop", Rules((), Limits()))
+
+    def keys(files):
+        (tmp_path / name).unlink(missing_ok=True)
+        listing = find_photos([str(pack(tmp_path / name, files))])
+        return chunks.keys_of(listing.photos, listing.sources, settings)
+
+    before = keys(PHOTOS)
+    assert before[0] not in keys({**PHOTOS, "cats/0.jpg": PHOTOS["cats/0.jpg"][::-1]})
 
 
 def test_several_archives_are_class_folders(tmp_path):
@@ -106,6 +139,7 @@ def test_bytes_that_are_damaged_in_an_archive_can_not_be_read(tmp_path):
 def test_a_plain_copy_is_made_once_and_again_for_another_archive(tmp_path):
     path = pack(tmp_path / "photos.tar.gz", PHOTOS)
     first = archives.plain_copy(str(path), str(tmp_path))
+    assert os.path.getsize(first) <= find_photos([str(path)]).unpacked < 3 * os.path.getsize(first)
     assert archives.plain_copy(str(path), str(tmp_path)) == first
     pack(path, {"new.jpg": b"1"})
     assert archives.plain_copy(str(path), str(tmp_path)) != first

@@ -6,6 +6,7 @@ import json
 import os
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from raygan.data.listing import find_photos
 from raygan.data.settings import FilterOptions
 from raygan.data.sources import shown
 from raygan.errors import ConfigurationError
+from raygan.runtime import storage
 from tests.data.messy import jpeg, picture
 
 NAMES = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
@@ -121,6 +123,19 @@ def test_ids_and_captions_are_no_labels(tmp_path, column, values, says):
     with pytest.raises(ConfigurationError, match=says):
         listed(tmp_path)
     assert set(listed(tmp_path, label="cat")[0].values()) == {"cat"}
+
+
+@pytest.mark.parametrize("twice", ["image", "label", "path"])
+def test_columns_of_the_same_name_are_named(tmp_path, twice):
+    columns = {"image": pa.array(structs(4)), "label": pa.array(["cat", "dog"] * 2), "path": pa.array(["a"] * 4)}
+    pairs = [*columns.items(), (twice, columns[twice])]
+    table = pa.Table.from_arrays([values for _, values in pairs], [name for name, _ in pairs])
+    pq.write_table(table, tmp_path / "t.parquet")
+    if twice == "path":  # which isn't needed
+        assert set(listed(tmp_path)[0].values()) == {"cat", "dog"}
+        return
+    with pytest.raises(ConfigurationError, match=rf"t.parquet has 2 columns named '{twice}': .* --{twice}-column"):
+        listed(tmp_path)
 
 
 def test_rows_by_path_are_read_relative_to_the_file(tmp_path):
@@ -267,6 +282,18 @@ def test_an_output_inside_an_input_must_be_new_or_a_data_set(tmp_path):
     for name in (".prepare/1", "manifest.json"):
         write(shards / name)
         assert find_photos([str(tmp_path)], exclude=str(shards)).photos.num_rows == 2
+
+
+def test_an_output_in_a_bucket_is_held_apart_from_the_input_alike(tmp_path, monkeypatch):
+    for path in ("photos/cat/1.jpg", "photos/dog/1.jpg", "photos/shards/.prepare/1"):
+        write(tmp_path / path)
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(storage, "open_root", lambda root: (bucket, ""))
+    for output, says in (("photos", "is an input"), ("photos/", "is an input"), ("photos/cat", "holds other files")):
+        with pytest.raises(ConfigurationError, match=rf"--output: mock://here/{output} .*{says}"):
+            find_photos(["mock://here/photos/"], exclude=f"mock://here/{output}")
+    for output in ("mock://here/photos/shards", "mock://here/photos/new", "mock://here/photos-too", str(tmp_path)):
+        assert find_photos(["mock://here/photos"], exclude=output).photos.num_rows == 2
 
 
 @pytest.mark.parametrize("files", [("manifest.json", "report.json"), ("mlflow.db", "mlflow.db.lock")])

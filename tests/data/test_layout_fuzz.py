@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from raygan.data.labels import check_labels, normalize
 from raygan.data.listing import find_photos
 from raygan.errors import RayganError
+from tests.data.test_archives import pack
 
 WORDS = """
 cat cats Dog dogs CAT_00 CAT_01 train test1 val images photos annotations masks n02085620-Chihuahua 001.auk 2019 12 all
@@ -123,18 +123,18 @@ def test_every_file_of_any_tree_is_accounted_for(paths, options):
 
 
 @many
-@given(trees)
-def test_every_file_of_any_archive_is_accounted_for(paths):
+@given(trees, st.sampled_from(["zip", "tar", "tar.gz"]))
+def test_every_file_of_any_archive_is_accounted_for(paths, kind):
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder, "input.zip")
-        kept = {}
-        with zipfile.ZipFile(root, "w") as archive:
-            for path in paths:
-                name = "/".join(_text(path.split("/")))
-                key = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
-                if key and key not in kept:
-                    kept[key] = archive.writestr(zipfile.ZipInfo(name), b"\xff\xd8\xff")
-        check(root, len(kept))
+        root = Path(folder, f"input.{kind}")
+        names = {}
+        for path in paths:
+            name = "/".join(_text(path.split("/")))
+            key = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+            if key:
+                names.setdefault(key, name)
+        pack(root, dict.fromkeys(names.values(), b"\xff\xd8\xff"))
+        check(root, len(names))
 
 
 @many

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +79,22 @@ def test_a_shard_that_changes_while_it_is_in_use_is_named(tmp_path, change):
         batches(photos, 1)
 
 
+def test_a_nodes_own_copy_of_the_shards_may_have_other_times(tmp_path):
+    photos = open_photos(make(tmp_path / "shards", 2, 12), "train", None)
+    shutil.copytree(tmp_path / "shards", tmp_path / "copy", copy_function=shutil.copyfile)
+    on_node = replace(photos.source, address=str(tmp_path / "copy"))
+    assert np.array_equal(on_node.read(0)[0], photos.source.read(0)[0])
+    manifest = tmp_path / "copy" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"x"', '"another"'))  # that of other shards
+    with pytest.raises(RayganError, match="deleted or replaced"):
+        on_node.read(0)
+    manifest.write_text(manifest.read_text().replace('"another"', '"x"'))
+    (tmp_path / "copy" / "train-00001.parquet").write_bytes(b"PAR1")
+    assert len(on_node.read(0)[0]) == 12
+    with pytest.raises(RayganError, match="deleted or replaced"):
+        on_node.read(1)
+
+
 def test_what_cannot_be_read_is_refused_before_anything_is(tmp_path):
     data = make(tmp_path / "shards", 4, 12)
     size = 12 * 3 * 32**2
@@ -94,6 +112,10 @@ def test_what_cannot_be_read_is_refused_before_anything_is(tmp_path):
         (tmp_path / "shards" / "manifest.json").write_text(json.dumps(changed))
         with pytest.raises(RayganError, match=says):
             DataSet.open(str(tmp_path / "shards"))
+    changed = {**manifest, "shards": [{**manifest["shards"][0], "rows": {"cat": 7, "dog": 5}}, *manifest["shards"][1:]]}
+    (tmp_path / "shards" / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(RayganError, match=r"train-00000.parquet has other photos than its manifest says"):
+        open_photos(DataSet.open(data.address), "train", None)
     (tmp_path / "shards" / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "shards" / "train-00002.parquet").unlink()
     with pytest.raises(RayganError, match=r"lacks 1 of its 4 train shards, the first of them train-00002.parquet"):

@@ -177,6 +177,8 @@ def test_a_killed_and_resumed_job_writes_the_bytes_of_an_undisturbed_one(tmp_pat
     prepare(calm)
     killed = settings(photos, output=str(tmp_path / "killed"), chunk_images=4)
     _kill_half_way(killed)
+    for name in (".prepare/chunk-0.parquet.part", "train-00000.parquet.part"):  # as a write leaves it that is cut off
+        Path(killed.output, name).write_bytes(b"PAR1")
     assert not Path(killed.output, "manifest.json").exists()
     with pytest.raises(RayganError, match="manifest"):
         DataSet.open(killed.output)
@@ -400,7 +402,9 @@ def test_a_data_set_whose_run_was_not_recorded_is_recorded_by_the_same_command(t
         with pytest.raises(RayganError, match=r"MLflow is away; the shards .* are complete, and the same command"):
             prepare(made)
     assert not Path(made.output, ".prepare").exists()
+    Path(made.output, ".prepare").mkdir()  # as if the job had been killed a moment before
     report = prepare(made)
+    assert not Path(made.output, ".prepare").exists()
     assert report["kept"] == kept == 12
     assert "recording them" in capsys.readouterr().out
     client = tracking.connect(made)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raygan.data import variation
+from raygan.data.passes import Passes
 from tests.data.messy import picture
 
 
@@ -28,3 +32,23 @@ def test_variation_tells_different_layouts_apart_but_not_bright_from_dark():
     assert of(dimmed) < 0.2
     assert of(different) > 0.95
     assert of(different[:1]) is None
+
+
+def test_chunks_are_read_once_whatever_the_number_of_labels():
+    photos, chunk = 300, 100
+    reads = []
+
+    def pixels(indices: np.ndarray) -> dict[int, np.ndarray]:
+        reads.append(len(indices))
+        return {index: np.asarray(picture(index, 32)) for index in indices.tolist()}
+
+    about = {"hash": [f"{number:08x}" for number in range(photos)], "reason": pa.nulls(photos, pa.string())}
+    labels = [f"{number // 6:03}" for number in range(photos)]
+    records = pa.table({**about, "label": labels, "split": ["train"] * photos})
+    job = SimpleNamespace(settings=SimpleNamespace(chunk_images=chunk), where=SimpleNamespace(pixels=pixels))
+    found = Passes.survey(job, records)
+    assert reads == [64] * 3  # of each chunk, the photos with the smallest hashes
+    assert list(found) == sorted(set(labels))
+    maps = variation.layouts(np.stack([np.asarray(picture(index, 32)) for index in range(6)]))
+    assert found["000"] == pytest.approx(variation.variation(maps.sum(axis=0), 6))
+    assert found["049"] is None  # its photos have the largest hashes

@@ -42,7 +42,7 @@ def test_files_are_written_read_and_listed(folder):
     storage.write_bytes(storage.join(runs, "a", "ü #1?.bin"), b"x" * 100_000)
     assert storage.read_json(storage.join(runs, "a", "run.json")) == {"state": "running"}
     assert storage.read_bytes(storage.join(runs, "a", "ü #1?.bin")) == b"x" * 100_000
-    assert sorted(storage.stamps(storage.join(runs, "a"))) == ["run.json", "ü #1?.bin"]
+    assert sorted(storage.entries(storage.join(runs, "a"))) == ["run.json", "ü #1?.bin"]
 
 
 def test_folders_that_nobody_made_are_listed_and_deleted(folder):

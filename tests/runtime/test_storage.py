@@ -42,7 +42,7 @@ def test_a_storage_that_does_not_answer_is_reported_in_one_line(monkeypatch, err
 
     class Broken:
         type_name = "mock"
-        get_file_info = open_input_file = open_output_stream = create_dir = delete_dir = broken
+        get_file_info = open_input_file = open_output_stream = create_dir = delete_dir = delete_file = broken
 
     monkeypatch.setattr(storage, "open_root", lambda root: (Broken(), ""))
     for call in (
@@ -56,6 +56,17 @@ def test_a_storage_that_does_not_answer_is_reported_in_one_line(monkeypatch, err
     ):
         with pytest.raises(RayganError, match=r"mock://here/folder: gone$"):
             call()
+
+
+def test_what_can_not_be_written_whole_leaves_no_part(tmp_path, monkeypatch):
+    class Full(pafs.LocalFileSystem):
+        def move(self, source, target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage, "resolve", lambda address: (Full(), str(tmp_path / "file")))
+    with pytest.raises(RayganError, match="its disk is full"):
+        storage.write_bytes("file", b"x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_said_in_words(monkeypatch):

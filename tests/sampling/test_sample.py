@@ -13,6 +13,7 @@ from PIL import Image
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, build_generator, load_generator, save_generator, to_uint8
 from raygan.models.latents import latents_of
+from raygan.runtime import room
 from raygan.sampling.sample import sample
 from raygan.sampling.settings import SampleSettings
 
@@ -44,9 +45,13 @@ def close(found, wanted):
     return np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
 
 
-def test_samples_are_the_images_of_their_seeds_and_a_killed_job_resumes(new_storage, folder, tmp_path):
+def test_samples_are_the_images_of_their_seeds_and_a_killed_job_resumes(
+    new_storage, folder, tmp_path, monkeypatch, capsys
+):
     output = tmp_path / "png"
+    monkeypatch.setattr(room, "room", lambda address: 70_000)
     result = sample(settings(new_storage, folder, output))
+    assert "has room for 0.1 MB, and up to 0.1 MB will be written there (23 samples" in capsys.readouterr().err
     assert json.loads(result.to_json())["n"] == 23
     files = sorted(output.glob("*.png"))
     assert [file.name for file in files] == [f"dog.{number:08d}.png" for number in range(23)]
@@ -57,6 +62,7 @@ def test_samples_are_the_images_of_their_seeds_and_a_killed_job_resumes(new_stor
         file.unlink()
     untouched = files[0].stat().st_mtime_ns, files[22].stat().st_mtime_ns
     sample(settings(new_storage, folder, output))
+    assert "has room" not in capsys.readouterr().err
     assert sorted(output.glob("*.png")) == files
     assert (files[0].stat().st_mtime_ns, files[22].stat().st_mtime_ns) == untouched
     with pytest.raises(ConfigurationError, match=r"other samples \(seed 5\)"):
