@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pillow_heif
@@ -31,6 +33,12 @@ MAX_SCANS = 64
 #: bytes, TEM, RST and SOI don't.
 _IS_MARKER = np.isin(np.arange(256), [0x00, 0x01, *range(0xD0, 0xD9), 0xFF], invert=True)
 _END, _SCAN = 0xD9, 0xDA
+
+#: Highest levels of 8, 10, 12 and 16 bits, which cameras have.
+_LEVELS = (255, 1023, 4095, 65535)
+
+#: Pillow's orders of two bytes, and those that take the lower one for the upper one.
+_SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 #: First bytes of the formats that start with a signature (those of WebP, AVIF and HEIF come later).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -130,7 +138,7 @@ def jpeg_scans(data: bytes) -> int:
 def decode(header: Header, least: int | None = None) -> Image.Image:
     """The first frame as upright RGB. Raises Unreadable if the file is damaged.
 
-    Applies the orientation, puts white behind transparent pixels, and reduces wider gray to 8 bits.
+    Applies the orientation, puts white behind transparent pixels, and reduces wider gray and colors to 8 bits.
 
     Args:
         header: of the file.
@@ -140,7 +148,7 @@ def decode(header: Header, least: int | None = None) -> Image.Image:
     try:
         if least is not None and isinstance(header.image, JpegImageFile):
             header.image.draft(None, (least, least))
-        header.image.load()
+        _load(header.image)
         return _to_rgb(_upright(header.image))
     except Exception as error:  # see above
         raise Unreadable(str(error) or type(error).__name__) from None
@@ -171,6 +179,30 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+def _load(image: Image.Image) -> None:
+    """Decode. Of colors in 16 bits Pillow keeps the upper bytes, which are black where a program wrote fewer bits."""
+    stream, lower = getattr(image, "fp", None), _lower_bytes(image)
+    image.load()
+    if lower and stream is not None and np.asarray(image).max() <= 4095 >> 8:
+        stream.seek(0)
+        again = Image.open(stream, formats=[str(image.format)])
+        again.tile = lower
+        values = np.asarray(image, np.uint16) * 256 + np.asarray(again)
+        image.paste(Image.fromarray(_in_8_bits(values, _LEVELS)))  # which keeps its orientation
+
+
+def _lower_bytes(image: Image.Image) -> list[Any]:
+    """The tiles of an image of 16 bits per color, to be read with the bytes swapped; empty for any other."""
+    tiles = []
+    for tile in getattr(image, "tile", []):
+        kind, *more = [tile.args] if isinstance(tile.args, str) else tile.args or [""]
+        colors, _, order = str(kind).partition(";")
+        if colors not in ("RGB", "RGBA") or order not in _SWAPPED:
+            return []
+        tiles.append(tile._replace(args=(f"{colors};{_SWAPPED[order]}", *more)))
+    return tiles
+
+
 def _upright(image: Image.Image) -> Image.Image:
     if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
         return image  # the common case; exif_transpose would take a tenth of the decoding time to find out
@@ -195,17 +227,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_deep_gray(image: Image.Image) -> Image.Image:
     """Gray in a type of more than 8 bits. What the values show decides what range they are in.
 
-    They are levels of the fewest bits that they fit in, of which cameras have 8, 10, 12 or 16; or parts of 1 in a
-    floating-point image.
+    They are levels of the fewest bits that they fit in, or parts of 1 in a floating-point image.
     """
     values: np.ndarray = np.nan_to_num(np.asarray(image, dtype=np.float32))
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535:
-        values = (values - low) / max(high - low, 1e-6) * 255
+        eight = _in_8_bits((values - low) / max(high - low, 1e-6), (1,))
     else:
-        levels = ([1] if image.mode == "F" else []) + [255, 1023, 4095, 65535]
-        values = values / next(level for level in levels if high <= level) * 255
-    return Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8)).convert("RGB")
+        eight = _in_8_bits(values, (1, *_LEVELS) if image.mode == "F" else _LEVELS)
+    return Image.fromarray(eight).convert("RGB")
+
+
+def _in_8_bits(values: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+    """Values as levels of 8 bits, given the highest levels that they may have."""
+    high = float(values.max())
+    level = next((level for level in levels if high <= level), levels[-1])
+    return np.round(values / level * 255).clip(0, 255).astype(np.uint8)
 
 
 def _not_an_image(data: bytes) -> str:
