@@ -1,9 +1,10 @@
-"""What this machine offers a process: cores, memory, a temporary folder, and a cache folder."""
+"""What this machine is, and what it offers a process: cores, memory, a temporary folder, and a cache folder."""
 
 from __future__ import annotations
 
 import math
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def limit_threads() -> None:
     quota = cpu_quota()
     if quota is not None and quota < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))  # torch, NumPy's OpenBLAS and Arrow follow it
+
+
+def boot_id() -> str:
+    """The machine's id until it starts again, the same in all its containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not on Linux
+        return socket.gethostname()
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,6 @@ name, and for a marker file in each folder that the job writes to.
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygan.addresses import is_remote, sqlite_file
 from raygan.errors import ConfigurationError, RayganError, last_line, reason
+from raygan.machine import boot_id
 from raygan.runtime.settings import StorageSettings
 
 #: Seconds within which every node must report whether it sees the job's folders.
@@ -50,7 +50,7 @@ def check_shared(settings: StorageSettings) -> None:
                 f"{flag}: {address} on this node is not visible to node {node['NodeManagerHostname']} "
                 f"({node['NodeManagerAddress']}): on a cluster of several nodes, give {instead}"
             )
-    if _records_in_file(settings) and {place for _, place in found} != {machine()}:
+    if _records_in_file(settings) and {place for _, place in found} != {boot_id()}:
         raise ConfigurationError(
             "--tracking-uri: the cluster has several machines, and sharing a SQLite file would damage it: "
             "give the address of an MLflow server or a database"
@@ -117,14 +117,5 @@ def _marker(flag: str, folder: str) -> Iterator[str]:
 
 
 def _look(paths: Sequence[str]) -> tuple[list[int], str]:
-    """Indices of the paths that this node doesn't see, and the node's machine."""
-    return [number for number, path in enumerate(paths) if not os.path.exists(path)], machine()
-
-
-def machine() -> str:
-    """The machine's id, the same in all its containers. Processes of one machine can lock each other's files."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:  # not on Linux
-        return socket.gethostname()
+    """Indices of the paths that this node doesn't see, and its machine, whose processes can lock each other's files."""
+    return [number for number, path in enumerate(paths) if not os.path.exists(path)], boot_id()

@@ -3,6 +3,9 @@
 A run's outbox has an *owner* file: host, process, and the time of the last heartbeat. On its own host the process is
 looked up; of another host only the heartbeat tells, and after `DEAD_AFTER_S` without one the process counts as dead.
 
+Clocks are set while processes live. So a process is known by its age since the machine's start, and a heartbeat that
+seems old is looked at again by the storage's own clock, which dates all files there.
+
 Where the storage is remote, the outbox itself is on the machine's disk, which a pod takes along when it goes. So each
 heartbeat also copies what still waits there to the storage, next to the owner file, for whoever closes the run.
 """
@@ -15,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ import psutil
 from tqdm import tqdm
 
 from raygan.errors import RayganError
+from raygan.machine import boot_id
 from raygan.runtime import storage
 from raygan.tracking.spool import Spool
 
@@ -42,30 +47,40 @@ class Owner:
         pid: the process's id.
         started: second of the process's start; ids are used again.
         beat: time of the last heartbeat, in seconds since 1970; 0 if an earlier version wrote none.
+        boot: id of the machine's start, see `raygan.machine`; empty if an earlier version wrote none.
+        since: seconds from the machine's start to the process's.
+        folder: where it was read.
     """
 
     host: str
     pid: int
     started: int
     beat: float = 0.0
+    boot: str = ""
+    since: float = 0.0
+    folder: str = ""
 
     @classmethod
     def here(cls) -> Owner:
         """This process, now."""
-        return cls(socket.gethostname(), os.getpid(), int(psutil.Process().create_time()), time.time())
+        process = psutil.Process()
+        started, since = int(process.create_time()), _since(process)
+        return cls(socket.gethostname(), os.getpid(), started, time.time(), boot_id(), since)
 
     @classmethod
     def read(cls, folder: str) -> Owner | None:
         """The owner of an outbox; None if it has none. Raises RayganError if the storage doesn't answer."""
         try:
-            host, pid, started, *beat = (storage.read_text(storage.join(folder, OWNER)) or "").split()
-            return cls(host, int(pid), int(started), float(beat[0]) if beat else 0.0)
+            host, pid, started, *more = (storage.read_text(storage.join(folder, OWNER)) or "").split()
+            beat, boot, since = [*more, *("0", "", "0")[len(more) :]]
+            return cls(host, int(pid), int(started), float(beat), boot, float(since), folder)
         except ValueError:
             return None
 
     def write(self, folder: str) -> None:
         """Write the file. Raises RayganError if that fails."""
         content = f"{self.host} {self.pid} {self.started} {self.beat:.0f}"
+        content += f" {self.boot} {self.since:.2f}" if self.boot else ""
         storage.write_bytes(storage.join(folder, OWNER), content.encode())
 
     @property
@@ -76,13 +91,29 @@ class Owner:
     def lives(self) -> bool:
         """Whether the process is running, as far as can be told from here."""
         if not self.is_here:
-            return not self.beat or time.time() - self.beat < DEAD_AFTER_S
+            return not self.beat or time.time() - self.beat < DEAD_AFTER_S or self._age_s() < DEAD_AFTER_S
         try:
             process = psutil.Process(self.pid)
             # A difference of one second is rounding.
-            return abs(process.create_time() - self.started) < 2 and bool(process.status() != psutil.STATUS_ZOMBIE)
+            here = abs(process.create_time() - self.started) < 2
+            if self.boot:
+                here = self.boot == boot_id() and abs(_since(process) - self.since) < 2
+            return here and bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
+
+    def _age_s(self) -> float:
+        """Seconds since the file was written, by the storage's clock. Raises RayganError if that can't be told."""
+        probe = f".now-{uuid.uuid4().hex}"
+        storage.write_bytes(storage.join(self.folder, probe), b"")
+        written = {name: (info.mtime_ns or 0) / 1e9 for name, info in storage.entries(self.folder).items()}
+        storage.delete(storage.join(self.folder, probe))
+        return written.get(probe, 0.0) - written.get(OWNER, 0.0)
+
+
+def _since(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's: both are times of a clock that may have been set."""
+    return float(process.create_time() - psutil.boot_time())
 
 
 def take_over(folder: Path, kept: str | None) -> None:

@@ -30,7 +30,7 @@ def test_several_machines_must_not_share_a_sqlite_file(
     second_node, new_storage, write_shards, train_settings, monkeypatch
 ):
     settings = train_settings(storage=str(new_storage), data=str(write_shards()), tracking_uri=None)
-    monkeypatch.setattr(shared, "machine", lambda: "another")  # the job's; workers import the module themselves
+    monkeypatch.setattr(shared, "boot_id", lambda: "another")  # the job's; workers import the module themselves
     with pytest.raises(ConfigurationError, match="--tracking-uri: the cluster has several machines, and sharing"):
         check_shared(settings)
     check_shared(settings.model_copy(update={"tracking_uri": "http://mlflow:5000"}))

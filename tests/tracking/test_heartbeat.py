@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shutil
 import time
 
@@ -12,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from raygan import tracking
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
+from raygan.tracking import heartbeat
 from raygan.tracking.heartbeat import DEAD_AFTER_S, Heartbeat, Owner
 from raygan.tracking.spool import Spool
 from tests.helpers import wait_until
@@ -30,15 +33,23 @@ def of_another_host(age_s):
     return Owner("pod-7", 1, 1, time.time() - age_s)
 
 
-@pytest.mark.parametrize(("age_s", "status"), [(DEAD_AFTER_S + 5, "KILLED"), (DEAD_AFTER_S / 2, "RUNNING")])
-def test_another_hosts_run_is_closed_once_its_heart_has_stopped(settings, age_s, status):
-    """On storage that both hosts see."""
+@pytest.mark.parametrize(
+    ("age_s", "by_storage_s", "status"),
+    [
+        (DEAD_AFTER_S + 5, DEAD_AFTER_S + 5, "KILLED"),
+        (DEAD_AFTER_S / 2, DEAD_AFTER_S / 2, "RUNNING"),
+        (DEAD_AFTER_S + 5, 0, "RUNNING"),  # a clock was set
+    ],
+)
+def test_another_hosts_run_is_closed_once_its_heart_has_stopped(settings, age_s, by_storage_s, status):
+    """On storage that both hosts see, and by its clock."""
     client, run_id = running(settings)
     with tracking.start_run(settings, "first", job="test", params={}) as run:
         outbox = run.spool.folder.parent
     spool = Spool(outbox, run_id)
     spool.put_metrics({"loss": 4.0}, 1)
     of_another_host(age_s).write(str(spool.folder))
+    os.utime(spool.folder / "owner", times=(time.time() - by_storage_s,) * 2)
     with tracking.start_run(settings, "next", job="test", params={}):
         assert client.get_run(run_id).info.status == status
     assert steps(client, run_id, "loss") == ([1] if status == "KILLED" else [])
@@ -46,9 +57,17 @@ def test_another_hosts_run_is_closed_once_its_heart_has_stopped(settings, age_s,
 
 def test_a_process_of_this_host_is_looked_up_whatever_its_last_beat(tmp_path):
     mine = Owner.here()
-    Owner(mine.host, mine.pid, mine.started, mine.beat - 10 * DEAD_AFTER_S).write(str(tmp_path))
+    dataclasses.replace(mine, beat=mine.beat - 10 * DEAD_AFTER_S).write(str(tmp_path))
+    assert Owner.read(str(tmp_path)).lives()
+    dataclasses.replace(mine, started=mine.started - 1000).write(str(tmp_path))  # the clock was set
+    assert Owner.read(str(tmp_path)).lives()
+    Owner(mine.host, mine.pid, mine.started, mine.beat).write(str(tmp_path))  # an earlier version's
     assert Owner.read(str(tmp_path)).lives()
     Owner(mine.host, mine.pid, mine.started - 1000, mine.beat).write(str(tmp_path))  # the id is another process's now
+    assert not Owner.read(str(tmp_path)).lives()
+    dataclasses.replace(mine, since=mine.since - 1000).write(str(tmp_path))
+    assert not Owner.read(str(tmp_path)).lives()
+    dataclasses.replace(mine, boot="another").write(str(tmp_path))
     assert not Owner.read(str(tmp_path)).lives()
     (tmp_path / "owner").write_text("pod-7 1 1")  # an earlier version's: nothing is known
     assert Owner.read(str(tmp_path)).lives()
@@ -90,6 +109,7 @@ def test_a_pod_that_is_gone_leaves_its_records_in_the_bucket(bucket, settings, t
     heart.stop()
     shutil.rmtree(pod.folder)
     of_another_host(DEAD_AFTER_S + 5).write(kept)
+    monkeypatch.setattr(heartbeat, "DEAD_AFTER_S", -1.0)  # the bucket dates the file itself
     with tracking.start_run(remote, "next", job="test", params={}):
         record = client.get_run(run_id)
         assert (record.info.status, record.data.tags["raygan.collapsed"]) == ("KILLED", "at 3 kimg")
