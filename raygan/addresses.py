@@ -123,6 +123,20 @@ def public_value(value: Any) -> Any:
     return public(value) if isinstance(value, str) else value
 
 
+def by_proxy(uri: str) -> str:
+    """That a request to a server goes to a proxy that the environment names, and what to do; empty if it doesn't."""
+    import urllib.request  # which takes a while
+
+    parts = urllib.parse.urlsplit(uri)
+    proxy = "" if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme, "")
+    if not proxy:
+        return ""
+    return (
+        f"the request went to the proxy {public(proxy)} that the environment names: add {parts.hostname} to no_proxy, "
+        f"or unset {parts.scheme}_proxy"
+    )
+
+
 def sqlite_uri(path: str) -> str:
     """The URI of a SQLite file, in which SQLAlchemy reads ``?`` as a query and ``%`` as an escape."""
     return _SQLITE + path.replace("%", "%25").replace("?", "%3F")

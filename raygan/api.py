@@ -47,8 +47,8 @@ def prepare(**settings: Any) -> dict[str, Any]:
     """
     from raygan.data.settings import PrepareSettings
 
-    chosen = resolve(PrepareSettings, settings)
     configure_ray()
+    chosen = resolve(PrepareSettings, settings)
     from raygan.data import prepare as data
 
     return data.prepare(chosen)
@@ -69,8 +69,8 @@ def train(**settings: Any) -> TrainResult:
     """
     from raygan.training.settings import TrainSettings
 
-    chosen = resolve(TrainSettings, settings)
     configure_ray()
+    chosen = resolve(TrainSettings, settings)
     from raygan.training import train as training
 
     return training.train(chosen)

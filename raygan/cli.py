@@ -105,6 +105,7 @@ def run_job(
         program: the program's name in `--help`; by default that of this process.
     """
     farewell = "interrupted"
+    limit_threads()  # before flags are checked, for which an objective may be loaded, and torch with it
     # Labels and paths may hold what a terminal can't show, or bytes that are no text: neither is a reason to stop.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

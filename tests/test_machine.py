@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from pydantic import model_validator
 
 from raygan import machine
+from raygan.cli import run_job
+from raygan.settings import Settings
 
 
 def write(root, files):
@@ -96,6 +99,24 @@ def test_threads_are_limited_where_there_is_a_quota(monkeypatch):
     machine.limit_threads()
     assert machine.cores() == 2
     assert os.environ.pop("OMP_NUM_THREADS") == "2"
+
+
+def test_threads_are_limited_before_flags_are_checked(monkeypatch, capsys):
+    """Checking them may load an objective, and torch with it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is restored
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.3)
+    seen = []
+
+    class Checked(Settings):
+        @model_validator(mode="after")
+        def _check(self):
+            seen.append(os.environ.get("OMP_NUM_THREADS"))
+            return self
+
+    with pytest.raises(SystemExit):
+        run_job(Checked, print, doc=None, argv=["--dry-run"])
+    assert seen == ["1"]
 
 
 @pytest.mark.parametrize("home", ["/proc/nohome", "/dev/null"])

@@ -63,6 +63,8 @@ def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = Fa
         if options:
             raise RayganError(f"Ray can't start on this machine: {first_line(error)}") from None
         raise _refusal(address or "of this machine", error) from None
+    if options:
+        local.say_where_store_is(min(node.get("object_store_memory", 0.0) for node in nodes()))
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack trace and ends the process before anything is cleaned up.
         signal.signal(signal.SIGTERM, _terminate)

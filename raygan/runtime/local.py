@@ -20,6 +20,9 @@ _ROOM = 50e6
 #: Longest path of the temporary folder, in bytes: that of a socket inside may have 107.
 _LONGEST = 38
 
+#: Where Linux has shared memory.
+_SHARED = "/dev/shm"  # noqa: S108 - nothing is written there
+
 #: Where Ray looks for its temporary folder first.
 _TMPDIR = "RAY_TMPDIR"
 
@@ -46,6 +49,21 @@ def check_scratch(needed: int) -> None:
         raise RayganError(
             f"checkpoints of {needed / 1e6:.0f} MB are written to the temporary folder {folder} first, whose disk is "
             f"full ({free / 1e6:.1f} MB left): name another with TMPDIR"
+        )
+
+
+def say_where_store_is(memory: float) -> None:
+    """Say if Ray's object store has no room in shared memory, of which containers have little: it is on a disk then.
+
+    memory: of the store, in bytes.
+    """
+    room = shutil.disk_usage(_SHARED).total if os.path.isdir(_SHARED) else memory
+    if room < memory:
+        print(
+            f"note: Ray's object store of {memory / 1e9:.2g} GB is on the temporary folder's disk, since {_SHARED} has "
+            f"{room / 1e9:.2g} GB: photos are read faster with more (docker's --shm-size, or an emptyDir in memory "
+            f"on Kubernetes)",
+            file=sys.stderr,
         )
 
 

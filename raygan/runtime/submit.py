@@ -17,7 +17,7 @@ import aiohttp
 import ray
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from raygan.addresses import password
+from raygan.addresses import by_proxy, password
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.settings import SubmitSettings
 
@@ -100,7 +100,8 @@ def _connect(address: str) -> JobSubmissionClient:
         ) from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = first_line(error)
-        raise RayganError(f"--address: no cluster answers at {address} ({reason}): give {_WANTED_ADDRESS}") from None
+        advice = by_proxy(address) or f"give {_WANTED_ADDRESS}"
+        raise RayganError(f"--address: no cluster answers at {address} ({reason}): {advice}") from None
     # Private: the public `get_version` gives the version of the jobs API, not Ray's.
     version = client._server_ray_version
     if version != ray.__version__:

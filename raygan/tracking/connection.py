@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from raygan.addresses import is_remote, join, public, split_query, sqlite_file, sqlite_uri
+from raygan.addresses import by_proxy, is_remote, join, public, split_query, sqlite_file, sqlite_uri
 from raygan.errors import RayganError, first_line, reason
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.storage import check_writable
@@ -195,7 +195,7 @@ def _check_server(uri: str) -> None:
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()  # noqa: S310 (http or https, checked)
     except urllib.error.HTTPError as error:
-        if error.code >= 500 and _proxy(uri):
+        if error.code >= 500 and by_proxy(uri):
             raise _no_answer(uri, error) from None
         # Otherwise it answers; a server behind a proxy of its own may not have /health.
     except (OSError, ValueError) as error:
@@ -203,20 +203,11 @@ def _check_server(uri: str) -> None:
 
 
 def _no_answer(uri: str, reason: object) -> RayganError:
-    proxy, host = _proxy(uri), urllib.parse.urlsplit(uri).hostname
     advice = (
-        f"the request went to the proxy {public(proxy)} that the environment names: add {host} to no_proxy, or unset "
-        f"{urllib.parse.urlsplit(uri).scheme}_proxy"
-        if proxy
-        else "start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or unset it to record in a local file"
+        by_proxy(uri)
+        or "start it, correct --tracking-uri or MLFLOW_TRACKING_URI, or unset it to record in a local file"
     )
     return RayganError(f"MLflow at {public(uri)} does not answer ({reason}): {advice}")
-
-
-def _proxy(uri: str) -> str:
-    """The proxy between here and the server; empty without one."""
-    parts = urllib.parse.urlsplit(uri)
-    return "" if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme, "")
 
 
 def _make_folder(folder: Path) -> None:

@@ -47,6 +47,16 @@ def test_a_temporary_folder_without_room_for_a_checkpoint_is_named_before_the_tr
         local.check_scratch(120_000_000)
 
 
+def test_an_object_store_without_room_in_shared_memory_is_said(environment, capsys):
+    """As in a container of Docker's, whose shared memory is 64 MB unless a flag says more."""
+    environment.setattr(local.os.path, "isdir", lambda folder: True)
+    environment.setattr(local.shutil, "disk_usage", lambda folder: SimpleNamespace(total=67_108_864))
+    local.say_where_store_is(60e6)
+    assert not capsys.readouterr().err
+    local.say_where_store_is(2e9)
+    assert "2 GB is on the temporary folder's disk, since /dev/shm has 0.067 GB" in capsys.readouterr().err
+
+
 def test_a_temporary_folder_that_can_not_be_written_is_named(environment):
     environment.setenv("TMPDIR", "/proc/nowhere")
     with pytest.raises(RayganError, match="temporary folder /proc/nowhere, which can't be written"):

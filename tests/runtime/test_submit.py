@@ -74,6 +74,15 @@ def test_what_cannot_be_submitted_is_refused_in_one_line(changes, command, says)
     assert "s3cret" not in str(raised.value)
 
 
+def test_a_dead_proxy_of_the_environment_is_named(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://me:s3cret@127.0.0.1:2")
+    with pytest.raises(RayganError, match=r"proxy http://127.0.0.1:2 .*add head to no_proxy, or unset http_proxy$"):
+        submit(settings(address="http://head:8265"), ["train.py"])
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(RayganError, match="give the address of the cluster's dashboard"):
+        submit(settings(), ["train.py"])
+
+
 @pytest.mark.parametrize(
     ("said", "says"),
     [
