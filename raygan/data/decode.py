@@ -40,6 +40,9 @@ _LEVELS = (255, 1023, 4095, 65535)
 #: Pillow's orders of two bytes, and those that take the lower one for the upper one.
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
+#: How Pillow reads the four bytes of gray and alpha in 16 bits each as they are: it has no swapped order for these.
+_GRAY_BYTES = "RGBA"
+
 #: First bytes of the formats that start with a signature (those of WebP, AVIF and HEIF come later).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
@@ -187,7 +190,8 @@ def _load(image: Image.Image) -> None:
         stream.seek(0)
         again = Image.open(stream, formats=[str(image.format)])
         again.tile = lower
-        values = np.asarray(image, np.uint16) * 256 + np.asarray(again)
+        low = np.asarray(again)
+        values = np.asarray(image, np.uint16) * 256 + (low[..., [1, 1, 1, 3]] if lower[0].args == _GRAY_BYTES else low)
         image.paste(Image.fromarray(_in_8_bits(values, _LEVELS)))  # which keeps its orientation
 
 
@@ -197,6 +201,9 @@ def _lower_bytes(image: Image.Image) -> list[Any]:
     for tile in getattr(image, "tile", []):
         kind, *more = [tile.args] if isinstance(tile.args, str) else tile.args or [""]
         colors, _, order = str(kind).partition(";")
+        if tile.args == "LA;16B":
+            tiles.append(tile._replace(args=_GRAY_BYTES))
+            continue
         if colors not in ("RGB", "RGBA") or order not in _SWAPPED:
             return []
         tiles.append(tile._replace(args=(f"{colors};{_SWAPPED[order]}", *more)))
