@@ -35,9 +35,12 @@ def is_same(address: str, file: str, fingerprint: str, stamps: Stamps) -> bool:
         stamps: of the shard.
     """
     filesystem, root = resolve(address)
-    shard, manifest = map(stamp_of, filesystem.get_file_info([f"{root}/{file}", f"{root}/{MANIFEST}"]))
-    if shard == stamps[0] or manifest == stamps[1]:
-        return shard == stamps[0]
+    shard = stamp_of(filesystem.get_file_info(f"{root}/{file}"))
+    if shard == stamps[0]:
+        return True
+    manifest = stamp_of(filesystem.get_file_info(f"{root}/{MANIFEST}"))
+    if manifest == stamps[1]:
+        return False
     same_size = shard.partition(" ")[0] == stamps[0].partition(" ")[0]
     return same_size and _fingerprint(address, manifest) == fingerprint
 
