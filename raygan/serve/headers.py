@@ -1,4 +1,4 @@
-"""Response headers that say where images come from: their values, and their OpenAPI description."""
+"""Response headers: those that protect the page, and those that say where images come from, with their description."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from raygan.serve.messages import ModelVersion, Samples
 
 #: Maximum length of the header with probabilities; the formats json, zip and npz hold all of them.
 _MAX_CHARACTERS = 4000
+
+
+#: Headers of every answer.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 
 def header_schema(meaning: str, *, kind: str = "string", required: bool = True) -> dict[str, Any]:

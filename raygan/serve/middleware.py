@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raygan.serve import logs
 from raygan.serve.calls import Busy
+from raygan.serve.headers import SECURITY_HEADERS
 from raygan.serve.metrics import Metrics
 from raygan.serve.problems import Problem, TooLarge, as_problem, unavailable
 
@@ -48,17 +49,6 @@ _PIECE_BYTES = 2**16
 #: An answer has this many seconds to get out, and longer at this many bytes per second; the same for a stream's line.
 _WRITE_SECONDS, _SLOWEST = 20.0, 50_000
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 _SECURITY = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 
@@ -193,8 +183,7 @@ class _Exchange:
         middleware = self._middleware
         try:
             if not self._path:  # a route_prefix without the slash, below which the page's relative addresses are
-                location = {"Location": f"{self._scope['root_path']}/"}
-                raise Problem(307, "the page is at the same address with a slash", headers=location)
+                raise Problem(307, "the page is one / below", headers={"Location": f"{self._scope['root_path']}/"})
             if not self._trusted and not _is_open(self._path):
                 raise Problem(401, "a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
             if self._declared_bytes() > self._max_bytes:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from raygan.errors import RayganError, last_line
-from raygan.machine import cores, free_memory
+from raygan.machine import cores, free_memory, release_memory
 from raygan.models.drawing import BATCH, Drawing
 from raygan.models.fuse import fast_classifier
 from raygan.models.hardware import computes_bf16
@@ -38,6 +38,7 @@ from raygan.serve.executor import Executor, Threads, is_batch_invariant
 from raygan.serve.logs import ORIGIN, Origin
 from raygan.serve.messages import ClassifyRequest, Drawn, ModelVersion, Pixels, Predictions, SampleRequest
 from raygan.serve.model_store import Fetch, Files, Finish, size_of, write_files
+from raygan.serve.precision import MAX_BF16_SHIFT, probability_shift
 from raygan.serve.schemas import MAX_MOVES
 from raygan.serve.settings import ServeSettings
 
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
     from raygan.models.googlenet import Classifier
 
 log = logging.getLogger("raygan.serve")
-
-#: bfloat16 is used only if no probability of a trial image moves this far; the promised limit is 0.01.
-MAX_BF16_SHIFT = 0.007
 
 #: Memory for loading a version, in sizes of its files: the files, the weights, two networks, and a margin.
 _COPIES = 6
@@ -194,12 +192,15 @@ class Replica:
         }
         if needed > free + sum(held.values()):
             raise RayganError(f"loading it takes about {needed / 1e6:.0f} MB of memory; {free / 1e6:.0f} MB are free")
+        if needed <= free:
+            return
         for model, freed in held.items():
             if needed <= free:
-                return
+                break
             log.info("%s goes for lack of memory, and comes back with the next request", model)
             del self._versions[model]
             free += freed
+        release_memory()
 
     def _load_files(self, files: Files, padded: bool | None) -> Loaded:
         with tempfile.TemporaryDirectory() as scratch:
@@ -267,29 +268,6 @@ def _logged(origin: Origin) -> Iterator[None]:
     except Exception as error:
         log.error("a replica failed: %s", last_line(error), exc_info=error)
         raise
-
-
-def probability_shift(first: Classifier, second: Classifier, device: torch.device) -> float:
-    """The largest difference between two forms' probabilities on trial images; 1 if the images can't tell.
-
-    The images are soft random blobs, and blends of the two blobs that the first form finds most and least likely:
-    where it is certain, nothing moves.
-    """
-    noise = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    blobs = torch.nn.functional.interpolate(noise, size=first.image_size, mode="bicubic") * 60 + 127
-    scores = first.probabilities(_to_uint8(blobs).to(device))[:, 0].cpu()
-    fractions = torch.linspace(0, 1, 64)[:, None, None, None]
-    blends = torch.lerp(blobs[scores.argmin()], blobs[scores.argmax()], fractions)
-    images = _to_uint8(torch.cat([blobs, blends])).to(device)
-    before = first.probabilities(images)
-    if not ((before > 0.1) & (before < 0.9)).any():
-        log.info("no trial image is between the labels, so the classifier computes in float32")
-        return 1.0
-    return float((before - second.probabilities(images)).abs().max())
-
-
-def _to_uint8(images: Tensor) -> Tensor:
-    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 def _directions_of(generator: Generator) -> Tensor:

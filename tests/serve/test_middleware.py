@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from raygan.serve.calls import Busy
+from raygan.serve.headers import SECURITY_HEADERS
 from raygan.serve.messages import Champions, ModelVersion
 from raygan.serve.metrics import NoMetrics
-from raygan.serve.middleware import SECURITY_HEADERS, GatewayMiddleware
+from raygan.serve.middleware import GatewayMiddleware
 from tests.helpers import wait_until
 from tests.serve.conftest import Running
 from tests.serve.local import CAT, RecordingMetrics, local_service
@@ -173,12 +174,12 @@ async def test_an_answer_goes_out_whole_however_slowly_it_is_read(monkeypatch):
     received, sent = bytearray(), []
 
     async def send(message):
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.07)
         sent.append(message.get("status"))
         received.extend(message.get("body", b""))
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("a", 1)}
-    application = large_answers(1_000_000, seconds=0.05)  # the time limit is for making the answer
+    application = large_answers(1_000_000, seconds=1)  # the time limit is for making the answer
     await application(dict(scope), None, send)
     assert (sent[0], len(received)) == (200, 1_000_000)
 

@@ -18,8 +18,9 @@ from raygan.models.latents import latents_of
 from raygan.serve.calls import NotLoaded
 from raygan.serve.messages import Champions, ClassifyRequest, ModelVersion, SampleRequest
 from raygan.serve.model_store import write_files
+from raygan.serve.precision import MAX_BF16_SHIFT, probability_shift
 from raygan.serve.rehearsal import rehearse
-from raygan.serve.replicas import MAX_BF16_SHIFT, Replica, latents_for, probability_shift
+from raygan.serve.replicas import Replica, latents_for
 from raygan.serve.settings import ServeSettings
 from tests.serve.local import CAT, CLASSIFIER, DOG, NETWORKS, local_service, make_generator, save
 
