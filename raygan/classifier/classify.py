@@ -40,6 +40,7 @@ from raygan.errors import RayganError
 from raygan.models.googlenet import load_classifier
 from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.progress import ImageProgress, InBackground
+from raygan.runtime.room import warn_of_room
 from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.callback import MLflowCallback
@@ -90,7 +91,9 @@ def classify(settings: ClassifySettings) -> ClassifyResult:
     weights = _initial_weights(settings)
     cluster.connect(settings)
     resources = capacity.place(settings)
-    cluster.check_scratch(checkpoint_bytes(len(data.manifest.classes)))
+    checkpoint = checkpoint_bytes(len(data.manifest.classes))
+    cluster.check_scratch(checkpoint)
+    warn_of_room("--storage", settings.storage, 3 * checkpoint, "the best checkpoint, the last and the next")
     generators = choose_generators(settings, data)
     run = RunRecord.open(
         # With the generators pinned: a new champion must not change a run that began with another.
