@@ -112,8 +112,8 @@ def folders_of_raygan(paths: Sequence[str]) -> set[str]:
 def origins(paths: Sequence[str]) -> frozenset[str]:
     """Names of folders that sort photos by where they come from, and so have folders of classes in them.
 
-    They have only folders whose names lie beside them, too (``cat``, ``dog`` and ``copies/cat``). Or they are
-    websites' (``google/cat``, ``flickr/cat``), or name no animals where the folders in them do, and these repeat.
+    They have only folders whose names lie beside them, too (``cat``, ``dog`` and ``copies/cat``). Or all are websites
+    (``google/cat``, ``flickr/cat``), or none names an animal where folders in them do (``home/cat``, ``zoo/dog``).
     """
     found: frozenset[str] = frozenset()
     while inside := _first_folders(paths, found):
@@ -123,9 +123,10 @@ def origins(paths: Sequence[str]) -> frozenset[str]:
             for name, inner in inside.items()
             if not _says_animal(name) and all(beside[each] > (each == normalize(name)) for each in inner)
         }
-        if not more and _repeat(inside) and not any(map(_says_animal, inside)):
-            from_web = all(words_of(name) <= WEBSITES for name in inside)
-            more = set(inside) if from_web or any(map(_says_animal, set().union(*inside.values()))) else set()
+        inner = set().union(*inside.values())
+        if not more and all(map(says_class, [*inside, *inner])) and not any(map(_says_animal, inside)):
+            from_web = all(words_of(name) <= WEBSITES | CONTAINER_WORDS for name in inside)
+            more = set(inside) if from_web or any(map(_says_animal, inner)) else set()
         if not more:
             break
         found |= more

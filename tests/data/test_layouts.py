@@ -84,6 +84,8 @@ def several(*patterns, count=6):
         (("google/happy/{}.jpg", "google/sad/{}.jpg", "bing/happy/{}.jpg", "bing/sad/{}.jpg"), ["happy", "sad"] * 2),
         (("ann/cats/{}.jpg", "ann/dogs/{}.jpg", "ben/cats/{}.jpg", "ben/dogs/{}.jpg"), ["cat", "dog"] * 2),
         (("cats/in/{}.jpg", "cats/out/{}.jpg", "dogs/in/{}.jpg", "dogs/out/{}.jpg"), ["cat", "cat", "dog", "dog"]),
+        (("google images/cat/{}.jpg", "flickr/cat/{}.jpg"), ["cat", "cat"]),
+        (("kitchen/cats/{}.jpg", "garden/dogs/{}.jpg", "garden/birds/{}.jpg"), ["cat", "dog", "bird"]),
         (("train/cat/{}.jpg", "train/dog/{}.jpg", "holdout/cat/{}.jpg"), ["cat", "dog", "cat"]),
         (("PetImages/cat/{}.jpg", "PetImages/dog/{}.jpg", "old/PetImages/cat/{}.jpg"), ["cat", "dog", "cat"]),
         (("pug/{}.jpg", "boxer/{}.jpg", "mine/pug/{}.jpg", "mine/boxer/{}.jpg"), ["pug", "boxer", "pug", "boxer"]),
