@@ -28,6 +28,9 @@ from raygan.training.build import this_rank
 
 _VERSION = 1
 
+#: Loss of a checkpoint within an epoch. Not infinity: Ray Train keeps what it knows of checkpoints as JSON.
+_WORST = 1e30
+
 
 @dataclass(frozen=True)
 class ClassifyTask:
@@ -113,7 +116,7 @@ def classify_worker(config: dict[str, Any]) -> None:
         if step.images_seen < epoch * task.epoch:  # a checkpoint in between
             step.average_statistics()
             # Without a loss, Ray Train would take it for the best; without images, it is not recorded.
-            _report({"validation_nll": math.inf}, step, task, best)
+            _report({"validation_nll": _WORST}, step, task, best)
             continue
         metrics = loop.means()
         metrics |= {f"validation_{name}": value for name, value in loop.validate().items()}
