@@ -27,8 +27,13 @@ class MovingAverage(AveragedModel):
         self._updates: int | None = 0
         self.register_load_state_dict_post_hook(_forget_count)
 
+    def go_on(self) -> None:
+        """Keep the weights that were put into the average: the first update moves them, too."""
+        self.n_averaged.fill_(1)
+        self._updates = 1
+
     def update_parameters(self, model: nn.Module) -> None:
-        """Move toward the network; the first update copies it."""
+        """Move toward the network; the first update copies it, unless it is to `go_on`."""
         updates = int(self.n_averaged) if self._updates is None else self._updates
         averages = [each.detach() for each in (*self.module.parameters(), *self.module.buffers())]
         currents = [each.detach() for each in (*model.parameters(), *model.buffers())]

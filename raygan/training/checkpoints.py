@@ -4,7 +4,7 @@ A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) a
 
     generator.json          format version, network settings, and metrics of the moment
     generator.safetensors   weights and batch statistics of the EMA generator
-    training.json           format version, network and step settings, images seen
+    training.json           format version, network and step settings, images seen, those of an inherited EMA
     training.safetensors    both networks, the EMA, both optimizers and the adapting share of augmented images
 
 Random states are not stored: `GanStep` derives every draw from the seed and the images seen.
@@ -59,7 +59,12 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     save_description(
         folder / "training.json",
         VERSION,
-        {"networks": step.networks.to_dict(), "step": step.settings(), "images": step.images_seen},
+        {
+            "networks": step.networks.to_dict(),
+            "step": step.settings(),
+            "images": step.images_seen,
+            "ema_images": step.ema_images,
+        },
     )
 
 
@@ -81,6 +86,7 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     if step.adaptive and _ADAPTIVE in tensors:
         step.adaptive.state.copy_(tensors[_ADAPTIVE])
     step.images_seen = _images_seen(description)
+    step.ema_images = int(description.get("ema_images", 0))
     step.use_draws(description["step"].get("draws", "serial"))  # older checkpoints don't name the only kind there was
     return dict(load_description(folder / "generator.json", VERSION, kind="checkpoint").get("about", {}))
 

@@ -3,6 +3,10 @@
 A generator folder gives the generator, both as it is trained and as its EMA. A training folder also gives the critic.
 Optimizers begin empty. The networks must be alike, except that images may be twice as large: the networks then grow a
 stage next to the image, whose weights are drawn anew (Karras et al. 2018, arXiv 1710.10196, without its fading).
+
+The EMA goes on from the inherited one, which counts in its ramp as one half-life of images: what it mostly averages
+over. As old as all images of its training, it would hardly learn another label in a short run. Where the networks grow,
+nothing of use is averaged yet, and the EMA begins anew.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 
 from raygan.errors import ConfigurationError, some
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_networks
-from raygan.models.stages import shifted, stages_of
+from raygan.models.stages import shifted, stages_of, trained_parameters
 from raygan.models.weights import load_tensors
 from raygan.training.step import GanStep
 
@@ -25,11 +29,19 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Inheritance:
-    """The tensors that a new training takes over, by their names in its networks; no critic if there is none."""
+    """The tensors that a new training takes over, by their names in its networks.
+
+    Attributes:
+        generator: as it was trained, or its EMA if there is nothing else.
+        ema: the generator's EMA; empty where the networks grow.
+        critic: empty if there is none.
+        images: that the training of these weights has seen.
+    """
 
     generator: Tensors
     ema: Tensors
     critic: Tensors
+    images: float = 0.0
 
     @classmethod
     def of(cls, folder: Path, networks: NetworkSettings) -> Inheritance:
@@ -39,7 +51,7 @@ class Inheritance:
             ConfigurationError: its networks are too different. It names the flag that would help.
             RayganError: the folder is damaged.
         """
-        source, _ = load_networks(folder / "generator.json")
+        source, description = load_networks(folder / "generator.json")
         weights = load_tensors(folder / "generator.safetensors")
         trained = _read_training(folder)
         _check_alike(source, networks, has_critic=bool(trained))
@@ -53,18 +65,39 @@ class Inheritance:
             before = shifted(before, networks.architecture)
         return cls(
             generator=_fitting(_under(trained, "generator") or weights, generator),
-            ema=_fitting(weights, generator),
+            ema={} if grown else _fitting(weights, generator),
             critic=_fitting(before, critic),
+            images=description.get("about", {}).get("kimg", 0.0) * 1000,
         )
 
     def give(self, step: GanStep) -> None:
         """Put the tensors into a new step's networks."""
-        for module, tensors in (
-            (step.generator, self.generator),
-            (step.ema.module, self.ema),
-            (step.critic, self.critic),
-        ):
-            module.load_state_dict(tensors, strict=False)
+        step.generator.load_state_dict(self.generator, strict=False)
+        step.critic.load_state_dict(self.critic, strict=False)
+        # Without an inherited one, the EMA shows what the generator draws, and is its copy after the first update.
+        step.ema.module.load_state_dict(self.ema or self.generator, strict=False)
+        if self.ema:
+            step.ema.go_on()
+            step.ema_images = round(min(step.options.ema_kimg * 1000, step.options.ema_ramp * self.images))
+
+    def check_frozen(self, networks: NetworkSettings, stages: int) -> None:
+        """Raise ConfigurationError if the critic's first stages, which are to stay as they are, are not inherited."""
+        if not stages:
+            return
+        if not self.critic:
+            raise ConfigurationError(
+                "--freeze-critic: a registered generator has no critic: give --begin-from a run or a checkpoint"
+            )
+        with torch.device("meta"):
+            critic = build_critic(networks)
+        trained = {id(each) for each in trained_parameters(critic, networks.architecture, stages)}
+        frozen = (name for name, each in critic.named_parameters() if id(each) not in trained)
+        anew = _layers(name for name in frozen if name not in self.critic)
+        if anew:
+            raise ConfigurationError(
+                f"--freeze-critic: growing draws the critic's {', '.join(anew)} anew, next to the image, where "
+                f"that would stay random: leave the flag out, or keep the image size"
+            )
 
     def account(self, networks: NetworkSettings) -> str:
         """What is taken and what is drawn anew, in words."""
@@ -78,9 +111,10 @@ class Inheritance:
             if not own:
                 anew.append(f"the {name}")
                 continue
-            taken.append(f"the {name}" + (" and its EMA" if name == "generator" else ""))
+            taken.append(f"the {name}" + (" and its EMA" if name == "generator" and self.ema else ""))
             anew += [f"the {name}'s {layer}" for layer in missing]
-        return f"takes {' and '.join(taken)}; draws anew {', '.join(anew) or 'nothing'}; the optimizers begin empty"
+        begins = "the optimizers begin empty" + ("" if self.ema else ", the EMA anew")
+        return f"takes {' and '.join(taken)}; draws anew {', '.join(anew) or 'nothing'}; {begins}"
 
 
 def _check_alike(source: NetworkSettings, wanted: NetworkSettings, *, has_critic: bool) -> None:

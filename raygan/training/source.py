@@ -45,10 +45,7 @@ def keep_source(settings: TrainSettings, networks: NetworkSettings, run_folder: 
 
 def _check(folder: Path, networks: NetworkSettings, settings: TrainSettings) -> str:
     found = Inheritance.of(folder, networks)
-    if settings.freeze_critic and not found.critic:
-        raise ConfigurationError(
-            "--freeze-critic: a registered generator has no critic: give --begin-from a run or a checkpoint"
-        )
+    found.check_frozen(networks, settings.freeze_critic)
     return found.account(networks)
 
 

@@ -51,6 +51,7 @@ class GanStep:
         ema: moving average of the generator; its `.module` is what users get.
         adaptive: the share of images that are augmented, where it adapts.
         images_seen: real images shown to the critic so far, all ranks together.
+        ema_images: images that an inherited EMA counts for in the ramp, beside those of this training.
         draws: kind of the random draws: `critic_draws` and `generator_draws`.
         precision: "bf16" runs convolutions in bfloat16 by autocast; losses, penalty norms, weights and optimizer
             states stay float32. "tf32" is float32 with a GPU's shorter mantissas in products. "fp64" computes
@@ -107,9 +108,11 @@ class GanStep:
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), options.generator_lr, betas, fused=True
         )
-        trained = trained_parameters(self.critic, networks.architecture, options.freeze_critic)
-        self.critic_optimizer = torch.optim.Adam(trained, options.critic_lr, betas, fused=True)
-        self.images_seen = 0
+        self._trained = trained_parameters(self.critic, networks.architecture, options.freeze_critic)
+        self.critic.requires_grad_(False)
+        self._let_critic_learn(True)
+        self.critic_optimizer = torch.optim.Adam(self._trained, options.critic_lr, betas, fused=True)
+        self.images_seen = self.ema_images = 0
         self.adaptive: AdaptiveShare | None = None
         if options.augment_target:
             self.adaptive = AdaptiveShare(options.augment_target, options.batch_size, self.share, self.device)
@@ -204,6 +207,11 @@ class GanStep:
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
 
+    def _let_critic_learn(self, learns: bool) -> None:
+        """Whether backward passes give the critic gradients; its frozen stages never get any."""
+        for parameter in self._trained:
+            parameter.requires_grad_(learns)
+
     def _critic_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor]) -> Terms:
         options = self.options
         # Lazy regularization (Karras et al. 2020, appendix B): a rare penalty weighs as much as a steady one.
@@ -224,13 +232,13 @@ class GanStep:
 
     def _generator_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor]) -> Terms:
         # The critic only passes gradients on to the images; its own would be thrown away.
-        self.critic.requires_grad_(False)
+        self._let_critic_learn(False)
         with self._autocast():
             fakes = self._ddp_generator(draws["latents"], classes).to(self.dtype)
             reals, fakes = self._augment_pair(reals, fakes, draws)
             losses, terms = self.objective.generator_loss(_scores_of(self.critic, classes), reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
-        self.critic.requires_grad_(True)
+        self._let_critic_learn(True)
         self.ema.update_parameters(self.generator)
         return {
             **_sums(terms),
@@ -271,7 +279,7 @@ class GanStep:
         half_life = self.options.ema_kimg * 1000
         if self.options.ema_ramp:
             # Images up to the last update; this batch's are not counted yet. (Updates may have been of other sizes.)
-            averaged = self.images_seen + self.options.batch_size - images_per_update
+            averaged = self.ema_images + self.images_seen + self.options.batch_size - images_per_update
             half_life = min(half_life, averaged * self.options.ema_ramp)
         return float(0.5 ** (images_per_update / max(half_life, 1e-8)))
 

@@ -13,7 +13,7 @@ from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, save_generator
 from raygan.models.registry import ARCHITECTURES
 from raygan.training.build import network_settings
-from raygan.training.checkpoints import save_training
+from raygan.training.checkpoints import load_training, save_training
 from raygan.training.inherit import Inheritance
 from raygan.training.settings import StepOptions
 from raygan.training.source import keep_source
@@ -57,6 +57,32 @@ def test_a_checkpoint_gives_all_networks(architecture, tmp_path):
     assert found.account(networks) == said
 
 
+def test_the_inherited_average_goes_on_also_when_it_is_resumed(tmp_path):
+    """At a rate of almost zero, the average of a generator that is 1 apart from it moves by the ramp's share."""
+    source = new_step(seed=2)
+    with torch.no_grad():
+        for parameter in source.ema.module.parameters():
+            parameter.add_(1.0)
+    (tmp_path / "c").mkdir()
+    save_training(tmp_path / "c", source, {"kimg": 1000})
+    rates = {"generator_lr": 1e-12, "critic_lr": 1e-12, "ema_kimg": 10.0, "ema_ramp": 0.05}
+    straight, resumed = new_step(**rates), new_step(**rates)
+    Inheritance.of(tmp_path / "c", NETWORKS).give(straight)
+    reals = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8)
+    straight.step(reals[0])
+    # Its ramp begins at one half-life of the source's, 10,000 images: four images are 0.008 of 0.05 of that.
+    for mean, raw in zip(straight.ema.module.parameters(), straight.generator.parameters(), strict=True):
+        torch.testing.assert_close(mean - raw, torch.full_like(raw, 0.5**0.008), rtol=1e-4, atol=1e-5)
+    (tmp_path / "r").mkdir()
+    save_training(tmp_path / "r", straight, {})
+    load_training(tmp_path / "r", resumed)
+    for step in (straight, resumed):
+        step.step(reals[1])
+        step.step(reals[2])
+    pairs = zip(straight.ema.module.parameters(), resumed.ema.module.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_a_registered_generator_gives_its_average_and_no_critic(tmp_path):
     source, step = trained_folder(tmp_path / "c"), new_step()
     before = {key: value.clone() for key, value in step.critic.state_dict().items()}
@@ -87,14 +113,20 @@ def test_networks_grow_a_stage_next_to_the_image(architecture, tmp_path):
     channels = next(coarse.parameters()).shape[1]
     images = torch.rand(2, channels, 16, 16)
     assert torch.equal(coarse(images), grown(images))
-    assert "draws anew the generator's" in found.account(large)
+    assert "takes the generator and the critic; draws anew the generator's" in found.account(large)
+    assert found.account(large).endswith("; the optimizers begin empty, the EMA anew")
     step.step(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    assert torch.equal(next(step.ema.module.parameters()), next(step.generator.parameters()))
+    with pytest.raises(ConfigurationError, match=f"--freeze-critic: growing draws the critic's .*{stack}.0.* anew"):
+        found.check_frozen(large, 1)
 
 
 def test_frozen_stages_of_the_critic_stay_and_the_others_learn(tmp_path):
     trained_folder(tmp_path / "c")
     step = new_step(freeze_critic=2)
-    Inheritance.of(tmp_path / "c", NETWORKS).give(step)
+    found = Inheritance.of(tmp_path / "c", NETWORKS)
+    found.check_frozen(NETWORKS, 2)
+    found.give(step)
     before = {key: value.clone() for key, value in step.critic.state_dict().items()}
     for _ in range(2):
         step.step(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))

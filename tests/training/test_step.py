@@ -189,6 +189,25 @@ def test_clipping_shortens_long_gradients_only():
     assert found[1e-3][0] == pytest.approx(found[0.0][0], rel=1e-5)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_frozen_stages_leave_gradients_and_their_norm_to_the_others(objective):
+    norm = "batch" if OBJECTIVES.load(objective).allows_batch_norm else "instance"
+    networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm=norm)
+    whole, frozen = (GanStep(networks, options(objective=objective, freeze_critic=each)) for each in (0, 2))
+    terms = [step.step(reals()) for step in (whole, frozen)]
+    found = dict(frozen.critic.named_parameters())
+    for name, parameter in whole.critic.named_parameters():
+        if name.startswith(("blocks.0.", "blocks.1.")):
+            assert found[name].grad is None
+        else:
+            torch.testing.assert_close(found[name].grad, parameter.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(terms[1]["critic_loss"], terms[0]["critic_loss"])
+    for number in (1, 2):  # after a generator step, too
+        terms = frozen.step(reals(seed=number))
+        lengths = torch.stack([each.grad.norm() for each in found.values() if each.grad is not None])
+        assert float(terms["critic_gradient"]) / 6 == pytest.approx(float(lengths.norm()), rel=1e-4)
+
+
 def test_a_conditional_step_learns_classes_from_reals():
     """Cats are dark and dogs are bright; the critic must learn to prefer each under its own label."""
     networks = NetworkSettings(image_size=32, z_dim=8, width=4, critic_norm="none", labels=("cat", "dog"))
