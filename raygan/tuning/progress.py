@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,8 +14,9 @@ from tqdm import tqdm
 from raygan.errors import RayganError
 from raygan.runtime import storage
 from raygan.tuning.settings import TuneSettings
+from raygan.tuning.trial import is_at
 
-#: Ended trials whose checkpoints stay on disk.
+#: Ended trials whose checkpoints stay on disk, beside the baseline's, with which the best is compared at the end.
 KEPT = 3
 
 #: Latest checkpoints of each trial of a population that stay on disk: one of them may be the next to be taken over.
@@ -22,13 +24,16 @@ _LATEST = 4
 
 
 class SearchProgress(ray.tune.Callback):
-    """Shows a bar over the images of all trials, and deletes checkpoints of ended trials but the best.
+    """Shows a bar over the images of all trials, and deletes checkpoints of ended trials but the best and the baseline.
 
     Ray Tune pickles it with the search, so its attributes must suit searches begun by older versions.
     """
 
-    def __init__(self, settings: TuneSettings, search: str):
+    _baseline: Mapping[str, Any] | None = None  # older searches have none
+
+    def __init__(self, settings: TuneSettings, search: str, baseline: Mapping[str, Any] | None = None):
         self._runs, self._search = storage.join(settings.storage, "runs"), search
+        self._baseline = baseline
         self._length = round(settings.trial_kimg * 1000)
         self._kids: dict[str, float] = {}
         self._images: dict[str, int] = {}
@@ -77,7 +82,10 @@ class SearchProgress(ray.tune.Callback):
         self._ended[trial.trial_id] = how
         self._show(trials)
         ended = sorted((self._kids.get(number, math.inf), number) for number in self._ended)
+        baseline = {each.trial_id for each in trials if self._baseline and is_at(each.config, self._baseline)}
         for _, number in ended[KEPT:]:
+            if number in baseline:
+                continue
             try:
                 storage.delete_folders(self._runs, f"{self._search}.{number}*/checkpoint_*")
             except RayganError as error:  # they only take space

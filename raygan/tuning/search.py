@@ -6,7 +6,7 @@ What Tune keeps in ``<search>/tune`` is a pickle: resume searches only from stor
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray.tune
@@ -26,7 +26,7 @@ from raygan.runtime.runs import RunRecord
 from raygan.tuning.progress import SearchProgress
 from raygan.tuning.settings import TuneSettings
 from raygan.tuning.space import Axis, baseline_point
-from raygan.tuning.trial import POPULATION, TrialRecord, read_trial
+from raygan.tuning.trial import POPULATION, TrialRecord, is_at, read_trial
 
 
 def run_search(
@@ -46,7 +46,7 @@ def run_search(
         RayganError: the search failed.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # otherwise Tune prints tables and hints despite verbose=0
-    progress = SearchProgress(settings, record.name)
+    progress = SearchProgress(settings, record.name, baseline_point(axes))
     filesystem, folder = storage.resolve(storage.join(record.folder, "tune"))
     if ray.tune.Tuner.can_restore(folder, filesystem):
         tuner = ray.tune.Tuner.restore(
@@ -107,14 +107,43 @@ def _search_algorithm(settings: TuneSettings, axes: Sequence[Axis], at_once: int
     return ConcurrencyLimiter(optuna, max_concurrent=at_once)
 
 
+class _SparesBaseline(TrialScheduler):
+    """Mixed into a scheduler, lets the baseline go on where the scheduler would stop it.
+
+    The best trial is compared with the baseline at the end, which means little if only one was trained to the end.
+    """
+
+    def __init__(self, baseline: Mapping[str, Any], **options: Any):
+        super().__init__(**options)
+        self._baseline, self._spared = baseline, ""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """What to do with a trial that has reported a KID."""
+        if trial.trial_id == self._spared:  # schedulers don't expect to hear again of a trial that they have stopped
+            return str(TrialScheduler.CONTINUE)
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision != TrialScheduler.STOP or self._spared or not is_at(trial.config, self._baseline):
+            return decision
+        self._spared = trial.trial_id
+        return str(TrialScheduler.CONTINUE)
+
+
+class SparingHalving(_SparesBaseline, AsyncHyperBandScheduler):
+    """Asynchronous successive halving (ASHA) that never stops the baseline."""
+
+
+class SparingMedianRule(_SparesBaseline, MedianStoppingRule):
+    """The median stopping rule, but for the baseline."""
+
+
 def _scheduler(settings: TuneSettings, axes: Sequence[Axis]) -> TrialScheduler:
-    every = round(settings.judged_every * 1000)
+    every, baseline = round(settings.judged_every * 1000), baseline_point(axes)
     if settings.scheduler == "asha":
         # Longer than any trial: Tune kills trials that reach max_t, and they should finish on their own.
         longest = round(settings.trial_kimg * 1000) + settings.batch_size + 1
-        return AsyncHyperBandScheduler(time_attr="images", max_t=longest, grace_period=every, reduction_factor=2)
+        return SparingHalving(baseline, time_attr="images", max_t=longest, grace_period=every, reduction_factor=2)
     if settings.scheduler == "median":
-        return MedianStoppingRule(time_attr="images", grace_period=every, min_samples_required=3)
+        return SparingMedianRule(baseline, time_attr="images", grace_period=every, min_samples_required=3)
     if settings.scheduler == "pbt":
         rates = {axis.name: ray.tune.loguniform(axis.low, axis.high) for axis in axes if axis.name.endswith("_lr")}
         if not rates:

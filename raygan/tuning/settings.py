@@ -20,7 +20,9 @@ class SearchOptions(Settings):
         "(of augment: policies joined by +, or none)",
         default_factory=lambda: ["generator_lr=3.5e-5..3.5e-3", "critic_lr=1e-5..1e-3", "z_dim=64,128,200,256"],
     )
-    trials: int = option(12, "points of the space to try; the first is the baseline", ge=1, le=10_000)
+    trials: int = option(
+        12, "points of the space to try; the first is the baseline, which always trains to the end", ge=1, le=10_000
+    )
     trial_kimg: float = option(30.0, "longest training of a trial", unit="thousands of images", gt=0)
     judgements: int = option(
         6, "times that KID is measured in a trial, and the scheduler may stop it", unit="times", ge=1, le=1000

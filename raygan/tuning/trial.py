@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +122,18 @@ def _is_complete(checkpoint: ray.tune.Checkpoint, settings: TrainSettings) -> bo
     return left * 1000 <= settings.batch_size / 2  # lengths are rounded to whole batches
 
 
+def is_at(config: Mapping[str, Any] | None, point: Mapping[str, Any]) -> bool:
+    """Whether a trial of Tune's, by its configuration, is at a point of the space."""
+    return _point(config) == point
+
+
+def _point(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (config or {}).items() if name != POPULATION}
+
+
 def read_trial(result: ray.tune.Result, settings: StorageSettings) -> TrialRecord:
     """What became of a trial, from Tune's result and the training's own records, which may go further."""
-    point = {name: value for name, value in (result.config or {}).items() if name != POPULATION}
+    point = _point(result.config)
     metrics = result.metrics or {}
     record = TrialRecord(number=str(metrics.get("trial_id", "")), point=point)
     frame = result.metrics_dataframe

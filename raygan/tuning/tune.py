@@ -66,7 +66,7 @@ class TuneResult:
         best: values of the searched settings in the best trial.
         kid: the best trial's, on samples and photos that did not choose it, if photos could be held back.
         searched_kid: the KID by which it was chosen, the lowest of all.
-        better: whether it beats the source's values by more than the standard error; None if that is not known.
+        better: whether it beats the source's values, trained as long, by more than the standard error; None if unknown.
         trials: how many there were.
         settings_file: address of ``best.yaml``.
         pictures: address of the folder of pictures.
@@ -177,6 +177,7 @@ def conclude(
     print(report.table(ranked, trials, baseline, full), flush=True)
     winner = measure_winner(base, best, baseline)
     print(winner.says, flush=True)
+    log.log_tags({"winner": winner.says})
     for name, content in report.pictures(axes, ranked, trials, baseline).items():
         storage.write_bytes(storage.join(record.folder, "pictures", name), content)
         log.log_bytes(content, f"pictures/{name}")

@@ -27,7 +27,8 @@ class Winner:
     Attributes:
         says: for the user, a few lines.
         kid: by the network that chose it, on photos and samples that did not; None if it could not be measured.
-        better: whether it beats the source's values by more than the standard error, by every network; None if unknown.
+        better: whether it beats the source's values by more than the standard error, by every network; None if that is
+            unknown, or if those were trained on fewer images than the best trial's checkpoint.
         metrics: for MLflow.
     """
 
@@ -57,25 +58,35 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
     if not found[0].fair:
         return Winner(f"all {found[0].photos} validation photos chose the best trial: its KID is too low by chance")
     lines = [f"measured again on fresh samples and {found[0].photos} photos that chose no trial:"]
-    lines += [_line(one, baseline is best) for one in found]
-    better = all(one.leads[-1][0] < -one.leads[-1][1] for one in found) if rival else None
+    lines += [_line(one, best, rival) if rival else _alone(one, baseline is best) for one in found]
+    comparable = rival is not None and _trained_as_long(rival, best)
+    better = all(one.leads[-1][0] < -one.leads[-1][1] for one in found) if comparable else None
     metrics = {name: value for one in found for name, value in one.metrics().items()}
     return Winner("\n".join(lines), found[0].kids[-1][0], better, metrics)
 
 
-def _line(measured: Fresh, is_baseline: bool) -> str:
+def _alone(measured: Fresh, is_baseline: bool) -> str:
     kid, error = measured.kids[-1]
-    said = f"{measured.metric} {kid:.3g} ± {error:.2g}"
-    if is_baseline:
-        return f"{said}; the source's values are the best"
-    if len(measured.kids) == 1:
-        return f"{said}; the source's values were not measured"
+    source = "are the best" if is_baseline else "were not measured"
+    return f"{measured.metric} {kid:.3g} ± {error:.2g}; the source's values {source}"
+
+
+def _line(measured: Fresh, best: TrialRecord, rival: TrialRecord) -> str:
+    kid, error = measured.kids[-1]
     lead, of_lead = measured.leads[-1]
     verdict = "better" if lead < -of_lead else "worse" if lead > of_lead else "not better"
+    verdict += f" by more than the standard error (difference {lead:+.2g} ± {of_lead:.2g})"
+    if not _trained_as_long(rival, best):
+        verdict = f"not compared, since they were trained for only {rival.images / 1000:g} kimg"
     return (
-        f"{said}, the source's values {measured.kids[0][0]:.3g}: {verdict} by more than the standard error "
-        f"(difference {lead:+.2g} ± {of_lead:.2g})"
+        f"{measured.metric} {kid:.3g} ± {error:.2g} at {best.kid_at / 1000:g} kimg, "
+        f"the source's values {measured.kids[0][0]:.3g} at {rival.kid_at / 1000:g} kimg: {verdict}"
     )
+
+
+def _trained_as_long(rival: TrialRecord, best: TrialRecord) -> bool:
+    """Whether the rival has seen the images of the best checkpoint, so that its own best had as good a chance."""
+    return rival.images >= best.kid_at
 
 
 def rates_of(trial: TrialRecord) -> dict[str, Any]:

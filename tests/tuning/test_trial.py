@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pyarrow.fs as pafs
 import pytest
 import ray.tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
@@ -15,6 +17,7 @@ from raygan.training.monitor import start_measuring, with_network
 from raygan.training.trainer import Shared
 from raygan.tuning import trial
 from raygan.tuning.progress import SearchProgress
+from raygan.tuning.search import SparingHalving, SparingMedianRule
 from raygan.tuning.trial import POPULATION, run_trial
 from raygan.tuning.tune import trial_base
 from tests.conftest import takes_long
@@ -113,6 +116,56 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_costs_no_trial_and_is_g
     monkeypatch.setattr(trial, "train", train)
     run_trial({"generator_lr": 1e-4, POPULATION: True}, base, None, "search", "parent")
     assert reported == [(16, whole), (32, None)]
+
+
+def test_checkpoints_of_the_best_trials_and_of_the_baseline_stay(search_settings, new_storage):
+    baseline = {"generator_lr": 0.00035}
+    progress = SearchProgress(search_settings(), "search", baseline)
+    kids = {"a": 9.0, "b": 0.5, "c": 0.1, "d": 0.4, "e": 0.2, "f": 0.3}  # the baseline is the worst
+    trials = [
+        SimpleNamespace(trial_id=name, status="RUNNING", config=baseline if name == "a" else {"generator_lr": 0.001})
+        for name in kids
+    ]
+    for each in trials:
+        (new_storage / "runs" / f"search.{each.trial_id}" / "checkpoint_1").mkdir(parents=True)
+        progress.on_trial_result(1, trials, each, {"kid": kids[each.trial_id], "images": 40})
+        progress.on_trial_complete(1, trials, each)
+    progress.close()
+    left = sorted(folder.parent.name[-1] for folder in new_storage.glob("runs/*/checkpoint_1"))
+    assert left == ["a", "c", "e", "f"]
+
+
+@pytest.mark.parametrize(
+    ("sparing", "plain", "options"),
+    [
+        (SparingHalving, AsyncHyperBandScheduler, {"max_t": 100, "reduction_factor": 2}),
+        (SparingMedianRule, MedianStoppingRule, {"min_samples_required": 2}),
+    ],
+)
+def test_schedulers_stop_bad_trials_but_not_the_baseline(sparing, plain, options):
+    """Otherwise they decide as Ray's do; the baseline is the worst of all."""
+    baseline = {"generator_lr": 0.00035}
+    kids = {"b": 0.5, "c": 0.1, "d": 0.6, "a": 9.0}
+    decided = {}
+    for kind, given in ((plain, ()), (sparing, (baseline,))):
+        trials = [
+            Trial("run_trial", trial_id=name, stub=True, config=baseline if name == "a" else {"generator_lr": 0.001})
+            for name in kids
+        ]
+        scheduler = kind(*given, time_attr="images", grace_period=10, **options)
+        scheduler.set_search_properties("kid", "min")
+        controller = SimpleNamespace(get_live_trials=lambda: [])
+        for each in trials:
+            scheduler.on_trial_add(controller, each)
+        alive = dict.fromkeys(kids, TrialScheduler.CONTINUE)
+        for images in (10, 20, 40, 80):
+            for each in trials:
+                if alive[each.trial_id] == TrialScheduler.CONTINUE:
+                    result = {"images": images, "kid": kids[each.trial_id]}
+                    alive[each.trial_id] = scheduler.on_trial_result(controller, each, result)
+        decided[kind] = alive
+    assert decided[plain]["a"] == decided[plain]["d"] == TrialScheduler.STOP
+    assert decided[sparing] == {**decided[plain], "a": TrialScheduler.CONTINUE}
 
 
 def test_a_checkpoint_that_a_waiting_trial_is_to_take_over_stays(search_settings, tmp_path):

@@ -1,5 +1,7 @@
 """The best trial once more: measured on what did not choose it, and the rates that led to it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ def painted(folder, brightness, about):
     with torch.no_grad():
         generator.exit[0].bias.fill_(brightness)
     save_generator(folder, generator, about)
-    return TrialRecord(folder.name, {"generator_lr": 1e-4}, kid=0.1, checkpoint=str(folder))
+    point, length = {"generator_lr": 1e-4}, {"kid_at": 25_000, "images": 30_000}
+    return TrialRecord(folder.name, point, kid=0.1, checkpoint=str(folder), **length)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -30,7 +33,11 @@ def test_the_winner_beats_the_sources_values_only_by_more_than_the_error(train_s
     }
     assert better.kid == better.metrics["fresh_kid32_efficientnet_lite0"]
     assert "12 photos that chose no trial" in better.says
-    assert "better by more than the standard error" in better.says
+    assert " at 25 kimg: better by more than the standard error" in better.says
+    short = measure_winner(base, dark, replace(bright, images=5000, kid_at=5000))
+    assert short.better is None
+    assert " at 5 kimg: not compared, since they were trained for only 5 kimg" in short.says
+    assert short.kid == better.kid
     lucky = measure_winner(base, bright, dark)  # chosen by chance
     assert lucky.better is False
     assert "worse by more than the standard error" in lucky.says
