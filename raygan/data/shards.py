@@ -88,6 +88,13 @@ class Manifest(BaseModel):
             return sum(sum(shard.rows.values()) for shard in shards)
         return sum(shard.rows.get(label, 0) for shard in shards)
 
+    def labels(self, split: Split, label: str | None = None) -> tuple[str, ...]:
+        """The given label, or all that have photos in a split."""
+        if label:
+            return (label,)
+        found = {name for shard in self.shards if shard.split == split for name, rows in shard.rows.items() if rows}
+        return tuple(name for name in self.classes if name in found)
+
     def contradiction(self) -> str | None:
         """What is wrong with the list of shards, as in "names a.parquet twice"; None if nothing is."""
         for file, times in Counter(shard.file for shard in self.shards).items():

@@ -45,9 +45,15 @@ class InBackground(Generic[T]):
         """Whether the call has returned or raised."""
         return not self._thread.is_alive()
 
-    def result(self) -> T:
-        """Wait for the call and return its result. Raises RayganError with the innermost cause if it failed."""
-        self._thread.join()
+    def result(self, timeout_s: float | None = None) -> T:
+        """Wait for the call and return its result.
+
+        Raises:
+            RayganError: it failed, with the innermost cause; or so many seconds were too few, and it goes on.
+        """
+        self._thread.join(timeout_s)
+        if not self.finished():
+            raise RayganError(f"{self._doing} took more than {timeout_s:.0f} s")
         error = self._outcome.get("error")
         if error is not None:
             cause = last_line(error).removeprefix("raygan.errors.RayganError: ")  # a worker's own

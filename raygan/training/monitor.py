@@ -28,11 +28,13 @@ from torch import Tensor
 
 from raygan import pictures
 from raygan.data.photos import Photos
-from raygan.errors import last_line
+from raygan.errors import RayganError, last_line
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
+from raygan.models.registry import DEFAULT_FEATURES
 from raygan.runtime import capacity, cluster
+from raygan.runtime.progress import InBackground
 from raygan.runtime.runs import address_of
 from raygan.tracking.networks import feature_network, load_network
 from raygan.training.events import Quality, Unmeasured
@@ -91,6 +93,7 @@ class Monitor:
         label: the animal, if there is only one.
         events: queue to the driver.
         folder: the run's folder.
+        patience_s: seconds after which a measurement is given up; the first one waits for the reference.
     """
 
     reference: ray.ObjectRef
@@ -100,6 +103,7 @@ class Monitor:
     label: str | None
     events: Queue
     folder: str
+    patience_s: float
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """Measure a checkpoint in a task of its own; returns Ray Train's metrics of it, none if that fails."""
@@ -119,16 +123,15 @@ class Monitor:
         """Whether the reference is there; also if it failed, which `try_to_measure` tells."""
         return bool(ray.wait([self.reference], timeout=0)[0])
 
-    @property
-    def patience_s(self) -> float:
-        """Seconds after which a measurement is given up; the first one waits for the reference."""
-        return patience_s(self.samples + min(TRAIN_PHOTOS, len(self.photos)))
-
     def try_to_measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float] | None:
-        """`measure`, or None if it fails. The driver hears of the failure, and the training goes on."""
+        """`measure`, or None if it fails or takes too long. The driver hears of it, and the training goes on.
+
+        What hangs, in a network or in the storage, stays behind in a thread of its own.
+        """
+        measuring = InBackground(lambda: self.measure(generator, images), "measuring", self.folder)
         try:
-            return self.measure(generator, images)
-        except Exception as error:  # networks, packages' features and storage may raise anything
+            return measuring.result(self.patience_s)
+        except RayganError as error:
             self.events.put(Unmeasured(images, last_line(error)))
             return None
 
@@ -146,7 +149,7 @@ class Monitor:
         from raygan.metrics import animals
         from raygan.metrics.distances import kid, nearest
 
-        reference: Reference = ray.get(self.reference, timeout=self.patience_s)
+        reference: Reference = ray.get(self.reference)
         drawn = draw(generator, self.samples, seed=1, like=reference.classes)
         network = load_network(self.network)
         features = network(drawn)
@@ -161,8 +164,8 @@ class Monitor:
             f"train_distance{self.samples}_{network.name}": float(distances.mean() / held_out.mean()),
         }
         if self.label and animals.knows(self.label):
-            mass = animals.animal_mass(drawn[:MASS_SAMPLES], self.label)
-            metrics[f"animal_mass{MASS_SAMPLES}_{self.label}"] = float(mass.mean())
+            mass = animals.animal_mass(drawn[:MASS_SAMPLES], self.label, DEFAULT_FEATURES)
+            metrics[f"animal_mass{len(mass)}_{DEFAULT_FEATURES}"] = float(mass.mean())
         self._show_nearest(drawn[:SHOWN], neighbors[:SHOWN], reference, images)
         return metrics, value
 

@@ -45,7 +45,7 @@ def judge(
         KIDs and their standard errors by name, and the decision. A measurement that fails gives no KIDs, and leaves the
         alias where it is: it must not end a job that is done.
     """
-    rival = _rival(settings, generator, name, log)
+    rival = _rival(settings, data, generator, name, log)
     beside: list[Generator] = []
     if isinstance(rival, Rival):
         held_out = data.manifest.count("validation", settings.label)
@@ -65,20 +65,33 @@ def judge(
         )
     except RayganError as error:
         if measure:
-            print(f"warning: the result could not be measured afresh: {error}", file=sys.stderr)
+            missing = f"the result could not be measured afresh: {error}"
+            print(f"warning: {missing}", file=sys.stderr)
+            log.log_tags({"unmeasured": missing[:500]})
         why_not = f"it could not be compared with the champion: {error}"
         return {}, Decision(False, why_not) if isinstance(rival, Rival) else rival
     metrics = fair_metrics(found) if measure else {}
-    return metrics, _by_kid(found[0], rival.champion, log) if isinstance(rival, Rival) else rival
+    if not isinstance(rival, Rival):
+        return metrics, rival
+    if measure and not found[0].fair:
+        chose = f"the {found[0].photos} validation photos, on which it would be compared, are those that chose it"
+        return metrics, Decision(False, chose)
+    return metrics, _by_kid(found[0], rival.champion, log)
 
 
-def _rival(settings: TrainSettings, generator: Generator, name: str, log: tracking.Run) -> Rival | Decision:
+def _rival(
+    settings: TrainSettings, data: DataSet, generator: Generator, name: str, log: tracking.Run
+) -> Rival | Decision:
     """The champion to compare with, or the decision where there is nothing to compare."""
     if settings.promote != "better":
         return Decision(settings.promote == "always", f"by the setting promote {settings.promote}")
 
     def load(champion: tracking.RegisteredModel, folder: Path) -> Rival | Decision:
-        rival, _ = load_generator(folder)
+        rival, about = load_generator(folder)
+        learned, others = data.manifest.labels("train", settings.label), about.get("learned_from")
+        if others and set(others) != set(learned):  # older versions don't say
+            why = f"it learned from {some(learned)}, and version {champion.version} from {some(others)}"
+            return Decision(False, why)
         return _unlike(generator, rival, champion) or Rival(champion, rival)
 
     return beside_champion(log.client, name, load)

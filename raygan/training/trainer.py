@@ -31,13 +31,16 @@ from raygan.runtime.runs import RunRecord, address_of
 from raygan.tracking.callback import MLflowCallback
 from raygan.training.events import Collapse, Quality
 from raygan.training.history import History
-from raygan.training.monitor import Monitor, start_measuring
+from raygan.training.monitor import VALIDATION_PHOTOS, Monitor, patience_s, start_measuring, train_photos
 from raygan.training.progress import MeasuringStuckError, Progress
 from raygan.training.reports import SCORE, ForwardReports
 from raygan.training.schedule import Schedule
 from raygan.training.settings import TrainSettings
 from raygan.training.source import BEGUN_FROM
 from raygan.training.worker import WorkerTask, train_worker
+
+#: Seconds that a worker waits for the others before it takes them for dead.
+_COLLECTIVE_S = 600
 
 #: Seconds between two checks whether an elastic training can have more workers.
 _RESIZE_S = 30.0
@@ -171,7 +174,7 @@ class Training:
         return TorchTrainer(
             train_worker,
             train_loop_config={"task": self._task(None if validation else monitor)},
-            torch_config=TorchConfig(timeout_s=600),
+            torch_config=TorchConfig(timeout_s=_COLLECTIVE_S),
             scaling_config=ScalingConfig(
                 num_workers=settings.num_workers,
                 use_gpu="GPU" in resources,
@@ -203,6 +206,7 @@ class Training:
             held_out=self.held_out,
             fingerprint=self.data.manifest.fingerprint,
             labels=tuple(self.data.manifest.classes) if self.settings.conditional else (),
+            learned_from=self.data.manifest.labels("train", self.settings.label),
             events=self.events,
             folder=self.run.folder,
             begin_from=self.trial.begin_from if self.trial else None,
@@ -225,6 +229,7 @@ class Training:
             label=settings.label,
             events=self.events,
             folder=self.run.folder,
+            patience_s=monitor_patience_s(settings, len(self.photos), len(self.held_out), cores),
         )
         return monitor, cores
 
@@ -239,6 +244,21 @@ class Training:
             f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
             f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"
         )
+
+
+def monitor_patience_s(settings: TrainSettings, photos: int, held_out: int, cores: float) -> float:
+    """Seconds after which a measurement is given up: enough for the first one, which waits for the reference.
+
+    Args:
+        settings: of the training.
+        photos: training photos.
+        held_out: validation photos.
+        cores: that measurements reserve beside the workers. If 0, the first worker measures, and the others wait for it
+            as long as they wait for any worker.
+    """
+    reference = min(train_photos(settings.minutes), photos) + min(VALIDATION_PHOTOS, held_out)
+    patience = patience_s(settings.quality_samples + reference)
+    return patience if cores or settings.most_workers == 1 else min(patience, 0.8 * _COLLECTIVE_S)
 
 
 def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, int]:

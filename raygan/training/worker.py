@@ -63,6 +63,7 @@ class WorkerTask:
         held_out: the validation photos.
         fingerprint: of the shards.
         labels: classes of a conditional generator; empty for an unconditional one.
+        learned_from: labels of the training photos.
         events: queue to the driver.
         folder: the run's folder.
         begin_from: another run's checkpoint, from which a run without its own starts.
@@ -76,6 +77,7 @@ class WorkerTask:
     held_out: Photos
     fingerprint: str
     labels: tuple[str, ...]
+    learned_from: tuple[str, ...]
     events: Queue
     folder: str
     begin_from: ray.train.Checkpoint | None = None
@@ -248,6 +250,7 @@ class TrainLoop:
         about = {
             "label": self.settings.label or "all",
             "labels": list(self.task.labels),
+            "learned_from": list(self.task.learned_from),
             "objective": self.settings.objective,
             "quality_network": self.settings.quality_network if self.schedule.quality else None,
             "fingerprint": self.task.fingerprint,

@@ -177,7 +177,7 @@ def conclude(
     print(report.table(ranked, trials, baseline, full), flush=True)
     winner = measure_winner(base, best, baseline)
     print(winner.says, flush=True)
-    log.log_tags({"winner": winner.says})
+    log.log_tags({"winner": winner.says[:5000]})
     for name, content in report.pictures(axes, ranked, trials, baseline).items():
         storage.write_bytes(storage.join(record.folder, "pictures", name), content)
         log.log_bytes(content, f"pictures/{name}")

@@ -84,4 +84,6 @@ def test_a_look_can_end_the_waiting_for_a_call_that_does_not_end():
     with pytest.raises(TimeoutError):
         follow(Queue(), InBackground(forever.wait, "training"), looked.append, look)
     assert looked == [0, 1]
+    with pytest.raises(RayganError, match="training took more than 0 s"):
+        InBackground(forever.wait, "training").result(0.01)
     forever.set()

@@ -1,14 +1,25 @@
 """Measurements: their room beside the workers, their photos, and their failures."""
 
 import itertools
+import threading
+import time
 
 import pytest
 import ray
 import torch
 
-from raygan.training.events import Unmeasured
-from raygan.training.monitor import TRAIN_PHOTOS, Monitor, cores_beside, held_back, train_photos
-from tests.helpers import wait_until
+from raygan.data.photos import open_photos
+from raygan.data.shards import DataSet
+from raygan.errors import RayganError
+from raygan.models.gan import NetworkSettings, build_generator
+from raygan.models.registry import DEFAULT_FEATURES
+from raygan.settings import validate
+from raygan.training import fresh
+from raygan.training.events import Picture, Unmeasured
+from raygan.training.monitor import TRAIN_PHOTOS, Monitor, cores_beside, held_back, measure_reference, train_photos
+from raygan.training.settings import TrainSettings
+from raygan.training.trainer import monitor_patience_s
+from tests.helpers import wait_for_cores, wait_until
 
 
 @pytest.mark.parametrize(
@@ -57,29 +68,44 @@ def test_a_short_run_is_compared_with_fewer_training_photos():
     assert [train_photos(minutes) for minutes in (1, 4, 20, 10_000, None)] == [500, 1000, 5000, *[TRAIN_PHOTOS] * 2]
 
 
+def test_the_patience_is_for_the_images_that_are_measured():
+    def patience(cores=1.0, **changes):
+        settings = validate(TrainSettings, {"data": "x", "quality_samples": 500, **changes})
+        return monitor_patience_s(settings, 20_000, 1000, cores)
+
+    assert patience() == 300 + 0.5 * (500 + 10_000 + 1000)
+    assert patience(minutes=20) == 300 + 0.5 * (500 + 5000 + 1000)
+    # Where the first of several workers measures, the others take it for dead after 600 s.
+    assert patience(cores=0.0) == patience()
+    assert patience(cores=0.0, num_workers=2) < 600
+
+
 def opened(gate):
     wait_until(gate.exists, "the gate")
     return "reference"
-
-
-def monitor_of(reference, events=None):
-    return Monitor(reference, None, "net", samples=16, label=None, events=events, folder="run")
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_monitor_is_ready_once_its_reference_is_there_or_has_failed(tmp_path):
-    late = monitor_of(ray.remote(opened).options(num_cpus=0).remote(tmp_path / "gate"))
-    assert not late.ready
-    (tmp_path / "gate").touch()
-    wait_until(lambda: late.ready, "the reference")
-    failing = monitor_of(ray.remote(opened).options(num_cpus=0, max_retries=0).remote(None))
-    wait_until(lambda: failing.ready, "the failure")
 
 
 class Events(list):
     """Stands in for the queue to the driver."""
 
     put = list.append
+
+
+def monitor_of(reference, kind=Monitor, **changes):
+    values = {"photos": None, "network": "net", "samples": 16, "label": None, "folder": "run", "patience_s": 600.0}
+    return kind(reference, **{**values, "events": Events(), **changes})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_monitor_is_ready_once_its_reference_is_there_or_has_failed(tmp_path):
+    late = monitor_of(ray.remote(opened).options(num_cpus=0).remote(tmp_path / "gate"), patience_s=0.1)
+    assert not late.ready
+    assert late.try_to_measure(None, 320) is None
+    assert late.events == [Unmeasured(320, "measuring took more than 0 s")]
+    (tmp_path / "gate").touch()
+    wait_until(lambda: late.ready, "the reference")
+    failing = monitor_of(ray.remote(opened).options(num_cpus=0, max_retries=0).remote(None))
+    wait_until(lambda: failing.ready, "the failure")
 
 
 class Broken(Monitor):
@@ -89,8 +115,51 @@ class Broken(Monitor):
         raise OSError("first line\nno space left on device")
 
 
-def test_a_measurement_that_fails_is_told_and_ends_nothing():
-    events = Events()
-    monitor = Broken(None, None, "net", samples=16, label=None, events=events, folder="run")
+class Hanging(Monitor):
+    """A monitor whose network never answers."""
+
+    def measure(self, generator, images):
+        threading.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(Broken, "measuring failed: no space left on device"), (Hanging, "measuring took more than 2 s")],
+)
+def test_a_measurement_that_fails_or_hangs_is_told_and_ends_nothing(kind, says):
+    monitor = monitor_of(None, kind, patience_s=2.0)
     assert monitor.try_to_measure(None, 320) is None
-    assert events == [Unmeasured(320, "no space left on device")]
+    assert monitor.events == [Unmeasured(320, says)]
+
+
+class Endless:
+    """Photos in a storage that never answers."""
+
+    def __len__(self):
+        return 8
+
+    def spread(self, count):
+        time.sleep(10_000)
+
+    parts = iter
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_fresh_measurement_that_hangs_is_given_up(monkeypatch):
+    monkeypatch.setattr(fresh, "patience_s", lambda images: 2.0)
+    with pytest.raises(RayganError, match="measuring fresh samples took more than 0 minutes"):
+        fresh.measure_fresh([], Endless(), [DEFAULT_FEATURES], samples=16)
+    wait_for_cores()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_names_of_metrics_tell_samples_and_network(write_shards, tmp_path):
+    data = DataSet.open(str(write_shards(held_out=8)))
+    photos, held_out = (open_photos(data, split, "cat") for split in ("train", "validation"))
+    reference = ray.remote(measure_reference).remote(photos, held_out, DEFAULT_FEATURES)
+    monitor = monitor_of(reference, photos=photos, network=DEFAULT_FEATURES, label="cat", folder=str(tmp_path))
+    metrics, kid = monitor.measure(build_generator(NetworkSettings(image_size=32, z_dim=8, width=4)).eval(), 320)
+    names = ("kid16", "train_distance16", "animal_mass16")
+    assert set(metrics) == {f"{name}_efficientnet_lite0" for name in names} | {"kid16_efficientnet_lite0_error"}
+    assert kid == metrics["kid16_efficientnet_lite0"]
+    assert monitor.events == [Picture("pictures/nearest-000000320-images.png")]

@@ -11,6 +11,8 @@ from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from raygan.serve.model_store import ModelStore
+from raygan.serve.settings import ServeSettings
 from raygan.training.promotion import judge
 from raygan.training.train import train
 from tests.conftest import takes_long
@@ -27,8 +29,8 @@ def painted(brightness, networks=NETWORKS):
     return generator
 
 
-def register(run, folder, generator):
-    save_generator(folder, generator, {"label": "cat"})
+def register(run, folder, generator, **about):
+    save_generator(folder, generator, {"label": "cat", **about})
     return tracking.register_generator(run, folder, "cat", labels=["cat"])
 
 
@@ -78,6 +80,20 @@ def test_the_better_generator_is_the_champion(train_settings, write_shards, tmp_
             model.name, tracking.SERVING_ALIAS, register(run, tmp_path / "dark", dark).version
         )
         assert "of version 2 is not better" in decision(bright).reason
+        # Where too few photos are held back, those that chose the new one must not judge it.
+        few = DataSet.open(str(write_shards(held_out=6, brightest=40, folder="few")))
+        measured, unfair = judge(settings, few, dark, model.name, run, measure=True)
+        assert (measured, unfair.promote) == ({}, False)
+        assert unfair.reason.startswith("the 6 validation photos, on which it would be compared, are those that chose")
+        # Nor is a generator of other animals replaced, where both draw all labels of their shards.
+        register(run, tmp_path / "wild", bright, learned_from=["fox", "wolf"])
+        run.client.set_registered_model_alias(model.name, tracking.SERVING_ALIAS, "3")
+        wild = decision(dark, label=None)
+        assert (wild.promote, wild.reason) == (False, "it learned from cat, dog, and version 3 from fox, wolf")
+        assert judged(dark, quality_network="/nowhere.pth", promote="never")[0] == {}
+    assert (
+        "could not be measured afresh: --quality-network" in run.client.get_run(run.id).data.tags["raygan.unmeasured"]
+    )
 
 
 @takes_long
@@ -95,4 +111,7 @@ def test_a_short_training_does_not_replace_a_long_one(train_settings, tmp_path, 
     assert (champion.model.version, again.model.version) == ("1", "2")
     client = tracking.connect(settings)
     assert tracking.serving_generators(client) == {"cat": champion.model}
+    # What the service asks.
+    served = ModelStore(ServeSettings(storage=settings.storage, tracking_uri=None)).champions().generators
+    assert {label: str(version) for label, version in served.items()} == {"cat": "raygan-generator-cat/1"}
     assert "raygan-generator-cat/2 is not promoted: its kid200_efficientnet_lite0" in capsys.readouterr().out

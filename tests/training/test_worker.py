@@ -96,7 +96,7 @@ def train(monkeypatch, tmp_path):
             monkeypatch.setattr(worker.torch.cuda, "synchronize", work_off)
             monkeypatch.setattr(worker.Snapshots, "samples", lambda self, count: torch.rand(count, 3, 32, 32))
         events = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=told.append)))
-        task = WorkerTask(settings, schedule, photos, photos, "f", (), events, str(tmp_path), monitor=monitor)
+        task = WorkerTask(settings, schedule, photos, photos, "f", (), ("cat",), events, str(tmp_path), monitor=monitor)
         TrainLoop(task, step, BatchStream(photos, 2, 0, Share()), {}).run()
         pictures = sum(isinstance(event, Picture) for event in told)
         checkpoints = sum("checkpoint" in given for _, given in reports)
