@@ -55,7 +55,8 @@ def is_compressed_tar(path: str) -> bool:
 def members(path: str) -> list[Member]:
     """The files in an archive; of several with one name, the last. Raises ConfigurationError if it is damaged."""
     try:
-        found = list(_zipped(path) if path.lower().endswith(".zip") else _tarred(path))
+        zipped = path.lower().endswith(".zip")
+        found = list(_zipped(path) if zipped else _in_tar(path, os.stat(path).st_mtime_ns))
     except (OSError, *_DAMAGED) as error:
         why = why_unreadable(lambda: _start(path), error)
         raise ConfigurationError(f"--input: cannot read the archive {path}: {why}") from None
@@ -154,21 +155,23 @@ def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
         yield unsaid[info].decode(code, "surrogateescape") if info in unsaid else info.filename, info
 
 
-def _tarred(path: str) -> Iterator[Member]:
-    # A tar has no checksums of its files, and their times may be all the same: that of the archive tells of a change.
-    changed = os.stat(path).st_mtime_ns
+@functools.lru_cache(maxsize=4)
+def _in_tar(path: str, changed: int) -> list[Member]:
+    """The files in a tar, kept for reading them: they are found by decompressing all of it.
+
+    changed: time of the archive. It has no checksums of its files, whose own times may be all the same.
+    """
     with tarfile.open(path) as archive:
-        yield from _in_tar(archive, changed)
-
-
-def _in_tar(archive: tarfile.TarFile, changed: int) -> Iterator[Member]:
-    for info in archive:
-        if not info.isdir():
-            yield Member(info.name, info.size, changed, info.isreg() and not info.issparse(), info.offset_data)
-    # tarfile takes an archive that ends between two files, or in a header, for a whole one.
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("it ends too early")
+        found = [
+            Member(info.name, info.size, changed, info.isreg() and not info.issparse(), info.offset_data)
+            for info in archive
+            if not info.isdir()
+        ]
+        # tarfile takes an archive that ends between two files, or in a header, for a whole one.
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it ends too early")
+    return found
 
 
 class _Zip:
@@ -183,9 +186,8 @@ class _Zip:
 
 class _Tar:
     def __init__(self, path: str):
-        archive = tarfile.open(path)  # noqa: SIM115 - as long as the process
-        self._files = {name_of(member.path): member for member in _in_tar(archive, 0)}
-        self._file = archive.fileobj
+        self._files = {name_of(member.path): member for member in _in_tar(path, os.stat(path).st_mtime_ns)}
+        self._file = tarfile.open(path).fileobj  # noqa: SIM115 - as long as the process
         self._lock = threading.Lock()
 
     def read(self, member: str, count: int) -> bytes:
