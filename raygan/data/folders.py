@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise, takewhile
 
 from raygan.data.kinds import is_image_name, split_path, without_ending
@@ -86,6 +86,7 @@ def annotation_paths(paths: Sequence[str]) -> set[str]:
     return {path for path, *at in found if at[0] in beside and tuple(at) not in denied} | _named_for_photos(paths)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _letters(folder: str) -> str:
     """A folder's name for comparison: ``No_Masks`` is ``nomask``."""
     return re.sub(r"[\W\d_]+", "", folder.casefold()).removesuffix("s")
@@ -109,14 +110,19 @@ def folders_of_raygan(paths: Sequence[str]) -> set[str]:
     return {folder for folder, found in names.items() if any(made <= found for made in _MADE_BY_RAYGAN)}
 
 
-def origins(paths: Sequence[str]) -> frozenset[str]:
+def places_of(paths: Sequence[str]) -> set[str]:
+    """The folders that files are in, as paths."""
+    return {path.replace("\\", "/").rpartition("/")[0] for path in paths}
+
+
+def origins(places: Collection[str]) -> frozenset[str]:
     """Names of folders that sort photos by where they come from, and so have folders of classes in them.
 
     They have only folders whose names lie beside them, too (``cat``, ``dog`` and ``copies/cat``). Or all are websites
     (``google/cat``, ``flickr/cat``), or none names an animal where folders in them do (``home/cat``, ``zoo/dog``).
     """
     found: frozenset[str] = frozenset()
-    while inside := _first_folders(paths, found):
+    while inside := _first_folders(places, found):
         beside = Counter(map(normalize, inside))
         more = {
             name
@@ -133,19 +139,19 @@ def origins(paths: Sequence[str]) -> frozenset[str]:
     return found
 
 
-def crossed(paths: Sequence[str], origins: frozenset[str]) -> tuple[list[str], list[str]] | None:
+def crossed(places: Collection[str], origins: frozenset[str]) -> tuple[list[str], list[str]] | None:
     """The outer and the inner folders where either may be the classes: the inner ones' names repeat, and none is known.
 
     Such as ``studio/happy``, ``studio/sad``, ``outdoor/happy`` and ``outdoor/sad``.
     """
-    inside = _first_folders(paths, origins)
+    inside = _first_folders(places, origins)
     inner = sorted(set().union(*inside.values()))
     return (sorted(inside), inner) if _repeat(inside) and not any(map(_says_animal, inside)) else None
 
 
-def _first_folders(paths: Sequence[str], origins: frozenset[str]) -> dict[str, set[str]]:
-    """The folders where paths first differ, and the spelled names of the folders in each; "." for files there."""
-    chains = {chain for path in paths if (chain := folders_of(path, origins))}
+def _first_folders(places: Collection[str], origins: frozenset[str]) -> dict[str, set[str]]:
+    """The folders where places first differ, and the spelled names of the folders in each; "." for files there."""
+    chains = {chain for place in places if (chain := _classes_of(place, origins))}
     level = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*chains, strict=False))))
     inside: dict[str, set[str]] = {}
     for chain in chains:

@@ -19,6 +19,7 @@ from raygan.data.folders import (
     folder_labels,
     folders_of,
     origins,
+    places_of,
     says_class,
     words_of,
 )
@@ -67,11 +68,15 @@ def guess(
             raise ConfigurationError(f"--layout: no file name in {address} is like cat.1.jpg; {_example(paths)}")
         return names
     sure = layout == "folders"
-    passed = frozenset() if sure else origins(paths)
+    places = places_of(paths)
+    passed = frozenset() if sure else origins(places)
     level = class_level(paths, passed, numbers=sure)
     found = folder_labels(paths, level, passed) if level is not None else {}
     if len(set(found.values())) > 1 or (found and sure):
-        return _by_folders(paths, level or 0, found, passed, address, sure=sure)
+        if not sure:
+            _refuse_parts(found, address, sure=False)
+            _refuse_crossed(places, passed, address)
+        return _by_folders(paths, level or 0, found, passed, sure=sure)
     found = {name: label for name, label in found.items() if not _is_general(name)}
     if len(inputs) > 1 and says_class(folder) and any(len(folders_of(path, passed)) <= (level or 0) for path in paths):
         found = {}  # cats/1.jpg and cats/indoor/2.jpg, beside another input: it is the class, not the folder inside
@@ -84,7 +89,7 @@ def guess(
         if not found:
             _refuse_parts(inputs, address, sure=sure)
             return Guess(f"the input folder's name, {own}", lambda path: own, certain=True)
-        return replace(_by_folders(paths, level or 0, found, passed, address, sure=True), how=f"class folder {own}")
+        return replace(_by_folders(paths, level or 0, found, passed, sure=True), how=f"class folder {own}")
     raise _no_labels(paths, address)
 
 
@@ -92,11 +97,8 @@ def guess(
 
 
 def _by_folders(
-    paths: Sequence[str], level: int, found: dict[str, str], passed: frozenset[str], address: str, *, sure: bool
+    paths: Sequence[str], level: int, found: dict[str, str], passed: frozenset[str], *, sure: bool
 ) -> Guess:
-    if not sure:
-        _refuse_parts(found, address, sure=False)
-        _refuse_crossed(paths, passed, address)
     loose = [path for path in paths if len(folders_of(path, passed)) <= level]
     by_name = not sure and bool(loose) and names_tell(loose)
 
@@ -162,9 +164,9 @@ def _refuse_parts(folders: Collection[str], address: str, *, sure: bool) -> None
         )
 
 
-def _refuse_crossed(paths: Sequence[str], passed: frozenset[str], address: str) -> None:
+def _refuse_crossed(places: Collection[str], passed: frozenset[str], address: str) -> None:
     """Refuse folders that have the same folders in them: which of them are the classes?"""
-    found = crossed(paths, passed)
+    found = crossed(places, passed)
     if found:
         outer, inner = (", ".join(names[:3]) for names in found)
         raise ConfigurationError(
