@@ -245,11 +245,11 @@ def test_replicas_follow_the_load(warm):
 
     In between, one is enough for two clients. A cold service says so and wakes; all is right.
     """
-    most = 8 * (MOST_REPLICAS - 1) + 2  # at 8 requests for each, one more replica than this many less two
-    with Load(warm, clients=most, pause_s=0) as load:
+    target = shipped_scaling()[1]["target_ongoing_requests"]
+    with Load(warm, clients=target * MOST_REPLICAS, pause_s=0) as load:
         wait_until(lambda: running_replicas() == MOST_REPLICAS, "the load has its replicas", 240)
     assert {answer.status_code for answer in load.answers} == {200}
-    with Load(warm, clients=2) as little:
+    with Load(warm, clients=2, pause_s=0) as little:
         wait_until(lambda: running_replicas() == 1, "two clients have one replica", 240)
     assert {answer.status_code for answer in little.answers} == {200}
     wait_until(lambda: running_replicas() == 0, "no replica is left for nobody", 240)

@@ -267,6 +267,7 @@ def test_the_address_and_downloads_name_what_is_shown_whatever_the_champion_is(b
 def test_the_page_says_what_it_can_not_show_of_an_address(browser, running, query, says, count):
     browser.get(f"{running.address}/?{query}")
     wait(browser, f"document.getElementById('status').textContent.includes({says!r})".replace('"', "`"))
+    picture(browser, f"address-{count}")
     assert len(sources(browser)) == count
     if count:
         assert "seed 5" in browser.find_element("css selector", "#samples li").text
