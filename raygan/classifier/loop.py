@@ -113,7 +113,8 @@ class ClassifierLoop:
             return False
         passed = 0.0 if self.step.share.rank else time.monotonic() - began
         seconds = float(self._sum_over_ranks(torch.tensor(passed, dtype=torch.float64)))
-        self._look_every = max(1, round(_LOOK_S * batches / max(seconds, 1e-9)))
+        pause = min(_LOOK_S, 3 * minutes)  # at most a twentieth of them
+        self._look_every = max(1, round(pause * batches / max(seconds, 1e-9)))
         return seconds >= 60 * minutes
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
