@@ -42,12 +42,13 @@ def interruption(error: BaseException) -> KeyboardInterrupt | None:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether a full disk is behind an exception, which libraries often wrap without the system's number."""
-    return os.strerror(errno.ENOSPC) in str(error)
+    said = str(error)
+    return os.strerror(errno.ENOSPC) in said or "database or disk is full" in said  # SQLite's words
 
 
 def reason(error: BaseException) -> str:
     """The system's words for an error, or the first line of its message: not all of Arrow's have the system's."""
-    return getattr(error, "strerror", None) or first_line(error)
+    return (not is_full_disk(error) and getattr(error, "strerror", None)) or first_line(error)
 
 
 def some(each: Sequence[str]) -> str:
@@ -57,8 +58,8 @@ def some(each: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message, or the error's type if there is no message."""
-    return _lines(error)[0]
+    """The first line of an error's message, or the error's type if there is no message; of a full disk, what to do."""
+    return "its disk is full: make room" if error and is_full_disk(error) else _lines(error)[0]
 
 
 def last_line(error: BaseException | None) -> str:

@@ -27,7 +27,7 @@ from raygan.addresses import join as join
 from raygan.addresses import name as name
 from raygan.addresses import parent as parent
 from raygan.addresses import public as public
-from raygan.errors import RayganError, first_line, is_full_disk, reason
+from raygan.errors import RayganError, first_line, reason
 from raygan.machine import cache_folder
 from raygan.runtime import gcs
 
@@ -126,8 +126,7 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
         if first != path:
             with suppress(*FAILURES):
                 filesystem.delete_file(first)
-        why = "its disk is full: make room" if is_full_disk(error) else reason(error)
-        raise RayganError(f"cannot write {public(address)}: {why}") from None
+        raise RayganError(f"cannot write {public(address)}: {reason(error)}") from None
 
 
 def check_writable(address: str) -> None:
@@ -257,7 +256,7 @@ def local_folder(address: str) -> str:
             scratch.rename(folder)
         except FAILURES as error:
             if not folder.is_dir():  # and no other process was faster
-                raise RayganError(f"cannot copy {public(address)} to {kept}: {first_line(error)}") from None
+                raise RayganError(f"cannot copy {public(address)} to {kept}: {reason(error)}") from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return str(folder)

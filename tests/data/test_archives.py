@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -16,7 +17,7 @@ from raygan.data.chunks import PixelSettings
 from raygan.data.filters import Rules
 from raygan.data.listing import find_photos
 from raygan.data.settings import Limits
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 
 PHOTOS = {f"{label}/{i}.jpg": f"{label}{i}".encode() * 100 for label in ("cats", "dogs") for i in range(3)}
 
@@ -143,6 +144,17 @@ def test_a_plain_copy_is_made_once_and_again_for_another_archive(tmp_path):
     assert archives.plain_copy(str(path), str(tmp_path)) == first
     pack(path, {"new.jpg": b"1"})
     assert archives.plain_copy(str(path), str(tmp_path)) != first
+
+
+def test_a_copy_that_fills_the_disk_says_so_and_leaves_no_part(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = pack(tmp_path / "photos.tar.gz", PHOTOS)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RayganError, match=r"cannot decompress .*: its disk is full: make room$"):
+        archives.plain_copy(str(path), str(tmp_path / "work"))
+    assert not list((tmp_path / "work").iterdir())
 
 
 @pytest.mark.parametrize("code", ["utf-8", "cp866"])
