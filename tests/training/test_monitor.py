@@ -16,7 +16,7 @@ from raygan.models.registry import DEFAULT_FEATURES
 from raygan.settings import validate
 from raygan.training import fresh
 from raygan.training.events import Picture, Unmeasured
-from raygan.training.monitor import TRAIN_PHOTOS, Monitor, cores_beside, held_back, measure_reference, train_photos
+from raygan.training.monitor import TRAIN_PHOTOS, Monitor, Reference, cores_beside, held_back, train_photos
 from raygan.training.settings import TrainSettings
 from raygan.training.trainer import monitor_patience_s
 from tests.helpers import wait_for_cores, wait_until
@@ -154,9 +154,9 @@ def test_a_fresh_measurement_that_hangs_is_given_up(monkeypatch):
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_names_of_metrics_tell_samples_and_network(write_shards, tmp_path):
-    data = DataSet.open(str(write_shards(held_out=8)))
-    photos, held_out = (open_photos(data, split, "cat") for split in ("train", "validation"))
-    reference = ray.remote(measure_reference).remote(photos, held_out, DEFAULT_FEATURES)
+    data = DataSet.open(str(write_shards()))
+    photos, features = open_photos(data, "train", "cat"), torch.randn(16, 1280)
+    reference = ray.put(Reference(features[:8], torch.zeros(8, dtype=torch.int64), features[8:], photos.spread(8)))
     monitor = monitor_of(reference, photos=photos, network=DEFAULT_FEATURES, label="cat", folder=str(tmp_path))
     metrics, kid = monitor.measure(build_generator(NetworkSettings(image_size=32, z_dim=8, width=4)).eval(), 320)
     names = ("kid16", "train_distance16", "animal_mass16")

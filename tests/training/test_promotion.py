@@ -11,6 +11,7 @@ from raygan.data.prepare import prepare
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import DataSet
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from raygan.serve.messages import ModelVersion
 from raygan.serve.model_store import ModelStore
 from raygan.serve.settings import ServeSettings
 from raygan.training.promotion import judge
@@ -113,5 +114,5 @@ def test_a_short_training_does_not_replace_a_long_one(train_settings, tmp_path, 
     assert tracking.serving_generators(client) == {"cat": champion.model}
     # What the service asks.
     served = ModelStore(ServeSettings(storage=settings.storage, tracking_uri=None)).champions().generators
-    assert {label: str(version) for label, version in served.items()} == {"cat": "raygan-generator-cat/1"}
+    assert served == {"cat": ModelVersion("raygan-generator-cat", "1")}
     assert "raygan-generator-cat/2 is not promoted: its kid200_efficientnet_lite0" in capsys.readouterr().out
