@@ -5,16 +5,34 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray.train
 import torch
 
 from raygan import tracking
 from raygan.classifier.classify import classify
+from raygan.classifier.worker import classify_worker
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.features import load_features
 from raygan.models.googlenet import load_classifier
 from tests.helpers import CORES, wait_for_cores
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def die_within_the_second_epoch(config):
+    """Of three batches each, with a checkpoint after each."""
+    report, reports = ray.train.report, []
+
+    def die(*args, **kwargs):
+        report(*args, **kwargs)
+        reports.append(args)
+        if len(reports) == 4:
+            ray.train.get_all_reported_checkpoints()  # waits until the last one is in storage
+            raise RuntimeError("a power cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray.train, "report", die)
+        classify_worker(config)
 
 
 def count_in_batches(run, batches):
@@ -37,22 +55,25 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(
     classify_settings, write_shards, new_storage, tmp_path, monkeypatch
 ):
     data = write_shards(per_label=8, held_out=6)
-    settings = classify_settings(name="whole", data=str(data), epochs=1, checkpoint_minutes=1e-6)
+    settings = classify_settings(name="whole", data=str(data), checkpoint_minutes=1e-6, max_failures=0)
 
     def refuse(*args, **kwargs):
         raise RayganError("the registry is away")
 
-    # Interrupted just before its end, the run is resumed with one more epoch, of one large batch instead of three, at
-    # a rate that spoils it: more batches are done already than it has in all.
+    with monkeypatch.context() as patch:
+        patch.setattr("raygan.classifier.classify.classify_worker", die_within_the_second_epoch)
+        with pytest.raises(RayganError, match="a power cut"):
+            classify(settings)
+    count_in_batches(new_storage / "runs" / "whole", 4)
+    # It is resumed there with batches as large as an epoch, of which it has done more than there are, and at a rate
+    # that spoils it. Interrupted again just before its end, it is resumed without training again.
+    settings = settings.model_copy(update={"batch_size": 24, "learning_rate": 0.2, "allow_changes": True})
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "register_classifier", refuse)
         with pytest.raises(RayganError, match="registry is away"):
             classify(settings)
     with pytest.raises(ConfigurationError, match=r"seed was 0, now 1"):
-        classify(settings.model_copy(update={"seed": 1}))
-    count_in_batches(new_storage / "runs" / "whole", 3)
-    worse = {"epochs": 2, "batch_size": 24, "learning_rate": 0.02, "allow_changes": True}
-    settings = settings.model_copy(update=worse)
+        classify(settings.model_copy(update={"seed": 1, "allow_changes": False}))
     result = classify(settings)
     wait_for_cores()
     client = tracking.connect(settings)
@@ -61,9 +82,10 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(
     assert run.info.status == "FINISHED"
     assert "not_finite" not in run.data.tags
     assert run.data.params["real"] == "24"
-    # 24 photos make an epoch, with 3 batches of 8, or with one. Checkpoints after the first two leave no numbers.
+    # An epoch is 24 photos. The power cut came after 32, and 24 more ended the second. Checkpoints within an epoch
+    # leave no numbers.
     losses = {m.step: m.value for m in client.get_metric_history(result.run_id, "validation_nll")}
-    assert list(losses) == [24, 48]
+    assert list(losses) == [24, 56]
     best = min(losses, key=losses.get)
     assert best == 24
     # The model has the metrics of its own epoch, and not of the last.
