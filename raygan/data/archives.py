@@ -27,7 +27,7 @@ from raygan.errors import ConfigurationError, RayganError, first_line, reason
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class Member:
     """A file in an archive.
 

@@ -103,7 +103,7 @@ class Source:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions of them
 class File:
     """A file of a source.
 

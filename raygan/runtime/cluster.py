@@ -50,6 +50,8 @@ def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = Fa
     if address == "local" or (address is None and private.last_cluster() is None):
         local.check_machine()
         options["num_cpus"] = cores()  # Ray itself sees neither CPU affinity nor quotas outside of containers
+        # Otherwise each training has a process that asks whether its nodes will go.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # Ray Train asks the dashboard whether a controller is alive, and frees the cores of a dead one's workers.
         ray.init(
