@@ -33,7 +33,7 @@ def test_a_result_names_the_photos_that_were_validated(tmp_path, monkeypatch, mo
     )
     events = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=lambda event: None)))
     settings = UsefulnessSettings.model_validate({"data": "shards", "storage": str(tmp_path), "batch_size": 4})
-    task = trial.SharedTask(settings, photos=15, labels=2, batches=1, events=events, folder=str(tmp_path))
+    task = trial.SharedTask(settings, photos=15, labels=2, length=4, events=events, folder=str(tmp_path))
     trial.run_trial({"number": 0}, task, [(trial.Trial(5, 0, 1.0, 0), images)])
     (written,) = tmp_path.glob("trials/*.json")
     result = json.loads(written.read_text())
