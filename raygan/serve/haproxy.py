@@ -7,7 +7,9 @@ Ray writes the configuration, and offers no settings for these lines of it; once
 3. The head of a request must arrive within seconds, so that slow clients don't hold connections.
 4. HAProxy ends with the process of Ray's that started it. If that is killed, HAProxy would keep the port, send requests
    to replicas of the past, and the next service could not start.
-5. On a node that is being drained, /readyz answers 503 like /-/healthz. A gateway on another node would answer it.
+5. Serve's Python proxy stands in while no gateway is there, and says 500 in plain text of one that has just died.
+   Clients hear 503, and when to come back.
+6. On a node that is being drained, /readyz answers 503 like /-/healthz. A gateway on another node would answer it.
 """
 
 from __future__ import annotations
@@ -34,6 +36,11 @@ _DRAINED = re.compile(
     r"^(    # Override: force health checks to fail.*\n)(.* status 503 .*) if healthcheck$", re.MULTILINE
 )
 
+_FRONTEND = (
+    '    http-response return status 503 content-type text/plain string "The service is starting again." '
+    "hdr Retry-After 5 if { status 500 } { res.hdr(content-type) -m beg text/plain }\n"
+)
+
 _DEFAULTS = f"    option forwardfor\n    timeout http-request {HEAD_SECONDS}s\n"
 
 
@@ -43,7 +50,9 @@ def completed(configuration: str) -> str:
         return configuration
     local = re.sub(r"^(\s*bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", configuration, flags=re.MULTILINE)
     ready = _DRAINED.sub(r"\g<0>\n\2 hdr Retry-After 5 if { path_end /readyz }", local)
-    return re.sub(r"^defaults\n", rf"\g<0>{_DEFAULTS}", ready, count=1, flags=re.MULTILINE)
+    for section, lines in (("defaults", _DEFAULTS), ("frontend http_frontend", _FRONTEND)):
+        ready = re.sub(rf"^{section}\n", rf"\g<0>{lines}", ready, count=1, flags=re.MULTILINE)
+    return ready
 
 
 def passes_on_pressure() -> bool:

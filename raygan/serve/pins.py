@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from raygan.errors import last_line
+from raygan.serve.backoff import Backoff
 from raygan.serve.calls import Busy, ReplicaDied
 from raygan.serve.messages import ModelVersion
 from raygan.serve.problems import Problem, unavailable
@@ -47,6 +48,7 @@ class Pins:
 
     def __init__(self, exists: Exists = always):
         self._exists = exists
+        self._failed = Backoff()
         self._described: OrderedDict[ModelVersion, dict[str, Any]] = OrderedDict()
         self._under_way: dict[tuple[str, ModelVersion], asyncio.Task[Any]] = {}
 
@@ -68,6 +70,8 @@ class Pins:
         """
         about: dict[str, Any] | None = self._described.get(model)
         if about is None:
+            if error := self._failed.error(model):
+                raise error
             about = await self._once(("load", model), lambda: self._load(model, prepare))
         else:
             self._described.move_to_end(model)
@@ -113,7 +117,10 @@ class Pins:
             raise
         except Exception as error:
             log.warning("cannot load %s: %s", model, last_line(error))
-            raise Problem(409, f"{model} can't be loaded", field="version") from None
+            problem = Problem(409, f"{model} can't be loaded", field="version")
+            self._failed.failed(model, problem)
+            raise problem from None
+        self._failed.forget(model)
         self._described[model] = about
         while len(self._described) > _MAX_PINS:
             self._described.popitem(last=False)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from raygan.errors import last_line
+from raygan.serve.backoff import Backoff
 from raygan.serve.calls import Stage
 from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions, SampleRequest
 from raygan.serve.pins import Exists, Pins
@@ -47,7 +48,7 @@ class Versions:
         self.wanted: Champions | None = None
         self.described: dict[ModelVersion, dict[str, Any]] = {}
         self._preparing: dict[ModelVersion, asyncio.Task[None]] = {}
-        self._failed: set[ModelVersion] = set()
+        self._failed = Backoff()
         self.pins = Pins(exists)
 
     async def refresh(self, champions: Champions) -> None:
@@ -84,7 +85,7 @@ class Versions:
         self.champions = Champions(kept, self.champions.classifier if champions.classifier else None)
         wanted = self.champions.models | champions.models | proven.models
         self.described = {model: about for model, about in self.described.items() if model in wanted}
-        self._failed &= wanted
+        self._failed.keep(wanted)
         for model in [model for model in self._preparing if model not in wanted]:
             self._preparing.pop(model).cancel()
 
@@ -93,7 +94,7 @@ class Versions:
         if self.wanted is None:
             return True
         loaded = self.champions.generators.values()  # such a one doesn't draw a label that the registry names it for
-        return bool(set(self.not_served(self.wanted)) - self._failed - set(loaded))
+        return any(model not in self._failed and model not in loaded for model in self.not_served(self.wanted))
 
     def serves_nothing(self) -> bool:
         """Whether no label is served although the registry has some, or hasn't answered."""
@@ -114,6 +115,8 @@ class Versions:
         label: str | None = None,
     ) -> bool:
         """Whether a version is loaded and knows the label. late: versions not to wait for again."""
+        if model not in self.described and self._failed.error(model):
+            return False
         try:
             if model not in self.described:
                 if model not in self._preparing:
@@ -127,11 +130,11 @@ class Versions:
             return False
         except Exception as error:  # whatever loading raises: the version in force stays
             self._preparing.pop(model, None)
-            self._failed.add(model)
+            self._failed.failed(model, error)
             log.warning("cannot serve %s: %s", model, last_line(error))
             return False
         self._preparing.pop(model, None)
-        self._failed.discard(model)
+        self._failed.forget(model)
         labels = self.labels(model)
         return label is None or not labels or label in labels
 
