@@ -7,8 +7,7 @@ Ray writes the configuration, and offers no settings for these lines of it; once
 3. The head of a request must arrive within seconds, so that slow clients don't hold connections.
 4. HAProxy ends with the process of Ray's that started it. If that is killed, HAProxy would keep the port, send requests
    to replicas of the past, and the next service could not start.
-5. Serve's Python proxy stands in while no gateway is there, and says 500 in plain text of one that has just died.
-   Clients hear 503, and when to come back.
+5. Where a gateway died or doesn't answer, Ray has HAProxy answer 500. Clients hear 503, and when to come back.
 6. On a node that is being drained, /readyz answers 503 like /-/healthz. A gateway on another node would answer it.
 """
 
@@ -36,10 +35,10 @@ _DRAINED = re.compile(
     r"^(    # Override: force health checks to fail.*\n)(.* status 503 .*) if healthcheck$", re.MULTILINE
 )
 
-_FRONTEND = (
-    '    http-response return status 503 content-type text/plain string "The service is starting again." '
-    "hdr Retry-After 5 if { status 500 } { res.hdr(content-type) -m beg text/plain }\n"
-)
+#: Names of the file with Ray's answer where HAProxy gets none, and of the one with ours.
+_RAYS_ANSWER, _ANSWER = "500.http", "503.http"
+
+_PROBLEM = '{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"a gateway ended; try again"}'
 
 _DEFAULTS = f"    option forwardfor\n    timeout http-request {HEAD_SECONDS}s\n"
 
@@ -50,9 +49,14 @@ def completed(configuration: str) -> str:
         return configuration
     local = re.sub(r"^(\s*bind )\*?:(\d+)$", r"\g<1>127.0.0.1:\2", configuration, flags=re.MULTILINE)
     ready = _DRAINED.sub(r"\g<0>\n\2 hdr Retry-After 5 if { path_end /readyz }", local)
-    for section, lines in (("defaults", _DEFAULTS), ("frontend http_frontend", _FRONTEND)):
-        ready = re.sub(rf"^{section}\n", rf"\g<0>{lines}", ready, count=1, flags=re.MULTILINE)
-    return ready
+    answers = re.sub(rf"^(\s*errorfile \d+ .*/){_RAYS_ANSWER}$", rf"\g<1>{_ANSWER}", ready, flags=re.MULTILINE)
+    return re.sub(r"^defaults\n", rf"\g<0>{_DEFAULTS}", answers, count=1, flags=re.MULTILINE)
+
+
+def answer() -> str:
+    """What clients hear where HAProxy gets no answer, as HTTP."""
+    head = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/problem+json", "Retry-After: 5"]
+    return "\r\n".join([*head, f"Content-Length: {len(_PROBLEM)}", "", _PROBLEM])
 
 
 def passes_on_pressure() -> bool:
@@ -81,6 +85,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "-f" in arguments:
         file = Path(arguments[arguments.index("-f") + 1])
+        file.with_name(_ANSWER).write_bytes(answer().encode())  # Ray's is beside the configuration, too
         file.write_text(completed(file.read_text()))
     haproxy = _bundled()
     if haproxy is None:

@@ -29,7 +29,7 @@ def test_rays_template_still_has_the_lines_that_are_completed():
     assert BINDS[0] == "bind :{{ config.metrics_port }}"
     assert BINDS[-1] == "bind *:{{ config.stats_port }}"
     assert "\ndefaults\n    mode http\n" in HAPROXY_CONFIG_TEMPLATE
-    assert "\nfrontend http_frontend\n    bind " in HAPROXY_CONFIG_TEMPLATE
+    assert "    errorfile 502 {{ config.error_file_path }}\n" in HAPROXY_CONFIG_TEMPLATE
     text = HAPROXY_CONFIG_TEMPLATE.replace("{{ config.metrics_port }}", "9101").replace(
         "{{ config.stats_port }}", "8404"
     )
@@ -57,10 +57,10 @@ class Echo(BaseHTTPRequestHandler):
 
     def do_GET(self):
         body = ", ".join(self.headers.get_all("X-Forwarded-For", [])).encode()
-        kind = {"/died": "text/plain; charset=utf-8", "/failed": "application/problem+json"}.get(self.path)
-        self.send_response(500 if kind else 200)
-        if kind:
-            self.send_header("Content-Type", kind)
+        if self.path == "/dies":
+            self.close_connection = True
+            return
+        self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -77,7 +77,7 @@ def proxy(tmp_path):
     port, metrics = free_port(), free_port()
     (tmp_path / "cfg").write_text(
         "global\n    maxconn 64\ndefaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n"
-        "    timeout server 5s\nfrontend prometheus\n"
+        f"    timeout server 5s\n    errorfile 502 {tmp_path}/500.http\nfrontend prometheus\n"
         f"    bind :{metrics}\n    http-request use-service prometheus-exporter if {{ path /metrics }}\n"
         f"frontend http_frontend\n    bind 127.0.0.1:{port}\n    acl healthcheck path -i /-/healthz\n"
         "    # Override: force health checks to fail (used by drain/disable)\n"
@@ -107,9 +107,8 @@ def test_clients_addresses_arrive_and_metrics_stay_on_this_machine(proxy):
         ready = client.get("/readyz")
         assert (ready.status_code, ready.text, ready.headers["Retry-After"]) == (503, "drained", "5")
         assert client.get("/-/healthz").status_code == 503
-        died = client.get("/died")
-        assert (died.status_code, died.headers["Retry-After"]) == (503, "5")
-        assert client.get("/failed").status_code == 500  # the service's own
+        died = client.get("/dies")
+        assert (died.status_code, died.headers["Retry-After"], died.json()["status"]) == (503, "5", 503)
     assert "haproxy_process" in httpx.get(f"http://127.0.0.1:{metrics}/metrics").text
     with socket.create_connection(("127.0.0.1", port)) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")  # a head that is never complete doesn't keep others waiting
