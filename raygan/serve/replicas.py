@@ -15,6 +15,7 @@ import asyncio
 import logging
 import tempfile
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -158,6 +159,22 @@ class Replica:
     async def _load_version(self, model: ModelVersion) -> Loaded:
         files = await self._fetch(model)
         try:
+            loaded = await self._load(model, files)
+        except Exception as error:
+            # Else the error would hold the files, and megabytes would add up until somebody collects garbage.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            del files
+        while len(self._versions) > self._settings.loaded_versions:
+            old = next(iter(self._versions.values()))
+            if not old.done():
+                break
+            self._versions.popitem(last=False)
+        return loaded
+
+    async def _load(self, model: ModelVersion, files: Files) -> Loaded:
+        try:
             self._make_room(size_of(files))
         except RayganError:
             if self._finish:
@@ -168,16 +185,10 @@ class Replica:
         if self.rehearse:
             padded = await loop.run_in_executor(self._loader, self.rehearse, files, self._settings)
         try:
-            loaded = await loop.run_in_executor(self._loader, self._load_files, files, padded)
+            return await loop.run_in_executor(self._loader, self._load_files, files, padded)
         finally:  # unless loading kills this process, or one that rehearsed it
             if self._finish:
                 await self._finish(model, True)
-        while len(self._versions) > self._settings.loaded_versions:
-            old = next(iter(self._versions.values()))
-            if not old.done():
-                break
-            self._versions.popitem(last=False)
-        return loaded
 
     def _make_room(self, size: int) -> None:
         """Drop versions, those least recently used first, if there is too little memory for loading files of this size.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +24,7 @@ from raygan.serve.precision import MAX_BF16_SHIFT, probability_shift
 from raygan.serve.rehearsal import rehearse
 from raygan.serve.replicas import Replica, latents_for
 from raygan.serve.settings import ServeSettings
+from tests.helpers import wait_until
 from tests.serve.local import CAT, CLASSIFIER, DOG, NETWORKS, local_service, make_generator, save
 
 CPU = torch.device("cpu")
@@ -254,6 +257,32 @@ async def test_a_version_that_fails_its_rehearsal_is_not_loaded_and_costs_the_ot
     assert finished == [(CAT, True)]  # so the model store hands the other out a few times more, then never
     drawn, _ = await replica.draw(CAT, SampleRequest("cat", (7,)))
     assert drawn.images.shape == (1, 32, 32, 3)
+
+
+async def test_the_files_of_a_version_that_can_not_be_loaded_do_not_stay():
+    class Watched(dict):
+        """Files that can be watched."""
+
+    watched = []
+
+    async def fetch(model):
+        files = Watched({"generator.json": b"{"})
+        watched.append(weakref.ref(files))
+        return files
+
+    def refuse(files, settings):
+        raise RayganError("damaged")
+
+    gc.disable()  # what only the collector would find can be megabytes for hours
+    try:
+        for refusing in (refuse, None):
+            replica = Replica(ServeSettings(), fetch)
+            replica.rehearse = refusing
+            with pytest.raises(RayganError):
+                await replica.prepare(CAT)
+            wait_until(lambda: watched[-1]() is None, "the files are gone", 30)
+    finally:
+        gc.enable()
 
 
 async def test_what_a_rehearsal_has_found_out_is_not_tried_again(models, monkeypatch):
