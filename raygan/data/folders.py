@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise, takewhile
 
 from raygan.data.kinds import is_image_name, split_path, without_ending
-from raygan.data.labels import ANIMALS, LETTER, normalize
+from raygan.data.labels import LETTER, normalize, says_animal
 
 #: Words of folder names that sort files by purpose, never by class. `test1` and `train_images_2017` are made of them.
 CONTAINER_WORDS = frozenset(
@@ -169,7 +169,7 @@ def _repeat(inside: dict[str, set[str]]) -> bool:
 
 
 def _says_animal(name: str) -> bool:
-    return normalize(name).rpartition("_")[2] in ANIMALS
+    return says_animal(normalize(name))
 
 
 def folder_labels(paths: Sequence[str], level: int, origins: frozenset[str]) -> dict[str, str]:

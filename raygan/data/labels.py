@@ -83,7 +83,6 @@ LETTER = "(?:[^\\W\\d_]|[\u2600-\u27bf\U0001f000-\U0001faff\udc80-\udcff])"
 #: Words that name an animal. Where a folder and file names disagree, such a word is the class.
 ANIMALS = frozenset(_PLURALS.values()) - {"animal", "face", "human", "person", "pet", "wildlife"}
 
-
 #: A number below zero, whose hyphen is no mark between words.
 _NEGATIVE = re.compile(r"-\d[\d._]*")
 
@@ -119,6 +118,11 @@ def normalize(label: str) -> str:
     words = re.sub(r"[\s_\-.]+", "_", words).strip("_")
     head, underscore, last = words.rpartition("_")
     return sign + head + underscore + _PLURALS.get(last, last)
+
+
+def says_animal(label: str) -> bool:
+    """Whether a label, spelled by `normalize`, is some animal's: ``tabby_cat``."""
+    return label.rpartition("_")[2] in ANIMALS
 
 
 def check_labels(labels: Sequence[str]) -> None:

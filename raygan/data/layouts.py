@@ -24,7 +24,7 @@ from raygan.data.folders import (
     words_of,
 )
 from raygan.data.kinds import is_image_name
-from raygan.data.labels import ANIMALS, Guess, Layout, normalize
+from raygan.data.labels import ANIMALS, Guess, Layout, normalize, says_animal
 from raygan.errors import ConfigurationError
 
 #: Words that are a class beside others (``face`` and ``no_face``), but none alone.
@@ -125,7 +125,7 @@ def _folder_wins(own: str, paths: Sequence[str], address: str, like_folder: bool
     words = set(own.split("_"))
     if own and all(words <= set(name.split("_")) for name in names):
         return True  # train/cat/flickr_cat_0.jpg
-    if own.rpartition("_")[2] in ANIMALS and like_folder and not words & set(names):
+    if says_animal(own) and like_folder and not words & set(names):
         return True  # cat/whiskers_1.jpg
     spelled = {normalize(word) for word in words}
     if not (own and like_folder) or spelled & set(names) or any(set(name.split("_")) & ANIMALS for name in names):

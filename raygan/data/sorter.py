@@ -11,7 +11,7 @@ import pyarrow as pa
 from raygan.data import kinds, tables
 from raygan.data.folders import annotation_paths, folders_of_raygan
 from raygan.data.kinds import is_image_name
-from raygan.data.labels import ANIMALS, Guess, Layout, check_guess, normalize
+from raygan.data.labels import Guess, Layout, check_guess, normalize, says_animal
 from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
 from raygan.data.sources import File, Source
 from raygan.errors import ConfigurationError, reason
@@ -134,7 +134,7 @@ class Sorter:
         if self.label is not None or self.source.label_column:
             return self.label is None
         labels = {label for path in named if (label := guess.label_of(path))}
-        return len(labels) == 1 and labels.pop().rpartition("_")[2] not in ANIMALS
+        return len(labels) == 1 and not says_animal(labels.pop())
 
     def _by_tables(self, photos: Sequence[File], named: Sequence[str]) -> Guess | None:
         found, objections = tables.guess(named, self._tables(photos), self.source.label_column)

@@ -10,7 +10,7 @@ from raygan.serve.calls import Busy, ReplicaDied
 from raygan.serve.messages import ModelVersion
 
 #: Seconds until the first retry, doubled each time up to the maximum.
-RETRY_SECONDS, _MAX_RETRY_SECONDS = 5.0, 60.0
+_RETRY_SECONDS, _MAX_RETRY_SECONDS = 5.0, 60.0
 
 #: Versions remembered.
 _MOST = 1000
@@ -34,7 +34,7 @@ class Backoff:
     def failed(self, model: ModelVersion, error: Exception) -> None:
         """Record a failure. Where replicas were busy or died, the next try may come at once."""
         times = self._failed.pop(model, (0, 0.0, error))[0]
-        pause = 0.0 if isinstance(error, Busy | ReplicaDied) else min(RETRY_SECONDS * 2**times, _MAX_RETRY_SECONDS)
+        pause = 0.0 if isinstance(error, Busy | ReplicaDied) else min(_RETRY_SECONDS * 2**times, _MAX_RETRY_SECONDS)
         self._failed[model] = times + 1, time.monotonic() + pause, error
         if len(self._failed) > _MOST:
             self._failed.popitem(last=False)

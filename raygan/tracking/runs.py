@@ -65,7 +65,6 @@ class Run:
 
     def __init__(self, client: MlflowClient, run_id: str, outbox: Path, kept: str | None = None):
         self.client, self.id = client, run_id
-        take_over(outbox / run_id, kept)
         self.spool = Spool(outbox, run_id)
         if kept is not None:
             fetch_kept(kept, self.spool)  # of the process whose run this one resumes
@@ -186,7 +185,10 @@ def start_run(
     finish_orphans(client, outbox, kept, but=run_id)
     try:
         found = _resume(client, run_id) or _create(client, experiment, name, job, dict(tags or {}))
-        run = Run(client, found, outbox, kept and storage.join(kept, found))
+        own = kept and storage.join(kept, found)
+        if found != run_id:  # a resumed run's was taken over before others could be closed
+            take_over(outbox / found, own)
+        run = Run(client, found, outbox, own)
         run.log_params(params)
     except MlflowException as error:
         raise RayganError(f"MLflow opens no run in experiment {settings.experiment}: {first_line(error)}") from None
