@@ -18,7 +18,7 @@ class RayganError(Exception):
     exit_status = 1
 
     def __init__(self, *messages: str):
-        super().__init__(*map(_printable, messages))
+        super().__init__(*map(printable, messages))
 
     def __str__(self) -> str:
         return "\nerror: ".join(self.args)
@@ -57,6 +57,11 @@ def some(each: Sequence[str]) -> str:
     return ", ".join(each[:12]) + more
 
 
+def printable(text: str) -> str:
+    """Text for a terminal, with line breaks, terminal codes and bytes that are no text escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: BaseException | None) -> str:
     """The first line of an error's message, or the error's type if there is no message; of a full disk, what to do."""
     return "its disk is full: make room" if error and is_full_disk(error) else _lines(error)[0]
@@ -65,10 +70,6 @@ def first_line(error: BaseException | None) -> str:
 def last_line(error: BaseException | None) -> str:
     """The last line of an error's message, the most useful one of a remote traceback; else the error's type."""
     return _lines(error)[-1]
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _lines(error: BaseException | None) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
-from raygan.data.folders import WEBSITES, may_lack_labels
+from raygan.data.folders import SYNSET, WEBSITES, may_lack_labels
 from raygan.data.kinds import split_path, without_ending
 from raygan.data.labels import LETTER, normalize
 
@@ -18,7 +19,6 @@ _GENERIC = frozenset(
 )
 
 _NAME_WITH_NUMBER = re.compile(rf"^(?P<label>.*?{LETTER}.*?)[ ._\-]*\(?\d[\d ._\-()]*$", re.DOTALL)
-_SYNSET = re.compile(r"n\d{6,}")
 
 #: Name of an image, its ending taken off, in an export from Roboflow.
 _EXPORTED = re.compile(r"_(?:jpe?g|png)\.rf\.[0-9a-zA-Z]+$")
@@ -27,9 +27,14 @@ _EXPORTED = re.compile(r"_(?:jpe?g|png)\.rf\.[0-9a-zA-Z]+$")
 def name_label(path: str) -> str | None:
     name = (split_path(path) or [""])[-1]
     match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", without_ending(name)))
-    label = match.group("label").strip(" ._-(") if match else ""
+    return _label(match.group("label")) if match else None
+
+
+@functools.lru_cache(maxsize=1 << 16)  # photos may be millions, and few names are different without their numbers
+def _label(beginning: str) -> str | None:
+    label = beginning.strip(" ._-(")
     words = set(re.split(r"[\W_\d]+", label.casefold())) - {""}
-    if (words and words <= _GENERIC | WEBSITES) or _SYNSET.fullmatch(label):
+    if (words and words <= _GENERIC | WEBSITES) or SYNSET.fullmatch(label):
         return None
     return "_".join(word for word in normalize(label).split("_") if word not in WEBSITES) or None
 

@@ -36,9 +36,12 @@ _TEST_WORDS = frozenset({"test", "testing", "unlabeled", "unlabelled"})
 _ANNOTATION_WORDS = frozenset(
     """
     annotation annotations mask masks trimap trimaps segmentation segmentations label labels xml xmls bbox bboxes
-    landmarks keypoints groundtruth gt metadata depth
+    landmarks keypoints groundtruth truth gt metadata depth
     """.split()  # noqa: SIM905 - see above
 )
+
+#: Words beside these.
+_QUALIFIERS = CONTAINER_WORDS | {"class", "object", "ground"}
 
 #: Endings of the names of files that describe the photo of the same name: ``1_mask.png`` beside ``1.jpg``.
 _ANNOTATION_ENDINGS = tuple(
@@ -56,7 +59,11 @@ _MADE_BY_RAYGAN = ({"manifest.json", "report.json"}, {"mlflow.db", "mlflow.db.lo
 #: Folders on a camera's card: by the standard of cameras (DCF), such as ``100APPLE``, and a phone's by month.
 _CARD = re.compile(r"[1-9]\d\d(?=[\d_]*[A-Z])[A-Z\d_]{5}|\d{6}_[a-z_]")
 
+#: WordNet's number of a class, as ImageNet has it.
+SYNSET = re.compile(r"n\d{6,8}")
+
 _FOLDER_NUMBER = re.compile(r"^(?:\d{1,6}[ ._\-]+)?(?:n\d{6,8}[ _\-]+)?(?=.*[^\W\d_])", re.DOTALL)
+_KEY = re.compile(r"^[^=]+=(?=.)", re.DOTALL)
 _COUNT = re.compile(r"[ ._\-]*[(\[]\d[\d.,]*[)\]]$")
 _COPY = re.compile(r"^copy of |(?: - copy| copy| \((?:\w+ )?copy\))(?: \(?\d+\)?)?$", re.IGNORECASE)
 _SPLIT = re.compile(
@@ -76,7 +83,7 @@ def annotation_paths(paths: Sequence[str]) -> set[str]:
         folders = split_path(path)[:-1]
         for level, folder in enumerate(folders):
             words, place = words_of(folder), tuple(folders[:level])
-            if words & _ANNOTATION_WORDS and words <= _ANNOTATION_WORDS | CONTAINER_WORDS | {"class", "object"}:
+            if words & _ANNOTATION_WORDS and words <= _ANNOTATION_WORDS | _QUALIFIERS:
                 found.append((path, place, _letters(folder)))
                 break
             if _is_container(folder):
@@ -175,13 +182,13 @@ def _says_animal(name: str) -> bool:
 def folder_labels(paths: Sequence[str], level: int, origins: frozenset[str]) -> dict[str, str]:
     """The label of each folder.
 
-    Numbers before names (``n02085620-Chihuahua``) and counts after them go if all have them and the labels stay
-    different; so do splits (``train_cat``, ``test_cat``) if all have one, where labels become the same. A copy of a
-    folder has the folder's label.
+    Numbers before names (``n02085620-Chihuahua``), keys (``label=cat``) and counts after them go if all have them and
+    the labels stay different; so do splits (``train_cat``, ``test_cat``) if all have one, where labels become the same.
+    A copy of a folder has the folder's label.
     """
     folders = sorted({chain[level] for path in paths if len(chain := folders_of(path, origins)) > level})
     labels = {folder: normalize(folder) for folder in folders}
-    for number in (_FOLDER_NUMBER, _COUNT):
+    for number in (_KEY, _FOLDER_NUMBER, _COUNT):
         short = {folder: normalize(number.sub("", folder, count=1)) for folder in folders}
         all_numbered = all(short[folder] and number.sub("", folder, count=1) != folder for folder in folders)
         if all_numbered and len(set(short.values())) == len(set(labels.values())):
@@ -204,7 +211,7 @@ def class_level(paths: Sequence[str], origins: frozenset[str], *, numbers: bool)
     while chains:
         names = {chain[level] for chain in chains if len(chain) > level}
         deeper = all(len(chain) > level + 1 for chain in chains)
-        if len(names) == 1 and deeper:
+        if len(names) == 1 and (deeper or _holds_classes(paths, origins, level)):
             level += 1
             continue
         if numbers or all(map(says_class, names)):
@@ -213,6 +220,35 @@ def class_level(paths: Sequence[str], origins: frozenset[str], *, numbers: bool)
             return None
         level += 1
     return None
+
+
+def _holds_classes(paths: Sequence[str], origins: frozenset[str], level: int) -> bool:
+    """Whether the only folder at a level holds class folders, although some photos in it are in none of these.
+
+    Such photos lie in a container beside the one of the class folders (``pets/train/happy``, ``pets/train/sad`` and
+    ``pets/test``), or the class folders are animals' (``pets/cat``, ``pets/dog`` and ``pets/1.jpg``).
+    """
+    outer, inner, loose = folders_within(paths, origins, level)
+    if len(inner) < 2 or _says_animal(outer) or not all(map(says_class, inner)):
+        return False
+    return any(map(_says_animal, inner)) or all(map(_is_container, loose))
+
+
+def folders_within(paths: Sequence[str], origins: frozenset[str], level: int) -> tuple[str, set[str], set[str]]:
+    """The only folder at a level, the folders of the next level, and the innermost folders of photos in none of these.
+
+    The latter may be containers, which `folders_of` leaves out.
+    """
+    outer, inner, loose = "", set(), set()
+    for place in places_of(paths):
+        chain = _classes_of(place, origins)
+        if len(chain) > level:
+            outer = chain[level]
+        if len(chain) > level + 1:
+            inner.add(chain[level + 1])
+        elif len(chain) > level:
+            loose.add(split_path(place)[-1])
+    return outer, inner, loose
 
 
 def folders_of(path: str, origins: frozenset[str] = frozenset()) -> tuple[str, ...]:

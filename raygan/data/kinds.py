@@ -89,7 +89,7 @@ def is_archive_name(path: str) -> bool:
 def left_aside(path: str) -> str | None:
     """Why a file is left aside by its name alone, such as "hidden file"; None if it isn't."""
     parts = split_path(path)
-    if ".." in parts or path.startswith("/"):
+    if ".." in parts or path.startswith(("/", "\\")):
         return "outside the archive"
     if any(part.startswith(".") or part.lower() in _SYSTEM for part in parts):
         return "hidden file"

@@ -22,6 +22,9 @@ comes out, and why:
     CycleGAN                  trainA/1.jpg, testB/1.jpg               a, b           class folders, less the split
     masks beside photos       cat/1_mask.png beside cat/1.jpg         left aside     the name is a photo's
     photos beside one folder  cat/0.jpg, IMG_1.jpg                    cat, none      nothing tells the other's
+    photos beside folders     x/train/sad/1.jpg, x/test/1.jpg         sad, none      test folders may have no labels
+                              rex/old/1.jpg, rex/new/1.jpg, rex/1.jpg asks           the folder or those in it
+    partitions                split=train/label=cat/1.jpg             cat            class folders, less the key
     numbered folders          CAT_00/0.jpg, CAT_01/1.jpg              asks           parts of one class, or a class each
     several inputs            --input train/cat train/dog             cat, dog       class folders
     ClassLabel metadata       label: 1, names: [cat, dog]             dog            the metadata names the numbers

@@ -14,10 +14,12 @@ from dataclasses import replace
 from raygan.data.file_names import name_label, names_tell
 from raygan.data.folders import (
     CONTAINER_WORDS,
+    SYNSET,
     class_level,
     crossed,
     folder_labels,
     folders_of,
+    folders_within,
     origins,
     places_of,
     says_class,
@@ -89,6 +91,8 @@ def guess(
         if not found:
             _refuse_parts(inputs, address, sure=sure)
             return Guess(f"the input folder's name, {own}", lambda path: own, certain=True)
+        if not (sure or tell or says_animal(own)):
+            _refuse_mixed(paths, passed, level or 0, address)
         return replace(_by_folders(paths, level or 0, found, passed, sure=True), how=f"class folder {own}")
     raise _no_labels(paths, address)
 
@@ -148,7 +152,7 @@ def _is_general(name: str) -> bool:
 def _refuse_parts(folders: Collection[str], address: str, *, sure: bool) -> None:
     """Refuse folders like CAT_00 and CAT_01: are they parts of one class, or a class each?"""
     stems = {folder: normalize(_PART_NUMBER.sub("", folder)) for folder in folders}
-    if sure or len(folders) < 2 or len(set(stems.values())) * 2 > len(folders):
+    if sure or len(folders) < 2 or len(set(stems.values())) * 2 > len(folders) or all(map(SYNSET.fullmatch, folders)):
         return
     if all(_PART_NUMBER.search(folder) for folder in folders):
         some = ", ".join(sorted(folders)[:3])
@@ -172,6 +176,17 @@ def _refuse_crossed(places: Collection[str], passed: frozenset[str], address: st
         raise ConfigurationError(
             f"--input: the folders of {address} ({outer}) have the same folders in them ({inner}): which are the "
             f"classes? --layout folders takes {outer}; giving each of them to --input takes {inner}"
+        )
+
+
+def _refuse_mixed(paths: Sequence[str], passed: frozenset[str], level: int, address: str) -> None:
+    """Refuse a folder that has both photos and several folders of photos: is it the class, or are they the classes?"""
+    outer, inner, _ = folders_within(paths, passed, level)
+    if len(inner) > 1:
+        some = ", ".join(sorted(inner)[:3])
+        raise ConfigurationError(
+            f"--input: the folder {outer} of {address} has photos, and folders with photos ({some}): which are the "
+            f"classes? --layout folders takes {outer}; giving that folder itself to --input takes {some}"
         )
 
 

@@ -23,7 +23,7 @@ from raygan.data.labels import Guess, Layout, check_labels, normalize
 from raygan.data.sorter import SCHEMA as SCHEMA
 from raygan.data.sorter import Sorter, also, aside
 from raygan.data.sources import Source, check_apart, files, open_source
-from raygan.errors import ConfigurationError, some
+from raygan.errors import ConfigurationError, printable, some
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Listing:
             found = self.photos.filter(pc.equal(self.photos["source"], number))["label"]
             counts = sorted(_counts(found).items(), key=lambda item: (-item[1], item[0]))
             named = some([f"{count:,} {label}" for label, count in counts])
-            lines.append(f"{source.address}: {self.layouts[number]}: {named}")
+            lines.append(f"{printable(f'{source.address}: {self.layouts[number]}')}: {named}")
         return "\n".join([*lines, *([aside(self.ignored)] if self.ignored else [])])
 
     def decompressed(self, folder: str) -> list[Source]:

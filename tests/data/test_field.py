@@ -42,6 +42,13 @@ def structs(count):
     return [{"bytes": b"\xff\xd8\xff", "path": f"{i}.jpg"} for i in range(count)]
 
 
+def test_names_with_line_breaks_and_terminal_codes_are_escaped(tmp_path):
+    write_rows(tmp_path / "t.parquet", {"im\x1b[2Jage": [b"\xff\xd8\xff"] * 4, "la\nbel": ["cat", "dog"] * 2})
+    said = find_photos([str(tmp_path)]).describe()
+    assert "column im\\x1b[2Jage, labels in column la\\nbel: 2 cat, 2 dog" in said
+    assert said.isprintable()
+
+
 def test_files_of_a_hub_beside_parquet_are_left_aside(tmp_path):
     write_rows(tmp_path / "data" / "train.parquet", {"image": structs(4), "label": [0, 1, 0, 1]}, NAMES)
     for name in ("README.md", "data/_SUCCESS", ".gitattributes", "assets/logo.png"):

@@ -79,6 +79,21 @@ def several(*patterns, count=6):
         (("train/cat/{}.jpg", "test/{}.jpg"), ["cat", None]),
         (("cat/{}.jpg", "IMG_{:04}.jpg"), ["cat", None]),
         (("all/{}.jpg", "dog/{}.jpg"), [None, "dog"]),
+        # class folders in a folder with photos that are in none of them
+        (("comp/train/happy/{}.jpg", "comp/train/sad/{}.jpg", "comp/test/{}.jpg"), ["happy", "sad", None]),
+        (
+            (
+                "ILSVRC/Data/CLS-LOC/train/n02123045/{}.JPEG",
+                "ILSVRC/Data/CLS-LOC/train/n02110185/{}.JPEG",
+                "ILSVRC/Data/CLS-LOC/val/{}.JPEG",
+            ),
+            ["n02123045", "n02110185", None],
+        ),
+        (("pets/cat/{}.jpg", "pets/dog/{}.jpg", "pets/{}.jpg"), ["cat", "dog", None]),
+        (("cats/in/{}.jpg", "cats/out/{}.jpg", "cats/{}.jpg"), ["cat"] * 3),
+        (("rex/old/{}.jpg", "rex/{}.jpg"), ["rex", "rex"]),
+        # keys, as Spark writes them
+        (("split=train/label=cat/{}.jpg", "split=test/label=dog/{}.jpg"), ["cat", "dog"]),
         # folders by origin, and their copies; where they repeat, animals are the classes, inside or outside
         (("google/cat/{}.jpg", "google/dog/{}.jpg", "flickr/cat/{}.jpg", "flickr/dog/{}.jpg"), ["cat", "dog"] * 2),
         (("google/happy/{}.jpg", "google/sad/{}.jpg", "bing/happy/{}.jpg", "bing/sad/{}.jpg"), ["happy", "sad"] * 2),
@@ -139,6 +154,14 @@ def test_folders_that_may_be_classes_or_be_inside_classes_are_asked_about():
         found(paths)
     assert set(found(paths, layout="folders")) == {"studio", "street"}
     assert set(found([path.partition("/")[2] for path in paths if path.startswith("st")])) == {"happy", "sad"}
+
+
+def test_a_folder_with_photos_and_several_folders_of_photos_is_asked_about():
+    paths = several("rex/indoor/{}.jpg", "rex/outdoor/{}.jpg", "rex/{}.jpg")
+    with pytest.raises(ConfigurationError, match=r"--layout folders takes rex; .*--input takes indoor, outdoor"):
+        found(paths)
+    assert set(found(paths, layout="folders")) == {"rex"}
+    assert set(found([path.removeprefix("rex/") for path in paths])) == {"indoor", "outdoor", None}
 
 
 def test_an_input_among_others_is_a_class_folder():
@@ -205,5 +228,7 @@ def test_annotations_beside_photos_are_no_photos():
         classes = several("mask/{}.jpg", f"{opposite}/{{}}.jpg")
         assert not annotation_paths(classes)
         assert not annotation_paths([*classes, *several("test/{}.jpg")])
+    masks = several("bottle/ground_truth/broken/{}.png")
+    assert annotation_paths([*several("bottle/train/good/{}.png", "bottle/test/broken/{}.png"), *masks]) == set(masks)
     masks = several("VOC/SegmentationClass/{}.png", "VOC/SegmentationObject/{}.png")
     assert annotation_paths([*several("VOC/JPEGImages/{}.jpg"), *masks]) == set(masks)
