@@ -29,7 +29,10 @@ from raygan.evaluation.verdict import Verdict, measure_all
 from raygan.metrics.distances import LEAST
 from raygan.metrics.registry import METRICS
 from raygan.runtime import cluster, storage
+from raygan.runtime.room import warn_of_room
 from raygan.runtime.runs import recorded
+from raygan.sampling.generators import ALL
+from raygan.tracking.networks import load_network
 
 #: File name of the numbers, beside the page.
 REPORT = "report.json"
@@ -72,6 +75,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     name = settings.name or time.strftime("report-%Y%m%d-%H%M%S")
     folder = _folder(settings, name)
     labels = list(dict.fromkeys(label for candidate in candidates for label in candidate.sources))
+    _check_room(settings, data, labels, networks)
     reals = {label: real_photos(data, label, settings.real_images, networks, settings.storage) for label in labels}
     counts = dict.fromkeys(labels, settings.samples)
     if settings.baselines:
@@ -95,6 +99,14 @@ def _folder(settings: EvaluateSettings, name: str) -> str:
         print(f"the report in {folder} will be replaced", flush=True)
     storage.check_writable(folder)
     return folder
+
+
+def _check_room(settings: EvaluateSettings, data: DataSet, labels: Sequence[str], networks: Networks) -> None:
+    """Warn if the storage has no room for the features of the real photos."""
+    counts = [data.manifest.count("train", None if label == ALL else label) for label in labels]
+    photos = sum(min(count, settings.real_images) for count in counts)
+    of_each = 4 * sum(load_network(address).dim for address in networks.features.values())
+    warn_of_room("--storage", settings.storage, photos * of_each, f"features of {photos:,} photos")
 
 
 def _halves(reals: Mapping[str, ImageSet], seed: int) -> tuple[dict[str, ImageSet], dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from raygan.evaluation.settings import EvaluateSettings
 from raygan.metrics.registry import METRICS
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
+from raygan.runtime import room
 
 NETWORK = NetworkSettings(image_size=32, z_dim=4, width=2)
 
@@ -50,7 +51,8 @@ def settings_of(new_storage, write_shards):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classifier):
+def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classifier, monkeypatch, capsys):
+    monkeypatch.setattr(room, "room", lambda address: 500_000)
     settings = settings_of(
         model=generators,
         classifier=classifier,
@@ -59,6 +61,10 @@ def test_a_report_is_one_page_a_record_and_a_run(settings_of, generators, classi
         name="first",
     )
     result = evaluate(settings)
+    # Two labels of 30 photos each, in vectors of 1280 and 1024 numbers of four bytes.
+    assert (
+        "has room for 0.5 MB, and up to 0.6 MB will be written there (features of 60 photos)" in capsys.readouterr().err
+    )
     assert set(result.metrics) == {"real photos", "cat", "dog", "untrained", "noise"}
     assert set(result.metrics["real photos"]) == {"cat", "dog", "all"}
     assert set(result.metrics["cat"]) == {"cat"}
