@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,38 @@ def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
 
     multiprocessing.set_forkserver_preload(["torch._dynamo", work.__module__])
     start_processes(work, arguments, ranks, start_method="forkserver")
+
+
+#: Starts the emulator of Google's storage. By itself it answers one request at a time, and where a client reads
+#: two objects in turns, neither goes on.
+_EMULATOR = """
+import http.server, runpy
+http.server.HTTPServer = http.server.ThreadingHTTPServer
+runpy.run_module("gcp_storage_emulator", run_name="__main__")
+"""
+
+
+@contextmanager
+def google_storage() -> Iterator[str]:
+    """The address of an empty bucket of Google's storage, which an emulator plays for the length of a `with` block.
+
+    It has a process of its own: pyarrow holds the GIL while it reads.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", _EMULATOR, "start", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        [*command, "--in-memory", "--default-bucket", "bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+
+        def listens() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(listens, "the emulator listens", alive=server)
+        yield f"gs://anonymous@bucket?scheme=http&endpoint_override=127.0.0.1:{port}"
+        server.kill()
 
 
 def make_package(folder: Path, name: str, code: str, entry_points: str) -> Path:

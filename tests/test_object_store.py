@@ -31,7 +31,7 @@ from raygan.tuning.settings import TuneSettings
 from raygan.tuning.tune import tune
 from tests.conftest import takes_long
 from tests.data import messy
-from tests.helpers import CORES
+from tests.helpers import CORES, google_storage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -48,14 +48,18 @@ def endpoint():
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(params=["s3", pytest.param("gs", marks=takes_long)])
 def bucket(endpoint, ray_cluster, request, monkeypatch):
-    """The address of a folder in a new bucket, as users of MinIO or Ceph write it."""
+    """The address of a folder in a new bucket: of S3, as users of MinIO or Ceph write it, or of Google's storage."""
+    if request.param == "gs":
+        with google_storage() as address:
+            yield storage.join(address, "some", "folder")
+        return
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "set by the job")
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
-    name = request.node.name.replace("_", "-")[:60].strip("-")
+    name = request.node.originalname.replace("_", "-")[:60].strip("-")
     pafs.S3FileSystem(region="us-east-1", endpoint_override=endpoint, allow_bucket_creation=True).create_dir(name)
-    return f"s3://{name}/some/folder?region=us-east-1&endpoint_override={endpoint}"
+    yield f"s3://{name}/some/folder?region=us-east-1&endpoint_override={endpoint}"
 
 
 @pytest.fixture

@@ -1,37 +1,20 @@
-"""Files on Google's storage, which an emulator plays, in a process of its own: pyarrow holds the GIL while it reads."""
+"""Files on Google's storage, which an emulator plays."""
 
 from __future__ import annotations
-
-import socket
-import subprocess
-import sys
 
 import pytest
 
 from raygan.data.listing import find_photos
 from raygan.errors import RayganError
 from raygan.runtime import storage
-from tests.helpers import wait_until
+from tests.helpers import google_storage
 
 
 @pytest.fixture(scope="module")
 def folder():
     """The address of an empty folder in a bucket."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(
-        [*command, "--in-memory", "--default-bucket", "bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-
-        def listens():
-            with socket.socket() as client:
-                return client.connect_ex(("127.0.0.1", port)) == 0
-
-        wait_until(listens, "the emulator listens", alive=server)
-        yield f"gs://anonymous@bucket/folder?scheme=http&endpoint_override=127.0.0.1:{port}"
-        server.kill()
+    with google_storage() as bucket:
+        yield storage.join(bucket, "folder")
 
 
 def test_files_are_written_read_and_listed(folder):
