@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from raygan.data.folders import SYNSET, WEBSITES, may_lack_labels
@@ -44,7 +45,6 @@ def names_tell(paths: Sequence[str]) -> bool:
 
     Test folders may have none, if there are other photos.
     """
-    asked = [path for path in paths if not may_lack_labels(path)]
-    names = [name_label(path) for path in asked or paths]
-    known = [name for name in names if name]
-    return len(known) >= 0.9 * len(names) and len(set(known)) <= max(1, len(names) // 4)
+    asked = Counter(name_label(path) for path in paths if not may_lack_labels(path)) or Counter(map(name_label, paths))
+    count, known = asked.total(), asked.total() - asked.pop(None, 0)
+    return known >= 0.9 * count and len(asked) <= max(1, count // 4)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 
 from raygan import addresses
 from raygan.data import archives, kinds, layouts
+from raygan.data.files import table_of
 from raygan.data.labels import Guess, Layout, check_labels, normalize
 from raygan.data.sorter import SCHEMA as SCHEMA
 from raygan.data.sorter import Sorter, also, aside
@@ -103,8 +103,8 @@ def find_photos(
     for number, address in enumerate(inputs):
         source = open_source(address, image_column or "", label_column or "")
         check_apart(source, exclude)
-        found = sorted(files(source, exclude), key=lambda file: os.fsencode(file.path))
-        if not found:
+        found = table_of(files(source, exclude)).sort_by("path")
+        if not found.num_rows:
             raise ConfigurationError(f"--input: there are no files in {address}")
 
         def guess(paths: Sequence[str], source: Source = source) -> Guess:
@@ -118,7 +118,7 @@ def find_photos(
         has_columns |= sorter.has_columns
         objections += sorter.objections
         listing.sources.append(source)
-        listing.unpacked += archives.plain_bytes([file.size for file in found]) if source.compressed else 0
+        listing.unpacked += archives.plain_bytes(found["size"].to_pylist()) if source.compressed else 0
         listing.layouts.append("; ".join(dict.fromkeys(sorter.layouts)))
     listing.photos = pa.concat_tables(tables).combine_chunks()
     places = ", ".join(inputs)

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from raygan.data import columns
 from raygan.data.columns import Columns
+from raygan.data.files import File
 from raygan.data.labels import normalize
-from raygan.data.sources import File, Source, shown
+from raygan.data.sources import Source, shown
 from raygan.errors import ConfigurationError
 
 

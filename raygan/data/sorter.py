@@ -6,14 +6,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raygan.data import kinds, tables
+from raygan.data.files import FILES, File, Paths, table_of
 from raygan.data.folders import annotation_paths, folders_of_raygan
 from raygan.data.kinds import is_image_name
 from raygan.data.labels import Guess, Layout, check_guess, normalize, says_animal
 from raygan.data.rows import PhotosElsewhereError, Rows, read_rows
-from raygan.data.sources import File, Source
+from raygan.data.sources import Source
 from raygan.errors import ConfigurationError, reason
 
 SCHEMA = pa.schema(
@@ -53,70 +56,76 @@ class Sorter:
         self.has_columns = False  # Parquet files or tables say something about photos
         self.objections: list[str] = []  # why tables about photos can't be read
 
-    def sort(self, found: Sequence[File]) -> pa.Table:
-        """The photos among these files, as a table of `SCHEMA`."""
-        photos, parquet = [], []
-        about = annotation_paths([file.path for file in found])
-        ours = folders_of_raygan([file.path for file in found])
-        if "" in ours:
+    def sort(self, found: pa.Table) -> pa.Table:
+        """The photos among files, given as a table of `FILES`, as a table of `SCHEMA`."""
+        paths = Paths(found["path"])
+        about, ours = annotation_paths(paths), tuple(f"{folder}/" for folder in folders_of_raygan(paths))
+        if "/" in ours:
             raise ConfigurationError(
                 f"--input: {self.source.address} holds shards or runs already, not photos: train on shards with --data"
             )
-        for file in found:
-            why = kinds.left_aside(file.path) if file.regular else "not a regular file"
-            why = "annotation" if file.path in about and why is None else why
-            why = "made by raygan" if any(file.path.startswith(f"{folder}/") for folder in ours) else why
-            if why:
-                self.ignored[why] += 1
-            elif kinds.ending(file.path) in (".parquet", ".pq"):
-                parquet.append(file)
-            else:
-                photos.append(file)
+
+        def reason_of(path: str, regular: bool) -> str | None:
+            why = kinds.left_aside(path) if regular else "not a regular file"
+            return "made by raygan" if path.startswith(ours) else why or ("annotation" if path in about else None)
+
+        why = pa.array(map(reason_of, paths, found["regular"].to_pylist()), pa.string())
+        self.ignored.update({each["values"]: each["counts"] for each in pc.value_counts(why.drop_null()).to_pylist()})
+        are_rows = pa.array((kinds.ending(path) in (".parquet", ".pq") for path in paths), pa.bool_())
+        parquet = [
+            File(**{**file, "path": os.fsdecode(file["path"])})
+            for file in found.filter(pc.and_(why.is_null(), are_rows)).to_pylist()
+        ]
+        photos = found.filter(pc.and_not(why.is_null(), are_rows))
         if self.wanted not in ("auto", "columns"):
             self.ignored["Parquet file"] += len(parquet)
             parquet = []
         rows = self._rows(parquet)
         self.has_columns = bool(rows)
-        if self.elsewhere and not rows and not photos:
+        if self.elsewhere and not rows and not photos.num_rows:
             raise self.elsewhere
-        if self.damaged and not photos:
+        if self.damaged and not photos.num_rows:
             raise self.damaged
         if self.wanted == "columns":
-            self.ignored["not Parquet"] += len(photos)
-            photos = []
-        photos = [file for file in photos if file.path not in self.named]
+            self.ignored["not Parquet"] += photos.num_rows
+            photos = FILES.empty_table()
+        if self.named:
+            photos = photos.filter(pa.array((path not in self.named for path in Paths(photos["path"])), pa.bool_()))
         known = {label for part in rows for label in part["label"].unique().to_pylist()}
-        parts = [*rows, *([self._files(photos, known)] if photos else [])]
+        parts = [*rows, *([self._files(photos, known)] if photos.num_rows else [])]
         self.ignored -= Counter()  # without zeros
         return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
-    def _files(self, photos: Sequence[File], beside: set[str]) -> pa.Table:
+    def _files(self, photos: pa.Table, beside: set[str]) -> pa.Table:
         """The photos among image files, and files that may be images.
 
         Beside Parquet files, whose labels are given, only photos with the same labels count: a logo has none.
         """
-        named = [file.path for file in photos if is_image_name(file.path)]
+        paths = Paths(photos["path"])
+        are_images = pa.array(map(is_image_name, paths), pa.bool_())
+        named = Paths(photos["path"].filter(are_images))
         flags = _FLAGS
         try:
-            guess = self.guess(named or [file.path for file in photos]) if named or not beside else None
+            guess = self.guess(named or paths) if named or not beside else None
         except ConfigurationError as error:
             guess = None
             if not beside:
-                guess, flags = self._by_tables(photos, named), _TABLE_FLAGS
+                guess, flags = self._by_tables(paths, named), _TABLE_FLAGS
                 if guess is None:
                     raise self.elsewhere or ConfigurationError(
                         f"{'; '.join([str(error), *self.objections])}{also(self.ignored)}"
                     ) from None
-        if guess and not beside and self._tables_first(guess, named) and (better := self._by_tables(photos, named)):
+        if guess and not beside and self._tables_first(guess, named) and (better := self._by_tables(paths, named)):
             guess, flags = better, _TABLE_FLAGS
-        found = [guess.label_of(file.path) if guess else None for file in photos]
-        found = [label if not beside or label in beside else None for label in found]
-        for file, label in zip(photos, found, strict=True):
-            if not label:
-                self.ignored["no label" if is_image_name(file.path) else "not an image"] += 1
+        found = [guess.label_of(path) if guess else None for path in paths]
+        found = [label if label and (not beside or label in beside) else None for label in found]
+        labels = pa.array([_as_text(label) if label else None for label in found], pa.string())
+        labeled = labels.is_valid()
+        for why, those in (("no label", are_images), ("not an image", pc.invert(are_images))):
+            self.ignored[why] += pc.sum(pc.and_not(those, labeled)).as_py()
         if guess is None:
             return SCHEMA.empty_table()
-        unsure = sum(bool(label) and not is_image_name(file.path) for file, label in zip(photos, found, strict=True))
+        unsure = pc.sum(pc.and_not(labeled, are_images)).as_py()
         note = f" ({unsure:,} of the files have no image's ending: only those that are images will count)"
         self.layouts.append("; ".join([guess.how + (note if unsure and named else ""), *self.objections]))
         if self.source.archive and any(label and _as_text(label) != label for label in set(found)):
@@ -126,8 +135,7 @@ class Sorter:
             )
         if not guess.certain:
             check_guess(guess.how, Counter(label for label in found if label), flags)
-        kept = [(file, _as_text(label)) for file, label in zip(photos, found, strict=True) if label]
-        return self._table([file for file, _ in kept], [label for _, label in kept])
+        return self._table(photos.filter(labeled), labels.drop_null())
 
     def _tables_first(self, guess: Guess, named: Sequence[str]) -> bool:
         """Whether tables, if there are any, know better than folders and names: one label that is no animal's."""
@@ -136,18 +144,18 @@ class Sorter:
         labels = {label for path in named if (label := guess.label_of(path))}
         return len(labels) == 1 and not says_animal(labels.pop())
 
-    def _by_tables(self, photos: Sequence[File], named: Sequence[str]) -> Guess | None:
-        found, objections = tables.guess(named, self._tables(photos), self.source.label_column)
+    def _by_tables(self, paths: Sequence[str], named: Sequence[str]) -> Guess | None:
+        found, objections = tables.guess(named, self._tables(paths), self.source.label_column)
         self.objections += objections
         self.has_columns |= found is not None
         return found
 
-    def _tables(self, found: Sequence[File]) -> dict[str, bytes]:
+    def _tables(self, paths: Sequence[str]) -> dict[str, bytes]:
         """The content of the tables among files that can be read, if no flag says that labels are elsewhere.
 
         A competition's sample of answers is none: its labels are made up.
         """
-        csv = [file.path for file in found if kinds.ending(file.path) in tables.ENDINGS]
+        csv = [path for path in paths if kinds.ending(path) in tables.ENDINGS]
         content = {}
         for path in csv:
             if self.wanted == "auto" and "submission" not in path.lower():
@@ -209,21 +217,20 @@ class Sorter:
         self.named |= {file.path for file, row in zip(part.files, part.rows, strict=True) if row < 0}
         self.ignored += part.ignored
         self.ignored["no label"] += len(part.files) - len(kept) - part.ignored["several labels"]
-        return self._table([file for file, _, _ in kept], [label for *_, label in kept], [row for _, row, _ in kept])
+        files = table_of(file for file, _, _ in kept)
+        return self._table(files, pa.array([label for *_, label in kept], pa.string()), [row for _, row, _ in kept])
 
-    def _table(self, found: Sequence[File], labels: Sequence[str], rows: Sequence[int] | None = None) -> pa.Table:
-        rows = [-1] * len(found) if rows is None else rows
-        return pa.table(
-            {
-                "source": [self.number] * len(found),
-                "path": [os.fsencode(file.path) for file in found],
-                "row": rows,
-                "size": [0 if row >= 0 else file.size for file, row in zip(found, rows, strict=True)],
-                "changed": [file.changed for file in found],
-                "label": labels,
-            },
-            schema=SCHEMA,
-        )
+    def _table(self, found: pa.Table, labels: pa.Array, rows: Sequence[int] | None = None) -> pa.Table:
+        numbers = np.full(len(labels), -1) if rows is None else np.array(rows, np.int64)
+        columns = {
+            "source": np.full(len(labels), self.number, np.int32),
+            "path": found["path"],
+            "row": numbers,
+            "size": pc.if_else(numbers >= 0, 0, found["size"]),
+            "changed": found["changed"],
+            "label": labels,
+        }
+        return pa.table(columns, schema=SCHEMA)
 
 
 def _as_text(label: str) -> str:

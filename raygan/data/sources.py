@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from raygan import addresses
 from raygan.data import archives
+from raygan.data.files import File
 from raygan.data.kinds import is_archive_name
 from raygan.errors import ConfigurationError, RayganError, first_line, reason
 from raygan.runtime.storage import FAILURES, entries, resolve
@@ -101,23 +102,6 @@ class Source:
             File(path, info.size, info.mtime_ns or 0, regular=True) if info.type == pafs.FileType.File else None
             for path, info in zip(paths, infos, strict=True)
         ]
-
-
-@dataclass(frozen=True, slots=True)  # there are millions of them
-class File:
-    """A file of a source.
-
-    Attributes:
-        path: relative to the root, surrogate-escaped where it isn't UTF-8.
-        size: in bytes.
-        changed: modification time, in ns; of a file in an archive, see `archives.Member`; 0 if unknown.
-        regular: it can be read; false for devices, links that lead nowhere new, and the like.
-    """
-
-    path: str
-    size: int
-    changed: int
-    regular: bool
 
 
 def check_apart(source: Source, output: str | None) -> None:
@@ -238,28 +222,38 @@ def _walk_local(source: Source, exclude: str | None) -> Iterator[File]:
             continue
         visited.add(real)
         try:
-            entries = list(os.scandir(os.path.join(source.root, folder)))
+            with os.scandir(os.path.join(source.root, folder)) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if _is_folder(entry):
+                        (folders.appendleft if entry.is_symlink() else folders.append)(path)
+                    else:
+                        yield _file(entry, path, source.root)
         except FileNotFoundError:
             continue  # gone since it was listed
         except OSError as error:
             place = addresses.join(source.root, folder)
             raise RayganError(f"--input: cannot list {place}: {reason(error)}") from None
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            try:
-                if entry.is_dir():
-                    (folders.appendleft if entry.is_symlink() else folders.append)(path)
-                    continue
-                status = entry.stat()
-            except FileNotFoundError:  # a dangling link, which is a photo that can't be read, or gone since listed
-                yield File(path, 0, 0, regular=entry.is_symlink())
-            except PermissionError as error:  # of a folder that may be listed but not entered
-                place = addresses.join(source.root, folder)
-                raise RayganError(f"--input: cannot read the files in {place}: {reason(error)}") from None
-            except OSError:  # a link to itself, among others
-                yield File(path, 0, 0, regular=False)
-            else:
-                yield File(path, status.st_size, status.st_mtime_ns, regular=stat.S_ISREG(status.st_mode))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or one into a folder that may not be entered
+        return False
+
+
+def _file(entry: os.DirEntry[str], path: str, root: str) -> File:
+    try:
+        status = entry.stat()
+    except FileNotFoundError:  # a dangling link, which is a photo that can't be read, or gone since listed
+        return File(path, 0, 0, regular=entry.is_symlink())
+    except PermissionError as error:  # of a folder that may be listed but not entered
+        place = addresses.join(root, posixpath.dirname(path))
+        raise RayganError(f"--input: cannot read the files in {place}: {reason(error)}") from None
+    except OSError:  # a link to itself, among others
+        return File(path, 0, 0, regular=False)
+    return File(path, status.st_size, status.st_mtime_ns, regular=stat.S_ISREG(status.st_mode))
 
 
 def _walk_remote(source: Source, exclude: str | None) -> Iterator[File]:

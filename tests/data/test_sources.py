@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raygan.data import listing
 from raygan.data.columns import choose
+from raygan.data.files import File
 from raygan.data.listing import find_photos
 from raygan.data.sources import shown
 from raygan.errors import ConfigurationError
@@ -150,3 +153,19 @@ def test_folders_that_may_not_be_entered_are_refused_not_left_out():
         f"--input: cannot list {folder}/closed/cat: Permission denied",
         "True",
     ]
+
+
+def test_a_listing_holds_no_object_for_each_photo(tmp_path, monkeypatch):
+    find_photos([str(make(tmp_path, "cat/1.jpg"))])  # imports what it needs
+    count = 30_000
+    found = (File(f"{'cat' if i % 2 else 'dog'}/{i:08}.jpg", 4500, 10**18 + i, regular=True) for i in range(count))
+    monkeypatch.setattr(listing, "files", lambda *_: found)
+    tracemalloc.start()
+    try:
+        photos = find_photos([str(tmp_path)]).photos
+        # A path alone takes 66 bytes, and Arrow's memory doesn't count here.
+        assert tracemalloc.get_traced_memory()[1] < 130 * count
+    finally:
+        tracemalloc.stop()
+    assert photos["label"].to_pylist() == ["cat"] * (count // 2) + ["dog"] * (count // 2)
+    assert photos["changed"].to_pylist()[:2] == [10**18 + 1, 10**18 + 3]
