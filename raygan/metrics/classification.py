@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional import classification as metrics
 
 #: Bins of confidence in the calibration error.
 BINS = 15
@@ -21,6 +20,8 @@ BINS = 15
 
 def score(probabilities: Tensor, targets: Tensor) -> dict[str, float]:
     """The numbers above from float probabilities (n, labels) and true classes int64 (n,), n at least 1."""
+    from torchmetrics.functional import classification as metrics  # takes a second to import
+
     labels = probabilities.shape[1]
     counts = torch.bincount(targets, minlength=labels)
     right = torch.bincount(targets[probabilities.argmax(1) == targets], minlength=labels)
@@ -42,6 +43,8 @@ def score(probabilities: Tensor, targets: Tensor) -> dict[str, float]:
 
 def confusion(probabilities: Tensor, targets: Tensor) -> Tensor:
     """int64 (labels, labels): images of label i (row) that were called j (column)."""
+    from torchmetrics.functional import classification as metrics  # see `score`
+
     matrix: Tensor = metrics.multiclass_confusion_matrix(probabilities, targets, probabilities.shape[1])
     return matrix
 

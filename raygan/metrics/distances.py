@@ -1,8 +1,9 @@
 """How far a set of generated images is from a set of real ones, by their feature vectors.
 
 torch-fidelity computes FID, KID, precision and recall, and matches the reference implementations numerically. This
-module validates the input and adds KID's standard error. Features are float tensors (n, d) of any network, on the CPU.
-A number means nothing without the network's name and the number of images.
+module validates the input and adds KID's standard error. It imports torch-fidelity only to compute, since that takes
+seconds, and drivers need only the names here. Features are float tensors (n, d) of any network, on the CPU. A number
+means nothing without the network's name and the number of images.
 
 Every function but `nearest` raises RayganError if a set has too few images or a feature is not finite.
 """
@@ -12,9 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from raygan.errors import RayganError
 
@@ -50,6 +48,8 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500
         subset_size: images in a subset; at most half of the smaller set is taken, so that subsets differ.
         seed: of the subsets.
     """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
     _check(real, fake, KID_LEAST, "KID")
     smaller = min(len(real), len(fake))
     size = min(subset_size, smaller // 2)
@@ -117,6 +117,8 @@ def fid(real: Tensor, fake: Tensor) -> float:
 
     If a set has fewer images than features have dimensions, its covariance is singular and the bias is large.
     """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
     _check(real, fake, 2, "FID")
     # The order decides the last bits: torch-fidelity multiplies the covariances in the order it gets them.
     found = fid_statistics_to_metric(
@@ -132,6 +134,8 @@ def precision_recall(real: Tensor, fake: Tensor) -> tuple[float, float]:
     Features are scaled to unit length first. Otherwise noise would have a precision of 1: a network that recognizes
     nothing gives short vectors, and they lie within the wide balls of a few odd photos.
     """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
     _check(real, fake, PRECISION_NEIGHBORS + 1, "precision and recall")
     found = prc_features_to_metric(
         F.normalize(fake, dim=1),

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import GoogLeNet
 
 from raygan.errors import RayganError
 from raygan.models.weights import check_fits, fill, load_description, load_tensors, save_description, save_tensors
+
+if TYPE_CHECKING:
+    from torchvision.models import GoogLeNet
 
 #: Format version of the JSON file.
 VERSION = 1
@@ -41,6 +43,8 @@ def build_googlenet(labels: int, *, auxiliary: bool = True) -> GoogLeNet:
         auxiliary: add the paper's two auxiliary heads. In training mode, the network then answers with a named tuple
             `GoogLeNetOutputs`. The heads pool to 4x4, which repeats values on images under 128 px; they still train.
     """
+    from torchvision.models import GoogLeNet  # takes seconds to import, which a driver need not wait for
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about its initialization, which is the one we want
         return GoogLeNet(num_classes=labels, aux_logits=auxiliary, transform_input=False, init_weights=True)
@@ -118,6 +122,8 @@ def load_classifier(folder: Path | str) -> Classifier:
     Raises:
         RayganError: a file is missing or damaged, or has another version or architecture.
     """
+    from torchvision.models import GoogLeNet  # see `build_googlenet`
+
     folder = Path(folder)
     path = folder / "classifier.json"
     description = load_description(path, VERSION)

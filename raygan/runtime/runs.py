@@ -10,14 +10,15 @@ import math
 import posixpath
 import re
 from collections.abc import Set
-from typing import Any
-
-import ray.train
+from typing import TYPE_CHECKING, Any
 
 from raygan.addresses import public_value
 from raygan.errors import ConfigurationError
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
+
+if TYPE_CHECKING:
+    import ray.train
 
 
 class RunRecord:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raygan import tracking
 from raygan.errors import ConfigurationError
-from raygan.models.features import Features, load_features
 from raygan.models.registry import DEFAULT_FEATURES, FEATURES, SECOND_FEATURES
-from raygan.runtime import capacity, storage
+from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
+
+if TYPE_CHECKING:
+    from raygan.models.features import Features
 
 #: What users call the registered classifier where they name a feature network.
 GOOGLENET = "googlenet"
@@ -89,4 +92,7 @@ def load_network(address: str) -> Features:
 
     Files on object storage are copied to this machine's disk.
     """
+    from raygan.models.features import load_features  # torch takes seconds to import; most drivers only need names
+    from raygan.runtime import capacity
+
     return load_features(storage.local_folder(address)).to(capacity.own_device())

@@ -20,7 +20,15 @@ def test_the_callback_records_rank_0_and_failures(settings):
     assert record.tags["failure_1"] == "rank 1: out of memory"
 
 
-def test_what_runs_beside_a_training_does_not_wait_for_mlflow_to_be_imported():
-    """The callbacks of Ray Train's controller, and the task that measures checkpoints."""
-    code = "import sys, raygan.tracking.callback, raygan.training.monitor; sys.exit('mlflow' in sys.modules)"
+def test_processes_do_not_wait_for_imports_that_they_do_not_need():
+    """The driver of `prepare`, Ray Train's controllers with their callbacks and loops, and the tasks that measure."""
+    code = """
+import sys
+import raygan.data.prepare
+assert not {"torch", "ray.train", "mlflow"} & set(sys.modules)
+import raygan.classifier.worker, raygan.evaluation.collect, raygan.tracking.callback, raygan.training.worker
+import raygan.training.monitor
+slow = {"mlflow", "torchvision", "torch._dynamo", "torchmetrics", "torch_fidelity", "timm", "matplotlib"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

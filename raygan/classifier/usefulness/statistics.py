@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 from raygan.classifier.usefulness.trial import Trial
 
@@ -135,5 +135,5 @@ def half_interval(gains: Sequence[np.ndarray], replicates: int = 2000) -> float:
     means = np.take_along_axis(by_seed, drawn, axis=1).mean(axis=1)
     # Drawn from n seeds, means vary by (n - 1) / n of the variance that means of new seeds have.
     error = float(means.std(ddof=1)) * (len(table) / (len(table) - 1)) ** 0.5
-    half: float = scipy.stats.t.ppf(0.975, len(table) - 1) * error
+    half: float = stdtrit(len(table) - 1, 0.975) * error
     return half
