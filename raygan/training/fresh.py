@@ -7,7 +7,6 @@ to be compared with another generator's. A second network, which chose nothing e
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,13 @@ import ray
 
 from raygan.data.photos import Photos
 from raygan.errors import RayganError
+from raygan.metrics.distances import kid, kid_difference
 from raygan.models.features import Features
 from raygan.models.gan import Generator
 from raygan.models.registry import DEFAULT_FEATURES, SECOND_FEATURES
 from raygan.runtime import capacity, cluster
 from raygan.tracking.networks import load_network
-from raygan.training.monitor import draw, features_of, held_back, patience_s
+from raygan.training.monitor import can_hold_back, draw, features_of, held_back, patience_s
 
 #: Seed of the samples. The monitor, whose numbers choose the checkpoint, draws with seed 1.
 _SEED = 2
@@ -36,14 +36,12 @@ class Fresh:
     Attributes:
         metric: full name of the KID, such as ``kid500_efficientnet_lite0``.
         photos: validation photos that were held back from choosing; all of them if there are too few to hold any back.
-        fair: whether the photos were held back.
         kids: of each generator.
         leads: the KID of each generator minus that of the first, with the error of the difference.
     """
 
     metric: str
     photos: int
-    fair: bool
     kids: tuple[Estimate, ...]
     leads: tuple[Estimate, ...]
 
@@ -86,17 +84,7 @@ def judges(network: str) -> list[str]:
 
 
 def fair_metrics(found: Sequence[Fresh]) -> dict[str, float]:
-    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``; says them, too.
-
-    Empty, with a warning, if no photos were held back from choosing.
-    """
-    if not found[0].fair:
-        print(
-            f"warning: the result is only measured on the {found[0].photos} validation photos that chose it: "
-            f"prepare more photos, or a larger --validation share",
-            file=sys.stderr,
-        )
-        return {}
+    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``; says them, too."""
     said = ", ".join(f"{one.metric} {one.kids[-1][0]:.3g} ± {one.kids[-1][1]:.2g}" for one in found)
     print(f"measured again on fresh samples and {found[0].photos} photos that did not choose it: {said}", flush=True)
     return {name: value for one in found for name, value in one.metrics().items()}
@@ -108,17 +96,14 @@ def _measure(generators: Sequence[Generator], photos: Photos, networks: Sequence
 
 
 def _measured_by(net: Features, generators: Sequence[Generator], photos: Photos, samples: int) -> Fresh:
-    from raygan.metrics.distances import kid, kid_difference  # torch-fidelity takes seconds to import
-
     real, classes = features_of(photos, net)
-    fair = held_back(classes)
-    if fair.any():
-        real, classes = real[fair], classes[fair]
+    if can_hold_back(len(classes)):
+        held = held_back(classes)
+        real, classes = real[held], classes[held]
     fakes = [net(draw(generator, samples, seed=_SEED, like=classes)) for generator in generators]
     return Fresh(
         metric=f"kid{samples}_{net.name}",
         photos=len(real),
-        fair=bool(fair.any()),
         kids=tuple(kid(real, fake) for fake in fakes),
         leads=tuple(kid_difference(real, fake, fakes[0]) for fake in fakes),
     )

@@ -29,6 +29,8 @@ from torch import Tensor
 from raygan import pictures
 from raygan.data.photos import Photos
 from raygan.errors import RayganError, last_line
+from raygan.metrics import animals
+from raygan.metrics.distances import kid, nearest
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
@@ -145,10 +147,6 @@ class Monitor:
         Returns:
             Metrics by full name, and the KID among them.
         """
-        # Imported here: the driver needs none of it, and torch-fidelity takes seconds.
-        from raygan.metrics import animals
-        from raygan.metrics.distances import kid, nearest
-
         reference: Reference = ray.get(self.reference)
         drawn = draw(generator, self.samples, seed=1, like=reference.classes)
         network = load_network(self.network)
@@ -211,10 +209,10 @@ def held_back(classes: Tensor) -> Tensor:
         classes: class numbers (n,) of all validation photos.
 
     Returns:
-        bool (n,): every second photo of each class. If that leaves fewer than `LEAST_VALIDATION` in a half, none.
+        bool (n,): every second photo of each class; none if `can_hold_back` says so.
     """
     held = torch.zeros(len(classes), dtype=torch.bool)
-    if len(classes) >= 2 * LEAST_VALIDATION:
+    if can_hold_back(len(classes)):
         held[classes.argsort(stable=True)[1::2]] = True
     return held
 
@@ -264,6 +262,11 @@ def train_photos(minutes: float | None) -> int:
 def can_measure(validation: int) -> bool:
     """Whether `validation` validation photos are enough for KID to mean anything."""
     return validation >= LEAST_VALIDATION
+
+
+def can_hold_back(validation: int) -> bool:
+    """Whether each half of `validation` validation photos is enough to measure on."""
+    return can_measure(validation // 2)
 
 
 def with_network(settings: TrainSettings) -> TrainSettings:

@@ -14,7 +14,7 @@ from raygan.models.gan import Generator, load_generator
 from raygan.tracking.networks import feature_network
 from raygan.tracking.promotion import Decision, beside_champion
 from raygan.training.fresh import Fresh, fair_metrics, judges, measure_fresh
-from raygan.training.monitor import can_measure
+from raygan.training.monitor import can_hold_back, can_measure
 from raygan.training.settings import TrainSettings
 
 
@@ -46,9 +46,11 @@ def judge(
         alias where it is: it must not end a job that is done.
     """
     rival = _rival(settings, data, generator, name, log)
+    held_out = data.manifest.count("validation", settings.label)
+    if measure and not can_hold_back(held_out):
+        return {}, _without_fair_photos(rival, held_out)
     beside: list[Generator] = []
     if isinstance(rival, Rival):
-        held_out = data.manifest.count("validation", settings.label)
         if not can_measure(held_out):
             few = f"{held_out} validation photos are too few to compare it with version {rival.champion.version}"
             return {}, Decision(False, few)
@@ -73,10 +75,18 @@ def judge(
     metrics = fair_metrics(found) if measure else {}
     if not isinstance(rival, Rival):
         return metrics, rival
-    if measure and not found[0].fair:
-        chose = f"the {found[0].photos} validation photos, on which it would be compared, are those that chose it"
-        return metrics, Decision(False, chose)
     return metrics, _by_kid(found[0], rival.champion, log)
+
+
+def _without_fair_photos(rival: Rival | Decision, held_out: int) -> Decision:
+    """Say that all validation photos chose the result, so that none may judge it; the decision without them."""
+    print(
+        f"warning: the result is only measured on the {held_out} validation photos that chose it: "
+        f"prepare more photos, or a larger --validation share",
+        file=sys.stderr,
+    )
+    chose = f"the {held_out} validation photos, on which it would be compared, are those that chose it"
+    return Decision(False, chose) if isinstance(rival, Rival) else rival
 
 
 def _rival(

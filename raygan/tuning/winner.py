@@ -16,6 +16,7 @@ from raygan.errors import RayganError
 from raygan.models.gan import load_generator
 from raygan.runtime import storage
 from raygan.training.fresh import Fresh, judges, measure_fresh
+from raygan.training.monitor import can_hold_back
 from raygan.training.settings import TrainSettings
 from raygan.tuning.trial import TrialRecord
 
@@ -48,15 +49,17 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
     """
     rival = baseline if baseline is not best and baseline and _is_kept(baseline) else None
     try:
+        data = DataSet.open(base.data)
+        held_out = data.manifest.count("validation", base.label)
+        if not can_hold_back(held_out):
+            return Winner(f"all {held_out} validation photos chose the best trial: its KID is too low by chance")
         generators = [_load(trial)[0] for trial in (rival, best) if trial]
-        photos = open_photos(DataSet.open(base.data), "validation", base.label)
+        photos = open_photos(data, "validation", base.label)
         found = measure_fresh(
             generators, photos, judges(base.quality_network), base.quality_samples, base.cpus_per_worker
         )
     except (RayganError, FileNotFoundError) as error:
         return Winner(f"the best trial could not be measured afresh: {error}")
-    if not found[0].fair:
-        return Winner(f"all {found[0].photos} validation photos chose the best trial: its KID is too low by chance")
     lines = [f"measured again on fresh samples and {found[0].photos} photos that chose no trial:"]
     lines += [_line(one, best, rival) if rival else _alone(one, baseline is best) for one in found]
     comparable = rival is not None and _trained_as_long(rival, best)
