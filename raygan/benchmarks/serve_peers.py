@@ -103,12 +103,14 @@ def fastapi_app(folder: Path, *, fast: bool) -> Any:
 
 
 def serve_fastapi(folder: Path, port: int, *, fast: bool) -> None:
+    """Serve `fastapi_app` until the process is ended."""
     import uvicorn
 
     uvicorn.run(fastapi_app(folder, fast=fast), port=port, log_level="warning", access_log=False)
 
 
 def serve_litserve(folder: Path, port: int) -> None:
+    """Serve the same folder by LitServe until the process is ended."""
     import litserve
 
     from raygan.benchmarks.serve_litserve import Api

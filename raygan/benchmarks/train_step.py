@@ -99,6 +99,15 @@ def _candidates(settings: TrainStepBenchmarkSettings, device: torch.device) -> l
 def candidate_of(
     name: str, preset: str, precision: Precision, settings: TrainStepBenchmarkSettings, device: torch.device
 ) -> Candidate:
+    """A preset's step, at the benchmark's size of image, network and batch.
+
+    Args:
+        name: in the table.
+        preset: of `raygan.training`.
+        precision: of the convolutions.
+        settings: of the benchmark.
+        device: where it steps.
+    """
     values = load_preset(TrainSettings, preset)
     values |= {"batch_size": settings.batch_size, "precision": precision}
     shape = {key: values[key] for key in ("z_dim", "critic_norm", "architecture") if key in values}

@@ -26,6 +26,7 @@ _EXPORTED = re.compile(r"_(?:jpe?g|png)\.rf\.[0-9a-zA-Z]+$")
 
 
 def name_label(path: str) -> str | None:
+    """The label in a photo's file name, as in ``cat.123.jpg``; None if it has none."""
     name = (split_path(path) or [""])[-1]
     match = _NAME_WITH_NUMBER.match(_EXPORTED.sub("", without_ending(name)))
     return _label(match.group("label")) if match else None
