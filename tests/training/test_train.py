@@ -164,7 +164,7 @@ def assert_measured_afresh(client, result, data):
 
 def test_a_collapsed_training_says_so_and_keeps_the_last_good_checkpoint(train_settings):
     """The learning rates rise until the generator is lost."""
-    rates = {"generator_lr": 1.0, "critic_lr": 1.0, "warmup_kimg": 1}
+    rates = {"generator_lr": 1.0, "critic_lr": 1.0, "warmup_kimg": 0.3}
     settings = train_settings(name="collapsed", objective="r3gan", **rates, epochs=60, checkpoint_every=0.008)
     with pytest.raises(RayganError, match=r"has collapsed at .*: .*; the last good checkpoint is") as raised:
         train(settings)
@@ -194,7 +194,7 @@ def plain_loop(rank, settings, folder):
 
 
 def test_a_killed_driver_and_a_killed_worker_change_no_weight(train_settings, tmp_path):
-    length = {"num_workers": 2, "epochs": 24, "snapshot_every": 1000, "log_every": 0.056, "keep_checkpoints": 100}
+    length = {"num_workers": 2, "epochs": 16, "snapshot_every": 1000, "log_every": 0.056, "keep_checkpoints": 100}
     settings = train_settings(name="killed", **length)
     driver = start_job("train", settings=settings, address=ray.get_runtime_context().gcs_address)
     folder = os.path.join(settings.storage, "runs/killed")
@@ -217,7 +217,7 @@ def test_a_killed_driver_and_a_killed_worker_change_no_weight(train_settings, tm
     assert [run.info.run_name for run in runs] == ["killed"]
     assert client.get_run(resumed.run_id).data.tags["raygan.resumed"]
     steps = [metric.step for metric in client.get_metric_history(resumed.run_id, "critic_loss")]
-    assert sorted(steps) == list(range(56, 24 * 56 + 1, 56))  # 60 photos make 7 batches of 8 per epoch
+    assert sorted(steps) == list(range(56, 16 * 56 + 1, 56))  # 60 photos make 7 batches of 8 per epoch
 
 
 def kill_a_worker(folder, known, killed):
