@@ -12,6 +12,7 @@ from raygan import tracking
 from raygan.classifier.classify import classify
 from raygan.classifier.worker import classify_worker
 from raygan.errors import ConfigurationError, RayganError
+from raygan.models.distributed import Share
 from raygan.models.features import load_features
 from raygan.models.googlenet import load_classifier
 from tests.helpers import CORES, wait_for_cores
@@ -33,6 +34,23 @@ def die_within_the_second_epoch(config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.train, "report", die)
         classify_worker(config)
+
+
+class InThisProcess:
+    """Ray Train's stand-in for a run that has nothing left to train: it begins with the last checkpoint in storage."""
+
+    def __init__(self, loop, *, train_loop_config, run_config, **_):
+        self.loop, self.config = loop, train_loop_config
+        self.run = f"{run_config.storage_path}/{run_config.name}", run_config.storage_filesystem
+
+    def fit(self):
+        result = ray.train.Result.from_path(*self.run)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ray.train, "get_checkpoint", lambda: result.checkpoint)
+            patch.setattr(ray.train, "report", None)
+            patch.setattr("raygan.classifier.worker.this_rank", lambda: (Share(), torch.device("cpu")))
+            self.loop(self.config)
+        return result
 
 
 def count_in_batches(run, batches):
@@ -74,8 +92,10 @@ def test_a_classification_leaves_a_model_pictures_and_a_finished_run(
             classify(settings)
     with pytest.raises(ConfigurationError, match=r"seed was 0, now 1"):
         classify(settings.model_copy(update={"seed": 1, "allow_changes": False}))
-    result = classify(settings)
     wait_for_cores()
+    with monkeypatch.context() as patch:
+        patch.setattr("raygan.classifier.classify.TorchTrainer", InThisProcess)
+        result = classify(settings)
     client = tracking.connect(settings)
     assert len(client.search_runs([client.get_experiment_by_name("raygan").experiment_id])) == 1
     run = client.get_run(result.run_id)
