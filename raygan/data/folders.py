@@ -229,7 +229,7 @@ def _holds_classes(paths: Sequence[str], origins: frozenset[str], level: int) ->
     ``pets/test``), or the class folders are animals' (``pets/cat``, ``pets/dog`` and ``pets/1.jpg``).
     """
     outer, inner, loose = folders_within(paths, origins, level)
-    if len(inner) < 2 or _says_animal(outer) or not all(map(says_class, inner)):
+    if not inner or _says_animal(outer) or not all(map(says_class, inner)):
         return False
     return any(map(_says_animal, inner)) or all(map(_is_container, loose))
 

@@ -90,6 +90,7 @@ def several(*patterns, count=6):
             ["n02123045", "n02110185", None],
         ),
         (("pets/cat/{}.jpg", "pets/dog/{}.jpg", "pets/{}.jpg"), ["cat", "dog", None]),
+        (("comp/train/cat/{}.jpg", "comp/test/{}.jpg"), ["cat", None]),
         (("cats/in/{}.jpg", "cats/out/{}.jpg", "cats/{}.jpg"), ["cat"] * 3),
         (("rex/old/{}.jpg", "rex/{}.jpg"), ["rex", "rex"]),
         # keys, as Spark writes them
