@@ -18,6 +18,7 @@ CONTAINER_WORDS = frozenset(
     images img imgs photo photos picture pictures pic pics input raw original originals all jpeg jpg png jpegs full
     cropped aligned resized archive archives files unlabeled unlabelled classes categories download downloads extracted
     unzipped thumbnail thumbnails thumb thumbs preview previews holdout heldout trainval evaluation backup backups dcim
+    query gallery
     """.split()  # noqa: SIM905 - see above
 )
 
@@ -199,6 +200,13 @@ def folder_labels(paths: Sequence[str], level: int, origins: frozenset[str]) -> 
     known = set(labels.values())
     originals = {folder: normalize(_COPY.sub("", folder, count=1)) for folder in folders}
     return {folder: originals[folder] if originals[folder] in known else label for folder, label in labels.items()}
+
+
+def splits_among(folders: Collection[str]) -> list[str]:
+    """Folders that are the same without the names of splits (``seg_train``, ``seg_test``), if others have none."""
+    whole = {folder: normalize(_SPLIT.sub("", folder, count=1)) for folder in folders if _SPLIT.search(folder)}
+    counts = Counter(whole.values())
+    return sorted(folder for folder, name in whole.items() if counts[name] > 1) if len(whole) < len(folders) else []
 
 
 def class_level(paths: Sequence[str], origins: frozenset[str], *, numbers: bool) -> int | None:

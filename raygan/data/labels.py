@@ -15,6 +15,7 @@ comes out, and why:
     one folder per identity   Aaron_Eckhart/Aaron_Eckhart_0001.jpg    aaron_eckhart  class folders
     copies, counts            cat - Copy/0.jpg, cat (120)/0.jpg       cat            class folders, less these
     splits in folder names    train_cat/1.jpg, test_cat/2.jpg         cat            class folders, less the split
+                              seg_train/sea/1.jpg, seg_test, seg_pred asks           splits, or classes
     several sources           google/cat/1.jpg, flickr/cat/1.jpg      cat            class folders, in folders by origin
                               backup/cat/1.jpg beside cat/1.jpg       cat            class folders, in folders by origin
                               in/happy/1.jpg, out/happy/1.jpg, sad    asks           either may be the classes

@@ -20,9 +20,11 @@ from raygan.data.folders import (
     folder_labels,
     folders_of,
     folders_within,
+    may_lack_labels,
     origins,
     places_of,
     says_class,
+    splits_among,
     words_of,
 )
 from raygan.data.kinds import is_image_name
@@ -77,6 +79,7 @@ def guess(
     if len(set(found.values())) > 1 or (found and sure):
         if not sure:
             _refuse_parts(found, address, sure=False)
+            _refuse_splits(found, address)
             _refuse_crossed(places, passed, address)
         return _by_folders(paths, level or 0, found, passed, sure=sure)
     found = {name: label for name, label in found.items() if not _is_general(name)}
@@ -105,13 +108,15 @@ def _by_folders(
 ) -> Guess:
     loose = [path for path in paths if len(folders_of(path, passed)) <= level]
     by_name = not sure and bool(loose) and names_tell(loose)
+    known = set(found.values())
 
     def label_of(path: str) -> str | None:
         chain = folders_of(path, passed)
         if len(chain) > level:
             folder = chain[level]  # one that has only files without an image's ending isn't among those found
             return found.get(folder) or (normalize(folder) if says_class(folder) else None)
-        return name_label(path) if by_name else None
+        label = name_label(path) if by_name else None
+        return label if label in known or not may_lack_labels(path) else None
 
     by_origin = f", in folders by origin ({', '.join(sorted(passed)[:4])})" if passed else ""
     named = ", and labels in the names of files outside of them" if by_name else ""
@@ -165,6 +170,17 @@ def _refuse_parts(folders: Collection[str], address: str, *, sure: bool) -> None
         raise ConfigurationError(
             f"--input: the folders of {address} differ by a number only ({some}): are they parts of "
             f"{', '.join(classes[:3]) or 'one class'}? {one}; --layout folders makes each of them a class"
+        )
+
+
+def _refuse_splits(folders: Collection[str], address: str) -> None:
+    """Refuse some folders like seg_train and seg_test beside others: classes are often in them, not in their names."""
+    splits = splits_among(folders)
+    if splits:
+        some, others = ", ".join(splits[:3]), ", ".join(sorted(set(folders) - set(splits))[:3])
+        raise ConfigurationError(
+            f"--input: the folders of {address} ({some}) differ by a split only, but not all do ({others}): are they "
+            f"the classes? --layout folders takes them; else give the folder that holds the classes to --input"
         )
 
 

@@ -93,6 +93,10 @@ def several(*patterns, count=6):
         (("comp/train/cat/{}.jpg", "comp/test/{}.jpg"), ["cat", None]),
         (("cats/in/{}.jpg", "cats/out/{}.jpg", "cats/{}.jpg"), ["cat"] * 3),
         (("rex/old/{}.jpg", "rex/{}.jpg"), ["rex", "rex"]),
+        # test photos whose names may say something else
+        (("train/apple_scab/{}.jpg", "train/rust/{}.jpg", "test/AppleScab{}.jpg"), ["apple_scab", "rust", None]),
+        (("train/cats/{}.jpg", "train/dogs/{}.jpg", "test/cat_{}.jpg"), ["cat", "dog", "cat"]),
+        (("query/rex/{}.jpg", "gallery/rex/{}.jpg", "gallery/tom/{}.jpg"), ["rex", "rex", "tom"]),
         # keys, as Spark writes them
         (("split=train/label=cat/{}.jpg", "split=test/label=dog/{}.jpg"), ["cat", "dog"]),
         # folders by origin, and their copies; where they repeat, animals are the classes, inside or outside
@@ -163,6 +167,13 @@ def test_a_folder_with_photos_and_several_folders_of_photos_is_asked_about():
         found(paths)
     assert set(found(paths, layout="folders")) == {"rex"}
     assert set(found([path.removeprefix("rex/") for path in paths])) == {"indoor", "outdoor", None}
+
+
+def test_folders_for_splits_beside_others_are_asked_about():
+    paths = several("seg_train/seg_train/sea/{}.jpg", "seg_test/seg_test/sea/{}.jpg", "seg_pred/seg_pred/{}.jpg")
+    with pytest.raises(ConfigurationError, match=r"\(seg_test, seg_train\) differ by a split only, .* \(seg_pred\)"):
+        found(paths)
+    assert set(found(paths, layout="folders")) == {"seg_train", "seg_test", "seg_pred"}
 
 
 def test_an_input_among_others_is_a_class_folder():
