@@ -212,16 +212,15 @@ class Sorter:
             check_guess(parts[0].how, Counter(label for part in parts for label in part.labels if label), flags)
 
     def _of_rows(self, part: Rows) -> pa.Table:
-        found = zip(part.files, part.rows, part.labels, strict=True)
-        kept = [(file, row, label) for file, row, label in found if label]
+        labels, rows = pa.array(part.labels, pa.string()), np.array(part.rows, np.int64)
+        labeled = labels.is_valid()
         self.named |= {file.path for file, row in zip(part.files, part.rows, strict=True) if row < 0}
         self.ignored += part.ignored
-        self.ignored["no label"] += len(part.files) - len(kept) - part.ignored["several labels"]
-        files = table_of(file for file, _, _ in kept)
-        return self._table(files, pa.array([label for *_, label in kept], pa.string()), [row for _, row, _ in kept])
+        self.ignored["no label"] += labels.null_count - part.ignored["several labels"]
+        return self._table(table_of(part.files).filter(labeled), labels.drop_null(), rows[pc.indices_nonzero(labeled)])
 
-    def _table(self, found: pa.Table, labels: pa.Array, rows: Sequence[int] | None = None) -> pa.Table:
-        numbers = np.full(len(labels), -1) if rows is None else np.array(rows, np.int64)
+    def _table(self, found: pa.Table, labels: pa.Array, rows: np.ndarray | None = None) -> pa.Table:
+        numbers = np.full(len(labels), -1) if rows is None else rows
         columns = {
             "source": np.full(len(labels), self.number, np.int32),
             "path": found["path"],
