@@ -18,7 +18,7 @@ CONTAINER_WORDS = frozenset(
     images img imgs photo photos picture pictures pic pics input raw original originals all jpeg jpg png jpegs full
     cropped aligned resized archive archives files unlabeled unlabelled classes categories download downloads extracted
     unzipped thumbnail thumbnails thumb thumbs preview previews holdout heldout trainval evaluation backup backups dcim
-    query gallery
+    query gallery output outputs result results
     """.split()  # noqa: SIM905 - see above
 )
 

@@ -38,10 +38,12 @@ ADVICE = {kind: advice for kind, (_, advice) in _FOREIGN.items()} | {
     "Parquet without photos": "a column must have encoded photos, or paths of photos that exist",
 }
 
-#: Folders and files that systems leave among photos, in lower case. Some hold thumbnails and deleted photos.
+#: Folders and files that systems and tools leave among photos, in lower case. Some hold thumbnails, deleted photos or
+#: pictures of programs.
 _SYSTEM = frozenset(
     {
         *("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
+        *("venv", "site-packages", "node_modules", "__pycache__"),
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "picasa.ini", "zbthumbnail.info"),
     }
 )

@@ -58,7 +58,9 @@ def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str =
         how.append(f"column {column} of {name}, photos by its column {naming}")
     certain = {path: min(labels) for path, labels in found.items() if len(labels) == 1}
     if not certain:
-        return None, objections
+        what = "several labels for each photo" if found else "no label of a photo"
+        nothing = f"{', '.join(list(tables)[:3])} {'has' if len(tables) == 1 else 'have'} {what}"
+        return None, objections or ([nothing] if tables else [])
     return Guess(f"labels in {'; '.join(how)}", certain.get, certain=bool(label_column)), objections
 
 

@@ -97,6 +97,8 @@ def several(*patterns, count=6):
         (("train/apple_scab/{}.jpg", "train/rust/{}.jpg", "test/AppleScab{}.jpg"), ["apple_scab", "rust", None]),
         (("train/cats/{}.jpg", "train/dogs/{}.jpg", "test/cat_{}.jpg"), ["cat", "dog", "cat"]),
         (("query/rex/{}.jpg", "gallery/rex/{}.jpg", "gallery/tom/{}.jpg"), ["rex", "rex", "tom"]),
+        # what a training has left
+        (("cat/{}.jpg", "dog/{}.jpg", "outputs/{}.png"), ["cat", "dog", None]),
         # keys, as Spark writes them
         (("split=train/label=cat/{}.jpg", "split=test/label=dog/{}.jpg"), ["cat", "dog"]),
         # folders by origin, and their copies; where they repeat, animals are the classes, inside or outside

@@ -65,6 +65,9 @@ def test_photos_by_any_name_get_their_labels(tmp_path, content):
         ("labels.csv", b"filename,cat,dog\n000.jpg,1,0\n001.jpg,0,1\n", r"has no column of labels \(cat, dog\)"),
         ("labels.csv", b"filename,label\n000.jpg,0.5\n001.jpg,0\n", "row 0: column label has 0.5, a fraction"),
         ("metadata.jsonl", b'{"file_name": "000.jpg", "label": "cat"}\n{"file_na', "is damaged: line 2 is no JSON"),
+        ("labels.csv", b"filename,label\n0.jpg,cat\n1.jpg,dog\n", "has no label of a photo"),
+        ("labels.csv", b"filename,label\n000.jpg,cat\n000.jpg,dog\n", "has several labels for each photo"),
+        ("metadata.jsonl", b'{"file_name": "000.jpg", "label": ["cat"]}\n' * 2, "has no label of a photo"),
         ("metadata.jsonl", b"[" * 100_000, "is damaged: line 1 is no JSON"),
     ],
 )
