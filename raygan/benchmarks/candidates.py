@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +55,7 @@ class Candidate:
         settings: options of the step.
         precision: that of `settings`.
         device: "cpu" or "cuda".
+        recorded: whether a GPU replays recorded steps, as in a training; the textbook's are never recorded.
     """
 
     name: str
@@ -62,10 +63,11 @@ class Candidate:
     settings: StepOptions
     precision: Precision
     device: str
+    recorded: bool = True
 
     @property
     def title(self) -> str:
-        return f"{self.name} {self.precision}"
+        return f"{self.name} {self.precision}{'' if self.recorded else ', not recorded'}"
 
 
 class Runner:
@@ -87,6 +89,8 @@ class Runner:
             if part == "critic":
                 settings = settings.model_copy(update={"n_critic": 2**62})
             self._ours = GanStep(candidate.networks, settings, candidate.device, float64=float64)
+            if candidate.recorded:
+                self._ours.record_steps()
             self.step = self._our_step
 
     @property
@@ -97,6 +101,11 @@ class Runner:
     def run(self) -> list[Tensor | float]:
         """Take a critic step or a full iteration, and return its losses in order."""
         return [loss for _ in range(self._critic_steps) for loss in self.step()]
+
+    def warm_up(self) -> None:
+        """Run until libraries have chosen their kernels and, on a GPU, every kind of step has been recorded."""
+        for _ in range(2 if self.candidate.device == "cpu" else 3 * self.candidate.settings.penalty_every):
+            self.run()
 
     def follow(self, ours: Runner) -> None:
         """As the textbook, continue from the weights of raygan's networks, with its draws."""
@@ -130,6 +139,7 @@ def losses_apart(ours: Candidate, textbook: Candidate, *, float64: bool = False)
         textbook: the textbook's, with the same settings.
         float64: compute both in float64, whatever their precision.
     """
+    ours = replace(ours, recorded=False)
     mine, its = Runner(ours, "iteration", float64=float64), Runner(textbook, "iteration", float64=float64)
     worst = 0.0
     # TF32 rounds by more than the two formulas may differ.
@@ -231,7 +241,7 @@ class Operations:
 
 def count_operations(candidate: Candidate, part: Part) -> Operations:
     """Count what a part dispatches."""
-    runner = Runner(candidate, part)
+    runner = Runner(replace(candidate, recorded=False), part)
     # A lazy penalty comes once in `penalty_every` critic steps.
     repeats = 1 if candidate.name == TEXTBOOK else candidate.settings.penalty_every
     found = Operations(repeats * runner.images)

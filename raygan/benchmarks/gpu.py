@@ -121,9 +121,9 @@ class Session:
     def candidate(self, values: dict[str, Any]) -> Candidate:
         """A candidate of the plan."""
         networks = NetworkSettings(**values["networks"])
-        return Candidate(
-            values["name"], networks, cast(Any, Options(**values["options"])), values["precision"], self.device
-        )
+        options = cast(Any, Options(**values["options"]))
+        recorded = values.get("recorded", True)
+        return Candidate(values["name"], networks, options, values["precision"], self.device, recorded)
 
     def speeds(self) -> dict[str, float]:
         """FLOP/s of the fastest product at each precision, and bytes/s of a copy, read and written."""
@@ -149,8 +149,7 @@ class Session:
             before = _allocated(self.device, reset=True)
             runner = Runner(candidate, "iteration")
             set_up_gpu(candidate.precision, deterministic=False)  # the textbook sets up nothing itself
-            runner.run()
-            runner.run()
+            runner.warm_up()
             candidates.append(candidate)
             runners.append(runner)
             memory.append((_allocated(self.device) - before) / 1e6)

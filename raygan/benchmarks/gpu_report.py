@@ -78,6 +78,7 @@ def _write_plan(settings: GpuBenchmarkSettings, folder: Path) -> dict[str, Any]:
     precisions = ["tf32", "bf16"]
     candidates = [_planned(TEXTBOOK, SOURCE, "tf32", wide)]
     candidates += [_planned(preset, preset, each, wide) for preset in settings.presets for each in precisions]
+    candidates.insert(-1, {**candidates[-1], "recorded": False})
     own = {"image_size": size}
     trained = [_planned(settings.train_preset, settings.train_preset, "bf16", own)]
     if settings.textbook:

@@ -16,8 +16,7 @@ _KERNELS, _ITERATIONS = 12, 8
 def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
     """The kernels of an iteration, measured for `seconds`: how busy they keep the device, and which take longest."""
     runner = Runner(candidate, "iteration")
-    for _ in range(4):
-        runner.run()
+    runner.warm_up()
     now(candidate.device)
     kind = torch.profiler.ProfilerActivity
     kinds = [kind.CPU, kind.CUDA] if candidate.device == "cuda" else [kind.CPU]

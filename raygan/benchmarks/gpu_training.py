@@ -36,6 +36,8 @@ class Training:
             self.seconds, self.batches, self.kept = state["seconds"], state["batches"], state["kept"]
             if not self.textbook:
                 self._step.images_seen = self.batches * candidate.settings.batch_size
+        if not self.textbook:
+            self._step.record_steps()
 
     def step(self, reals: torch.Tensor) -> None:
         """Train on a batch."""

@@ -178,8 +178,7 @@ def _serve(pipe: Connection, candidate: Candidate, part: Part) -> None:
     if candidate.name != TEXTBOOK:
         keep_freed_memory()
     runner = Runner(candidate, part)
-    runner.run()
-    runner.run()
+    runner.warm_up()
     pipe.send(0.0)
     while True:
         try:

@@ -38,18 +38,22 @@ class AdaptiveShare:
         self._target, self._batch_size, self._share = target, batch_size, share
         self.state = torch.zeros(2, device=device)
 
-    def update(self, certainty: Tensor, batch: int) -> None:
-        """Decide after every fourth batch. A collective call.
+    def decides_after(self, batch: int) -> bool:
+        """Whether the share is decided anew after global batch `batch`: after every fourth."""
+        return (batch + 1) % EVERY == 0
+
+    def update(self, certainty: Tensor, *, decide: bool) -> None:
+        """Take note of a batch. A collective call.
 
         Args:
             certainty: of this rank's training photos (n,), each -1, 0 or 1: the sign of what the critic says of it.
-            batch: number of the global batch.
+            decide: whether to decide anew.
         """
         total = certainty.sum()
         if self._share.world_size > 1:
             torch.distributed.all_reduce(total)
         self.state[1] += total
-        if (batch + 1) % EVERY == 0:
+        if decide:
             images = EVERY * self._batch_size
             too_certain = torch.sign(self.state[1] / images - self._target)
             self.state[0] = (self.state[0] + too_certain * (images / ADAPT_IMAGES)).clamp(0, 1)

@@ -36,7 +36,9 @@ def new_step(
     """A training's step before its first batch; labels as for `network_settings`."""
     total_kimg = schedule.total / 1000
     networks = network_settings(settings, labels)
-    return GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)
+    step = GanStep(networks, StepOptions.of(settings), device, share, total_kimg=total_kimg)
+    step.record_steps()
+    return step
 
 
 def this_rank() -> tuple[Share, torch.device]:

@@ -5,15 +5,15 @@ interpolation, mirroring, augmentation) is a function of the run's seed and the 
 So N ranks compute what one process computes on the whole batch, whatever N is, and a resumed run needs no random state
 beyond the batch number. (Batch norm is the exception unless it is synchronized: each rank normalizes its own rows.)
 
-The host queues a step's kernels and never waits for the device.
+The host queues a step's kernels and never waits for the device. On a GPU, it replays recorded steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from raygan.models.sync_norm import synchronize
 from raygan.training.adaptive import AdaptiveShare
 from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
 from raygan.training.objectives import CriticFunction, Terms, at_least_float32
+from raygan.training.recording import CudaGraphs, Record, Recorder
 from raygan.training.registry import OBJECTIVES, POLICIES
 from raygan.training.schedule import learning_rate_share, rates_after
 
@@ -40,6 +41,20 @@ _CHANGES = "augment reals", "augment fakes"
 
 #: Draws that decide which of those changes are made.
 _GATES = "gate reals", "gate fakes"
+
+
+class _Kind(NamedTuple):
+    """What the host decides in a step.
+
+    Attributes:
+        penalized: whether the critic pays the penalty.
+        adapts: whether the share of augmented images is decided anew.
+        generates: whether the generator steps, too.
+    """
+
+    penalized: bool
+    adapts: bool
+    generates: bool
 
 
 class GanStep:
@@ -84,6 +99,7 @@ class GanStep:
                 on GPUs, unless the critic normalizes each channel of each image.
         """
         self.networks, self.options, self.total_kimg = networks, options, total_kimg
+        self.images_seen = self.ema_images = 0
         self.device = torch.device(device)
         self.share = share or Share()
         self.precision = "fp64" if float64 else pick_precision(options.precision, self.device)
@@ -112,10 +128,10 @@ class GanStep:
         self.critic.requires_grad_(False)
         self._let_critic_learn(True)
         self.critic_optimizer = torch.optim.Adam(self._trained, options.critic_lr, betas, fused=True)
-        self.images_seen = self.ema_images = 0
         self.adaptive: AdaptiveShare | None = None
         if options.augment_target:
             self.adaptive = AdaptiveShare(options.augment_target, options.batch_size, self.share, self.device)
+        self._recorder: Recorder | None = None
         self.use_draws("philox")
         zeros = partial(torch.zeros, 1, device=self.device, dtype=self.dtype)
         z_dim, size = networks.z_dim, networks.image_size
@@ -177,15 +193,40 @@ class GanStep:
         Returns:
             This rank's sums of each term over its images, on the device, which is never waited for.
         """
-        draws = self.critic_draws.of(self.batches)
-        scaled = self._prepare_reals(reals, draws)
-        classes = None if classes is None or not self.networks.labels else to_device(classes, self.device)
+        batch = self.batches
+        generates = (batch + 1) % self.options.n_critic == 0
+        inputs = {"reals": to_device(reals, self.device)}
+        if classes is not None and self.networks.labels:
+            inputs["classes"] = to_device(classes, self.device)
+        inputs |= {f"critic {purpose}": values for purpose, values in self.critic_draws.of(batch).items()}
+        if generates:
+            inputs |= {f"generator {purpose}": values for purpose, values in self.generator_draws.of(batch).items()}
+        penalized = batch % self.options.penalty_every == 0
+        adapts = self.adaptive is not None and self.adaptive.decides_after(batch)
+        kind = _Kind(penalized, adapts, generates)
         self._set_rates()
-        terms = self._critic_step(scaled, classes, draws)
-        if (self.batches + 1) % self.options.n_critic == 0:
-            terms |= self._generator_step(scaled, classes, self.generator_draws.of(self.batches))
+        work = partial(self._work, kind)
+        terms = self._recorder.run(kind, work, inputs) if self._recorder else work(inputs)
+        if generates:
+            self.ema.update_parameters(self.generator)
         self.images_seen += self.options.batch_size
         return terms
+
+    def record_steps(self, record: Record | None = None) -> None:
+        """From now on replay steps where that is faster: on one GPU.
+
+        Args:
+            record: how; by default as CUDA graphs.
+        """
+        optimizers = self.generator_optimizer, self.critic_optimizer
+        if record is None:
+            if self.device.type != "cuda" or self.share.world_size > 1:
+                return
+            record = CudaGraphs(self.device, *optimizers)
+        self._recorder = Recorder(record)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=self.device)  # read from memory in each replay
 
     def sample(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
         """Images (n, 3, S, S) of the EMA generator for latents (n, z_dim) and classes (n,)."""
@@ -205,18 +246,28 @@ class GanStep:
         share = self.learning_rate_share
         for optimizer, rate in zip((self.generator_optimizer, self.critic_optimizer), self.rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * share
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate * share)
+                else:
+                    group["lr"] = rate * share
+
+    def _work(self, kind: _Kind, inputs: Mapping[str, Tensor]) -> Terms:
+        """A step without what the host computes from the batch's number."""
+        reals, classes = self._prepare_reals(inputs["reals"], inputs.get("critic mirror")), inputs.get("classes")
+        terms = self._critic_step(reals, classes, _under(inputs, "critic "), kind)
+        if kind.generates:
+            terms |= self._generator_step(reals, classes, _under(inputs, "generator "))
+        return terms
 
     def _let_critic_learn(self, learns: bool) -> None:
         """Whether backward passes give the critic gradients; its frozen stages never get any."""
         for parameter in self._trained:
             parameter.requires_grad_(learns)
 
-    def _critic_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor]) -> Terms:
+    def _critic_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor], kind: _Kind) -> Terms:
         options = self.options
         # Lazy regularization (Karras et al. 2020, appendix B): a rare penalty weighs as much as a steady one.
-        penalized = self.batches % options.penalty_every == 0
-        weight = options.penalty_weight * options.penalty_every if penalized else 0.0
+        weight = options.penalty_weight * options.penalty_every if kind.penalized else 0.0
         with self._autocast():
             with torch.no_grad():
                 fakes = self.generator(draws["latents"], classes).to(self.dtype)
@@ -225,7 +276,7 @@ class GanStep:
             critic = _scores_of(self._ddp_critic, classes)
             losses, terms = self.objective.critic_loss(critic, reals, fakes, mix, weight)
         if self.adaptive:
-            self.adaptive.update(terms["certainty"], self.batches)
+            self.adaptive.update(terms["certainty"], decide=kind.adapts)
             terms["augmented"] = self.adaptive.state[0].expand(len(losses))
         norm = self._descend(losses, self.critic, self.critic_optimizer)
         return {**_sums(terms), "critic_loss": losses.detach().sum(), "critic_gradient": norm * len(losses)}
@@ -239,7 +290,6 @@ class GanStep:
             losses, terms = self.objective.generator_loss(_scores_of(self.critic, classes), reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
         self._let_critic_learn(True)
-        self.ema.update_parameters(self.generator)
         return {
             **_sums(terms),
             "generator_loss": losses.detach().sum(),
@@ -261,9 +311,9 @@ class GanStep:
         optimizer.step()
         return norm
 
-    def _prepare_reals(self, reals: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        images = to_signed(to_device(reals, self.device), self.dtype).contiguous(memory_format=self.layout)
-        return mirror(images, draws["mirror"][:, 0]) if self.options.mirror else images
+    def _prepare_reals(self, reals: Tensor, flips: Tensor | None) -> Tensor:
+        images = to_signed(reals, self.dtype).contiguous(memory_format=self.layout)
+        return images if flips is None else mirror(images, flips[:, 0])
 
     def _augment_pair(self, reals: Tensor, fakes: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.options.augment:
@@ -296,6 +346,10 @@ def _scores_of(critic: Callable[..., Tensor], classes: Tensor | None) -> CriticF
         return at_least_float32(critic(images, classes.repeat(len(images) // max(1, len(classes)))))
 
     return scores
+
+
+def _under(inputs: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
 
 
 def _sums(terms: Terms) -> Terms:

@@ -34,7 +34,7 @@ def test_the_share_rises_by_what_is_seen_in_four_batches_and_falls_back():
     seen = []
     for batch in range(20):
         certain = torch.ones(250) if batch < 8 else torch.tensor([1.0, -1.0]).repeat(125)
-        share.update(certain, batch)
+        share.update(certain, decide=share.decides_after(batch))
         seen.append(round(float(share.state[0]), 6))
     # Four batches are 1,000 images, a hundredth of the way from 0 to 1; certainties below the target count downwards.
     assert seen == [0] * 3 + [0.01] * 4 + [0.02] * 4 + [0.01] * 4 + [0] * 5
