@@ -32,8 +32,9 @@ _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 
-#: Encrypted counters at once: enough to make up for the calls of a hundred kernels, few enough for a core's cache.
-_AT_ONCE = 2**14
+#: Encrypted counters at once: enough to make up for the calls of a hundred kernels, few enough for a core's cache; a GPU
+#: is done with many more before the host has made those calls.
+_AT_ONCE, _AT_ONCE_ON_GPU = 2**14, 2**19
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Draws:
         self._streams, self._numbers = (torch.tensor(values, device=batches.device) for values in (streams, numbers))
         rows = range(batches.size)[batches.share.rows(batches.size)]
         self._rows = torch.arange(rows.start, rows.stop, device=batches.device)
-        self._ahead = max(1, _AT_ONCE // max(1, len(rows) * len(numbers)))
+        at_once = _AT_ONCE_ON_GPU if batches.device.type == "cuda" else _AT_ONCE
+        self._ahead = max(1, at_once // max(1, len(rows) * len(numbers)))
         self._starts = torch.arange(self._ahead, device=batches.device)[:, None] * batches.size
         self._part: int | None = None
         self._drawn: dict[str, Tensor] = {}
