@@ -91,7 +91,7 @@ def _write_plan(settings: GpuBenchmarkSettings, folder: Path) -> dict[str, Any]:
         "batches": settings.batches,
         "rounds": settings.rounds,
         "seconds": settings.seconds,
-        "timeline": candidates[-1],
+        "timeline": {**candidates[-1], "options": {**candidates[-1]["options"], "batch_size": max(settings.batches)}},
         "trainings": trained,
         "minutes": settings.minutes,
         "points": settings.points,
@@ -213,8 +213,8 @@ def _scaling(plan: dict[str, Any], steps: dict[int, dict[str, dict[str, float]]]
 def _timeline(found: dict[str, Any]) -> list[str]:
     gaps = found["gaps"]
     head = (
-        f"An iteration of {found['candidate']} takes {found['milliseconds']:.2f} ms. It launches "
-        f"{found['launches']:,.0f} kernels, which keep the GPU busy {found['busy']:.0%} of the time. Under the "
+        f"An iteration of {found['candidate']} at batch {found['batch']} takes {found['milliseconds']:.2f} ms. It "
+        f"launches {found['launches']:,.0f} kernels, which keep the GPU busy {found['busy']:.0%} of the time. Under the "
         f"profiler, gaps take {gaps['share']:.0%}; the longest is {gaps['longest_microseconds']:,.0f} µs."
     )
     rows = [[f"`{each['name']}`", f"{each['share']:.1%}", f"{each['calls']:g}"] for each in found["kernels"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
         gaps += [start - end] if start > end else []
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
-        took.setdefault(_short(name), []).append(stop - start)
+        took.setdefault(short(name), []).append(stop - start)
     whole = end - spans[0][0]
     longest = sorted(took.items(), key=lambda item: -sum(item[1]))[:_KERNELS]
     total = sum(map(sum, took.values()))
@@ -46,6 +47,7 @@ def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
     undisturbed = runner.images / rate(runner, seconds)
     return {
         "candidate": candidate.title,
+        "batch": candidate.settings.batch_size,
         "milliseconds": 1e3 * undisturbed,
         "busy": min(1.0, busy / _ITERATIONS / 1e6 / undisturbed),
         "launches": len(spans) / _ITERATIONS,
@@ -56,6 +58,12 @@ def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
     }
 
 
-def _short(name: str) -> str:
-    """A kernel's name without return type, template arguments and parameters."""
-    return name.removeprefix("void ").split("<")[0].split("(")[0][:60]
+def short(name: str) -> str:
+    """A kernel's name without its namespace, template arguments and parameters, but with what torch's general ones do.
+
+    Examples: ``RowwiseMomentsCUDAKernel``, ``elementwise_kernel direct_copy_kernel_cuda``.
+    """
+    plain = re.sub(r"\(anonymous namespace\)::|\w+::", "", name.removeprefix("void "))
+    head, *rest = re.split(r"[<(]", plain, maxsplit=1)
+    does = re.search(r"\b(?!Binary|.Unary)(\w+(_kernel_cuda|[Ff]unctor\w*)|cutlass_\w+)", rest[0]) if rest else None
+    return (f"{head} {does[0]}" if does else head)[:60]

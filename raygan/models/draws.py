@@ -32,8 +32,8 @@ _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 
-#: Encrypted counters at once: enough to make up for the calls of a hundred kernels, few enough for a core's cache; a GPU
-#: is done with many more before the host has made those calls.
+#: Encrypted counters at once: enough to make up for the calls of a hundred kernels, few enough for a core's cache. A
+#: GPU is done with many more before the host has made those calls.
 _AT_ONCE, _AT_ONCE_ON_GPU = 2**14, 2**19
 
 

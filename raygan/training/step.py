@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raygan.models.averages import MovingAverage
 from raygan.models.distributed import Share, distributed
-from raygan.models.double_backward import InstanceNorm2d
+from raygan.models.double_backward import InstanceNorm2d, use_on_gpu
 from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
@@ -108,6 +108,8 @@ class GanStep:
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             generator, critic = build_generator(networks), build_critic(networks)
+        if self.device.type == "cuda":
+            use_on_gpu(critic)
         if channels_last is None:
             channels_last = self.device.type == "cuda" and not any(
                 isinstance(layer, InstanceNorm2d) for layer in critic.modules()

@@ -13,6 +13,7 @@ import torch
 from raygan.benchmarks.candidates import TEXTBOOK
 from raygan.benchmarks.gpu import Session, finish
 from raygan.benchmarks.gpu_report import benchmark, fill
+from raygan.benchmarks.gpu_timeline import short
 from raygan.benchmarks.gpu_training import Training
 from raygan.benchmarks.settings import GpuBenchmarkSettings
 from raygan.errors import ConfigurationError
@@ -150,6 +151,30 @@ def test_a_part_that_fails_leaves_the_others(tiny, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("raygan.benchmarks.gpu.time.perf_counter", lambda: 50.0 * next(clock))
     finish(tmp_path / "gpu", 120.0, "cpu")
     assert "machine" in Session(tmp_path / "gpu", 100.0, "cpu").results
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (
+            "void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<float>(long, float)",
+            "RowwiseMomentsCUDAKernel",
+        ),
+        (
+            "void at::native::elementwise_kernel<128, 2, at::native::gpu_kernel_impl_nocast<at::native::direct_copy_"
+            "kernel_cuda(at::TensorIteratorBase&)::{lambda()#3}>>(int)",
+            "elementwise_kernel direct_copy_kernel_cuda",
+        ),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::BinaryFunctor<float, float, float, "
+            "at::native::binary_internal::MulFunctor<float> >, std::array<char*, 3ul> >(int)",
+            "vectorized_elementwise_kernel MulFunctor",
+        ),
+        ("sm90_xmma_dgrad_implicit_gemm_indexed", "sm90_xmma_dgrad_implicit_gemm_indexed"),
+    ],
+)
+def test_a_kernels_name_says_what_it_does(name, shown):
+    assert short(name) == shown
 
 
 def test_a_page_without_marks_is_named(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raygan.models.double_backward import Conv2d, InstanceNorm2d, LeakyReLU, no_weight_gradients
+from raygan.models.double_backward import Conv2d, InstanceNorm2d, LeakyReLU, no_weight_gradients, use_on_gpu
 
 #: Channels in and out, kernel, stride, padding, dilation, groups.
 CONVOLUTIONS = {
@@ -88,6 +88,23 @@ def test_weights_have_no_gradient_where_only_the_images_is_asked_for():
     assert layer.weight.grad is None
     layer(values).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_a_gpus_critic_takes_over_the_convolutions_that_it_computes_alike():
+    plain = [nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=2, groups=2, bias=False)]
+    others = [
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, stride=(1, 2), padding=1),
+        nn.Conv2d(4, 4, 3, padding=(0, 1)),
+    ]
+    critic = nn.Sequential(*plain, *others).double()
+    values = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    wanted = critic(values)
+    use_on_gpu(critic)
+    assert [type(layer) for layer in critic] == [Conv2d] * 2 + [nn.Conv2d] * 5
+    torch.testing.assert_close(critic(values), wanted)
 
 
 def test_a_convolution_follows_autocast():
