@@ -213,9 +213,9 @@ def _scaling(plan: dict[str, Any], steps: dict[int, dict[str, dict[str, float]]]
 def _timeline(found: dict[str, Any]) -> list[str]:
     gaps = found["gaps"]
     head = (
-        f"An iteration of {found['candidate']} at batch {found['batch']} takes {found['milliseconds']:.2f} ms. It "
-        f"launches {found['launches']:,.0f} kernels, which keep the GPU busy {found['busy']:.0%} of the time. Under the "
-        f"profiler, gaps take {gaps['share']:.0%}; the longest is {gaps['longest_microseconds']:,.0f} µs."
+        f"An iteration of {found['candidate']} at batch {found['batch']} takes {found['milliseconds']:.2f} ms. Its "
+        f"{found['launches']:,.0f} kernels keep the GPU busy {found['busy']:.0%} of the time. Under the profiler, gaps "
+        f"take {gaps['share']:.0%}; the longest is {gaps['longest_microseconds']:,.0f} µs."
     )
     rows = [[f"`{each['name']}`", f"{each['share']:.1%}", f"{each['calls']:g}"] for each in found["kernels"]]
     return [head, _table(["kernel", "share of kernel time", "calls per iteration"], rows)]

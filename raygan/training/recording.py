@@ -82,15 +82,16 @@ class CudaGraphs:
             optimizers: those that step in what is recorded.
         """
         self._stream = torch.cuda.Stream(device)
-        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._optimizers = optimizers
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """A function that replays `work`; `work` itself, with a warning, where it can't be recorded."""
         graph = torch.cuda.CUDAGraph()
-        # torch asks for this where an optimizer is recorded, and warns of it where it is not.
-        for group in self._groups:
-            group["capturable"] = True
+        # Loading a state replaces an optimizer's groups, so they are looked up only now.
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["capturable"] = True  # torch asks for it where an optimizer is recorded, and warns elsewhere
         try:
             # Other threads of this process may go on using the GPU.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
@@ -99,7 +100,7 @@ class CudaGraphs:
             warnings.warn(f"the steps are not recorded as CUDA graphs, which is slower: {error}", stacklevel=2)
             return work
         finally:
-            for group in self._groups:
+            for group in groups:
                 group["capturable"] = False
 
         def replay() -> Tensor:

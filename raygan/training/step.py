@@ -21,26 +21,21 @@ from torch import Tensor, nn
 from raygan.models.averages import MovingAverage
 from raygan.models.distributed import Share, distributed
 from raygan.models.double_backward import InstanceNorm2d, use_on_gpu
-from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
+from raygan.models.draws import Batches, Kind
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
 from raygan.models.stages import trained_parameters
 from raygan.models.sync_norm import synchronize
 from raygan.training.adaptive import AdaptiveShare
-from raygan.training.augment import DRAWS_PER_IMAGE, augment, mirror
+from raygan.training.augment import mirror
+from raygan.training.draws import augment_pair, step_draws
 from raygan.training.objectives import CriticFunction, Terms, at_least_float32
 from raygan.training.recording import CudaGraphs, Record, Recorder
-from raygan.training.registry import OBJECTIVES, POLICIES
+from raygan.training.registry import OBJECTIVES
 from raygan.training.schedule import learning_rate_share, rates_after
 
 if TYPE_CHECKING:
     from raygan.training.settings import StepOptions
-
-#: Draws that change reals and fakes, in the order of a batch of both.
-_CHANGES = "augment reals", "augment fakes"
-
-#: Draws that decide which of those changes are made.
-_GATES = "gate reals", "gate fakes"
 
 
 class _Kind(NamedTuple):
@@ -169,21 +164,8 @@ class GanStep:
     def use_draws(self, kind: Kind) -> None:
         """Take random numbers of this kind from now on; a resumed run keeps those that it began with."""
         self.draws = kind
-        options, z_dim = self.options, {"latents": self.networks.z_dim}
-        batches = Batches(options.seed, options.batch_size, self.share, self.device, self.dtype)
-        changes = dict.fromkeys(_CHANGES, DRAWS_PER_IMAGE) if options.augment else {}
-        if self.adaptive:
-            changes |= dict.fromkeys(_GATES, len(POLICIES))
-        flips = {"mirror": 1} if options.mirror else {}
-        self.critic_draws: ImageDraws
-        self.generator_draws: ImageDraws
-        if kind == "philox":
-            self.critic_draws = Draws(batches, "critic", normals=z_dim, uniforms={"mix": 1, **changes, **flips})
-            self.generator_draws = Draws(batches, "generator", normals=z_dim, uniforms=changes, every=options.n_critic)
-        else:
-            sequences = {"critic": {**z_dim, "mix": 1, **changes}, "mirror": flips}
-            self.critic_draws = SerialDraws(batches, sequences, normals=z_dim)
-            self.generator_draws = SerialDraws(batches, {"generator": {**z_dim, **changes}}, normals=z_dim)
+        batches = Batches(self.options.seed, self.options.batch_size, self.share, self.device, self.dtype)
+        self.critic_draws, self.generator_draws = step_draws(kind, batches, self.options, self.networks.z_dim)
 
     def step(self, reals: Tensor, classes: Tensor | None = None) -> Terms:
         """One critic step, and a generator step after every `n_critic` critic steps.
@@ -273,7 +255,7 @@ class GanStep:
         with self._autocast():
             with torch.no_grad():
                 fakes = self.generator(draws["latents"], classes).to(self.dtype)
-            reals, fakes = self._augment_pair(reals, fakes, draws)
+            reals, fakes = augment_pair(reals, fakes, draws, self.options, self.adaptive)
             mix = draws["mix"][:, :, None, None]
             critic = _scores_of(self._ddp_critic, classes)
             losses, terms = self.objective.critic_loss(critic, reals, fakes, mix, weight)
@@ -288,7 +270,7 @@ class GanStep:
         self._let_critic_learn(False)
         with self._autocast():
             fakes = self._ddp_generator(draws["latents"], classes).to(self.dtype)
-            reals, fakes = self._augment_pair(reals, fakes, draws)
+            reals, fakes = augment_pair(reals, fakes, draws, self.options, self.adaptive)
             losses, terms = self.objective.generator_loss(_scores_of(self.critic, classes), reals, fakes)
         norm = self._descend(losses, self.generator, self.generator_optimizer)
         self._let_critic_learn(True)
@@ -316,14 +298,6 @@ class GanStep:
     def _prepare_reals(self, reals: Tensor, flips: Tensor | None) -> Tensor:
         images = to_signed(reals, self.dtype).contiguous(memory_format=self.layout)
         return images if flips is None else mirror(images, flips[:, 0])
-
-    def _augment_pair(self, reals: Tensor, fakes: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if not self.options.augment:
-            return reals, fakes
-        both = torch.cat([draws[change] for change in _CHANGES])
-        gates = self.adaptive.gates(torch.cat([draws[gate] for gate in _GATES])) if self.adaptive else None
-        first, second = augment(torch.cat([reals, fakes]), both, self.options.augment, gates).split(len(reals))
-        return first, second
 
     def _keep(self) -> float:
         """The old EMA's weight in an update (Karras et al. 2020: half-life in images, with ramp-up)."""
