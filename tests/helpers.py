@@ -96,6 +96,13 @@ def outputs(job: subprocess.Popen[str]) -> tuple[str, str]:
             raise
 
 
+def finish_job(name: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end, and return its exit status and what it wrote. options: as for `start_job`."""
+    job = start_job(name, arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    output, errors = outputs(job)
+    return subprocess.CompletedProcess(job.args, job.returncode, output, errors)
+
+
 def run_ranks(work: Callable[..., None], ranks: int, *arguments: Any) -> None:
     """Run `work(rank, *arguments)` in a process for each rank. Raises if one of them fails.
 

@@ -16,7 +16,7 @@ from raygan.runtime.runs import recorded
 from raygan.serve.settings import ServeJobSettings
 from raygan.settings import preset_names
 from raygan.training.settings import TrainSettings
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, finish_job
 
 
 def train(*argv):
@@ -65,17 +65,8 @@ def test_passwords_are_not_shown():
     """Only a database's address may contain one."""
     settings = train("--data", "x", "--tracking-uri", "postgresql://me:hush@host/db")
     assert "hush" not in f"{settings} {settings!r} {recorded(settings)}"
-    job = [
-        sys.executable,
-        "jobs/train.py",
-        "--dry-run",
-        "--data",
-        "x",
-        "--tracking-uri",
-        "postgresql://me:hush@host/db",
-    ]
-    shown = subprocess.run(job, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
-    assert "tracking_uri: postgresql://host/db" in shown
+    job = finish_job("train", "--dry-run", "--data", "x", "--tracking-uri", "postgresql://me:hush@host/db")
+    assert "tracking_uri: postgresql://host/db" in job.stdout
 
 
 @pytest.mark.parametrize(
@@ -195,14 +186,8 @@ def test_help_shows_every_flag_and_its_meaning(kind, capsys):
         assert " ".join(field.description.split()) in shown.replace("- ", "-")
 
 
-def job(name, *argv):
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "jobs" / f"{name}.py"), *argv], capture_output=True, text=True
-    )
-
-
 def test_a_job_exits_with_2_and_one_line_for_a_wrong_command_line():
-    done = job("train", "--data", "x", "--z-dim", "-1")
+    done = finish_job("train", "--data", "x", "--z-dim", "-1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --z-dim")
     assert done.stderr.count("\n") == 1
@@ -268,7 +253,7 @@ run_job(EvaluateSettings, main, doc="", argv=["--data", "x"])
 
 
 def test_a_dry_run_prints_settings_that_are_a_configuration_file(tmp_path):
-    done = job("train", "--data", "x", "--preset", "quick", "--width", "5", "--dry-run")
+    done = finish_job("train", "--data", "x", "--preset", "quick", "--width", "5", "--dry-run")
     assert done.returncode == 0
     file = tmp_path / "resolved.yaml"
     file.write_text(done.stdout)

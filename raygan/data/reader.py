@@ -19,9 +19,9 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raygan.data.node_reader import NodeReader
 from raygan.data.photos import READ_AT_ONCE, SHARDS_MIXED, Photos, Shards, list_shards
-from raygan.data.shards import DataSet, Split, Stored
+from raygan.data.shards import DataSet, Manifest, ShardFile, Split, Stored, read_stored
+from raygan.data.stamps import Stamps
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster
 
@@ -158,6 +158,17 @@ class ShardReader:
             actor = ray.remote(NodeReader).options(num_cpus=0, max_concurrency=READ_AT_ONCE, scheduling_strategy=place)
             self._readers[node] = actor.remote()
         return self._readers[node]
+
+
+class NodeReader:
+    """An actor that reads shards into its node's part of the object store, a few at a time."""
+
+    def read(
+        self, address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamps: Stamps
+    ) -> tuple[Stored, int]:
+        """A shard, and the number of its photos."""
+        block = read_stored(address, manifest, shard, label, stamps)
+        return block, len(block[1])
 
 
 def load_photos(data: DataSet, split: Split, label: str | None, memory: float | None = None) -> Photos:

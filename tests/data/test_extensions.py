@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.data import messy
-from tests.helpers import make_package, outputs, start_job
+from tests.helpers import finish_job, make_package
 
 FILTER = '''
 from raygan.data.filters import Filter
@@ -37,14 +36,8 @@ def test_a_filter_from_a_package_rejects_photos(packages, installed, tmp_path, n
     Image.merge("RGB", [gray, dark, dark]).save(photos / "red.png")
     output = tmp_path / "shards"
     arguments = ["--input", str(photos.parent), "--output", str(output), "--storage", str(new_storage)]
-    job = start_job(
-        "prepare",
-        [*arguments, "--skip", "outlier"],
-        environment=installed,
-        stderr=subprocess.PIPE,
-    )
-    _, errors = outputs(job)
-    assert job.returncode == 0, errors
+    job = finish_job("prepare", *arguments, "--skip", "outlier", environment=installed)
+    assert job.returncode == 0, job.stderr
     assert json.loads(Path(output, "report.json").read_text())["reasons"] == {"mostly_red": 1}
     (rejected,) = pq.read_table(output / "rejected.parquet").to_pylist()
     assert (rejected["path"], rejected["reason"], rejected["detail"]) == ("cat/red.png", "mostly_red", "share of red")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
-from tests.helpers import make_package, outputs, start_job
+from tests.helpers import finish_job, make_package
 
 TOY = '''
 from raygan.metrics.registry import Metric
@@ -28,15 +27,9 @@ def test_a_packages_metric_is_in_the_record_and_on_the_page(packages, installed,
     )
     arguments = {"--storage": new_storage, "--data": write_shards(), "--model": tmp_path / "cats", "--samples": 6}
     words = [str(word) for pair in arguments.items() for word in pair]
-    job = start_job(
-        "evaluate",
-        [*words, "--real-images", "6", "--name", "card"],
-        environment=installed,
-        stdout=subprocess.PIPE,
-    )
-    output, _ = outputs(job)
-    assert job.returncode == 0
-    scores = json.loads(output.splitlines()[-1])["metrics"]["cats"]["cat"]
+    job = finish_job("evaluate", *words, "--real-images", "6", "--name", "card", environment=installed)
+    assert job.returncode == 0, job.stderr
+    scores = json.loads(job.stdout.splitlines()[-1])["metrics"]["cats"]["cat"]
     assert scores["shift6_efficientnet_lite0"] > scores["shift6_efficientnet_lite0_error"] > 0
     folder = Path(new_storage, "reports", "card")
     assert json.loads((folder / "report.json").read_text())["metrics"]["cats"]["cat"] == scores

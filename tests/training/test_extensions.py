@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from raygan.errors import RayganError
 from raygan.models.gan import load_generator
-from tests.helpers import make_package, outputs, start_job
+from tests.helpers import finish_job, make_package
 
 OBJECTIVE = '''
 from torch.nn.functional import relu
@@ -77,22 +76,16 @@ def colors():
 '''
 
 
-def train(arguments, **options):
-    return start_job("train", arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-
 def test_a_training_uses_what_packages_offer(packages, installed, train_settings):
     make_package(packages, "hinge_gan", OBJECTIVE, "[raygan.objectives]\nhinge = hinge_gan:Hinge")
     make_package(packages, "linear_gan", ARCHITECTURE, "[raygan.architectures]\nlinear = linear_gan:Linear")
     make_package(packages, "color_features", FEATURES, "[raygan.features]\ncolors = color_features:colors")
-    help_text, _ = outputs(train(["--help"], environment=installed))
-    assert "--objective {wgan-gp,dcgan,r3gan,hinge}" in help_text
+    assert "--objective {wgan-gp,dcgan,r3gan,hinge}" in finish_job("train", "--help", environment=installed).stdout
     toys = ["--objective", "hinge", "--architecture", "linear", "--quality-network", "colors"]
     settings = train_settings(name="toys", num_workers=1, quality_samples=16, quality_every=0.08)
-    job = train(toys, settings=settings, environment=installed)
-    output, errors = outputs(job)
-    assert job.returncode == 0, errors
-    result = json.loads(output.splitlines()[-1])
+    job = finish_job("train", *toys, settings=settings, environment=installed)
+    assert job.returncode == 0, job.stderr
+    result = json.loads(job.stdout.splitlines()[-1])
     metrics = result["metrics"]
     assert "kid16_colors" in metrics
     # The critic's loss is the sum of its terms, means over the same images.
@@ -104,9 +97,8 @@ def test_a_training_uses_what_packages_offer(packages, installed, train_settings
         RayganError, match="architecture must be one of dcgan, skip, residual, not 'linear'; install the package"
     ):
         load_generator(Path(result["checkpoint"]))
-    refused = train(["--objective", "hinge", "--dry-run"], settings=settings)
-    _, errors = outputs(refused)
-    assert (refused.returncode, errors) == (
+    refused = finish_job("train", "--objective", "hinge", "--dry-run", settings=settings)
+    assert (refused.returncode, refused.stderr) == (
         2,
         "error: --objective: must be one of wgan-gp, dcgan, r3gan (got 'hinge')\n",
     )
