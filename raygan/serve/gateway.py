@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -42,6 +42,9 @@ log = logging.getLogger("raygan.serve")
 #: Seconds that a starting gateway waits for the models before it answers without them.
 _START_SECONDS = 60.0
 
+#: Bytes of a file in one message, of which gRPC takes up to 4 MB by default.
+_PIECE_BYTES = 2_000_000
+
 #: The deployment of generators and classifiers.
 MODELS = "Models"
 
@@ -50,20 +53,29 @@ _ASLEEP = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 
 
 class ModelStoreDeployment(ModelStore):
-    """The model store under Serve. Files travel through Ray's object store: Serve's messages are limited in size."""
+    """The model store under Serve."""
 
-    def files_in_store(self, model: ModelVersion) -> list[ray.ObjectRef]:
-        """A reference to `files`, in a list, since Ray would resolve a bare one."""
-        return [ray.put(self.files(model))]
+    async def pieces(self, model: ModelVersion) -> AsyncIterator[tuple[str, bytes]]:
+        """`files` in pieces, each with its file's name: Serve limits the size of messages.
+
+        A reference into Ray's object store would be short, but what leaves by gRPC stays in that store until this
+        process ends.
+        """
+        files = await asyncio.to_thread(self.files, model)
+        for name, content in files.items():
+            for start in range(0, len(content) or 1, _PIECE_BYTES):
+                yield name, content[start : start + _PIECE_BYTES]
 
 
 def fetch_through(store: DeploymentHandle) -> Fetch:
     """The function with which replicas get a model's files."""
+    streaming = store.pieces.options(stream=True)
 
     async def fetch(model: ModelVersion) -> Files:
-        references: list[ray.ObjectRef] = await store.files_in_store.remote(model)
-        files: Files = await references[0]
-        return files
+        files: defaultdict[str, bytearray] = defaultdict(bytearray)
+        async for name, piece in streaming.remote(model):
+            files[name] += piece
+        return {name: bytes(files.pop(name)) for name in list(files)}
 
     return fetch
 
