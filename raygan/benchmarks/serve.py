@@ -1,8 +1,8 @@
 """`serve` beside its peers: plain FastAPI, LitServe and the bare models, with the same models on the same cores.
 
 The servers (`serve_peers`) run one after another, each in its own process, and the same clients ask each of them as
-fast as it answers. Before that, `serve run` starts once, as a user starts it, on its own cluster. Below the table each
-aim stands beside the number measured.
+fast as it answers. After that, `serve run` starts once, as a user starts it, on its own cluster, and gets new labels.
+Below the table each aim stands beside the number measured.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raygan.benchmarks.clients import Answer, Request, keep_asking
+from raygan.benchmarks.clients import Answer, Request, ask_once, keep_asking
 from raygan.benchmarks.results import checkout, machine, write_json
 from raygan.benchmarks.servers import free_port, running
 from raygan.benchmarks.settings import ServeBenchmarkSettings
 from raygan.errors import RayganError
 from raygan.settings import load_yaml
+
+#: Labels promoted while the service runs, and seconds until one must be served.
+_NEW_LABELS, _LABEL_SECONDS = 5, 120.0
 
 #: Numbers of one server by (images in a request, clients).
 Cells = dict[tuple[int, int], dict[str, float]]
@@ -45,12 +48,14 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         bare = measure_bare_models(folder, settings.seconds)
         print("bare, images/s by batch: " + ", ".join(f"{size}: {rate:.0f}" for size, rate in bare.items()))
         cold, memory = math.nan, {}
+        labels: list[float] = []
         if "raygan" in settings.servers:
             memory = _numbers_of("memory", folder, 0)
             print(f"memory of a replica: {memory['replica']:.0f} MB, and {memory['label']:.0f} MB per further label")
-            cold = _cold_start(folder)
-            print(f"serve run: ready after {cold:.1f} s", flush=True)
         servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in _present(settings.servers)}
+        if "raygan" in settings.servers:  # last: the others have fewer labels to load
+            cold, labels = _starts(folder)
+            print(f"serve run: ready after {cold:.1f} s; a new label after {min(labels):.1f} to {max(labels):.1f} s")
     aims = list(_aims(bare, cold, servers))
     for text in aims:
         print(text)
@@ -59,6 +64,7 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         "bare": bare,
         "memory": memory,
         "cold_start_seconds": None if math.isnan(cold) else cold,
+        "new_label_seconds": labels,
         "servers": {
             name: {f"n={n} clients={clients}": row for (n, clients), row in cells.items()}
             for name, cells in servers.items()
@@ -169,8 +175,15 @@ def _request(name: str, n: int, seed: int) -> Request:
     return Request(f"/v1/sample?label=cat&n={n}&seed={seed}")
 
 
-def _cold_start(folder: Path) -> float:
-    """Seconds from `serve run` with the shipped configuration until /readyz reports every model loaded."""
+def _starts(folder: Path) -> tuple[float, list[float]]:
+    """Times of `serve run` with the shipped configuration.
+
+    Returns:
+        Seconds until /readyz reports every model loaded, and seconds from the promotion of each of a few new labels
+        until it is served.
+    """
+    from raygan.benchmarks.serve_models import promote_label
+
     port = free_port()
     service = load_yaml(str(folder / "serve_config.yaml"))
     service["http_options"]["port"] = port
@@ -179,8 +192,18 @@ def _cold_start(folder: Path) -> float:
     file.write_text(json.dumps(service))  # JSON is YAML
     program = Path(sys.executable).with_name("serve")
     command = [str(program), "run", "--address", "local", str(file)]
+    labels = []
     with running("serve run", command, port, Request("/readyz")) as seconds:
-        return seconds
+        for number in range(_NEW_LABELS):
+            time.sleep(number)  # the service has just looked for new versions, and looks again every 5 s
+            promote_label(folder, f"label{number}")
+            began = time.perf_counter()
+            while ask_once(port, Request(f"/v1/sample?label=label{number}")).status != 200:
+                if time.perf_counter() - began > _LABEL_SECONDS:
+                    raise RayganError(f"a new label is not served within {_LABEL_SECONDS:g} s")
+                time.sleep(0.1)
+            labels.append(time.perf_counter() - began)
+    return seconds, labels
 
 
 def _aims(bare: dict[str, float], cold: float, servers: dict[str, Cells]) -> Iterator[str]:

@@ -38,12 +38,17 @@ def make_models(folder: Path, image_size: int, width: int) -> None:
         tracking.register_classifier(run, folder / "classifier", labels, promote=True)
 
 
+def promote_label(folder: Path, label: str) -> None:
+    """Register the generator of `make_models` for another label, too, and promote it."""
+    settings = ServeSettings(storage=str(folder), tracking_uri=None)
+    with tracking.start_run(settings, label, job="benchmark", params={}) as run:
+        tracking.register_generator(run, folder / "generator", label, labels=[label], promote=True)
+
+
 def make_huge_model(folder: Path) -> None:
     """Promote for the label "huge" what says that it is a generator of 300,000-dimensional latents, in 20 kB."""
-    settings = ServeSettings(storage=str(folder), tracking_uri=None)
     others = set(folder.rglob("generator.json"))
-    with tracking.start_run(settings, "huge", job="benchmark", params={}) as run:
-        tracking.register_generator(run, folder / "generator", "huge", labels=["huge"], promote=True)
+    promote_label(folder, "huge")
     for file in set(folder.rglob("generator.json")) - others:
         about = json.loads(file.read_text())
         about["networks"]["z_dim"] = 300_000
