@@ -29,7 +29,7 @@ from raygan.serve.metrics import RayMetrics
 from raygan.serve.middleware import GatewayMiddleware
 from raygan.serve.model_store import Fetch, Files, Finish, ModelStore
 from raygan.serve.rehearsal import rehearse
-from raygan.serve.scaling import REQUESTS
+from raygan.serve.scaling import REQUESTS, UnderWay
 from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
 from raygan.serve.stages import HandleStage
@@ -96,7 +96,7 @@ class ModelsDeployment:
         from raygan.serve.replicas import Replica
 
         logs.configure()
-        self._requests = 0
+        self._under_way = UnderWay()
         self._replica = Replica(settings, fetch_through(store), finish_through(store))
         # Nothing wrong with one champion may keep the replica from serving other versions.
         try:
@@ -128,16 +128,16 @@ class ModelsDeployment:
         self, method: Callable[[ModelVersion, I], Awaitable[A]], model: ModelVersion, requests: Sequence[I]
     ) -> list[A | Exception]:
         """The answers to a call's requests; one that fails doesn't spoil the others."""
-        self._requests += len(requests)
+        self._under_way.add(len(requests))
         try:
             answers = await asyncio.gather(*(method(model, each) for each in requests), return_exceptions=True)
         finally:
-            self._requests -= len(requests)
+            self._under_way.add(-len(requests))
         return [_portable(each) if isinstance(each, BaseException) else each for each in answers]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook: the load by which `scaling` decides."""
-        return {REQUESTS: self._requests}
+        return {REQUESTS: self._under_way.average()}
 
 
 def _portable(error: BaseException) -> Exception:

@@ -269,7 +269,7 @@ def test_a_label_trained_today_is_served_today_until_it_loses_its_alias(warm, se
         return httpx.get(f"{warm}/v1/sample?label=dog&n=1&seed=7", timeout=60).status_code
 
     assert status() == 404
-    with Load(warm, clients=1, pause_s=0.5) as load:  # without it, the replicas would go meanwhile
+    with Load(warm, clients=1, pause_s=0.5) as load:  # enough for Serve to leave a replica
         version = register(settings, tmp_path, 3, label="dog")
         wait_until(lambda: status() == 200, "the new label is served")
         tracking.connect(settings).delete_registered_model_alias(version.name, tracking.SERVING_ALIAS)
