@@ -99,8 +99,8 @@ class ClassifierStep:
 
     @property
     def batches(self) -> int:
-        """Number of the next global batch: how many of today's size the images seen so far would fill."""
-        return self.images_seen // self.options.batch_size
+        """Number of the next global batch of today's size: the first of which no image has been seen."""
+        return -(-self.images_seen // self.options.batch_size)
 
     def step(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Take one step.

@@ -15,7 +15,10 @@ if TYPE_CHECKING:  # needs torch, and names are listed without it
 
 
 class Architecture(Protocol):
-    """Builds a generator and its critic from `raygan.models.gan.NetworkSettings`."""
+    """Builds a generator and its critic from `raygan.models.gan.NetworkSettings`.
+
+    In training, a GPU replays recorded steps. So a forward pass must not depend on Python values that change.
+    """
 
     #: Gives a `raygan.models.gan.Generator`.
     generator: Callable[..., nn.Module]

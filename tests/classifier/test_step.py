@@ -47,6 +47,8 @@ def test_the_learning_rate_rises_and_falls_to_zero():
     assert rates[55] == pytest.approx(0.5)
     resumed = ClassifierStep(2, ClassifierOptions(batch_size=40, warmup=0.1), total=400)
     assert resumed.rate(220) == pytest.approx(0.5)  # of the same images, whatever the size of batches
+    resumed.images_seen = 220
+    assert resumed.batches == 6  # batch 5 begins with images 200 to 219, whose random numbers are used up
 
 
 def test_the_half_life_of_the_moving_average_grows():
