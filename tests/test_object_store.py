@@ -48,13 +48,16 @@ def endpoint():
     server.stop()
 
 
-@pytest.fixture(params=["s3", pytest.param("gs", marks=takes_long)])
+both = pytest.mark.parametrize("bucket", ["s3", pytest.param("gs", marks=takes_long)], indirect=True)
+
+
+@pytest.fixture
 def bucket(endpoint, ray_cluster, request, monkeypatch):
     """The address of a folder in a new bucket: of S3, as users of MinIO or Ceph write it, or of Google's storage."""
     for variable in ("MLFLOW_S3_ENDPOINT_URL", "STORAGE_EMULATOR_HOST"):
         monkeypatch.setenv(variable, "set by the job")
         monkeypatch.delenv(variable)
-    if request.param == "gs":
+    if getattr(request, "param", "s3") == "gs":
         with google_storage() as address:
             yield storage.join(address, "some", "folder")
         return
@@ -84,6 +87,7 @@ def upload(folder, address):
             storage.write_bytes(storage.join(address, str(path.relative_to(folder))), path.read_bytes())
 
 
+@both
 def test_photos_become_shards_in_a_bucket(bucket, records, tmp_path, monkeypatch):
     for label, first in (("cat", 1000), ("dog", 2000)):
         (tmp_path / "photos" / label).mkdir(parents=True)
@@ -103,6 +107,7 @@ def test_photos_become_shards_in_a_bucket(bucket, records, tmp_path, monkeypatch
     assert not any(".part" in name or ".prepare" in name for name in files(shards))
 
 
+@both
 def test_a_run_of_an_earlier_version_is_resumed_in_a_bucket_and_its_generator_draws_and_is_judged_there(
     bucket, records, train_settings, write_shards, capsys
 ):
