@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 #: Cores of the tests' cluster: more than a small machine has, so that placement never decides a test, and few, since
 #: Ray starts a process for each, which imports torch.
-CORES = 4
+CORES = 3
 
 
 def wait_until(
