@@ -18,14 +18,14 @@ from raygan.benchmarks.faults.outcome import Outcome
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos, open_photos
 from raygan.data.reader import load_photos
-from raygan.data.shards import DataSet, Manifest, ShardFile, write_shard
+from raygan.data.shards import MANIFEST, DataSet, Manifest, ShardFile, write_shard
 from raygan.models.distributed import Share
 
-#: Shards, photos in each, and their side in px: 126 MB in all.
-_SHARDS, _ROWS, _SIZE = 32, 320, 64
+#: Shards, and bytes of pixels in each: 126 MB in all.
+_SHARDS, _BYTES = 32, 320 * 3 * 64**2
 
 #: Bytes of each node's object store (Ray's least), and GB of photos that may be in the stores at a time.
-_STORE, _MEMORY = 80_000_000, 0.06
+STORE, MEMORY = 80_000_000, 0.06
 
 #: Batches in all, images in each, and the first and last after which the node may be lost.
 _BATCHES, _IMAGES, _FROM, _TO = 150, 64, 10, 60
@@ -49,9 +49,9 @@ def _digest(pixels: np.ndarray) -> int:
 
 def lose_node_reading(stage: Stage) -> Outcome:
     """Kill one of two nodes, each with a worker, and go on with one worker at the same batch."""
-    data = _draw(stage.folder / "many-shards")
+    data = draw_noise(stage.folder / "many-shards", 64)
     fault = random.randint(_FROM, _TO)
-    with stage.nodes(1, 1, store=_STORE) as nodes:
+    with stage.nodes(1, 1, store=STORE) as nodes:
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
         try:
             return _read(nodes, data, fault)
@@ -60,7 +60,7 @@ def lose_node_reading(stage: Stage) -> Outcome:
 
 
 def _read(nodes: Nodes, data: DataSet, fault: int) -> Outcome:
-    photos = load_photos(data, "train", None, _MEMORY)
+    photos = load_photos(data, "train", None, MEMORY)
     # Read from storage by a worker without the object store.
     here = Photos(photos.rows, open_photos(data, "train", None).source, photos.mixed)
     wanted_from = _place(here, Share(), 0, nodes.ids[0], cores=0)
@@ -77,12 +77,13 @@ def _read(nodes: Nodes, data: DataSet, fault: int) -> Outcome:
         if batch == fault:
             back_after = time.monotonic() - began
         right = right and found == ray.get(wanted_from.next.remote())
-    size = sum(photos.rows) * 3 * _SIZE**2
     return Outcome(
         {"every batch as without the fault": right, "the workers hold all cores": taken},
         back_after=back_after,
         again=0,
-        notes=[f"{size / 1e6:.0f} MB of photos, stores of {_STORE / 1e6:.0f} MB, lost after {fault} batches"],
+        notes=[
+            f"{_SHARDS * _BYTES / 1e6:.0f} MB of photos, stores of {STORE / 1e6:.0f} MB, lost after {fault} batches"
+        ],
     )
 
 
@@ -91,15 +92,16 @@ def _place(photos: Photos, share: Share, start: int, node: str, cores: int) -> r
     return ray.remote(_Worker).options(num_cpus=cores, scheduling_strategy=place).remote(photos, share, start)
 
 
-def _draw(folder: Path) -> DataSet:
-    """Write shards of noise."""
-    noise = np.random.default_rng(0)
+def draw_noise(folder: Path, size: int) -> DataSet:
+    """Write shards of noise with `size` px a side, more than a node's store takes."""
+    noise, rows = np.random.default_rng(0), _BYTES // (3 * size**2)
     shards = []
     for number in range(_SHARDS):
         name = f"train-{number:05d}.parquet"
-        about = pa.table({"label": ["cat"] * _ROWS, "path": [""] * _ROWS, "hash": [""] * _ROWS})
-        pixels = noise.integers(0, 256, (_ROWS, _SIZE, _SIZE, 3), dtype=np.uint8)
+        about = pa.table({"label": ["cat"] * rows, "path": [""] * rows, "hash": [""] * rows})
+        pixels = noise.integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
         write_shard(str(folder), name, pixels, about, "train", "raw")
-        shards.append(ShardFile(file=name, split="train", rows={"cat": _ROWS}))
-    manifest = Manifest(image_size=_SIZE, classes=["cat"], shards=shards, fingerprint="noise", configuration={})
+        shards.append(ShardFile(file=name, split="train", rows={"cat": rows}))
+    manifest = Manifest(image_size=size, classes=["cat"], shards=shards, fingerprint="noise", configuration={})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return DataSet(str(folder), manifest)

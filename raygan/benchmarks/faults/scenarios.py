@@ -99,7 +99,9 @@ _COMPARED: tuple[Baseline, ...] = ("faces", "training")
 DRILLS: dict[str, Drill] = {
     "worker": Drill("SIGKILL to one of two training workers", kill_worker, _COMPARED),
     "controller": Drill("SIGKILL to Ray Train's controller", kill_controller, _COMPARED),
-    "node": Drill("one of two nodes is killed during a training, and another joins", lose_node),
+    "node": Drill(
+        "one of two nodes is killed during a training on more photos than its store takes, and another joins", lose_node
+    ),
     "four": Drill("the node without the head is killed, with two of four workers, and another joins", lose_half),
     "notice": Drill("one of two nodes is taken away after a notice", take_node),
     "submitted": Drill(

@@ -11,6 +11,7 @@ import torch
 from raygan.benchmarks.faults.harness import BATCH, Job, Stage, kimg
 from raygan.benchmarks.faults.nodes import Nodes
 from raygan.benchmarks.faults.outcome import Outcome
+from raygan.benchmarks.faults.reading import MEMORY, STORE, draw_noise
 from raygan.benchmarks.faults.watched import WatchedRun
 from raygan.benchmarks.processes import find_processes
 
@@ -39,9 +40,14 @@ def _disturbed(stage: Stage, name: str, fault: Callable[[], object]) -> Outcome:
 
 
 def lose_node(stage: Stage) -> Outcome:
-    """Lose a node, so that the training goes on with one worker; add one, so that it has two again."""
-    with stage.nodes(1, 1) as nodes:
+    """Lose a node, so that the training goes on with one worker; add one, so that it has two again.
+
+    The workers hold all cores, and there are more photos than a node's store takes.
+    """
+    data = draw_noise(stage.folder / "photos-of-a-training", 32)
+    with stage.nodes(1, 1, store=STORE) as nodes:
         more = ["--num-workers", "1:2", "--kimg", kimg(stage.length.long)]
+        more += ["--data", data.address, "--data-memory", str(MEMORY)]
         job, run = stage.train(nodes, "node", *more), WatchedRun(stage, "node")
         at_work(stage, job, run)
         two = len(find_processes(WORKER)) == 2
