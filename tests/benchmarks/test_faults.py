@@ -25,8 +25,8 @@ from raygan.benchmarks.settings import DrillSettings
 from raygan.errors import RayganError
 from tests.helpers import REPOSITORY, start_job, wait_until
 
-#: Other tests break what the remaining drills break; `storage` needs root.
-DRILLED = tuple(DRILLS) if os.environ.get("RAYGAN_LONG") else ("reading", "prepare")
+#: Other tests break what the remaining drills break: of `prepare`, a process instead of a node. `storage` needs root.
+DRILLED = tuple(DRILLS) if os.environ.get("RAYGAN_LONG") else ("reading",)
 
 
 def test_a_process_that_warms_up_after_a_fault_is_no_leak_and_a_leak_is_one():
