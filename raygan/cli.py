@@ -8,6 +8,7 @@ follow the same rules.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import io
@@ -105,11 +106,13 @@ def run_job(
         program: the program's name in `--help`; by default that of this process.
     """
     farewell = "interrupted"
+    _open_missing_streams()
     limit_threads()  # before flags are checked, for which an objective may be loaded, and torch with it
     # Labels and paths may hold what a terminal can't show, or bytes that are no text: neither is a reason to stop.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _check_current_folder()
         settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc, program=program)
         if dry_run:
             print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
@@ -120,6 +123,7 @@ def run_job(
                 os.environ.setdefault("TQDM_MININTERVAL", "10")
             farewell += _way_on(settings)
             main(settings)
+        sys.stdout.flush()
     except RayganError as error:
         # A message may hold a path with undecodable bytes, which must not become a traceback.
         text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
@@ -131,11 +135,29 @@ def run_job(
             raise
         print(farewell, file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`); there is nobody left to tell.
+    except OSError as error:
+        if not (isinstance(error, BrokenPipeError) or (error.errno == errno.ENOSPC and error.filename is None)):
+            raise
+        # What is still buffered can't be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:  # else the reader of our output is gone (`| head`); nobody is left to tell
+            print("error: standard output can't be written: its disk is full", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without output streams (``2>&-``) some that lead nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _check_current_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise RayganError("the current folder has been removed: change to one that exists") from None
 
 
 def _way_on(settings: Settings) -> str:

@@ -273,6 +273,29 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes():
     assert (done.stdout, done.returncode) == ("/\\u043a\\u043e\\u0442\\u0438\\u043a\\u0438\n", 0)
 
 
+@pytest.mark.parametrize(
+    ("shell", "status", "says"),
+    [
+        ("> /dev/full", 1, "error: standard output can't be written: its disk is full\n"),
+        ("2>&-", 0, ""),
+        (">&-", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing_are_no_traceback(shell, status, says):
+    job = f"exec '{sys.executable}' '{REPOSITORY}/jobs/train.py' --dry-run --data x {shell}"
+    done = subprocess.run(["/bin/bash", "-c", job], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, says)
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path):
+    job = f"cd '{tmp_path}' && rmdir '{tmp_path}' && exec '{sys.executable}' '{REPOSITORY}/jobs/train.py' --data x"
+    done = subprocess.run(["/bin/bash", "-c", job], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the current folder has been removed: change to one that exists\n",
+    )
+
+
 def test_an_error_stays_one_line_whatever_a_file_is_called():
     error = RayganError("cannot read a\nb\x1b[31m\udc80猫.jpg")
     assert str(error) == r"cannot read a\nb\x1b[31m\udc80猫.jpg"
