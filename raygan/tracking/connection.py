@@ -13,7 +13,8 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,7 @@ def connect(settings: StorageSettings) -> MlflowClient:
     elif file := sqlite_file(uri):
         database = Path(file)
         _make_folder(database.parent)
-        # Two jobs that create the tables at the same time would leave them incomplete.
-        alone = FileLock(f"{database}.lock", timeout=_TABLES_S)
+        alone = _alone_with(database)
     try:
         with alone:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -86,6 +86,22 @@ def connect(settings: StorageSettings) -> MlflowClient:
         raise RayganError(f"MLflow at {public(uri)} does not work: {reason}; check --tracking-uri") from None
     _check_reachable(experiment.artifact_location if experiment else artifact_location(settings))
     return client
+
+
+@contextmanager
+def _alone_with(database: Path) -> Iterator[None]:
+    """A block in which no other job creates tables; one that fails to create them leaves no database.
+
+    Two jobs at the same time, or a full disk, would leave some of the tables, to which no later try could add the rest.
+    """
+    with FileLock(f"{database}.lock", timeout=_TABLES_S):
+        new = not database.exists()
+        try:
+            yield
+        except BaseException:
+            if new:
+                database.unlink(missing_ok=True)
+            raise
 
 
 def _tidy(uri: str) -> None:

@@ -43,6 +43,24 @@ def test_a_database_that_does_not_answer_is_reported_without_its_password():
     assert "hush" not in str(raised.value)
 
 
+def test_a_database_that_could_not_be_made_is_not_left_half_made(tmp_path, monkeypatch):
+    settings, database = StorageSettings(storage=str(tmp_path)), tmp_path / "mlflow.db"
+
+    def fill(client, name):
+        database.write_bytes(b"half")
+        raise OSError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.connection.MlflowClient, "get_experiment_by_name", fill)
+        with pytest.raises(RayganError, match="its disk is full: make room"):
+            tracking.connect(settings)
+        assert not database.exists()
+        database.write_bytes(b"another's")
+        with pytest.raises(RayganError, match="its disk is full: make room"):
+            tracking.connect(settings)
+        assert database.exists()
+
+
 def test_artifacts_use_the_endpoint_of_the_storage(settings, monkeypatch):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "another")
     records = f"sqlite:///{settings.storage}/mlflow.db"
