@@ -8,7 +8,6 @@ follow the same rules.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import inspect
 import io
@@ -25,7 +24,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
-from raygan.errors import ConfigurationError, RayganError, Terminated, interruption
+from raygan.errors import ConfigurationError, RayganError, Terminated, interruption, is_full_disk
 from raygan.machine import limit_threads, place_caches
 from raygan.settings import OneOf, S, Settings, Switch, allowed_range, closest, preset_names, resolve
 
@@ -136,11 +135,12 @@ def run_job(
         print(farewell, file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except OSError as error:
-        if not (isinstance(error, BrokenPipeError) or (error.errno == errno.ENOSPC and error.filename is None)):
+        full = is_full_disk(error) and error.filename is None
+        if not (full or isinstance(error, BrokenPipeError)):
             raise
         # What is still buffered can't be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.ENOSPC:  # else the reader of our output is gone (`| head`); nobody is left to tell
+        if full:  # else the reader of our output is gone (`| head`); nobody is left to tell
             print("error: standard output can't be written: its disk is full", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)

@@ -129,9 +129,9 @@ def google_storage() -> Iterator[str]:
 
     It has a process of its own: pyarrow holds the GIL while it reads.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    from raygan.benchmarks.servers import free_port  # not needed, and slow to import, where ranks begin
+
+    port = free_port()
     command = [sys.executable, "-c", _EMULATOR, "start", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(
         [*command, "--in-memory", "--default-bucket", "bucket"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -25,6 +25,7 @@ from raygan.benchmarks.textbook import TextbookStep
 from raygan.errors import RayganError
 from raygan.models.gan import NetworkSettings
 from raygan.models.hardware import Precision, set_up_gpu
+from raygan.training.recording import RUNS_BEFORE
 from raygan.training.step import GanStep
 
 if TYPE_CHECKING:  # needs pydantic
@@ -104,7 +105,9 @@ class Runner:
 
     def warm_up(self) -> None:
         """Run until libraries have chosen their kernels and, on a GPU, every kind of step has been recorded."""
-        for _ in range(2 if self.candidate.device == "cpu" else 3 * self.candidate.settings.penalty_every):
+        for _ in range(
+            2 if self.candidate.device == "cpu" else (RUNS_BEFORE + 1) * self.candidate.settings.penalty_every
+        ):
             self.run()
 
     def follow(self, ours: Runner) -> None:

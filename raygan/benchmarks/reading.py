@@ -41,7 +41,7 @@ from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream
 from raygan.data.photos import SHARDS_MIXED, Photos
 from raygan.data.reader import SharedShards, load_photos
-from raygan.data.shards import MANIFEST, DataSet, ShardFile, Stored
+from raygan.data.shards import DataSet, ShardFile, Stored
 from raygan.errors import RayganError
 from raygan.models.distributed import Share
 
@@ -80,7 +80,7 @@ def linked(data: DataSet, photos: int, folder: Path) -> DataSet:
         found.append(ShardFile(file=name, split="train", rows=shard.rows))
         count += sum(shard.rows.values())
     manifest = data.manifest.model_copy(update={"shards": [*found, *held_out], "fingerprint": f"linked-{photos}"})
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    manifest.write(str(folder))
     return DataSet(str(folder), manifest)
 
 

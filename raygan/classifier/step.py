@@ -29,7 +29,7 @@ from raygan.models.googlenet import build_googlenet, to_input
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
-from raygan.models.weights import fill_optimizer
+from raygan.models.weights import fill_optimizer, under
 
 if TYPE_CHECKING:
     from raygan.classifier.settings import ClassifierOptions
@@ -188,18 +188,15 @@ class ClassifierStep:
         Raises:
             RayganError: the state belongs to another network.
         """
-        nets = {
-            kind: {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
-            for kind in ("net.", "ema.", "optimizer.")
-        }
+        net = under(tensors, "net")
         try:
-            self.net.load_state_dict(nets["net."])
+            self.net.load_state_dict(net)
             if self.ema is not self.net:
                 # A state saved without an average starts one here.
-                self.ema.load_state_dict(nets["ema."] or nets["net."])
+                self.ema.load_state_dict(under(tensors, "ema") or net)
         except RuntimeError:
             raise RayganError("the checkpoint belongs to a classifier of other labels or heads") from None
-        fill_optimizer(self.optimizer, nets["optimizer."])
+        fill_optimizer(self.optimizer, under(tensors, "optimizer"))
         self.images_seen = images_seen
 
     def _average(self, since: int) -> None:

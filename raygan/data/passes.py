@@ -208,7 +208,7 @@ class Passes:
             configuration=configuration,
             inputs=inputs,
         )
-        storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
+        manifest.write(output)
         return pictures
 
     def _part(self, photos: np.ndarray) -> pa.Table:

@@ -40,7 +40,7 @@ from raygan.data.labels import normalize
 from raygan.data.stamps import MANIFEST as MANIFEST
 from raygan.data.stamps import Stamps, is_same
 from raygan.errors import ConfigurationError, RayganError, first_line, some
-from raygan.runtime.storage import join, read_text, resolve, write_bytes
+from raygan.runtime.storage import join, read_text, resolve, write_bytes, write_json
 
 Split = Literal["train", "validation"]
 Encoding = Literal["raw", "png"]
@@ -80,6 +80,10 @@ class Manifest(BaseModel):
     fingerprint: str
     configuration: dict[str, Any]
     inputs: str = ""
+
+    def write(self, address: str) -> None:
+        """Write the manifest into a folder of shards, which makes it a data set."""
+        write_json(join(address, MANIFEST), self.model_dump(mode="json"))
 
     def count(self, split: Split, label: str | None = None) -> int:
         """Number of photos in a split, of one label or of all."""

@@ -40,10 +40,12 @@ class Networks:
 
     Attributes:
         features: what `load_network` takes, by the network's name in metrics.
+        dimensions: of the features of all networks together.
         classifier: address of the classifier's folder, or None.
     """
 
     features: Mapping[str, str]
+    dimensions: int
     classifier: str | None = None
 
     @property
@@ -103,16 +105,18 @@ def find_networks(settings: EvaluateSettings) -> Networks:
     if folder is not None:
         classifier_at(folder)
     features: dict[str, str] = {}
+    dimensions: dict[str, int] = {}
     for name in settings.network:
         if name == GOOGLENET and settings.classifier:
             name = settings.classifier
         elif name == INCEPTION and settings.inception_weights:
             name = f"{INCEPTION}:{storage.absolute(settings.inception_weights)}"
         address = feature_network(settings, name, "--network")
-        title = load_network(address).name
+        network = load_network(address)
+        title, dimensions[network.name] = network.name, network.dim
         if features.setdefault(title, address) != address:
             raise ConfigurationError(f"--network: two of the networks are called {title}: rename one's folder or file")
-    return Networks(features, folder)
+    return Networks(features, sum(dimensions.values()), folder)
 
 
 @functools.lru_cache(maxsize=1)

@@ -32,7 +32,6 @@ from raygan.runtime import cluster, storage
 from raygan.runtime.room import warn_of_room
 from raygan.runtime.runs import recorded
 from raygan.sampling.generators import ALL
-from raygan.tracking.networks import load_network
 
 #: File name of the numbers, beside the page.
 REPORT = "report.json"
@@ -105,8 +104,7 @@ def _check_room(settings: EvaluateSettings, data: DataSet, labels: Sequence[str]
     """Warn if the storage has no room for the features of the real photos."""
     counts = [data.manifest.count("train", None if label == ALL else label) for label in labels]
     photos = sum(min(count, settings.real_images) for count in counts)
-    of_each = 4 * sum(load_network(address).dim for address in networks.features.values())
-    warn_of_room("--storage", settings.storage, photos * of_each, f"features of {photos:,} photos")
+    warn_of_room("--storage", settings.storage, 4 * photos * networks.dimensions, f"features of {photos:,} photos")
 
 
 def _halves(reals: Mapping[str, ImageSet], seed: int) -> tuple[dict[str, ImageSet], dict[str, Tensor]]:

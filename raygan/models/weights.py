@@ -7,7 +7,7 @@ read or written, so that networks can be trained where torch is all there is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
         return dict(load_file(path))
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return dict(tensors) if isinstance(tensors, dict) else {}
+
+
+def under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``part.``, by the rest of their names."""
+    prefix = part + "."
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def check_fits(build: Callable[[], nn.Module], path: Path) -> None:

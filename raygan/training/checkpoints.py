@@ -28,7 +28,15 @@ from raygan.models.gan import (
     load_networks,
     save_generator,
 )
-from raygan.models.weights import fill, fill_optimizer, load_description, load_tensors, save_description, save_tensors
+from raygan.models.weights import (
+    fill,
+    fill_optimizer,
+    load_description,
+    load_tensors,
+    save_description,
+    save_tensors,
+    under,
+)
 from raygan.training.step import GanStep
 
 #: Names of a training folder's files.
@@ -80,9 +88,9 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     path = folder / "training.safetensors"
     tensors = load_tensors(path)
     for part, module in _modules(step).items():
-        fill(module, _under(tensors, part), path)
+        fill(module, under(tensors, part), path)
     for part, optimizer in _optimizers(step).items():
-        fill_optimizer(optimizer, _under(tensors, part))
+        fill_optimizer(optimizer, under(tensors, part))
     if step.adaptive and _ADAPTIVE in tensors:
         step.adaptive.state.copy_(tensors[_ADAPTIVE])
     step.images_seen = _images_seen(description)
@@ -120,8 +128,3 @@ def _modules(step: GanStep) -> dict[str, nn.Module]:
 
 def _optimizers(step: GanStep) -> dict[str, torch.optim.Optimizer]:
     return {"generator_optimizer": step.generator_optimizer, "critic_optimizer": step.critic_optimizer}
-
-
-def _under(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    prefix = part + "."
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

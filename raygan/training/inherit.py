@@ -21,7 +21,7 @@ from torch import Tensor
 from raygan.errors import ConfigurationError, some
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, load_networks
 from raygan.models.stages import shifted, stages_of, trained_parameters
-from raygan.models.weights import load_tensors
+from raygan.models.weights import load_tensors, under
 from raygan.training.step import GanStep
 
 Tensors = dict[str, Tensor]
@@ -60,11 +60,11 @@ class Inheritance:
         grown = networks.image_size != source.image_size
         if grown:
             _check_growth(source, networks, weights, generator)
-        before = _under(trained, "critic")
+        before = under(trained, "critic")
         if grown:
             before = shifted(before, networks.architecture)
         return cls(
-            generator=_fitting(_under(trained, "generator") or weights, generator),
+            generator=_fitting(under(trained, "generator") or weights, generator),
             ema={} if grown else _fitting(weights, generator),
             critic=_fitting(before, critic),
             images=description.get("about", {}).get("kimg", 0.0) * 1000,
@@ -164,11 +164,6 @@ def _fitting(tensors: Tensors, target: Mapping[str, Tensor]) -> Tensors:
 def _read_training(folder: Path) -> Tensors:
     path = folder / "training.safetensors"
     return load_tensors(path) if path.exists() else {}
-
-
-def _under(tensors: Tensors, part: str) -> Tensors:
-    prefix = part + "."
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _layers(names: Iterable[str]) -> list[str]:

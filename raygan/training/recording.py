@@ -19,7 +19,7 @@ from torch import Tensor
 from raygan.training.objectives import Terms
 
 #: Runs of a kind before it is recorded: libraries choose their kernels, and optimizers make their state.
-_RUNS_BEFORE = 2
+RUNS_BEFORE = 2
 
 #: From tensors by name to sums by name.
 Work = Callable[[Mapping[str, Tensor]], Terms]
@@ -36,8 +36,7 @@ class Recorder:
         self._record = record
         self._runs: Counter[Hashable] = Counter()
         self._inputs: dict[Hashable, Tensor] = {}
-        self._replays: dict[Hashable, Callable[[], Tensor]] = {}
-        self._names: dict[Hashable, list[str]] = {}
+        self._replays: dict[Hashable, Callable[[], Terms]] = {}
 
     def run(self, kind: Hashable, work: Work, inputs: Mapping[str, Tensor]) -> Terms:
         """What `work` gives for the inputs.
@@ -50,7 +49,7 @@ class Recorder:
         places = {name: (name, value.shape, value.dtype) for name, value in inputs.items()}
         kind = kind, *places.values()
         self._runs[kind] += 1
-        if self._runs[kind] <= _RUNS_BEFORE:
+        if self._runs[kind] <= RUNS_BEFORE:
             return work(inputs)
         for name, place in places.items():
             if place not in self._inputs:
@@ -58,17 +57,20 @@ class Recorder:
             self._inputs[place].copy_(inputs[name])
         if kind not in self._replays:
             held = {name: self._inputs[place] for name, place in places.items()}
-            self._names[kind] = []
-            self._replays[kind] = self._record(partial(_stacked, work, held, self._names[kind]))
+            self._replays[kind] = self._recording(partial(work, held))
+        return self._replays[kind]()
+
+    def _recording(self, work: Callable[[], Terms]) -> Callable[[], Terms]:
+        names: list[str] = []
+
+        def stacked() -> Tensor:
+            terms = work()
+            names[:] = terms
+            return torch.stack([value.float() for value in terms.values()])
+
+        replay = self._record(stacked)
         # The next replay overwrites what this one gives.
-        values = self._replays[kind]().clone()
-        return dict(zip(self._names[kind], values.unbind(), strict=True))
-
-
-def _stacked(work: Work, inputs: Mapping[str, Tensor], names: list[str]) -> Tensor:
-    terms = work(inputs)
-    names[:] = terms
-    return torch.stack([value.float() for value in terms.values()])
+        return lambda: dict(zip(names, replay().clone().unbind(), strict=True))
 
 
 class CudaGraphs:

@@ -26,6 +26,7 @@ from raygan.models.gan import NetworkSettings, build_critic, build_generator, to
 from raygan.models.hardware import pick_precision, set_up_gpu, to_device
 from raygan.models.stages import trained_parameters
 from raygan.models.sync_norm import synchronize
+from raygan.models.weights import under
 from raygan.training.adaptive import AdaptiveShare
 from raygan.training.augment import mirror
 from raygan.training.draws import augment_pair, step_draws
@@ -182,9 +183,9 @@ class GanStep:
         inputs = {"reals": to_device(reals, self.device)}
         if classes is not None and self.networks.labels:
             inputs["classes"] = to_device(classes, self.device)
-        inputs |= {f"critic {purpose}": values for purpose, values in self.critic_draws.of(batch).items()}
+        inputs |= {f"critic.{purpose}": values for purpose, values in self.critic_draws.of(batch).items()}
         if generates:
-            inputs |= {f"generator {purpose}": values for purpose, values in self.generator_draws.of(batch).items()}
+            inputs |= {f"generator.{purpose}": values for purpose, values in self.generator_draws.of(batch).items()}
         penalized = batch % self.options.penalty_every == 0
         adapts = self.adaptive is not None and self.adaptive.decides_after(batch)
         kind = _Kind(penalized, adapts, generates)
@@ -237,10 +238,10 @@ class GanStep:
 
     def _work(self, kind: _Kind, inputs: Mapping[str, Tensor]) -> Terms:
         """A step without what the host computes from the batch's number."""
-        reals, classes = self._prepare_reals(inputs["reals"], inputs.get("critic mirror")), inputs.get("classes")
-        terms = self._critic_step(reals, classes, _under(inputs, "critic "), kind)
+        reals, classes = self._prepare_reals(inputs["reals"], inputs.get("critic.mirror")), inputs.get("classes")
+        terms = self._critic_step(reals, classes, under(inputs, "critic"), kind)
         if kind.generates:
-            terms |= self._generator_step(reals, classes, _under(inputs, "generator "))
+            terms |= self._generator_step(reals, classes, under(inputs, "generator"))
         return terms
 
     def _let_critic_learn(self, learns: bool) -> None:
@@ -322,10 +323,6 @@ def _scores_of(critic: Callable[..., Tensor], classes: Tensor | None) -> CriticF
         return at_least_float32(critic(images, classes.repeat(len(images) // max(1, len(classes)))))
 
     return scores
-
-
-def _under(inputs: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
 
 
 def _sums(terms: Terms) -> Terms:

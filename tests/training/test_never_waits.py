@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raygan.classifier.settings import ClassifierOptions
 from raygan.classifier.step import ClassifierStep
-from raygan.models.gan import NetworkSettings
 from raygan.models.registry import ARCHITECTURES
-from raygan.settings import load_preset, preset_names
+from raygan.settings import preset_names
 from raygan.training.registry import OBJECTIVES
-from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.settings import TrainSettings
 from raygan.training.step import GanStep
+from tests.training.cases import Case, tiny_step
 
 #: Operations whose result, or its shape, the host reads from the device.
 READS = {
@@ -73,23 +73,16 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def cases() -> list[tuple[str, str, str]]:
+def cases() -> list[Case]:
     """Each preset, and each objective with each architecture, augmenting adaptively, on the settings of a preset."""
     presets = [(preset, "", "") for preset in preset_names(TrainSettings)]
     pairs = [(objective, architecture) for objective in OBJECTIVES.names() for architecture in ARCHITECTURES.names()]
     return [*presets, *(("best-64", *pair) for pair in pairs)]
 
 
-def new_step(case: tuple[str, str, str], device: str, precision: str, labels: tuple[str, ...]) -> GanStep:
-    preset, objective, architecture = case
-    values = load_preset(TrainSettings, preset) | {"batch_size": 4, "precision": precision}
-    values |= {"objective": objective} if objective else {}
-    options = StepOptions(**{name: values[name] for name in StepOptions.model_fields if name in values})
-    networks = NetworkSettings(
-        32, 8, 4, values["critic_norm"], labels, architecture or values.get("architecture", "dcgan")
-    )
-    changes = {"clip_gradient": 1.0, "augment_target": 0.6 if objective else 0.0}
-    return GanStep(networks, options.model_copy(update=changes), device, total_kimg=1.0)
+def new_step(case: Case, device: str, precision: str, labels: tuple[str, ...]) -> GanStep:
+    changes = {"precision": precision, "clip_gradient": 1.0, "augment_target": 0.6 if case[1] else 0.0}
+    return tiny_step(case, device, labels=labels, **changes)
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raygan.models.gan import NetworkSettings
 from raygan.models.registry import ARCHITECTURES
-from raygan.settings import load_preset, preset_names
+from raygan.settings import preset_names
 from raygan.training.recording import Recorder
 from raygan.training.registry import OBJECTIVES
-from raygan.training.settings import StepOptions, TrainSettings
+from raygan.training.settings import TrainSettings
 from raygan.training.step import GanStep
+from tests.training.cases import Case, tiny_step
 
 STEPS = 24
 
@@ -67,26 +67,20 @@ def on_tape(work: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
     return replay
 
 
-def cases() -> list[tuple[str, str, str]]:
+def cases() -> list[Case]:
     """Each preset, and each objective and architecture, augmenting adaptively."""
     own = [("best-64", objective, "") for objective in OBJECTIVES.names()]
     own += [("best-64", "", architecture) for architecture in ARCHITECTURES.names()]
     return [*((preset, "", "") for preset in preset_names(TrainSettings)), *own]
 
 
-def new_step(case: tuple[str, str, str], device: str = "cpu", **changes: Any) -> GanStep:
-    preset, objective, architecture = case
-    values = load_preset(TrainSettings, preset) | {"batch_size": 4, "precision": "fp32", "n_critic": 2}
-    values |= {"objective": objective} if objective else {}
-    values |= {"warmup_kimg": 0.04, "decay": 0.5, "rate_changes": ["0.05:0.001:0.002"], "clip_gradient": 1.0}
-    values |= {"augment": ["color", "translation", "cutout"], "augment_target": 0.6} if objective else {}
-    values |= changes
-    options = StepOptions(**{name: values[name] for name in StepOptions.model_fields if name in values})
-    labels = ("cat", "dog") if objective else ()
-    networks = NetworkSettings(
-        32, 8, 4, values["critic_norm"], labels, architecture or values.get("architecture", "dcgan")
-    )
-    return GanStep(networks, options, device, total_kimg=4 * STEPS / 1000)
+def new_step(case: Case, device: str = "cpu", **changes: Any) -> GanStep:
+    changes |= {"precision": "fp32", "n_critic": 2, "warmup_kimg": 0.04, "decay": 0.5, "clip_gradient": 1.0}
+    changes |= {"rate_changes": ["0.05:0.001:0.002"]}
+    if case[1]:
+        changes |= {"augment": ["color", "translation", "cutout"], "augment_target": 0.6}
+    labels = ("cat", "dog") if case[1] else ()
+    return tiny_step(case, device, labels=labels, total_kimg=4 * STEPS / 1000, **changes)
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

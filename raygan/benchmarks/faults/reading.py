@@ -18,7 +18,7 @@ from raygan.benchmarks.faults.outcome import Outcome
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos, open_photos
 from raygan.data.reader import load_photos
-from raygan.data.shards import MANIFEST, DataSet, Manifest, ShardFile, write_shard
+from raygan.data.shards import DataSet, Manifest, ShardFile, write_shard
 from raygan.models.distributed import Share
 
 #: Shards, and bytes of pixels in each: 126 MB in all.
@@ -103,5 +103,5 @@ def draw_noise(folder: Path, size: int) -> DataSet:
         write_shard(str(folder), name, pixels, about, "train", "raw")
         shards.append(ShardFile(file=name, split="train", rows={"cat": rows}))
     manifest = Manifest(image_size=size, classes=["cat"], shards=shards, fingerprint="noise", configuration={})
-    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    manifest.write(str(folder))
     return DataSet(str(folder), manifest)
