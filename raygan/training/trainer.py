@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -134,7 +135,14 @@ class Training:
         """
         monitor, cores = self._monitor() if self.schedule.quality else (None, 0.0)
         cluster.poll_training_often()
-        fitting = InBackground(lambda: self._fit(resources, monitor, cores), "training", self.run.folder)
+        stopped = threading.Event()
+
+        def fit() -> ray.train.Result:
+            return outlive_controllers(
+                lambda: self._trainer(resources, monitor, cores).fit(), self.settings.max_failures, stopped
+            )
+
+        fitting = InBackground(fit, "training", self.run.folder)
         told = self.trial.told if self.trial else None
         patience = monitor.patience_s if monitor else math.inf
         with Progress(self.schedule, self.run.folder, self.history, self.log, told, patience) as progress:
@@ -143,6 +151,8 @@ class Training:
             except MeasuringStuckError:
                 filesystem, path = storage.resolve(self.run.folder)
                 result = ray.train.Result.from_path(path, filesystem)
+            finally:
+                stopped.set()
             progress.catch_up(result)
         if progress.collapse:
             self._collapsed(progress.collapse, result)
@@ -150,18 +160,6 @@ class Training:
             raise RayganError(f"run {self.run.name} ended without a checkpoint")
         chosen, images = _best(result)
         return Outcome(chosen, result.checkpoint, self.history.at(images), self.history.latest, images=progress.images)
-
-    def _fit(self, resources: dict[str, float], monitor: Monitor | None, monitor_cores: float) -> ray.train.Result:
-        """Ray Train to its end. It restarts failed workers; a dead controller is restarted here."""
-        left = self.settings.max_failures
-        while True:
-            try:
-                return self._trainer(resources, monitor, monitor_cores).fit()
-            except ray.exceptions.RayActorError:
-                if not left:
-                    raise
-                left -= 1
-                tqdm.write("the training's controller has died; resuming from the last checkpoint", file=sys.stderr)
 
     def _trainer(self, resources: dict[str, float], monitor: Monitor | None, monitor_cores: float) -> TorchTrainer:
         settings = self.settings
@@ -244,6 +242,26 @@ class Training:
             f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
             f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"
         )
+
+
+def outlive_controllers(
+    fit: Callable[[], ray.train.Result], restarts: int, stopped: threading.Event
+) -> ray.train.Result:
+    """Run Ray Train, again if its controller dies. (Failed workers are restarted by the controller.)
+
+    Args:
+        fit: runs Ray Train until the training ends; goes on from the last checkpoint.
+        restarts: how often it may run again.
+        stopped: set once nobody waits for the training any more: Ctrl-C kills the controller, and it stays dead.
+    """
+    while True:
+        try:
+            return fit()
+        except ray.exceptions.RayActorError:
+            if stopped.is_set() or not restarts:
+                raise
+            restarts -= 1
+            tqdm.write("the training's controller has died; resuming from the last checkpoint", file=sys.stderr)
 
 
 def monitor_patience_s(settings: TrainSettings, photos: int, held_out: int, cores: float) -> float:
