@@ -133,7 +133,7 @@ def check_records(settings: StorageSettings) -> tuple[MlflowClient, str]:
         )
     location = experiment.artifact_location
     try:
-        if location.startswith("file:") or not is_remote(location):
+        if urllib.parse.urlsplit(location).scheme in ("", "file"):
             check_writable(local_file_uri_to_path(location))
         else:
             _check_upload(client, location)
