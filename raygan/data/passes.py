@@ -274,5 +274,5 @@ def _shard_plans(splits: pa.ChunkedArray, settings: PrepareSettings) -> list[dic
 
 def _shards_in(output: str) -> set[str]:
     """Names of the shards left by an earlier run, finished or not, and of parts of shards."""
-    patterns = [f"{split}-*.parquet{end}" for split in ("train", "validation") for end in ("", ".part")]
+    patterns = [f"{split}-*.parquet{end}" for split in ("train", "validation") for end in ("", ".*part")]
     return {storage.name(file) for pattern in patterns for file in storage.list_files(output, pattern)}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 import urllib.parse
@@ -114,7 +115,7 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
     filesystem, path = resolve(address)
     # An object appears only when it is complete and needs no folder; moving one would mean copying it.
     of_objects = filesystem.type_name in _OBJECT_STORES
-    first = path if of_objects else path + ".part"
+    first = path if of_objects else f"{path}.{secrets.token_hex(4)}.part"  # two jobs may write the same file
     try:
         if not of_objects:
             filesystem.create_dir(posixpath.dirname(path), recursive=True)

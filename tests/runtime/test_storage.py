@@ -69,6 +69,21 @@ def test_what_can_not_be_written_whole_leaves_no_part(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_writers_of_a_file_do_not_meet(tmp_path, monkeypatch):
+    """Two jobs that fetch the same classifier, or measure the same photos."""
+
+    class Slow(pafs.LocalFileSystem):
+        def move(self, source, target):
+            with monkeypatch.context() as patch:
+                patch.setattr(storage, "resolve", lambda address: (pafs.LocalFileSystem(), address))
+                storage.write_bytes(target, b"of the other")
+            super().move(source, target)
+
+    monkeypatch.setattr(storage, "resolve", lambda address: (Slow(), address))
+    storage.write_bytes(str(tmp_path / "file"), b"of one")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"of one"}
+
+
 def test_a_full_disk_is_said_in_words(monkeypatch):
     class Full:
         type_name = "s3"
