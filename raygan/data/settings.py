@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -136,7 +137,8 @@ class PrepareSettings(FilterOptions, StorageSettings):
     @model_validator(mode="before")
     @classmethod
     def _enlarge_little(cls, values: dict[str, Any]) -> dict[str, Any]:
-        size = values.get("image_size") or cls.model_fields["image_size"].default
-        if values.get("min_side") is None and str(size).isdigit():
-            values = {**values, "min_side": max(int(size) // MOST_ENLARGED, LEAST_SIDE)}
+        size = values.get("image_size", cls.model_fields["image_size"].default)
+        if values.get("min_side") is None:
+            with suppress(TypeError, ValueError, OverflowError):  # the field's own check says what is wrong with it
+                values = {**values, "min_side": max(int(float(size)) // MOST_ENLARGED, LEAST_SIDE)}
         return values
