@@ -142,6 +142,12 @@ def sqlite_uri(path: str) -> str:
     return _SQLITE + path.replace("%", "%25").replace("?", "%3F")
 
 
+def with_absolute_file(uri: str) -> str:
+    """The URI; that of a SQLite file with the file's absolute path."""
+    file = uri.removeprefix(_SQLITE)
+    return uri if file == uri else _SQLITE + absolute(file)
+
+
 def sqlite_file(uri: str) -> str | None:
     """The path of the SQLite file that a URI names; None if it names none."""
     if not uri.startswith(_SQLITE):

@@ -159,7 +159,16 @@ def load_preset(settings_class: type[Settings], name: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a file that has a key twice, of which YAML would take the last."""
+    """Refuses a key that is there twice, of which YAML would take the last, and a value that YAML can't convert."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # PyYAML's for 2020-13-45, !!bool x and !!timestamp x
+            kind, given = node.tag.rpartition(":")[2], reprlib.repr(node.value)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{given} is not a valid {kind}; put text in quotes", node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

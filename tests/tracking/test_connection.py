@@ -123,14 +123,14 @@ def mlflow_server():
     kept, about = {}, {"experiment_id": "1", "artifact_location": "mlflow-artifacts:/1", "lifecycle_stage": "active"}
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             self._answer(json.dumps({"experiment": {"name": "raygan", **about}}).encode())
 
-        def do_PUT(self):  # noqa: N802
+        def do_PUT(self):
             kept[self.path] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self._answer(b"{}", 507 if "full" in kept else 200)
 
-        def do_DELETE(self):  # noqa: N802
+        def do_DELETE(self):
             self._answer(b"{}")
 
         def _answer(self, content, status=200):
