@@ -45,6 +45,9 @@ from raygan.runtime.storage import join, read_text, resolve, write_bytes, write_
 Split = Literal["train", "validation"]
 Encoding = Literal["raw", "png"]
 
+#: What damaged files, and those that are no shards, make Arrow, Pillow and NumPy raise.
+_DAMAGED = (OSError, SyntaxError, ValueError, KeyError, pa.ArrowException)
+
 #: Pixels, uint8 (n, S, S, 3), and class indices, int64 (n,), as Ray's object store has them.
 Stored = tuple[np.ndarray, np.ndarray]
 
@@ -210,12 +213,12 @@ def read_shard(
         local = isinstance(filesystem, pafs.LocalFileSystem)
         with pa.memory_map(path) if local else filesystem.open_input_file(path) as file:
             table = pq.ParquetFile(file).read(columns=["image", "label"], use_threads=not local)
-    except (OSError, pa.ArrowException) as error:
-        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    names = _labels(table, shard, path)
+        names = _labels(table, shard, path)
+        pixels = _pixels(whole(table["image"]), manifest)
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from None
     known = np.array([manifest.classes.index(name) for name in names.dictionary.to_pylist()], np.int64)
     classes = known[names.indices.to_numpy()]
-    pixels = _pixels(whole(table["image"]), manifest)
     if label is not None and len(names.dictionary) > 1:
         chosen = classes == manifest.classes.index(label)
         pixels, classes = pixels[chosen], classes[chosen]
@@ -231,6 +234,10 @@ def _labels(table: pa.Table, shard: ShardFile, path: str) -> pa.DictionaryArray:
     return names
 
 
+def _unreadable(path: str, error: Exception) -> RayganError:
+    return RayganError(f"cannot read shard {path} ({first_line(error)}): prepare the shards again")
+
+
 def read_stored(address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamps: Stamps) -> Stored:
     """A shard as the object store has it."""
     pixels, classes = read_shard(address, manifest, shard, label, stamps)
@@ -242,10 +249,9 @@ def check_rows(address: str, shard: ShardFile) -> None:
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
     try:
-        table = pq.ParquetFile(path, filesystem=filesystem).read(columns=["label"])
-    except (OSError, pa.ArrowException) as error:
-        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    _labels(table, shard, path)
+        _labels(pq.ParquetFile(path, filesystem=filesystem).read(columns=["label"]), shard, path)
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from None
 
 
 def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:
@@ -293,7 +299,9 @@ def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:
     size = manifest.image_size
     if manifest.encoding == "png":
         decoded = [np.asarray(Image.open(io.BytesIO(image.as_py()), formats=["PNG"])) for image in images]
-        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+        return np.array(decoded, np.uint8).reshape(len(decoded), size, size, 3)
     data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
     row = size * size * 3
+    if images.type != pa.binary(row):
+        raise ValueError(f"its images are {images.type}, not {row} bytes each")
     return data[images.offset * row : (images.offset + len(images)) * row].reshape(-1, size, size, 3)
