@@ -55,7 +55,7 @@ def summarize(records: pa.Table, listing: Listing) -> dict[str, Any]:
         "reasons": dict(sorted(reasons.items())),
         "ignored_because": dict(sorted(because.items())),
         "labels": _labels(records),
-        "label_conflicts": pc.sum(pc.match_substring(records["detail"], "labelled")).as_py() or 0,
+        "label_conflicts": _conflicts(records),
         "inputs": [
             {"address": source.address, "layout": layout}
             for source, layout in zip(listing.sources, listing.layouts, strict=True)
@@ -126,6 +126,13 @@ def write(
     storage.write_json(storage.join(output, REPORT), summary)
     for name, content in pictures.items():
         storage.write_bytes(storage.join(output, PICTURES, name), content)
+
+
+def _conflicts(records: pa.Table) -> int:
+    """Number of rejected photos whose label is not that of the photo they repeat."""
+    paired = records.filter(pc.is_valid(records["partner"]))
+    others = records["label"].take(paired["partner"])
+    return int(pc.sum(pc.not_equal(paired["label"], others)).as_py() or 0)
 
 
 def _labels(records: pa.Table) -> dict[str, dict[str, int]]:
