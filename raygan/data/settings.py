@@ -111,7 +111,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
     crop_faces: bool = option(
         False, "crop each photo to its face and reject photos without one; needs pip install 'raygan[faces]'"
     )
-    detector: str | None = option(
+    detector: Address | None = option(
         None,
         "face detector for --crop-faces: an OpenCV cascade (.xml) or an ONNX export of a YOLO detector (.onnx); by "
         "default OpenCV's cascade for cats; dogs need one of their own",
