@@ -35,7 +35,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raygan.data.arrow import whole
+from raygan import pictures
+from raygan.data.arrow import counts, whole
 from raygan.data.labels import normalize
 from raygan.data.stamps import MANIFEST as MANIFEST
 from raygan.data.stamps import Stamps, is_same
@@ -228,8 +229,7 @@ def read_shard(
 def _labels(table: pa.Table, shard: ShardFile, path: str) -> pa.DictionaryArray:
     """The column of labels. Raises RayganError if the shard has others than the manifest says."""
     names = pc.dictionary_encode(whole(table["label"]))
-    counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in names.value_counts()}
-    if counts != {name: rows for name, rows in shard.rows.items() if rows}:
+    if counts(names) != {name: rows for name, rows in shard.rows.items() if rows}:
         raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
     return names
 
@@ -276,7 +276,7 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
         kind = pa.binary(flat.shape[1])
         images = pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
     else:
-        images = pa.array([_png(image) for image in pixels], pa.binary())
+        images = pa.array([pictures.png(Image.fromarray(image)) for image in pixels], pa.binary())
     columns = {"image": images, **{column: about[column] for column in ("label", "path", "hash")}}
     table = pa.table({**columns, "split": pa.array([split] * len(pixels))})
     sink = pa.BufferOutputStream()
@@ -286,12 +286,6 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
     content = sink.getvalue()
     write_bytes(join(address, name), content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:
