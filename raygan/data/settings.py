@@ -129,7 +129,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
     more_later: bool = option(
         False,
         "keep what was found out about each photo in OUTPUT/.prepare, which takes as much room as the shards; once the "
-        "input has grown, the same command with --overwrite examines only the new photos (of a tar, all)",
+        "input has grown, the same command with --overwrite examines only the new photos (in a tar: all)",
     )
     overwrite: bool = option(False, "replace a different data set in the output folder")
     dry_run: bool = option(False, "judge the photos and report, but write nothing")

@@ -45,7 +45,7 @@ class Decision:
 def beside_champion(
     client: MlflowClient, name: str, compare: Callable[[RegisteredModel, Path], T | Decision]
 ) -> T | Decision:
-    """Compare with the champion; a model without one to beat is promoted.
+    """Compare with the champion; without a champion to beat, the model is promoted.
 
     Args:
         client: of MLflow.
