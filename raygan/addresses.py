@@ -127,7 +127,10 @@ def by_proxy(uri: str) -> str:
     """That a request to a server goes to a proxy that the environment names, and what to do; empty if it doesn't."""
     import urllib.request  # which takes a while
 
-    parts = urllib.parse.urlsplit(uri)
+    try:
+        parts = urllib.parse.urlsplit(uri)
+    except ValueError:  # such as http://[::1
+        return ""
     proxy = "" if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme, "")
     if not proxy:
         return ""

@@ -47,10 +47,10 @@ def resolve(address: str) -> tuple[pafs.FileSystem, str]:
     place, query = split_query(absolute(address))
     if not is_remote(place):
         return pafs.LocalFileSystem(), place
-    scheme, netloc, path, _, fragment = urllib.parse.urlsplit(place.replace("?", "%3F"))
     try:
+        scheme, netloc, path, _, fragment = urllib.parse.urlsplit(place.replace("?", "%3F"))
         filesystem, root = open_root(f"{scheme}://{netloc}/{query}")
-    except (pa.ArrowException, OSError) as error:
+    except (*FAILURES, ValueError) as error:
         raise RayganError(f"cannot open {public(address)}: {first_line(error)}") from None
     inner = urllib.parse.unquote(path.lstrip("/") + (f"#{fragment}" if fragment else "")).rstrip("/")
     return filesystem, posixpath.join(root, inner) if inner else root

@@ -24,6 +24,12 @@ def test_a_bucket_is_opened_once():
     assert one is other
 
 
+@pytest.mark.parametrize("address", ["s3://[a]/x", "s3://a[b/x", "nothing://a/b"])
+def test_an_address_that_names_no_place_is_refused(address):
+    with pytest.raises(RayganError, match=r"^cannot open .*://.*: .+"):
+        storage.resolve(address)
+
+
 def test_a_remote_folder_without_files_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import threading
 from pathlib import Path
 
@@ -103,6 +104,36 @@ def test_a_place_for_artifacts_that_can_not_be_written_is_found_before_the_work(
     Path(settings.storage, "artifacts").write_text("in the way")
     with pytest.raises(RayganError, match=r"artifacts in file://.*/artifacts, where nothing can be written"):
         tracking.check_records(settings)
+
+
+@pytest.fixture
+def no_web_server():
+    """The address of a server that speaks another protocol."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        (None, "SSH-2.0-x"),
+        ("http://mlflow:port", "nonnumeric port"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://ml flow:5000", "URL can't contain control characters"),
+    ],
+)
+def test_an_address_that_is_no_web_servers_is_reported_in_one_line(no_web_server, uri, says):
+    settings = StorageSettings(storage="/here", tracking_uri=uri or no_web_server)
+    with pytest.raises(RayganError, match=rf"^MLflow at http://.* does not answer \({says}.*correct --tracking-uri"):
+        tracking.connect(settings)
 
 
 def test_a_proxy_in_the_way_of_a_server_is_named(monkeypatch):
