@@ -108,9 +108,10 @@ class Manifest(BaseModel):
         for file, times in Counter(shard.file for shard in self.shards).items():
             if times > 1:
                 return f"names {file} twice"
+        known = set(self.classes)
         for shard in self.shards:
             for label, rows in shard.rows.items():
-                if label not in self.classes:
+                if label not in known:
                     return f"gives {shard.file} photos of {label!r}, which is not among its classes"
                 if rows < 0:
                     return f"gives {shard.file} {rows} photos of {label!r}"
@@ -167,16 +168,21 @@ class DataSet:
     @property
     def profile(self) -> dict[str, Any]:
         """What it holds, for MLflow: image size, and photos of each label in each split."""
-        classes = self.manifest.classes
-        training = {label: self.manifest.count("train", label) for label in classes}
-        held_out = {label: self.manifest.count("validation", label) for label in classes}
-        return {"image_size": self.manifest.image_size, "train": training, "validation": held_out}
+        found: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        for shard in self.manifest.shards:
+            found[shard.split].update(shard.rows)
+        photos = {split: {label: rows[label] for label in self.manifest.classes} for split, rows in found.items()}
+        return {"image_size": self.manifest.image_size, **photos}
 
     def counts(self, split: Split, label: str | None = None) -> np.ndarray:
         """Photos of each class in each of `shards`: int32 (shards, classes)."""
-        classes = self.manifest.classes
-        found = [[shard.rows.get(name, 0) for name in classes] for shard in self.shards(split, label)]
-        return np.array(found, np.int32).reshape(-1, len(classes))
+        place = {name: number for number, name in enumerate(self.manifest.classes)}
+        shards = self.shards(split, label)
+        found = np.zeros((len(shards), len(place)), np.int32)
+        for counted, shard in zip(found, shards, strict=True):
+            for name, rows in shard.rows.items():
+                counted[place[name]] = rows
+        return found
 
     def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
         """The split's files with at least one photo of the label, in order."""
