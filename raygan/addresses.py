@@ -127,7 +127,10 @@ def by_proxy(uri: str) -> str:
     """That a request to a server goes to a proxy that the environment names, and what to do; empty if it doesn't."""
     import urllib.request  # which takes a while
 
-    parts = urllib.parse.urlsplit(uri)
+    try:
+        parts = urllib.parse.urlsplit(uri)
+    except ValueError:  # such as http://[::1
+        return ""
     proxy = "" if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme, "")
     if not proxy:
         return ""
@@ -140,6 +143,12 @@ def by_proxy(uri: str) -> str:
 def sqlite_uri(path: str) -> str:
     """The URI of a SQLite file, in which SQLAlchemy reads ``?`` as a query and ``%`` as an escape."""
     return _SQLITE + path.replace("%", "%25").replace("?", "%3F")
+
+
+def with_absolute_file(uri: str) -> str:
+    """The URI; that of a SQLite file with the file's absolute path."""
+    file = uri.removeprefix(_SQLITE)
+    return uri if file == uri else _SQLITE + absolute(file)
 
 
 def sqlite_file(uri: str) -> str | None:

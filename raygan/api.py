@@ -6,6 +6,7 @@ and `config` work as on the command line. `raygan.train`, for example, is `train
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def train(**settings: Any) -> TrainResult:
     return training.train(chosen)
 
 
-def load_generator(name: str, **settings: Any) -> LoadedGenerator:
+def load_generator(name: str | os.PathLike[str], **settings: Any) -> LoadedGenerator:
     """Load a generator from the registry or a folder.
 
     Args:
@@ -91,11 +92,11 @@ def load_generator(name: str, **settings: Any) -> LoadedGenerator:
     from raygan.runtime.settings import StorageSettings
     from raygan.sampling.generators import find_generators
 
-    (found,) = find_generators(resolve(StorageSettings, settings), [name], [])
+    (found,) = find_generators(resolve(StorageSettings, settings), [os.fspath(name)], [])
     return LoadedGenerator(found)
 
 
-def load_classifier(name: str = "raygan-classifier", **settings: Any) -> LoadedClassifier:
+def load_classifier(name: str | os.PathLike[str] = "raygan-classifier", **settings: Any) -> LoadedClassifier:
     """Load a classifier from the registry or a folder.
 
     Args:
@@ -112,7 +113,7 @@ def load_classifier(name: str = "raygan-classifier", **settings: Any) -> LoadedC
     from raygan.runtime.settings import StorageSettings
     from raygan.tracking.networks import find_classifier
 
-    folder = find_classifier(resolve(StorageSettings, settings), name)
+    folder = find_classifier(resolve(StorageSettings, settings), os.fspath(name))
     return LoadedClassifier(googlenet.load_classifier(storage.local_folder(folder)))
 
 
@@ -197,7 +198,7 @@ class LoadedGenerator:
         points = slerp(first, last, torch.linspace(0, 1, frames))
         return self.draw(points.numpy() * np.float32(truncation), labels, label=label)
 
-    def save_onnx(self, path: str) -> None:
+    def save_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write an ONNX file, which runs without torch.
 
         Its inputs and outputs are those of `raygan.models.export`. `latents` gives what to feed it for a seed.

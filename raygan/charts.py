@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # takes seconds to import, which the driver of prepare doesn't need
+    from torch import Tensor
 
 _BLUE, _GREY = "#3b6fb5", "#c9c9c9"
 
 #: Labels up to which the cells of a confusion matrix have numbers, and its rows names: dogs have 120 breeds, people
 #: thousands of names.
 _NUMBERED, _NAMED = 20, 150
+
+#: Bins of confidence.
+_BINS = 15
 
 
 def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
@@ -42,24 +47,23 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
     return to_png(figure)
 
 
-def calibration(probabilities: Tensor, targets: Tensor, bins: int = 15) -> bytes:
+def calibration(probabilities: Tensor, targets: Tensor) -> bytes:
     """Accuracy against confidence in equal bins, with the number of images in each bin.
 
     Args:
         probabilities: (n, labels), 0 to 1.
         targets: int64 (n,), the true classes.
-        bins: number of bins.
     """
     confidence, predicted = probabilities.max(1)
     right = (predicted == targets).numpy()
-    edges = np.linspace(0, 1, bins + 1)
-    bin_of = np.clip(np.digitize(confidence.numpy(), edges) - 1, 0, bins - 1)
-    counts = np.bincount(bin_of, minlength=bins)
-    accuracy = np.bincount(bin_of, right, minlength=bins) / np.maximum(counts, 1)
+    edges = np.linspace(0, 1, _BINS + 1)
+    bin_of = np.clip(np.digitize(confidence.numpy(), edges) - 1, 0, _BINS - 1)
+    counts = np.bincount(bin_of, minlength=_BINS)
+    accuracy = np.bincount(bin_of, right, minlength=_BINS) / np.maximum(counts, 1)
     figure, (axes,) = row_of_axes(4.6, 4.2)
     centers = (edges[:-1] + edges[1:]) / 2
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
-    axes.bar(centers[counts > 0], accuracy[counts > 0], 1 / bins * 0.9, color=_BLUE)
+    axes.bar(centers[counts > 0], accuracy[counts > 0], 0.9 / _BINS, color=_BLUE)
     for center, count in zip(centers, counts, strict=True):
         if count:
             axes.text(center, 0.02, f"{count:,}", ha="center", fontsize=6, rotation=90, color="white")

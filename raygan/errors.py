@@ -52,7 +52,7 @@ def reason(error: BaseException) -> str:
 
 
 def some(each: Sequence[str]) -> str:
-    """What is said of each label, for at most a dozen: people are labels by the thousand."""
+    """What is said of each label, joined; of at most a dozen, since a data set of people has thousands of labels."""
     more = f" and {len(each) - 12:,} more labels" if len(each) > 12 else ""
     return ", ".join(each[:12]) + more
 

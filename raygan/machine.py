@@ -110,7 +110,7 @@ def boot_id() -> str:
 
 
 def cache_folder() -> Path:
-    """A folder for files that can be made again: in the home or, where that is read-only, among temporary files."""
+    """A folder for files that can be made again: in the home, or among temporary files if the home is read-only."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raygan"
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def cache_folder() -> Path:
 
 
 def place_caches() -> None:
-    """Where the home is read-only, give Matplotlib a folder for its files, too, or it prints paragraphs about it."""
+    """If the home is read-only, give Matplotlib a folder for its files, too; else it prints paragraphs about it."""
     folder = cache_folder()
     if folder.parent == Path(tempfile.gettempdir()):
         os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))

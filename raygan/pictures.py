@@ -52,9 +52,9 @@ def _magnified(images: Tensor) -> Tensor:
     return images.repeat_interleave(times, 2).repeat_interleave(times, 3)
 
 
-def captioned(images: Tensor, captions: Sequence[str], columns: int = 8, side: int = 96) -> Image.Image:
-    """Images in rows, resized to `side` px, each above its caption."""
-    font, line = ImageFont.load_default(11), 16
+def captioned(images: Tensor, captions: Sequence[str]) -> Image.Image:
+    """Images in rows of 8, resized to 96 px, each above its caption."""
+    font, line, columns, side = ImageFont.load_default(11), 16, 8, 96
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (min(columns, len(images)) * (side + 6), rows * (side + line + 4)), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -66,17 +66,15 @@ def captioned(images: Tensor, captions: Sequence[str], columns: int = 8, side: i
     return sheet
 
 
-def animation(frames: Sequence[Image.Image], seconds: float = 8.0) -> bytes:
-    """An animated WebP that loops; its last frame stays for 2 s. Empty without frames.
+def animation(frames: Sequence[Image.Image]) -> bytes:
+    """Frames, all of one size, as an animated WebP that loops. They take about 8 s; the last one stays for 2 s.
 
-    Args:
-        frames: all of one size.
-        seconds: length of the animation if the last frame were as short as the others.
+    Empty without frames.
     """
     if not frames:
         return b""
     buffer = io.BytesIO()
-    durations = [round(seconds * 1000 / len(frames))] * (len(frames) - 1) + [2000]
+    durations = [round(8000 / len(frames))] * (len(frames) - 1) + [2000]
     frames[0].save(
         buffer, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80, method=2
     )

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,15 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+)
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
@@ -106,6 +115,10 @@ def _image_size(size: int) -> int:
 ImageSize = Annotated[int, AfterValidator(_image_size)]
 
 
+def _path_as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _without_secret(address: str) -> str:
     if password(address):
         raise ValueError(
@@ -116,10 +129,16 @@ def _without_secret(address: str) -> str:
 
 
 #: A local path or a URI. Paths are made absolute: a cluster's processes have other working directories.
-Address = Annotated[str, AfterValidator(well_formed), AfterValidator(_without_secret), AfterValidator(absolute)]
+Address = Annotated[
+    str,
+    BeforeValidator(_path_as_text),
+    AfterValidator(well_formed),
+    AfterValidator(_without_secret),
+    AfterValidator(absolute),
+]
 
 #: A name, a path or a URI.
-NameOrAddress = Annotated[str, AfterValidator(_without_secret)]
+NameOrAddress = Annotated[str, BeforeValidator(_path_as_text), AfterValidator(_without_secret)]
 
 
 class Settings(BaseModel):
@@ -159,7 +178,16 @@ def load_preset(settings_class: type[Settings], name: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a file that has a key twice, of which YAML would take the last."""
+    """Refuses a key that is there twice, of which YAML would take the last, and a value that YAML can't convert."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # PyYAML's for 2020-13-45, !!bool x and !!timestamp x
+            kind, given = node.tag.rpartition(":")[2], reprlib.repr(node.value)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{given} is not a valid {kind}; put text in quotes", node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,11 @@ def registered(place, tmp_path):
     with tracking.start_run(StorageSettings(**place), "r", job="test", params={}) as run:
         tracking.register_generator(run, tmp_path / "generator", "pets", labels=list(LABELS), promote=True)
         tracking.register_classifier(run, tmp_path / "judge", LABELS, promote=True)
+
+
+def test_paths_of_python_are_taken():
+    with pytest.raises(raygan.ConfigurationError, match=r"^--image-size: must be a power of two"):
+        raygan.prepare(input=[Path("photos")], output=Path("shards"), outlier_network=Path("judge"), image_size=7)
 
 
 def test_importing_the_package_imports_no_engine():
@@ -80,7 +86,7 @@ def test_a_wrong_keyword_is_answered_as_a_wrong_flag(call, settings, says):
 
 @pytest.mark.parametrize("name", ["raygan-generator-pets", "raygan-generator-pets/1", "folder"])
 def test_a_generator_draws_the_image_of_each_seed(name, registered, place, tmp_path):
-    generator = raygan.load_generator(str(tmp_path / "generator") if name == "folder" else name, **place)
+    generator = raygan.load_generator(tmp_path / "generator" if name == "folder" else name, **place)
     assert generator.labels == LABELS
     assert generator.image_size == 32
     images = generator.sample(seeds=[7, 9, 7], labels="dog", truncation=0.7)
@@ -127,7 +133,7 @@ def test_samples_are_those_of_the_job(ray_cluster, registered, place, tmp_path):
 
 @pytest.mark.parametrize("name", ["raygan-classifier", "raygan-classifier/1", "folder"])
 def test_a_classifier_gives_a_probability_for_each_label(name, registered, place, tmp_path):
-    classifier = raygan.load_classifier(str(tmp_path / "judge") if name == "folder" else name, **place)
+    classifier = raygan.load_classifier(tmp_path / "judge" if name == "folder" else name, **place)
     assert classifier.labels == LABELS
     images = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
     probabilities = classifier.probabilities(images)

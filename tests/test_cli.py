@@ -92,6 +92,8 @@ def test_passwords_are_refused_if_the_environment_can_hold_them(flag, value, say
 
 def test_file_uris_and_relative_databases_become_absolute_paths():
     """Ray gives each trial its own working directory."""
+    home = train("--data", "x", "--tracking-uri", "sqlite:///~/here.db")
+    assert home.tracking_uri == f"sqlite:///{os.path.expanduser('~')}/here.db"
     settings = train("--data", "file:///my%20shards", "--tracking-uri", "sqlite:///here.db")
     assert (settings.data, settings.tracking_uri) == ("/my shards", f"sqlite:///{os.path.abspath('here.db')}")
     assert train("--data", "x", "--tracking-uri", "sqlite:////there.db").tracking_uri == "sqlite:////there.db"
@@ -156,6 +158,10 @@ def test_a_choice_may_be_a_switch(argv, chosen, tmp_path):
         ("a: [", "not valid YAML at line 1: expected the node content, but found '<stream end>'"),
         ("width: 3\nz_dim: 4\nwidth: 5", "not valid YAML at line 3: width is there twice"),
         ("width: " + "[" * 3000 + "]" * 3000, "not valid YAML: maximum recursion depth"),
+        ("label: 2020-13-45", "not valid YAML at line 1: '2020-13-45' is not a valid timestamp; put text in quotes"),
+        ("width: " + "9" * 5000, "9' is not a valid int; put text in quotes"),
+        ("label: !!timestamp x", "'x' is not a valid timestamp"),
+        ("label: !!bool x", "'x' is not a valid bool"),
         ("space: &a [*a]\nlabel: x", "space is not a known setting"),
         ("label: &a [*a]", "--label: input should be a valid string (got [[[...]]])"),
         ("label: no", "--label: input should be a valid string (got False; put it in quotes)"),

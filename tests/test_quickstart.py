@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from raygan import tracking
+from raygan.data.shards import DataSet, Manifest, ShardFile
 from raygan.errors import ConfigurationError, Terminated
 from raygan.quickstart import quickstart as module
 from raygan.quickstart.quickstart import quickstart
@@ -57,9 +58,12 @@ def shortened(monkeypatch):
 
     def run(settings, prepare=0.0, classify=0.0, train=0.0, evaluate=0.0):
         asked, clock = {}, Clock()
-        counts = {"train": 400, "validation": 60}
-        manifest = SimpleNamespace(classes=["cat", "dog"], fingerprint="f", count=lambda split, label: counts[split])
-        data, report = SimpleNamespace(address="shards", manifest=manifest), SimpleNamespace(folder="reports/r")
+        shards = [
+            ShardFile(file=f"{split}.parquet", split=split, rows={"cat": count})
+            for split, count in (("train", 400), ("validation", 60))
+        ]
+        manifest = Manifest(image_size=64, classes=["cat", "dog"], shards=shards, fingerprint="f", configuration={})
+        data, report = DataSet("shards", manifest), SimpleNamespace(folder="reports/r")
         monkeypatch.setattr(module, "Timetable", functools.partial(Timetable, now=clock))
         monkeypatch.setattr(module.cluster, "connect", lambda settings: None)
         monkeypatch.setattr(module.cluster, "nodes", lambda: [{"CPU": 2}])
@@ -91,6 +95,13 @@ def test_minutes_name_the_preset_the_time_and_what_to_expect(shortened, capsys, 
     assert "time      59.5 minutes (Ray 0.0, photos 6.0, GoogLeNet 3.0, GAN 49.5, report card 1.0)" in shown
     assert "report    reports/r/report.html" in shown
     assert "/v1/sample?label=cat&" in shown
+
+
+def test_a_label_that_the_photos_lack_is_refused_before_anything_is_trained(shortened, monkeypatch, tmp_path):
+    settings = QuickstartSettings(storage=str(tmp_path), tracking_uri=None, input=["photos"], label="bird", serve=False)
+    monkeypatch.setattr(module, "_classified", lambda *_: pytest.fail("GoogLeNet is trained"))
+    with pytest.raises(ConfigurationError, match="--label: shards has no label 'bird'; it has cat, dog"):
+        shortened(settings)
 
 
 def test_photos_that_take_longer_than_the_minutes_leave_the_gan_a_share_and_are_told_of(shortened, capsys, tmp_path):

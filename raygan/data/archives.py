@@ -137,8 +137,8 @@ def _zipped(path: str) -> Iterator[Member]:
 def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """The files of an archive with their names, surrogate-escaped where they aren't UTF-8.
 
-    Programs of old wrote names in the code page of their system without saying which, for which zipfile takes the first
-    PC's. Others write UTF-8 without saying so: then all names are UTF-8. A few in another code page may look like it.
+    Old programs wrote names in their system's code page without saying which, and zipfile assumes the first PCs' one.
+    Others write UTF-8 without saying so: then all names are UTF-8. A few names in another code page may look like it.
     """
     files = archive.infolist()
     unsaid = {

@@ -81,7 +81,12 @@ class PixelSettings:
 
 def keys_of(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> np.ndarray:
     """The keys of a listing's photos: uint64 (n,)."""
-    starts = [hashlib.sha256(f"{VERSION}|{settings}|{one.root}|{one.image_column}".encode()) for one in sources]
+    # The column of labels, if given, isn't that of photos.
+    columns = [f"{one.image_column}|{one.label_column}".rstrip("|") for one in sources]
+    starts = [
+        hashlib.sha256(f"{VERSION}|{settings}|{one.root}|{named}".encode())
+        for one, named in zip(sources, columns, strict=True)
+    ]
     keys = np.empty(photos.num_rows, np.uint64)
     for number, (source, *row) in enumerate(_rows(photos)):
         digest = starts[source].copy()

@@ -118,9 +118,9 @@ def class_names(schema: pa.Schema, column: str) -> list[str] | None:
         names = (feature.get("feature") or feature)["names"]
         if isinstance(names, dict):
             names = [names[str(number)] for number in range(len(names))]
+        return [str(name) for name in names]
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return [str(name) for name in names]
 
 
 def is_missing(text: str) -> bool:

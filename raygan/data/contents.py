@@ -63,7 +63,7 @@ def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterat
     done = 0
     try:
         with source.parquet(path) as parquet:
-            name = choose(parquet.schema_arrow, source.image_column).image
+            name = choose(parquet.schema_arrow, source.image_column, source.label_column).image
             groups, skip = _row_groups(parquet.metadata, first, count)
             for batch in parquet.iter_batches(batch_size=64, row_groups=groups, columns=[name]):
                 for data in image_bytes(batch[name]):
@@ -74,7 +74,10 @@ def _row_contents(source: Source, path: bytes, first: int, count: int) -> Iterat
                         yield data if data is not None else Photo("unreadable", detail="no image in this row")
     except (OSError, pa.ArrowException) as error:
         _still_there(source)
-        yield from [Photo("unreadable", detail=f"cannot be read: {first_line(error)}")] * (count - done)
+        why = f"cannot be read: {first_line(error)}"
+    else:
+        why = "gone since it was listed"
+    yield from [Photo("unreadable", detail=why)] * (count - done)
 
 
 def _row_groups(metadata: pq.FileMetaData, first: int, count: int) -> tuple[list[int], int]:

@@ -43,7 +43,7 @@ def check_detector(path: str | None, labels: Collection[str]) -> None:
     """Fail early, with advice, if faces can't be found.
 
     Args:
-        path: the detector's file; None for the default.
+        path: the detector's file, absolute; None for the default.
         labels: of the photos.
 
     Raises:
@@ -62,7 +62,7 @@ def check_detector(path: str | None, labels: Collection[str]) -> None:
 
 def detector(path: str | None) -> str:
     """The detector as `load_detector` takes it on any node."""
-    return CAT_CASCADE if path is None else os.path.abspath(path)
+    return path or CAT_CASCADE
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from raygan import addresses
 from raygan.data import archives, kinds, layouts
+from raygan.data.arrow import counts
 from raygan.data.files import table_of
 from raygan.data.labels import Guess, Layout, check_labels, normalize
 from raygan.data.sorter import SCHEMA as SCHEMA
@@ -49,8 +50,8 @@ class Listing:
         lines = []
         for number, source in enumerate(self.sources):
             found = self.photos.filter(pc.equal(self.photos["source"], number))["label"]
-            counts = sorted(_counts(found).items(), key=lambda item: (-item[1], item[0]))
-            named = some([f"{count:,} {label}" for label, count in counts])
+            labels = sorted(counts(found).items(), key=lambda item: (-item[1], item[0]))
+            named = some([f"{count:,} {label}" for label, count in labels])
             lines.append(f"{printable(f'{source.address}: {self.layouts[number]}')}: {named}")
         return "\n".join([*lines, *([aside(self.ignored)] if self.ignored else [])])
 
@@ -138,7 +139,3 @@ def _class_of(address: str) -> str:
     name = addresses.name(address)
     ending = next((ending for ending in kinds.ARCHIVE_ENDINGS if name.lower().endswith(ending)), "")
     return name[: len(name) - len(ending)]
-
-
-def _counts(found: pa.ChunkedArray) -> dict[str, int]:
-    return {each["values"]: each["counts"] for each in pc.value_counts(found).to_pylist()}

@@ -14,10 +14,10 @@ are near-duplicates) and photos that are partly right (an eye, a muzzle, a profi
 Up to `EXACT` photos of a label are all compared with each other, in tasks that score `PART` photos each and hold twice
 as many vectors at a time. That takes n² d multiplications for vectors of d = 512 numbers: 3,000 photos take 0.2 s on
 one core. Of more, `EXACT` photos, spread evenly, stand for all, so cost grows linearly. Scores are then higher, as
-neighbors are fewer, and so is the threshold; what is ordinary in a way of which a label has only a few in a million may
-look like an outlier. The loss, as average precision against the exact verdicts: on 1,542 cat faces, 54 of them
+neighbors are fewer, and so is the threshold; a kind of photo of which a label has only a few in a million may look like
+an outlier. The loss, as average precision against the exact verdicts: on 1,542 cat faces, 54 of them
 outliers, 0.998, 0.992 and 0.997 if a half, a quarter or an eighth of the faces stand for all; on 1,304 dog faces 0.51,
-0.29 and 0.15, and no other number of neighbors does better. None of these is clearly an outlier: the 20 that score
+0.29 and 0.15, and no other number of neighbors does better. No dog is clearly an outlier: the 20 that score
 above 2 deviations exceed the threshold by 4 % in the median, the cats by 18 %, so small changes of the scores reorder
 them.
 
@@ -48,8 +48,8 @@ NEIGHBORS = 5
 #: Photos that a task scores, and vectors that it compares them with at a time.
 PART = 20_000
 
-#: Up to this many photos of a label are all compared with each other. Scoring a photo against so many takes a core 0.9
-#: ms, a tenth of the time that the network takes for it.
+#: Up to this many photos of a label are all compared with each other. Scoring one photo against so many takes one core
+#: 0.9 ms, a tenth of what the network takes.
 EXACT = 100_000
 
 

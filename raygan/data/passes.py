@@ -41,7 +41,7 @@ _TASK_BYTES = 64e6
 #: Photos that the variation of a label is measured from: enough for two digits.
 _SURVEYED = 2000
 
-#: Photos of a chunk's number of photos that it is measured from: an eighth gives the same variation as all.
+#: Photos measured of each `chunk_images` photos: an eighth gives the same variation as all.
 _OF_EACH = 64
 
 #: The filters that `compare` applies.
@@ -145,8 +145,8 @@ class Passes:
     def survey(self, records: pa.Table) -> dict[str, float | None]:
         """The variation of each label's kept photos, from about `_SURVEYED` of them if there are more.
 
-        Of as many photos of the listing as an undisturbed run examines in a task, those `_OF_EACH` have a say whose
-        hashes are the smallest among the photos that are good on their own.
+        The listing is cut into runs of `chunk_images` photos. Of each run's photos that no filter rejects on their own,
+        the `_OF_EACH` with the smallest hashes count, so the result doesn't depend on the chunks.
         """
         decoded = pc.not_equal(records["hash"], "")
         alone = pc.or_kleene(pc.is_null(records["reason"]), pc.is_in(records["reason"], pa.array(_COMPARISONS)))
@@ -274,5 +274,5 @@ def _shard_plans(splits: pa.ChunkedArray, settings: PrepareSettings) -> list[dic
 
 def _shards_in(output: str) -> set[str]:
     """Names of the shards left by an earlier run, finished or not, and of parts of shards."""
-    patterns = [f"{split}-*.parquet{end}" for split in ("train", "validation") for end in ("", ".part")]
+    patterns = [f"{split}-*.parquet{end}" for split in ("train", "validation") for end in ("", ".*part")]
     return {storage.name(file) for pattern in patterns for file in storage.list_files(output, pattern)}

@@ -4,8 +4,8 @@
 each read by an actor on the asker's node, into the object store, where all workers of a node map the same memory, and
 keeps the shards used last, within a bound.
 
-These actors take no cores from Ray's books. So workers that reserve all cores can't keep reading waiting, and a block
-whose only copy went with a node is read from storage again.
+These actors reserve no cores, so workers that reserve all of them can't keep reading waiting. A block whose only copy
+was lost with a node is read from storage again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raygan.data.stamps import Stamps
 from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import cluster
 
-#: Share of a node's object store that photos may take without a word.
+#: Share of a node's object store that photos may take before a note is printed.
 _STORES_SHARE = 0.8
 
 #: Seconds after which a shard that can't be read is tried again.
@@ -134,7 +134,7 @@ class ShardReader:
                 del self._kept[number]
 
     async def _block(self, shards: Shards, number: int, node: str) -> ray.ObjectRef:
-        """Have a shard read on a node, or on this one if that is gone; with patience for storage that fails a while."""
+        """Have a shard read on a node, or on this one if that is gone; tries again if the storage fails for a while."""
         for wait in (*_TRY_AGAIN_S, None):
             actor = self._on(node)
             block, count = actor.read.options(num_returns=2).remote(*shards.of(number))
@@ -197,7 +197,7 @@ def load_photos(data: DataSet, split: Split, label: str | None, memory: float | 
 
 
 def _say_room(needed: float) -> None:
-    """Say if so many bytes of photos don't fit a node's object store beside what else is there."""
+    """Print a note if so many bytes of photos don't fit a node's object store beside what else is there."""
     room = min((node.get("object_store_memory", 0.0) for node in cluster.nodes()), default=0.0)
     if needed > _STORES_SHARE * room:
         print(

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raygan.data import variation
-from raygan.data.arrow import whole
+from raygan.data.arrow import counts, whole
 from raygan.data.listing import Listing
 from raygan.errors import some
 from raygan.runtime import storage
@@ -43,7 +43,7 @@ PICTURES = "pictures"
 
 def summarize(records: pa.Table, listing: Listing) -> dict[str, Any]:
     """The content of report.json, from judged records and the listing."""
-    reasons = _counts(records["reason"])
+    reasons = counts(records["reason"])
     kept = records.num_rows - records["split"].null_count
     no_images = pc.sum(records["ignored"]).as_py() or 0
     because = listing.ignored + Counter({"not an image": no_images})
@@ -55,7 +55,7 @@ def summarize(records: pa.Table, listing: Listing) -> dict[str, Any]:
         "reasons": dict(sorted(reasons.items())),
         "ignored_because": dict(sorted(because.items())),
         "labels": _labels(records),
-        "label_conflicts": pc.sum(pc.match_substring(records["detail"], "labelled")).as_py() or 0,
+        "label_conflicts": _conflicts(records),
         "inputs": [
             {"address": source.address, "layout": layout}
             for source, layout in zip(listing.sources, listing.layouts, strict=True)
@@ -128,21 +128,22 @@ def write(
         storage.write_bytes(storage.join(output, PICTURES, name), content)
 
 
+def _conflicts(records: pa.Table) -> int:
+    """Number of rejected photos whose label is not that of the photo they repeat."""
+    paired = records.filter(pc.is_valid(records["partner"]))
+    others = records["label"].take(paired["partner"])
+    return int(pc.sum(pc.not_equal(paired["label"], others)).as_py() or 0)
+
+
 def _labels(records: pa.Table) -> dict[str, dict[str, int]]:
     seen = records.filter(pc.invert(records["ignored"]))
-    counts = {
-        "seen": _counts(seen["label"]),
-        "rejected": _counts(seen["label"].filter(pc.is_valid(seen["reason"]))),
-        "kept": _counts(seen["label"].filter(pc.is_null(seen["reason"]))),
+    found = {
+        "seen": counts(seen["label"]),
+        "rejected": counts(seen["label"].filter(pc.is_valid(seen["reason"]))),
+        "kept": counts(seen["label"].filter(pc.is_null(seen["reason"]))),
     } | {
-        split: _counts(seen["label"].filter(pc.equal(seen["split"], split).fill_null(False)))
+        split: counts(seen["label"].filter(pc.equal(seen["split"], split).fill_null(False)))
         for split in ("train", "validation")
     }
     names = ("seen", "kept", "rejected", "train", "validation")
-    return {label: {name: counts[name].get(label, 0) for name in names} for label in sorted(counts["seen"])}
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value occurs that isn't null."""
-    found = column.drop_null().value_counts()
-    return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
+    return {label: {name: found[name].get(label, 0) for name in names} for label in sorted(found["seen"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -110,7 +111,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
     crop_faces: bool = option(
         False, "crop each photo to its face and reject photos without one; needs pip install 'raygan[faces]'"
     )
-    detector: str | None = option(
+    detector: Address | None = option(
         None,
         "face detector for --crop-faces: an OpenCV cascade (.xml) or an ONNX export of a YOLO detector (.onnx); by "
         "default OpenCV's cascade for cats; dogs need one of their own",
@@ -128,7 +129,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
     more_later: bool = option(
         False,
         "keep what was found out about each photo in OUTPUT/.prepare, which takes as much room as the shards; once the "
-        "input has grown, the same command with --overwrite examines only the new photos (of a tar, all)",
+        "input has grown, the same command with --overwrite examines only the new photos (in a tar: all)",
     )
     overwrite: bool = option(False, "replace a different data set in the output folder")
     dry_run: bool = option(False, "judge the photos and report, but write nothing")
@@ -136,7 +137,8 @@ class PrepareSettings(FilterOptions, StorageSettings):
     @model_validator(mode="before")
     @classmethod
     def _enlarge_little(cls, values: dict[str, Any]) -> dict[str, Any]:
-        size = values.get("image_size") or cls.model_fields["image_size"].default
-        if values.get("min_side") is None and str(size).isdigit():
-            values = {**values, "min_side": max(int(size) // MOST_ENLARGED, LEAST_SIDE)}
+        size = values.get("image_size", cls.model_fields["image_size"].default)
+        if values.get("min_side") is None:
+            with suppress(TypeError, ValueError, OverflowError):  # the field's own check says what is wrong with it
+                values = {**values, "min_side": max(int(float(size)) // MOST_ENLARGED, LEAST_SIDE)}
         return values

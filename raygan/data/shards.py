@@ -35,7 +35,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raygan.data.arrow import whole
+from raygan import pictures
+from raygan.data.arrow import counts, whole
 from raygan.data.labels import normalize
 from raygan.data.stamps import MANIFEST as MANIFEST
 from raygan.data.stamps import Stamps, is_same
@@ -44,6 +45,9 @@ from raygan.runtime.storage import join, read_text, resolve, write_bytes, write_
 
 Split = Literal["train", "validation"]
 Encoding = Literal["raw", "png"]
+
+#: What damaged files, and those that are no shards, make Arrow, Pillow and NumPy raise.
+_DAMAGED = (OSError, SyntaxError, ValueError, KeyError, pa.ArrowException)
 
 #: Pixels, uint8 (n, S, S, 3), and class indices, int64 (n,), as Ray's object store has them.
 Stored = tuple[np.ndarray, np.ndarray]
@@ -104,9 +108,10 @@ class Manifest(BaseModel):
         for file, times in Counter(shard.file for shard in self.shards).items():
             if times > 1:
                 return f"names {file} twice"
+        known = set(self.classes)
         for shard in self.shards:
             for label, rows in shard.rows.items():
-                if label not in self.classes:
+                if label not in known:
                     return f"gives {shard.file} photos of {label!r}, which is not among its classes"
                 if rows < 0:
                     return f"gives {shard.file} {rows} photos of {label!r}"
@@ -163,16 +168,21 @@ class DataSet:
     @property
     def profile(self) -> dict[str, Any]:
         """What it holds, for MLflow: image size, and photos of each label in each split."""
-        classes = self.manifest.classes
-        training = {label: self.manifest.count("train", label) for label in classes}
-        held_out = {label: self.manifest.count("validation", label) for label in classes}
-        return {"image_size": self.manifest.image_size, "train": training, "validation": held_out}
+        found: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        for shard in self.manifest.shards:
+            found[shard.split].update(shard.rows)
+        photos = {split: {label: rows[label] for label in self.manifest.classes} for split, rows in found.items()}
+        return {"image_size": self.manifest.image_size, **photos}
 
     def counts(self, split: Split, label: str | None = None) -> np.ndarray:
         """Photos of each class in each of `shards`: int32 (shards, classes)."""
-        classes = self.manifest.classes
-        found = [[shard.rows.get(name, 0) for name in classes] for shard in self.shards(split, label)]
-        return np.array(found, np.int32).reshape(-1, len(classes))
+        place = {name: number for number, name in enumerate(self.manifest.classes)}
+        shards = self.shards(split, label)
+        found = np.zeros((len(shards), len(place)), np.int32)
+        for counted, shard in zip(found, shards, strict=True):
+            for name, rows in shard.rows.items():
+                counted[place[name]] = rows
+        return found
 
     def shards(self, split: Split, label: str | None = None) -> list[ShardFile]:
         """The split's files with at least one photo of the label, in order."""
@@ -210,12 +220,12 @@ def read_shard(
         local = isinstance(filesystem, pafs.LocalFileSystem)
         with pa.memory_map(path) if local else filesystem.open_input_file(path) as file:
             table = pq.ParquetFile(file).read(columns=["image", "label"], use_threads=not local)
-    except (OSError, pa.ArrowException) as error:
-        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    names = _labels(table, shard, path)
+        names = _labels(table, shard, path)
+        pixels = _pixels(whole(table["image"]), manifest)
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from None
     known = np.array([manifest.classes.index(name) for name in names.dictionary.to_pylist()], np.int64)
     classes = known[names.indices.to_numpy()]
-    pixels = _pixels(whole(table["image"]), manifest)
     if label is not None and len(names.dictionary) > 1:
         chosen = classes == manifest.classes.index(label)
         pixels, classes = pixels[chosen], classes[chosen]
@@ -225,10 +235,13 @@ def read_shard(
 def _labels(table: pa.Table, shard: ShardFile, path: str) -> pa.DictionaryArray:
     """The column of labels. Raises RayganError if the shard has others than the manifest says."""
     names = pc.dictionary_encode(whole(table["label"]))
-    counts = {entry["values"].as_py(): entry["counts"].as_py() for entry in names.value_counts()}
-    if counts != {name: rows for name, rows in shard.rows.items() if rows}:
+    if counts(names) != {name: rows for name, rows in shard.rows.items() if rows}:
         raise RayganError(f"shard {path} has other photos than its manifest says: prepare the shards again")
     return names
+
+
+def _unreadable(path: str, error: Exception) -> RayganError:
+    return RayganError(f"cannot read shard {path} ({first_line(error)}): prepare the shards again")
 
 
 def read_stored(address: str, manifest: Manifest, shard: ShardFile, label: str | None, stamps: Stamps) -> Stored:
@@ -242,10 +255,9 @@ def check_rows(address: str, shard: ShardFile) -> None:
     filesystem, root = resolve(address)
     path = posixpath.join(root, shard.file)
     try:
-        table = pq.ParquetFile(path, filesystem=filesystem).read(columns=["label"])
-    except (OSError, pa.ArrowException) as error:
-        raise RayganError(f"cannot read shard {path}: {first_line(error)}; prepare the shards again") from None
-    _labels(table, shard, path)
+        _labels(pq.ParquetFile(path, filesystem=filesystem).read(columns=["label"]), shard, path)
+    except _DAMAGED as error:
+        raise _unreadable(path, error) from None
 
 
 def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, split: Split, encoding: Encoding) -> str:
@@ -270,7 +282,7 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
         kind = pa.binary(flat.shape[1])
         images = pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
     else:
-        images = pa.array([_png(image) for image in pixels], pa.binary())
+        images = pa.array([pictures.png(Image.fromarray(image)) for image in pixels], pa.binary())
     columns = {"image": images, **{column: about[column] for column in ("label", "path", "hash")}}
     table = pa.table({**columns, "split": pa.array([split] * len(pixels))})
     sink = pa.BufferOutputStream()
@@ -282,18 +294,14 @@ def write_shard(address: str, name: str, pixels: np.ndarray, about: pa.Table, sp
     return hashlib.sha256(content).hexdigest()
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()
-
-
 def _pixels(images: pa.Array, manifest: Manifest) -> np.ndarray:
     """Images, uint8 (n, S, S, 3), from a shard's image column."""
     size = manifest.image_size
     if manifest.encoding == "png":
         decoded = [np.asarray(Image.open(io.BytesIO(image.as_py()), formats=["PNG"])) for image in images]
-        return np.stack(decoded) if decoded else np.empty((0, size, size, 3), np.uint8)
+        return np.array(decoded, np.uint8).reshape(len(decoded), size, size, 3)
     data = np.frombuffer(images.buffers()[1] or b"", np.uint8)
     row = size * size * 3
+    if images.type != pa.binary(row):
+        raise ValueError(f"its images are {images.type}, not {row} bytes each")
     return data[images.offset * row : (images.offset + len(images)) * row].reshape(-1, size, size, 3)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
+from raygan import charts
 from raygan.data import filters
 from raygan.data.registry import FILTERS
 
@@ -105,26 +106,19 @@ def _png(picture: Image.Image) -> bytes:
 
 def _distributions(records: pa.Table, kept: np.ndarray) -> bytes:
     """Histograms of size, brightness and sharpness, for all decoded photos and for the kept ones."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     side = np.minimum(records["width"].to_numpy(), records["height"].to_numpy()).astype(float)
     panels = {
         "short side (px)": np.where(side > 0, side, np.nan),
         "brightness (0 to 255)": records["brightness"].to_numpy(),
         "sharpness": records["sharpness"].to_numpy(),
     }
-    figure = Figure(figsize=(12, 3.2))
-    figure.subplots_adjust(left=0.06, right=0.98, wspace=0.22)
-    FigureCanvasAgg(figure)
-    for axis, (title, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    figure, all_axes = charts.row_of_axes(12, 3.2, len(panels))
+    for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 1, high + 1, 41)
         for label, part, color in (("before", known, "#c9c9c9"), ("after", values[kept], "#3b6fb5")):
-            axis.stairs(np.histogram(part, edges)[0], edges, fill=True, color=color, label=label)
-        axis.set(title=title, ylabel="photos")
-    figure.axes[0].legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
+            axes.stairs(np.histogram(part, edges)[0], edges, fill=True, color=color, label=label)
+        axes.set(title=title, ylabel="photos")
+    all_axes[0].legend()
+    return charts.to_png(figure)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygan.data import kinds, tables
+from raygan.data.arrow import counts
 from raygan.data.files import FILES, File, Paths, table_of
 from raygan.data.folders import annotation_paths, folders_of_raygan
 from raygan.data.kinds import is_image_name
@@ -70,7 +71,7 @@ class Sorter:
             return "made by raygan" if path.startswith(ours) else why or ("annotation" if path in about else None)
 
         why = pa.array(map(reason_of, paths, found["regular"].to_pylist()), pa.string())
-        self.ignored.update({each["values"]: each["counts"] for each in pc.value_counts(why.drop_null()).to_pylist()})
+        self.ignored.update(counts(why))
         are_rows = pa.array((kinds.ending(path) in (".parquet", ".pq") for path in paths), pa.bool_())
         parquet = [
             File(**{**file, "path": os.fsdecode(file["path"])})
@@ -239,8 +240,8 @@ def _as_text(label: str) -> str:
 
 def aside(ignored: Counter[str]) -> str:
     """What is left aside, in words."""
-    counts = sorted((+ignored).items(), key=lambda item: (-item[1], item[0]))
-    each = (f"{kind} ({n:,}{'; ' + kinds.ADVICE[kind] if kind in kinds.ADVICE else ''})" for kind, n in counts)
+    found = sorted((+ignored).items(), key=lambda item: (-item[1], item[0]))
+    each = (f"{kind} ({n:,}{'; ' + kinds.ADVICE[kind] if kind in kinds.ADVICE else ''})" for kind, n in found)
     return f"left aside: {', '.join(each)}"
 
 

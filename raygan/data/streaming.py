@@ -10,7 +10,7 @@ import pyarrow as pa
 from raygan.errors import RayganError
 from raygan.runtime import cluster
 
-#: What a task takes of a core in Ray's books. Ray Data notices only ten times a second that a task has finished, and
+#: Cores that a task reserves. Ray Data notices only ten times a second that a task has finished, and
 #: only then starts another within its budget: with one task of a fraction of a second per core, cores sat idle a third
 #: of the time. With two, a core always has work. A task that runs a network takes seconds and has a core to itself,
 #: since another worker would spend seconds on loading the network.

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygan.data import chunks
+from raygan.data.arrow import counts
 from raygan.data.chunks import PixelSettings
 from raygan.data.shards import Encoding, write_shard
 from raygan.data.sources import Source
@@ -88,11 +89,10 @@ def _written(shard: dict[str, Any], output: str, encoding: Encoding) -> dict[str
     about = pa.concat_tables([table for _, table in found]).take(pa.array(order))
     pixels = np.concatenate([pixels for pixels, _ in found])[order]
     digest = write_shard(output, shard["file"], pixels, about, shard["split"], encoding)
-    labels, counts = np.unique(about["label"].to_numpy(zero_copy_only=False), return_counts=True)
     return {
         "file": shard["file"],
         "images": about.num_rows,
-        "rows": json.dumps(dict(zip(labels.tolist(), counts.tolist(), strict=True))),
+        "rows": json.dumps(counts(about["label"]), sort_keys=True),
         "digest": digest,
     }
 

@@ -85,6 +85,8 @@ def quickstart(settings: QuickstartSettings) -> None:
         cluster.connect(settings)
     with times.stage("photos"):
         data = _shards(settings, settings.input or [str(_drawn_faces(Path(settings.storage)))])
+    if settings.label:
+        data.check_label(settings.label)
     label = settings.label or _only_label(settings, data.manifest.classes)
     if settings.minutes:
         print(_expectation(data.manifest.count("train", label)), flush=True)

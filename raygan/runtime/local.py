@@ -53,7 +53,7 @@ def check_scratch(needed: int) -> None:
 
 
 def say_where_store_is(memory: float) -> None:
-    """Say if Ray's object store has no room in shared memory, of which containers have little: it is on a disk then.
+    """Print a note if shared memory is too small for Ray's object store, as in containers: the store is on a disk then.
 
     memory: of the store, in bytes.
     """
@@ -92,7 +92,7 @@ def _objection(folder: str) -> str:
 
 
 def _have_token() -> None:
-    """A token in the environment, where Ray can't write one to the home."""
+    """Put a token into the environment if Ray can't write one to the home."""
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
     try:

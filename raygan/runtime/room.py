@@ -1,4 +1,4 @@
-"""Room on disks for what a job is going to write, looked at before it works."""
+"""Whether disks have room for what a job is going to write, checked before the work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_room(flag: str, address: str, needed: int) -> None:
 def warn_of_room(flag: str, address: str, needed: int, what: str) -> None:
     """Warn if a local folder's disk has no room for so many bytes at most, which may prove to be fewer.
 
-    what: is written, in words.
+    what: what is written, in words.
     """
     free = room(address)
     if free is not None and needed > free:

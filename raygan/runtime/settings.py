@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from raygan.addresses import password
+from raygan.addresses import password, with_absolute_file
 from raygan.settings import Address, Settings, Switch, option
 
 
@@ -26,17 +26,13 @@ def _worker_range(value: Any) -> int | tuple[int, int]:
 WorkerRange = Annotated[int | tuple[int, int], BeforeValidator(_worker_range)]
 
 
-_SQLITE = "sqlite:///"
-
-
 def _tracking_uri(uri: str) -> str:
     if uri.startswith(("http://", "https://")) and password(uri):
         raise ValueError(
             "must not contain a password, which logs and records would show: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
-    file = uri.removeprefix(_SQLITE)
-    return _SQLITE + os.path.abspath(file) if file != uri else uri
+    return with_absolute_file(uri)
 
 
 #: MLflow's address. A relative path to a SQLite file is made absolute.

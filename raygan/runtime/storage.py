@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 import urllib.parse
@@ -46,10 +47,10 @@ def resolve(address: str) -> tuple[pafs.FileSystem, str]:
     place, query = split_query(absolute(address))
     if not is_remote(place):
         return pafs.LocalFileSystem(), place
-    scheme, netloc, path, _, fragment = urllib.parse.urlsplit(place.replace("?", "%3F"))
     try:
+        scheme, netloc, path, _, fragment = urllib.parse.urlsplit(place.replace("?", "%3F"))
         filesystem, root = open_root(f"{scheme}://{netloc}/{query}")
-    except (pa.ArrowException, OSError) as error:
+    except (*FAILURES, ValueError) as error:
         raise RayganError(f"cannot open {public(address)}: {first_line(error)}") from None
     inner = urllib.parse.unquote(path.lstrip("/") + (f"#{fragment}" if fragment else "")).rstrip("/")
     return filesystem, posixpath.join(root, inner) if inner else root
@@ -114,7 +115,7 @@ def write_bytes(address: str, content: bytes | pa.Buffer) -> None:
     filesystem, path = resolve(address)
     # An object appears only when it is complete and needs no folder; moving one would mean copying it.
     of_objects = filesystem.type_name in _OBJECT_STORES
-    first = path if of_objects else path + ".part"
+    first = path if of_objects else f"{path}.{secrets.token_hex(4)}.part"  # two jobs may write the same file
     try:
         if not of_objects:
             filesystem.create_dir(posixpath.dirname(path), recursive=True)

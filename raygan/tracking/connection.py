@@ -5,6 +5,7 @@ Without an address, records go to a SQLite file in the storage folder and artifa
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import logging
 import os
@@ -133,7 +134,7 @@ def check_records(settings: StorageSettings) -> tuple[MlflowClient, str]:
         )
     location = experiment.artifact_location
     try:
-        if location.startswith("file:") or not is_remote(location):
+        if urllib.parse.urlsplit(location).scheme in ("", "file"):
             check_writable(local_file_uri_to_path(location))
         else:
             _check_upload(client, location)
@@ -214,8 +215,8 @@ def _check_server(uri: str) -> None:
         if error.code >= 500 and by_proxy(uri):
             raise _no_answer(uri, error) from None
         # Otherwise it answers; a server behind a proxy of its own may not have /health.
-    except (OSError, ValueError) as error:
-        raise _no_answer(uri, getattr(error, "reason", error)) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last where another protocol is spoken
+        raise _no_answer(uri, getattr(error, "reason", str(error).strip())) from None
 
 
 def _no_answer(uri: str, reason: object) -> RayganError:

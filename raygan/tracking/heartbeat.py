@@ -117,7 +117,7 @@ def _since(process: psutil.Process) -> float:
 
 
 def take_over(folder: Path, kept: str | None) -> None:
-    """Make this process the owner of an outbox. A new one appears with its owner: without, others would close its run.
+    """Make this process the owner of an outbox. A new one appears with its owner; without, others would close its run.
 
     Args:
         folder: the outbox, which need not exist.

@@ -78,8 +78,8 @@ def feature_network(settings: StorageSettings, name: str, flag: str) -> str:
     if name in (DEFAULT_FEATURES, SECOND_FEATURES):  # come with the installation
         return name
     architecture, colon, file = name.rpartition(":")
-    if name not in FEATURES.names() and os.path.exists(file):
-        name = architecture + colon + os.path.abspath(file)  # workers have other working directories
+    if name not in FEATURES.names() and os.path.exists(storage.absolute(file)):
+        name = architecture + colon + storage.absolute(file)  # workers have other working directories
     try:
         load_network(name)
     except ConfigurationError as error:

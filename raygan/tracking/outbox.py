@@ -103,7 +103,9 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
         steps = dict(last_steps)
         for path in records:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if "metrics" not in record or len(metrics) + len(record["metrics"]) > _BATCH or (alone and taken):
+            if "metrics" not in record:
+                break
+            if taken and (alone or len(metrics) + len(record["metrics"]) > _BATCH):
                 break
             new = _new_metrics(client, spool.run_id, record, steps)
             steps |= {metric.key: metric.step for metric in new}
@@ -111,7 +113,8 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
             taken.append(path)
         try:
             if metrics:
-                client.log_batch(spool.run_id, metrics=metrics)
+                for start in range(0, len(metrics), _BATCH):
+                    client.log_batch(spool.run_id, metrics=metrics[start : start + _BATCH])
                 last_steps |= steps
             elif not taken:
                 taken = records[:1]
@@ -131,10 +134,11 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
 
 
 def _new_metrics(client: MlflowClient, run_id: str, record: dict[str, Any], last_steps: dict[str, int]) -> list[Metric]:
-    for name in record["metrics"]:
-        if name not in last_steps:
-            history = client.get_metric_history(run_id, name)
-            last_steps[name] = max((metric.step for metric in history), default=-1)
+    unknown = record["metrics"].keys() - last_steps.keys()
+    there = client.get_run(run_id).data.metrics if unknown else {}
+    for name in unknown:
+        history = client.get_metric_history(run_id, name) if name in there else []
+        last_steps[name] = max((metric.step for metric in history), default=-1)
     step, values = int(record["step"]), record["metrics"]
     return [Metric(name, value, record["time"], step) for name, value in values.items() if step > last_steps[name]]
 

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from raygan.errors import ConfigurationError, RayganError, first_line
 from raygan.runtime.settings import PromoteSettings
 from raygan.tracking.connection import connect
-from raygan.tracking.models import SERVING_ALIAS, RegisteredModel, download_model, find_model
+from raygan.tracking.models import MODELS, SERVING_ALIAS, RegisteredModel, download_model, find_model
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Decision:
 def beside_champion(
     client: MlflowClient, name: str, compare: Callable[[RegisteredModel, Path], T | Decision]
 ) -> T | Decision:
-    """Compare with the champion; a model without one to beat is promoted.
+    """Compare with the champion; without a champion to beat, the model is promoted.
 
     Args:
         client: of MLflow.
@@ -91,7 +91,11 @@ def promote(settings: PromoteSettings) -> None:
         RayganError: the registry doesn't answer.
     """
     client = connect(settings)
-    name, _, number = settings.model.partition("/")
+    name, _, number = settings.model.removeprefix(MODELS).partition("/")
+    if settings.rollback and number:
+        raise ConfigurationError(
+            f"--rollback: give --model {name}, without a version; without --rollback, {settings.model} is served"
+        )
     try:
         if settings.rollback:
             _move(client, _predecessor(client, name), "rolled back by hand", back=True)

@@ -1,4 +1,4 @@
-"""Records on their way to MLflow: on disk first, so nothing is lost and nobody waits.
+"""Records on their way to MLflow: they are on disk first, so nothing is lost and nobody waits.
 
 A run's spool is a folder. Any process of this machine puts records there, each a file that appears complete or not at
 all, without importing MLflow. `outbox` sends them.

@@ -105,6 +105,8 @@ def test_columns_that_can_not_be_what_the_flag_says_are_refused():
         ({"names": {"0": "cat", "1": "dog"}}, ["cat", "dog"]),
         ({"feature": {"names": ["cat"]}, "_type": "Sequence"}, ["cat"]),
         ({"dtype": "string"}, None),
+        ({"names": None}, None),
+        ({"names": 2}, None),
         (None, None),
     ],
 )

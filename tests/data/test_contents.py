@@ -8,6 +8,7 @@ import pytest
 
 from raygan.data.contents import contents
 from raygan.data.filters import Rules
+from raygan.data.listing import find_photos
 from raygan.data.settings import Limits
 from raygan.data.sources import open_source
 from tests.data.messy import encoded, picture
@@ -24,6 +25,26 @@ def test_rows_with_gaps_between_them_are_the_listed_ones(tmp_path):
     rows += [{"source": 0, "path": b"photos.parquet", "row": number, "size": 0} for number in numbers]
     found = list(contents(rows, [source], Rules((), Limits())))
     assert found == [photos[0], *(photos[number] for number in numbers)]
+
+
+def test_a_column_of_labels_in_bytes_is_not_read_as_photos(tmp_path):
+    """As some databases write text."""
+    photos = [encoded(picture(number), "PNG") for number in range(4)]
+    pq.write_table(pa.table({"kind": [b"cat", b"dog"] * 2, "content": photos}), tmp_path / "photos.parquet")
+    listing = find_photos([str(tmp_path)], label_column="kind")
+    assert listing.photos["label"].to_pylist() == ["cat", "dog"] * 2
+    assert list(contents(listing.photos.to_pylist(), listing.sources, Rules((), Limits()))) == photos
+
+
+def test_rows_that_are_gone_since_they_were_listed_are_unreadable(tmp_path):
+    photos = [encoded(picture(number), "PNG") for number in range(4)]
+    pq.write_table(pa.table({"image": photos[:2]}), tmp_path / "photos.parquet")
+    source = open_source(str(tmp_path), "", "")
+    rows = [{"source": 0, "path": b"photos.parquet", "row": number, "size": 0} for number in range(4)]
+    *there, third, fourth = contents(rows, [source], Rules((), Limits()))
+    assert there == photos[:2]
+    assert third.reason == fourth.reason == "unreadable"
+    assert third.detail == fourth.detail == "gone since it was listed"
 
 
 @pytest.mark.parametrize("error", [OSError("AWS Error NETWORK_CONNECTION"), OSError(5, "AWS Error NETWORK_CONNECTION")])

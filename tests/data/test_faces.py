@@ -12,7 +12,7 @@ from PIL import Image
 from raygan.data import faces
 from raygan.data.examine import examine
 from raygan.data.filters import Rules
-from raygan.data.settings import Limits
+from raygan.data.settings import Limits, PrepareSettings
 from raygan.errors import ConfigurationError
 from tests.data.messy import encoded, picture
 
@@ -92,6 +92,15 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path, monkeypatch):
     (tmp_path / "other.xml").touch()
     with pytest.raises(ConfigurationError, match="not a cascade"):
         faces.check_detector(str(tmp_path / "other.xml"), {"cat"})
+
+
+def test_a_detector_in_the_home_is_found(tmp_path, monkeypatch):
+    """A shell knows ~, but not in a configuration file."""
+    opencv(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "dogs.xml").touch()
+    settings = PrepareSettings(input=["x"], output="y", detector="~/dogs.xml")
+    assert faces.detector(settings.detector) == str(tmp_path / "dogs.xml")
 
 
 def test_opencvs_own_cascade_loads_and_finds_no_face_in_noise():

@@ -49,7 +49,15 @@ def test_a_large_file_is_rejected_by_its_size_before_it_is_read():
 
 
 @pytest.mark.parametrize(
-    ("given", "side"), [({}, 32), ({"image_size": 128}, 64), ({"image_size": 32}, 32), ({"min_side": 20}, 20)]
+    ("given", "side"),
+    [
+        ({}, 32),
+        ({"image_size": 128}, 64),
+        ({"image_size": 128.0}, 64),  # from a YAML file
+        ({"image_size": " 256"}, 128),
+        ({"image_size": 32}, 32),
+        ({"min_side": 20}, 20),
+    ],
 )
 def test_by_default_no_photo_is_enlarged_more_than_twice(given, side):
     settings = validate(PrepareSettings, {"input": ["photos"], "output": "shards", **given})

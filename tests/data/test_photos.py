@@ -7,6 +7,8 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -15,7 +17,7 @@ from raygan.benchmarks.reading import linked
 from raygan.data.batches import BatchStream
 from raygan.data.photos import open_photos
 from raygan.data.reader import load_photos, shards_mixed
-from raygan.data.shards import DataSet, Manifest, ShardFile, read_shard
+from raygan.data.shards import DataSet, Manifest, ShardFile, check_rows, read_shard, write_shard
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.distributed import Share
 from tests.conftest import write_random_shard
@@ -120,6 +122,35 @@ def test_what_cannot_be_read_is_refused_before_anything_is(tmp_path):
     (tmp_path / "shards" / "train-00002.parquet").unlink()
     with pytest.raises(RayganError, match=r"lacks 1 of its 4 train shards, the first of them train-00002.parquet"):
         open_photos(data, "train", None)
+
+
+@pytest.mark.parametrize("damage", ["pixels", "size", "no image", "no label"])
+def test_a_shard_that_is_not_what_the_manifest_says_is_named(tmp_path, damage):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    about = pa.table({"label": ["cat"] * 3, "path": list("abc"), "hash": list("abc")})
+    write_shard(str(folder), "a.parquet", pixels, about, "train", "png" if damage == "pixels" else "raw")
+    manifest = Manifest(
+        image_size=64 if damage == "size" else 32,
+        encoding="png" if damage == "pixels" else "raw",
+        classes=["cat"],
+        shards=[ShardFile(file="a.parquet", split="train", rows={"cat": 3})],
+        fingerprint="x",
+        configuration={},
+    )
+    shard = folder / "a.parquet"
+    if damage == "pixels":
+        content = shard.read_bytes()
+        shard.write_bytes(content.replace(b"IHDR", b"JHDR"))
+    elif damage.startswith("no "):
+        table = pq.read_table(shard)
+        pq.write_table(table.drop_columns([damage.removeprefix("no ")]), shard)
+    with pytest.raises(RayganError, match=r"shard .*a.parquet.*: prepare the shards again$"):
+        read_shard(str(folder), manifest, manifest.shards[0])
+    if damage == "no label":
+        with pytest.raises(RayganError, match=r"shard .*a.parquet.*: prepare the shards again$"):
+            check_rows(str(folder), manifest.shards[0])
 
 
 def test_some_photos_stand_for_all_without_all_shards_being_read(tmp_path):

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from raygan.data import report
+import numpy as np
+import pyarrow as pa
+
+from raygan.data import chunks, report
+from raygan.data.duplicates import Verdicts
+from raygan.data.listing import SCHEMA, Listing
+
+
+def test_conflicts_of_labels_are_counted_whatever_the_photos_are_called():
+    paths = ["unlabelled/a.jpg", "unlabelled/a copy.jpg", "b.jpg", "b copy.jpg", "c.jpg"]
+    labels, hashes = ["cat", "cat", "cat", "dog", "dog"], ["0" * 8, "0" * 8, "1" * 8, "1" * 8, "2" * 8]
+    about = {"width": 64, "height": 64, "phash": bytes(8), "ignored": False}
+    rows = [
+        {**about, "path": path, "label": label, "hash": pixels}
+        for path, label, pixels in zip(paths, labels, hashes, strict=True)
+    ]
+    verdicts = Verdicts(pa.Table.from_pylist(rows, chunks.RECORD))
+    verdicts.reject_duplicates()
+    summary = report.summarize(verdicts.table(np.empty((0, 3), int), 0.0), Listing([], SCHEMA.empty_table()))
+    assert summary["reasons"] == {"duplicate": 2}
+    assert summary["label_conflicts"] == 1
 
 
 def test_thousands_of_labels_are_said_in_a_few_lines():

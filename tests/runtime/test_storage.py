@@ -24,6 +24,12 @@ def test_a_bucket_is_opened_once():
     assert one is other
 
 
+@pytest.mark.parametrize("address", ["s3://[a]/x", "s3://a[b/x", "nothing://a/b"])
+def test_an_address_that_names_no_place_is_refused(address):
+    with pytest.raises(RayganError, match=r"^cannot open .*://.*: .+"):
+        storage.resolve(address)
+
+
 def test_a_remote_folder_without_files_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
@@ -67,6 +73,21 @@ def test_what_can_not_be_written_whole_leaves_no_part(tmp_path, monkeypatch):
     with pytest.raises(RayganError, match="its disk is full"):
         storage.write_bytes("file", b"x")
     assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path, monkeypatch):
+    """Two jobs that fetch the same classifier, or measure the same photos."""
+
+    class Slow(pafs.LocalFileSystem):
+        def move(self, source, target):
+            with monkeypatch.context() as patch:
+                patch.setattr(storage, "resolve", lambda address: (pafs.LocalFileSystem(), address))
+                storage.write_bytes(target, b"of the other")
+            super().move(source, target)
+
+    monkeypatch.setattr(storage, "resolve", lambda address: (Slow(), address))
+    storage.write_bytes(str(tmp_path / "file"), b"of one")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"of one"}
 
 
 def test_a_full_disk_is_said_in_words(monkeypatch):

@@ -58,6 +58,7 @@ def test_a_job_is_followed_to_its_exit_status(dashboard):
         ({"working_dir": "/"}, ["train.py"], "--working-dir: / is not a checkout"),
         ({"address": "HEAD:8265"}, ["train.py"], "--address: 'HEAD:8265' is not the address"),
         ({}, ["train.py"], "--address: no cluster answers at http://127.0.0.1:1"),
+        ({"address": "http://[::1"}, ["train.py"], r"--address: no cluster answers at http://\[::1 \(Failed to parse"),
         (
             {},
             ["train.py", "--tracking-uri", "postgresql://me:s3cret@db/mlflow"],

@@ -1,8 +1,12 @@
 """Where MLflow is, where artifacts go, and what is reported when something is missing."""
 
+import http.server
 import importlib.util
+import json
 import os
 import shutil
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -102,6 +106,36 @@ def test_a_place_for_artifacts_that_can_not_be_written_is_found_before_the_work(
         tracking.check_records(settings)
 
 
+@pytest.fixture
+def no_web_server():
+    """The address of a server that speaks another protocol."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        (None, "SSH-2.0-x"),
+        ("http://mlflow:port", "nonnumeric port"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://ml flow:5000", "URL can't contain control characters"),
+    ],
+)
+def test_an_address_that_is_no_web_servers_is_reported_in_one_line(no_web_server, uri, says):
+    settings = StorageSettings(storage="/here", tracking_uri=uri or no_web_server)
+    with pytest.raises(RayganError, match=rf"^MLflow at http://.* does not answer \({says}.*correct --tracking-uri"):
+        tracking.connect(settings)
+
+
 def test_a_proxy_in_the_way_of_a_server_is_named(monkeypatch):
     settings = StorageSettings(storage="/here", tracking_uri="http://localhost:9")
     with pytest.raises(RayganError, match="start it"):
@@ -112,3 +146,49 @@ def test_a_proxy_in_the_way_of_a_server_is_named(monkeypatch):
     monkeypatch.setenv("no_proxy", "localhost")
     with pytest.raises(RayganError, match="start it"):
         tracking.connect(settings)
+
+
+@pytest.fixture
+def mlflow_server():
+    """A stand-in for an MLflow server that keeps artifacts itself: what it has been sent by path, and its address."""
+    kept, about = {}, {"experiment_id": "1", "artifact_location": "mlflow-artifacts:/1", "lifecycle_stage": "active"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._answer(json.dumps({"experiment": {"name": "raygan", **about}}).encode())
+
+        def do_PUT(self):
+            kept[self.path] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(b"{}", 507 if "full" in kept else 200)
+
+        def do_DELETE(self):
+            self._answer(b"{}")
+
+        def _answer(self, content, status=200):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield kept, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_artifacts_that_a_server_keeps_are_tried_there_and_not_in_a_folder_of_that_name(
+    mlflow_server, tmp_path, monkeypatch
+):
+    kept, uri = mlflow_server
+    monkeypatch.chdir(tmp_path)
+    settings = StorageSettings(storage=str(tmp_path / "storage"), tracking_uri=uri)
+    _, experiment = tracking.check_records(settings)
+    assert experiment == "1"
+    assert list(kept) == ["/api/2.0/mlflow-artifacts/artifacts/1/.writable"]
+    assert not list(tmp_path.iterdir())
+    kept["full"] = b""
+    with pytest.raises(RayganError, match=r"artifacts in mlflow-artifacts:/1, where nothing can be written: .*507"):
+        tracking.check_records(settings)

@@ -52,7 +52,9 @@ def test_first_versions_of_two_registries_do_not_collide(settings, tmp_path, emp
 def test_a_folder_gets_an_absolute_path_and_what_is_not_a_network_is_refused(settings, tmp_path, monkeypatch):
     save_classifier(tmp_path / "judge", build_googlenet(2, auxiliary=False), labels=("a", "b"), image_size=32, about={})
     monkeypatch.chdir(tmp_path)
-    assert feature_network(settings, "judge", "--network") == os.path.join(tmp_path, "judge")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("judge", "~/judge"):
+        assert feature_network(settings, name, "--network") == os.path.join(tmp_path, "judge")
     (tmp_path / "empty.pth").touch()
     for name in ("resnet", "empty.pth"):
         with pytest.raises(ConfigurationError, match="--network: ") as raised:

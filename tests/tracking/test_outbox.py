@@ -61,6 +61,16 @@ def test_repeated_steps_are_logged_once_even_if_the_server_was_down(settings, tm
     assert [(m.step, m.value) for m in history] == [(10, 0.0), (20, 1.0), (30, 2.0), (40, 5.0)]
 
 
+def test_more_metrics_than_mlflow_takes_in_one_call_are_sent(settings, tmp_path):
+    """People are labels by the thousand, and each label has its variation."""
+    values = {f"variation.person_{number:04}": float(number) for number in range(2_500)}
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        run.log_metrics({"before": 1.0}, step=0)
+        run.log_metrics(values, step=0)
+        run.log_metrics({"after": 2.0}, step=0)
+    assert run.client.get_run(run.id).data.metrics == {"before": 1.0, **values, "after": 2.0}
+
+
 def test_a_refused_record_blocks_nothing(settings, tmp_path, capsys):
     with tracking.start_run(settings, "r", job="test", params={}) as run:
         pass

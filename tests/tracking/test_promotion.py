@@ -60,7 +60,9 @@ def test_people_promote_and_roll_back(client, settings):
     won, returned = tags(client, 3)["raygan.promoted"].splitlines()
     assert won.endswith(", after version 1: by hand")
     assert returned.endswith(", after version 2: rolled back by hand")
-    person(model=NAME, rollback=True)
+    with pytest.raises(ConfigurationError, match=rf"--rollback: give --model {NAME}, without a version"):
+        person(model=f"{NAME}/2", rollback=True)
+    person(model=f"models:/{NAME}", rollback=True)
     assert champion(client) == 1
     with pytest.raises(ConfigurationError, match=f"--rollback: no version before {NAME}/1 is recorded"):
         person(model=NAME, rollback=True)
