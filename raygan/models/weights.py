@@ -153,4 +153,6 @@ def load_description(path: Path, version: int, *, kind: str = "model") -> dict[s
     if not isinstance(values, dict) or values.get("version") != version:
         found = values.get("version") if isinstance(values, dict) else None
         raise RayganError(f"{path} has format version {found}; this raygan reads version {version}")
+    if not isinstance(values.get("about", {}), dict):
+        raise RayganError(f"{path} is damaged: its `about` is no object")
     return values

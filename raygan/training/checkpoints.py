@@ -80,11 +80,17 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     """Bring a step to the state that was saved, and return the `about` that was saved with it.
 
     Raises:
-        RayganError: the folder is damaged, or holds other networks than the step's.
+        RayganError: the folder is damaged, or holds other networks than the step's, or moments of other parameters.
     """
     networks, description = load_networks(folder / "training.json")
     if networks != step.networks:
         raise RayganError(f"{folder} holds other networks ({networks}) than this run's ({step.networks})")
+    frozen = description["step"].get("freeze_critic", 0)
+    if frozen != step.options.freeze_critic:  # the optimizer numbers the parameters that it trains
+        raise RayganError(
+            f"--freeze-critic: the run was trained with {frozen}: resume it so, or begin another one from it with "
+            f"--begin-from"
+        )
     path = folder / "training.safetensors"
     tensors = load_tensors(path)
     for part, module in _modules(step).items():
