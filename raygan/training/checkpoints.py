@@ -33,6 +33,8 @@ from raygan.models.weights import (
     fill_optimizer,
     load_description,
     load_tensors,
+    named,
+    optimizer_tensors,
     save_description,
     save_tensors,
     under,
@@ -57,10 +59,9 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     save_generator(folder, cast(Generator, step.ema.module), about)
     tensors: dict[str, Tensor] = {}
     for part, module in _modules(step).items():
-        tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+        tensors |= named(part, module.state_dict())
     for part, optimizer in _optimizers(step).items():
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{part}.{number}.{name}": value for name, value in state.items()}
+        tensors |= named(part, optimizer_tensors(optimizer))
     if step.adaptive:
         tensors[_ADAPTIVE] = step.adaptive.state
     save_tensors(folder / "training.safetensors", tensors)
