@@ -50,7 +50,7 @@ JOBS = {
         ),
         notes="The length of a full training (--epochs or --kimg) matters for --train-best only. The last line of "
         "standard output is one JSON object: run_id, best, kid (measured again), searched_kid (which chose the best), "
-        "better (than the source's values by more than the error), trials, settings_file and pictures.",
+        "better (than the baseline by more than the error), trials, settings_file and pictures.",
     ),
     "classify": Job(
         summary="Train GoogLeNet to tell labels apart on real photos, generated images or both, and register it.",

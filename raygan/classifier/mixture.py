@@ -143,7 +143,10 @@ def balanced_numbers(photos: Photos, counts: np.ndarray, size: int, seed: int) -
         ConfigurationError: there are fewer than `size` photos.
     """
     if size > len(photos):
-        raise ConfigurationError(f"{size} real photos are asked for, but the shards have {len(photos)} to train on")
+        raise ConfigurationError(
+            f"--real-images: {size} real photos are asked for, but the shards have {len(photos)} to train on: "
+            f"ask for fewer real or generated images"
+        )
     labels, nths = balanced(counts.sum(axis=0), size, seed).T
     ends = np.cumsum(counts, axis=0)
     shards = np.empty(size, np.int64)

@@ -64,7 +64,7 @@ class ClassifySettings(ImageSources, ReadOptions, BatchNormOptions, WorkerOption
     )
     checkpoint_minutes: float = option(
         10.0,
-        "longest time between checkpoints, which else come with each epoch: what a run that dies loses at most",
+        "longest time between checkpoints, which otherwise come with each epoch: what a run that dies loses at most",
         unit="minutes",
         gt=0,
     )

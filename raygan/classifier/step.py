@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,10 +26,10 @@ from raygan.models.averages import move_average
 from raygan.models.distributed import Share, distributed
 from raygan.models.draws import Batches, Draws, ImageDraws, Kind, SerialDraws
 from raygan.models.googlenet import build_googlenet, to_input
-from raygan.models.hardware import pick_precision, set_up_gpu, to_device
+from raygan.models.hardware import autocast, pick_precision, set_up_gpu, to_device
 from raygan.models.latents import seeded
 from raygan.models.sync_norm import synchronize
-from raygan.models.weights import fill_optimizer, under
+from raygan.models.weights import fill_optimizer, named, optimizer_tensors, under
 
 if TYPE_CHECKING:
     from raygan.classifier.settings import ClassifierOptions
@@ -118,7 +118,7 @@ class ClassifierStep:
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self.rate(self.images_seen)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._dropout_seed(batch), self._autocast():
+        with self._dropout_seed(batch), autocast(self.device, self.precision):
             outputs = self._ddp(pixels)
         heads = self._heads(outputs)
         losses = [
@@ -157,7 +157,7 @@ class ClassifierStep:
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities by the current moving average, float32 (n, labels) on the CPU, of uint8 images."""
         self.ema.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             parts = [
                 self.ema(to_input(part.to(self.device), part.shape[-1]).to(self.dtype)).float().softmax(1).cpu()
                 for part in images.split(_AT_ONCE)
@@ -175,12 +175,8 @@ class ClassifierStep:
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs besides `images_seen`."""
-        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        if self.ema is not self.net:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-        return tensors
+        ema = {} if self.ema is self.net else named("ema", self.ema.state_dict())
+        return named("net", self.net.state_dict()) | ema | named("optimizer", optimizer_tensors(self.optimizer))
 
     def load_state(self, tensors: dict[str, Tensor], images_seen: int) -> None:
         """Restore what `state` returned after `images_seen` images.
@@ -224,9 +220,6 @@ class ClassifierStep:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seeded(self.options.seed, batch, f"dropout {self.share.rank}").initial_seed())
             yield
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
 def flip_and_shift(images: Tensor, draws: Tensor, *, reach: int, mirror: bool) -> Tensor:

@@ -30,8 +30,14 @@ PRECISION_NEIGHBORS, COVERAGE_NEIGHBORS = 3, 5
 #: Images that each set needs for every function here.
 LEAST = COVERAGE_NEIGHBORS + 1
 
+#: Random halves from which `kid_difference` gets its error.
+_HALVES = 400
 
-def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500, seed: int = 0) -> tuple[float, float]:
+#: Rows of a matrix of all pairs that are in memory at a time.
+_ROWS = 1000
+
+
+def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500) -> tuple[float, float]:
     """Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401) and its standard error.
 
     The unbiased squared MMD with the kernel (x.y / d + 1)^3, averaged over random subsets. It can be below 0, which
@@ -46,7 +52,6 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500
         fake: (m, d), m at least `KID_LEAST`.
         subsets: number of subsets.
         subset_size: images in a subset; at most half of the smaller set is taken, so that subsets differ.
-        seed: of the subsets.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
@@ -59,7 +64,7 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500
         real.double(),
         kid_subsets=subsets,
         kid_subset_size=size,
-        rng_seed=seed,
+        rng_seed=0,
         verbose=False,
     )
     spread = found[KEY_METRIC_KID_STD]
@@ -68,9 +73,7 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500
     return found[KEY_METRIC_KID_MEAN], (from_images + from_subsets) ** 0.5
 
 
-def kid_difference(
-    real: Tensor, first: Tensor, second: Tensor, *, halves: int = 400, seed: int = 0
-) -> tuple[float, float]:
+def kid_difference(real: Tensor, first: Tensor, second: Tensor) -> tuple[float, float]:
     """The KID of one set of fakes minus that of another, against the same reals, and the difference's standard error.
 
     The part of the KID that depends on the reals alone cancels, and so does most of what their choice adds to each
@@ -82,34 +85,41 @@ def kid_difference(
         real: (n, d), n at least `KID_LEAST`.
         first: (m, d), m at least `KID_LEAST`.
         second: (k, d), k at least `KID_LEAST`.
-        halves: number of random halves.
-        seed: of the halves.
     """
     _check(real, first, KID_LEAST, "KID")
     _check(real, second, KID_LEAST, "KID")
-    random = torch.Generator().manual_seed(seed)
-    rows = _halves(len(real), halves, random)
+    random = torch.Generator().manual_seed(0)
+    rows = _halves(len(real), random)
     terms = [_fake_terms(real.double(), fake.double(), rows, random) for fake in (first, second)]
     difference = terms[0] - terms[1]  # the first of them is over all images
     return float(difference[0]), float(difference[1:].std())
 
 
-def _halves(count: int, halves: int, random: torch.Generator) -> Tensor:
-    """A row of ones, for all of `count` images, and rows that mark random halves with ones: (1 + halves, count)."""
-    chosen = torch.rand(halves, count, generator=random).argsort(1) < count // 2
+def _halves(count: int, random: torch.Generator) -> Tensor:
+    """A row of ones, for all of `count` images, and rows that mark random halves with ones: (1 + _HALVES, count)."""
+    chosen = torch.rand(_HALVES, count, generator=random).argsort(1) < count // 2
     return torch.cat([torch.ones(1, count), chosen]).double()
 
 
 def _fake_terms(real: Tensor, fake: Tensor, rows: Tensor, random: torch.Generator) -> Tensor:
-    """What depends on the fakes in the unbiased squared MMD, for each half: float64 (1 + halves,)."""
-    columns = _halves(len(fake), len(rows) - 1, random)
-    within = (fake @ fake.T / fake.shape[1] + 1) ** 3
-    within.fill_diagonal_(0)
-    between = (real @ fake.T / fake.shape[1] + 1) ** 3
+    """What depends on the fakes in the unbiased squared MMD, for each half: float64 (1 + _HALVES,)."""
+    columns = _halves(len(fake), random)
     reals, fakes = rows.sum(1), columns.sum(1)
-    inner = ((columns @ within) * columns).sum(1) / (fakes * (fakes - 1))
-    outer = ((rows @ between) * columns).sum(1) / (reals * fakes)
-    return inner - 2 * outer
+    # An image is not compared with itself.
+    within = _kernel_sums(fake, fake, columns, columns) - columns @ _kernel((fake * fake).sum(1), fake.shape[1])
+    return within / (fakes * (fakes - 1)) - 2 * _kernel_sums(real, fake, rows, columns) / (reals * fakes)
+
+
+def _kernel_sums(first: Tensor, second: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """For each pair of a row and a column of marks, the sum of the kernel over the images that they mark."""
+    parts = zip(first.split(_ROWS), rows.split(_ROWS, 1), strict=True)
+    weighted = sum(marks @ _kernel(part @ second.T, second.shape[1]) for part, marks in parts)
+    sums: Tensor = (weighted * columns).sum(1)
+    return sums
+
+
+def _kernel(products: Tensor, dimensions: int) -> Tensor:
+    return (products / dimensions + 1) ** 3
 
 
 def fid(real: Tensor, fake: Tensor) -> float:

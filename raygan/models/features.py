@@ -253,9 +253,10 @@ def _timm(architecture: str, path: str) -> Features:
     import timm
     from timm.models import get_pretrained_cfg
 
-    if not timm.is_model(architecture):
-        raise ConfigurationError(f"{architecture!r} in {architecture}:{path} is not an architecture of timm")
-    trained = get_pretrained_cfg(architecture)
+    try:
+        trained = get_pretrained_cfg(architecture, allow_unregistered=False)
+    except RuntimeError:  # also for a tag that timm doesn't know
+        raise ConfigurationError(f"{architecture!r} in {architecture}:{path} is not an architecture of timm") from None
     # Transformers hold a position for each patch, and interpolate positions only if told to.
     resizes = {"dynamic_img_size": True} if trained.fixed_input_size else {}
     try:

@@ -6,8 +6,9 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,6 +69,11 @@ def computes_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # Private to torch; `torch.backends.cpu.get_cpu_capability` is public but doesn't tell bfloat16 support.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """A block whose forward passes convolve and multiply in bfloat16 if the precision is "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

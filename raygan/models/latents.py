@@ -52,9 +52,8 @@ def slerp(starts: Tensor, ends: Tensor, shares: Tensor) -> Tensor:
     unit_starts, unit_ends = starts / lengths[0][:, None], ends / lengths[1][:, None]
     arc = (((1 - shares) * angles).sin() * unit_starts + (shares * angles).sin() * unit_ends) / sines
     arc = arc * lengths[0][:, None].lerp(lengths[1][:, None], shares)
-    return torch.where(
-        sines > 1e-4, arc, straight
-    )  # there is no unique arc between (nearly) equal or opposite directions
+    # There is no unique arc between (nearly) equal or opposite directions.
+    return torch.where(sines > 1e-4, arc, straight)
 
 
 def images_of(generator: Generator, latents: Tensor, classes: Tensor | None = None) -> Tensor:

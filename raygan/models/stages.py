@@ -25,13 +25,11 @@ def trained_parameters(critic: nn.Module, architecture: str, frozen: int) -> lis
     stages = len(critic.get_submodule(stack)) // step  # type: ignore[arg-type]
     if frozen > stages:
         raise ConfigurationError(f"--freeze-critic: this critic has only {stages} stages, not {frozen}")
-    first = f"{stack}.{frozen * step}."
+    kept = tuple(f"{stack}.{number}." for number in range(frozen * step))
     names = [name for name, _ in critic.named_parameters()]
     # In the order of registration: what comes before a stage is nearer to the image.
-    start = next((number for number, name in enumerate(names) if name.startswith(first)), None)
-    if start is None:  # the layers behind the stack
-        start = 1 + max(number for number, name in enumerate(names) if name.startswith(f"{stack}."))
-    return list(critic.parameters())[start:]
+    last = max(place for place, name in enumerate(names) if name.startswith(kept))
+    return list(critic.parameters())[last + 1 :]
 
 
 def shifted(tensors: dict[str, Tensor], architecture: str) -> dict[str, Tensor]:

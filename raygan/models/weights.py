@@ -41,6 +41,11 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     return dict(tensors) if isinstance(tensors, dict) else {}
 
 
+def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with ``part.`` before their names."""
+    return {f"{part}.{name}": value for name, value in tensors.items()}
+
+
 def under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """The tensors whose names begin with ``part.``, by the rest of their names."""
     prefix = part + "."
@@ -94,6 +99,12 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(tensors)
     except RuntimeError:
         raise _misfit(path) from None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state, as `fill_optimizer` takes it."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"{number}.{name}": value for number, state in states for name, value in state.items()}
 
 
 def fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -153,4 +164,6 @@ def load_description(path: Path, version: int, *, kind: str = "model") -> dict[s
     if not isinstance(values, dict) or values.get("version") != version:
         found = values.get("version") if isinstance(values, dict) else None
         raise RayganError(f"{path} has format version {found}; this raygan reads version {version}")
+    if not isinstance(values.get("about", {}), dict):
+        raise RayganError(f"{path} is damaged: its `about` is no object")
     return values

@@ -12,7 +12,7 @@ from raygan.errors import ConfigurationError
 from raygan.models.export import save_classifier_onnx, save_generator_onnx
 from raygan.models.googlenet import load_classifier
 from raygan.runtime import storage
-from raygan.sampling.generators import find_generators
+from raygan.sampling.generators import find_generators, is_folder
 from raygan.sampling.settings import ExportSettings
 from raygan.tracking.networks import find_classifier
 
@@ -37,7 +37,7 @@ def export(settings: ExportSettings) -> ExportResult:
         RayganError: files can't be read or written.
     """
     registered = None
-    if not _is_folder(settings.model):
+    if not (is_folder(settings.model) or is_folder(settings.model, "classifier")):
         client = tracking.connect(settings)
         registered = tracking.find_model(client, settings.model)
         if registered is None:
@@ -59,7 +59,7 @@ def export(settings: ExportSettings) -> ExportResult:
 def _write(settings: ExportSettings, registered: tracking.RegisteredModel | None, file: Path) -> str:
     """Write the model's file; returns the model's name."""
     is_classifier = (
-        registered.name == tracking.CLASSIFIER_NAME if registered else _is_folder(settings.model, "classifier")
+        registered.name == tracking.CLASSIFIER_NAME if registered else is_folder(settings.model, "classifier")
     )
     name = f"{registered.name}/{registered.version}" if registered else settings.model
     if is_classifier:
@@ -68,10 +68,3 @@ def _write(settings: ExportSettings, registered: tracking.RegisteredModel | None
         (found,) = find_generators(settings, [name], [])
         save_generator_onnx(found.generator, file, found.labels)
     return name
-
-
-def _is_folder(name: str, *kinds: str) -> bool:
-    """Whether a name is a folder of one of the kinds, by default of any."""
-    if name.startswith(tracking.MODELS):
-        return False
-    return any(storage.is_file(storage.join(name, f"{kind}.json")) for kind in kinds or ("generator", "classifier"))

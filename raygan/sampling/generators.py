@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,13 +84,18 @@ def find_generators(settings: StorageSettings, named: Sequence[str], labels: Seq
         RayganError: files are missing or damaged.
     """
     if named:
-        return _distinct([_load(name) if _is_folder(name) else _registered(settings, name) for name in named], named)
+        return _distinct([_load(name) if is_folder(name) else _registered(settings, name) for name in named], named)
     champions = tracking.serving_generators(tracking.connect(settings))
     draws: dict[tracking.RegisteredModel, list[str]] = {}
     for label in labels:
         if label in champions:
             draws.setdefault(champions[label], []).append(label)
     return [replace(_download(settings, model), labels=tuple(own)) for model, own in draws.items()]
+
+
+def is_folder(name: str, kind: Literal["generator", "classifier"] = "generator") -> bool:
+    """Whether a name is the folder of a model of that kind."""
+    return not name.startswith(tracking.MODELS) and storage.is_file(storage.join(name, f"{kind}.json"))
 
 
 def matching_generators(settings: StorageSettings, named: Sequence[str], data: DataSet) -> list[NamedGenerator]:
@@ -158,10 +163,6 @@ def _distinct(found: Sequence[NamedGenerator], named: Sequence[str]) -> list[Nam
     if again:
         raise ConfigurationError(f"--model: {again[0]} is given twice")
     return distinct
-
-
-def _is_folder(name: str) -> bool:
-    return not name.startswith(tracking.MODELS) and storage.is_file(storage.join(name, "generator.json"))
 
 
 def _load(address: str) -> NamedGenerator:

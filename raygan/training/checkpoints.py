@@ -33,6 +33,8 @@ from raygan.models.weights import (
     fill_optimizer,
     load_description,
     load_tensors,
+    named,
+    optimizer_tensors,
     save_description,
     save_tensors,
     under,
@@ -57,10 +59,9 @@ def save_training(folder: Path, step: GanStep, about: dict[str, Any]) -> None:
     save_generator(folder, cast(Generator, step.ema.module), about)
     tensors: dict[str, Tensor] = {}
     for part, module in _modules(step).items():
-        tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
+        tensors |= named(part, module.state_dict())
     for part, optimizer in _optimizers(step).items():
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{part}.{number}.{name}": value for name, value in state.items()}
+        tensors |= named(part, optimizer_tensors(optimizer))
     if step.adaptive:
         tensors[_ADAPTIVE] = step.adaptive.state
     save_tensors(folder / "training.safetensors", tensors)
@@ -80,11 +81,17 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     """Bring a step to the state that was saved, and return the `about` that was saved with it.
 
     Raises:
-        RayganError: the folder is damaged, or holds other networks than the step's.
+        RayganError: the folder is damaged, or holds other networks than the step's, or moments of other parameters.
     """
     networks, description = load_networks(folder / "training.json")
     if networks != step.networks:
         raise RayganError(f"{folder} holds other networks ({networks}) than this run's ({step.networks})")
+    frozen = description["step"].get("freeze_critic", 0)
+    if frozen != step.options.freeze_critic:  # the optimizer numbers the parameters that it trains
+        raise RayganError(
+            f"--freeze-critic: the run was trained with {frozen}: resume it so, or begin another one from it with "
+            f"--begin-from"
+        )
     path = folder / "training.safetensors"
     tensors = load_tensors(path)
     for part, module in _modules(step).items():

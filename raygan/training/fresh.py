@@ -84,7 +84,7 @@ def judges(network: str) -> list[str]:
 
 
 def fair_metrics(found: Sequence[Fresh]) -> dict[str, float]:
-    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``; says them, too."""
+    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``; also prints them."""
     said = ", ".join(f"{one.metric} {one.kids[-1][0]:.3g} ± {one.kids[-1][1]:.2g}" for one in found)
     print(f"measured again on fresh samples and {found[0].photos} photos that did not choose it: {said}", flush=True)
     return {name: value for one in found for name, value in one.metrics().items()}

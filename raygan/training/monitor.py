@@ -30,7 +30,7 @@ from raygan import pictures
 from raygan.data.photos import Photos
 from raygan.errors import RayganError, last_line
 from raygan.metrics import animals
-from raygan.metrics.distances import kid, nearest
+from raygan.metrics.distances import KID_LEAST, kid, nearest
 from raygan.models.features import Features
 from raygan.models.gan import Generator, draw_latents, load_generator
 from raygan.models.latents import images_of, seeded
@@ -58,9 +58,6 @@ SHOWN = 12
 
 #: Samples on which the animal mass is measured: its network is the slowest, and a mean needs no more.
 MASS_SAMPLES = 100
-
-#: Validation photos that a measurement needs.
-LEAST_VALIDATION = 4
 
 #: Seconds after which a measurement is given up: at least, and for each image. Inception takes 0.3 s of a core.
 _PATIENCE_S, _PATIENCE_PER_IMAGE_S = 300.0, 0.5
@@ -261,7 +258,7 @@ def train_photos(minutes: float | None) -> int:
 
 def can_measure(validation: int) -> bool:
     """Whether `validation` validation photos are enough for KID to mean anything."""
-    return validation >= LEAST_VALIDATION
+    return validation >= KID_LEAST
 
 
 def can_hold_back(validation: int) -> bool:

@@ -18,8 +18,7 @@ from raygan.training.step import GanStep
 #: Photos of each split that are scored, spread evenly over its shards.
 SCORED_PHOTOS = 128
 
-
-#: Shards at most that they are read from, where a split has more than are shuffled together.
+#: Shards that they are read from, at most, where a split has more than are shuffled together.
 SCORED_SHARDS = 16
 
 

@@ -19,7 +19,7 @@ SCORE = "negative_kid"
 #: Key of a checkpoint's measurement among its reported metrics.
 _MEASURED = "judged"
 
-#: Reported of a checkpoint that Ray Train is going to have measured.
+#: Key that marks a report whose checkpoint Ray Train will have measured.
 TO_MEASURE = "to_measure"
 
 

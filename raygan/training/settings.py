@@ -131,7 +131,7 @@ class LengthOptions(Settings):
     kimg: float | None = option(None, "length, instead of epochs", unit="thousands of images", gt=0)
     minutes: float | None = option(
         None,
-        "stop after so much training, if the run is not over by then; pictures, checkpoints and measurements whose "
+        "stop after this much training, if the run hasn't ended by then; pictures, checkpoints and measurements whose "
         "interval is not given take about a twentieth of it at most",
         unit="minutes",
         gt=0,

@@ -47,7 +47,7 @@ class Snapshots:
 
     @cached_property
     def _reals(self) -> torch.Tensor:
-        """Photos (GRID_IMAGES, 3, S, S), uint8, spread evenly over the shards, or over some of very many."""
+        """Photos (GRID_IMAGES, 3, S, S), uint8, spread evenly over the shards, or over a few if there are many."""
         photos = self.photos
         few = len(photos.rows) if len(photos.rows) <= photos.mixed else GRID_COLUMNS
         return torch.from_numpy(photos.pixels(photos.spread(GRID_IMAGES, few)))

@@ -11,7 +11,6 @@ The host queues a step's kernels and never waits for the device. On a GPU, it re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +22,7 @@ from raygan.models.distributed import Share, distributed
 from raygan.models.double_backward import InstanceNorm2d, use_on_gpu
 from raygan.models.draws import Batches, Kind
 from raygan.models.gan import NetworkSettings, build_critic, build_generator, to_signed
-from raygan.models.hardware import pick_precision, set_up_gpu, to_device
+from raygan.models.hardware import autocast, pick_precision, set_up_gpu, to_device
 from raygan.models.stages import trained_parameters
 from raygan.models.sync_norm import synchronize
 from raygan.models.weights import under
@@ -215,14 +214,14 @@ class GanStep:
 
     def sample(self, latents: Tensor, classes: Tensor | None = None) -> Tensor:
         """Images (n, 3, S, S) of the EMA generator for latents (n, z_dim) and classes (n,)."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.device, self.precision):
             images: Tensor = self.ema.module(latents.to(self.device, self.dtype), classes)
         return images.float()
 
     def scores(self, images: Tensor, classes: Tensor | None = None) -> Tensor:
         """The critic's scores (n,) of images (n, 3, S, S) in [-1, 1] of classes (n,), which are not augmented."""
         self.critic.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.device, self.precision):
             scores = _scores_of(self.critic, classes)(images.to(self.device, self.dtype))
         self.critic.train()
         return scores
@@ -253,7 +252,7 @@ class GanStep:
         options = self.options
         # Lazy regularization (Karras et al. 2020, appendix B): a rare penalty weighs as much as a steady one.
         weight = options.penalty_weight * options.penalty_every if kind.penalized else 0.0
-        with self._autocast():
+        with autocast(self.device, self.precision):
             with torch.no_grad():
                 fakes = self.generator(draws["latents"], classes).to(self.dtype)
             reals, fakes = augment_pair(reals, fakes, draws, self.options, self.adaptive)
@@ -269,7 +268,7 @@ class GanStep:
     def _generator_step(self, reals: Tensor, classes: Tensor | None, draws: dict[str, Tensor]) -> Terms:
         # The critic only passes gradients on to the images; its own would be thrown away.
         self._let_critic_learn(False)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             fakes = self._ddp_generator(draws["latents"], classes).to(self.dtype)
             reals, fakes = augment_pair(reals, fakes, draws, self.options, self.adaptive)
             losses, terms = self.objective.generator_loss(_scores_of(self.critic, classes), reals, fakes)
@@ -309,9 +308,6 @@ class GanStep:
             averaged = self.ema_images + self.images_seen + self.options.batch_size - images_per_update
             half_life = min(half_life, averaged * self.options.ema_ramp)
         return float(0.5 ** (images_per_update / max(half_life, 1e-8)))
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
 def _scores_of(critic: Callable[..., Tensor], classes: Tensor | None) -> CriticFunction:

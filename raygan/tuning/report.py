@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raygan import pictures as images
 from raygan.charts import row_of_axes, to_png
-from raygan.runtime import storage
 from raygan.tuning.space import Axis
 
 if TYPE_CHECKING:
@@ -184,7 +182,6 @@ def _high(axis: Axis) -> float:
 
 def _samples(ranked: Sequence[TrialRecord], baseline: TrialRecord | None) -> bytes:
     """Samples of the best trials and the baseline, as far as their checkpoints are still there."""
-    from raygan.models.gan import load_generator
     from raygan.training.monitor import draw
 
     shown = list(ranked[:_SHOWN])
@@ -192,12 +189,9 @@ def _samples(ranked: Sequence[TrialRecord], baseline: TrialRecord | None) -> byt
         shown.append(baseline)
     panels = []
     for trial in shown:
-        if not storage.is_file(storage.join(trial.checkpoint, "generator.json")):
-            continue
-        name = "baseline" if trial is baseline else trial.number
-        with storage.checkpoint_at(trial.checkpoint).as_directory() as folder:
-            generator, _ = load_generator(Path(folder))
-        panels.append((f"{name}: KID {trial.kid:.3g}", draw(generator, _SAMPLES, seed=1)))
+        if trial.is_kept:
+            name = "baseline" if trial is baseline else trial.number
+            panels.append((f"{name}: KID {trial.kid:.3g}", draw(trial.generator()[0], _SAMPLES, seed=1)))
     return images.png(images.side_by_side(panels, _COLUMNS)) if panels else b""
 
 

@@ -83,7 +83,7 @@ def settings_of(base: TrainSettings, point: dict[str, Any]) -> TrainSettings:
 def _axis(text: str) -> Axis:
     name, equals, values = (part.strip() for part in text.partition("="))
     name = name.replace("-", "_")
-    if not equals or not values:
+    if not equals or not values.strip(", "):
         raise ConfigurationError(f"--space: {text!r} must be NAME=LOW..HIGH or NAME=A,B,C")
     if name not in BASELINE:
         raise ConfigurationError(f"--space: {name} can't be searched; choose from {', '.join(BASELINE)}")

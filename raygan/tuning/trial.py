@@ -13,7 +13,7 @@ from typing import Any
 
 import ray.tune
 
-from raygan.models.gan import load_generator
+from raygan.models.gan import Generator, load_generator
 from raygan.runtime import storage
 from raygan.runtime.runs import is_finished
 from raygan.runtime.settings import StorageSettings
@@ -55,6 +55,16 @@ class TrialRecord:
     images: int = 0
     checkpoint: str = ""
     curve: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether that checkpoint is still there."""
+        return bool(self.checkpoint) and storage.is_file(storage.join(self.checkpoint, "generator.json"))
+
+    def generator(self) -> tuple[Generator, dict[str, Any]]:
+        """That checkpoint's generator, and the `about` it was saved with."""
+        with storage.checkpoint_at(self.checkpoint).as_directory() as folder:
+            return load_generator(Path(folder))
 
 
 def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search: str, parent: str) -> None:

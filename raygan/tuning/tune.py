@@ -66,7 +66,7 @@ class TuneResult:
         best: values of the searched settings in the best trial.
         kid: the best trial's, on samples and photos that did not choose it, if photos could be held back.
         searched_kid: the KID by which it was chosen, the lowest of all.
-        better: whether it beats the source's values, trained as long, by more than the standard error; None if unknown.
+        better: whether it beats the baseline, trained as long, by more than the standard error; None if unknown.
         trials: how many there were.
         settings_file: address of ``best.yaml``.
         pictures: address of the folder of pictures.

@@ -1,20 +1,17 @@
 """The best trial of a search, measured once more: its unbiased KID, and the learning rates that led to it.
 
-The lowest of many noisy KIDs is too low. The winner and the source's values are measured again, on the same samples'
-latents and photos, which chose neither.
+The lowest of many noisy KIDs is too low. The winner and the baseline are measured again, on the same photos and
+latents, which chose neither.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
-from raygan.models.gan import load_generator
-from raygan.runtime import storage
 from raygan.training.fresh import Fresh, judges, measure_fresh
 from raygan.training.monitor import can_hold_back
 from raygan.training.settings import TrainSettings
@@ -28,8 +25,8 @@ class Winner:
     Attributes:
         says: for the user, a few lines.
         kid: by the network that chose it, on photos and samples that did not; None if it could not be measured.
-        better: whether it beats the source's values by more than the standard error, by every network; None if that is
-            unknown, or if those were trained on fewer images than the best trial's checkpoint.
+        better: whether it beats the baseline by more than the standard error, by every network; None if that is
+            unknown, or if the baseline was trained on fewer images than the best trial's checkpoint.
         metrics: for MLflow.
     """
 
@@ -45,15 +42,15 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
     Args:
         base: of all trials, with the feature network as workers load it.
         best: the trial of the lowest KID.
-        baseline: the trial with the source's values, if it was run.
+        baseline: the trial with the baseline's values, if it was run.
     """
-    rival = baseline if baseline is not best and baseline and _is_kept(baseline) else None
+    rival = baseline if baseline is not best and baseline and baseline.is_kept else None
     try:
         data = DataSet.open(base.data)
         held_out = data.manifest.count("validation", base.label)
         if not can_hold_back(held_out):
             return Winner(f"all {held_out} validation photos chose the best trial: its KID is too low by chance")
-        generators = [_load(trial)[0] for trial in (rival, best) if trial]
+        generators = [trial.generator()[0] for trial in (rival, best) if trial]
         photos = open_photos(data, "validation", base.label)
         found = measure_fresh(
             generators, photos, judges(base.quality_network), base.quality_samples, base.cpus_per_worker
@@ -70,8 +67,8 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
 
 def _alone(measured: Fresh, is_baseline: bool) -> str:
     kid, error = measured.kids[-1]
-    source = "are the best" if is_baseline else "were not measured"
-    return f"{measured.metric} {kid:.3g} ± {error:.2g}; the source's values {source}"
+    baseline = "is the best" if is_baseline else "was not measured"
+    return f"{measured.metric} {kid:.3g} ± {error:.2g}; the baseline {baseline}"
 
 
 def _line(measured: Fresh, best: TrialRecord, rival: TrialRecord) -> str:
@@ -80,10 +77,10 @@ def _line(measured: Fresh, best: TrialRecord, rival: TrialRecord) -> str:
     verdict = "better" if lead < -of_lead else "worse" if lead > of_lead else "not better"
     verdict += f" by more than the standard error (difference {lead:+.2g} ± {of_lead:.2g})"
     if not _trained_as_long(rival, best):
-        verdict = f"not compared, since they were trained for only {rival.images / 1000:g} kimg"
+        verdict = f"not compared, since the baseline was trained for only {rival.images / 1000:g} kimg"
     return (
         f"{measured.metric} {kid:.3g} ± {error:.2g} at {best.kid_at / 1000:g} kimg, "
-        f"the source's values {measured.kids[0][0]:.3g} at {rival.kid_at / 1000:g} kimg: {verdict}"
+        f"the baseline's {measured.kids[0][0]:.3g} at {rival.kid_at / 1000:g} kimg: {verdict}"
     )
 
 
@@ -97,19 +94,10 @@ def rates_of(trial: TrialRecord) -> dict[str, Any]:
 
     A population changes a trial's rates and copies weights between trials: the last rates are those of another time.
     """
-    if not _is_kept(trial):
+    if not trial.is_kept:
         return {}
-    first, *later = _load(trial)[1].get("rates") or [[0, None, None]]
+    first, *later = trial.generator()[1].get("rates") or [[0, None, None]]
     if not later:
         return {}
     changes = [f"{images / 1000:g}:{generator:g}:{critic:g}" for images, generator, critic in later]
     return {"generator_lr": first[1], "critic_lr": first[2], "rate_changes": changes}
-
-
-def _is_kept(trial: TrialRecord) -> bool:
-    return bool(trial.checkpoint) and storage.is_file(storage.join(trial.checkpoint, "generator.json"))
-
-
-def _load(trial: TrialRecord) -> Any:
-    with storage.checkpoint_at(trial.checkpoint).as_directory() as folder:
-        return load_generator(Path(folder))

@@ -1,10 +1,12 @@
 """The critic's layers against torch's: values, both derivatives, and what they refuse."""
 
 import threading
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raygan.models.double_backward import Conv2d, InstanceNorm2d, LeakyReLU, no_weight_gradients, use_on_gpu
 
@@ -73,6 +75,41 @@ def test_the_second_derivative_of_a_leaky_relu_is_none_rather_than_zeros():
     values, weights = images().requires_grad_(), images(1).requires_grad_()
     (first,) = torch.autograd.grad(LeakyReLU(0.2)(values), values, weights, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), [values], allow_unused=True) == (None,)
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations that are dispatched, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func._overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_a_penalty_takes_one_gradient_of_each_layers_weights_and_none_of_what_it_does_not_depend_on(frozen):
+    """Piecewise linear layers have no second derivative by their values, so nothing is passed on to the images."""
+    layers = nn.ModuleList(Conv2d(5, 5, 3, padding=1).double() for _ in range(4))
+    layers[:frozen].requires_grad_(False)
+    network = nn.Sequential(*(part for layer in layers for part in (layer, LeakyReLU(0.2))))
+    values = images().requires_grad_()
+    with no_weight_gradients():
+        (first,) = torch.autograd.grad(network(values).sum(), values, create_graph=True)
+    with Count() as count:
+        first.square().sum().backward()
+    assert count.calls["convolution_backward"] == 4 - frozen
+    assert [layer.weight.grad is None for layer in layers] == [number < frozen for number in range(4)]
+
+
+def test_a_norm_without_a_gradient_passes_none_on():
+    norm, values = pair("norm")[1], images().requires_grad_()
+    with Count() as count:
+        first = torch.autograd.grad(LeakyReLU(0.2)(norm(values)).sum(), values, create_graph=True)
+        torch.autograd.grad(first[0].square().sum(), values)
+    assert count.calls["native_group_norm_backward"] == 1
 
 
 def test_weights_have_no_gradient_where_only_the_images_is_asked_for():

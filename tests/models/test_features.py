@@ -58,8 +58,9 @@ def test_a_timm_network_with_weights_from_a_file(tmp_path):
     assert (features.name, features.dim) == ("resnet18_mine", 512)
     with pytest.raises(ConfigurationError, match=r"does not hold weights of resnet34: \d+ are missing"):
         load_features(f"resnet34:{tmp_path}/mine.pth")
-    with pytest.raises(ConfigurationError, match=r"'resnet' in .* is not an architecture of timm"):
-        load_features(f"resnet:{tmp_path}/mine.pth")
+    for name in ("resnet", "resnet18.no_such_tag"):
+        with pytest.raises(ConfigurationError, match=rf"'{name}' in .* is not an architecture of timm"):
+            load_features(f"{name}:{tmp_path}/mine.pth")
 
 
 @pytest.mark.parametrize("content", [None, b"no weights"])

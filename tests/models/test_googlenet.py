@@ -77,3 +77,4 @@ def test_damaged_folders_are_refused_in_one_line(folder, tmp_path):
     assert "version 7" in refusal(version=7)
     assert "not describe a classifier" in refusal(labels=None)
     assert "not describe a classifier" in refusal(image_size=4)
+    assert "its `about` is no object" in refusal(about=["accuracy"])

@@ -114,6 +114,7 @@ def change(**values):
         (truncate, "truncated"),
         (remove, "missing"),
         (change(version=99), "version 99"),
+        (change(about=None), "its `about` is no object"),
         (change(networks={"width": "x"}), "can.t build"),
         (change(networks=NetworkSettings(image_size=32, z_dim=8, width=5).to_dict()), "does not fit"),
         (lambda folder: (folder / "generator.json").write_text("{"), "not JSON"),
@@ -134,6 +135,16 @@ def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
     other = GanStep(NetworkSettings(image_size=32, z_dim=9, width=4), OPTIONS)
     with pytest.raises(RayganError, match="other networks"):
         load_training(tmp_path, other)
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, 1), (2, 0)])
+def test_a_run_is_not_resumed_with_other_frozen_stages(tmp_path, before, now):
+    """The optimizer would take the moments of other parameters, of other shapes, and the process would die."""
+    saved, resumed = (GanStep(NETWORKS, OPTIONS.model_copy(update={"freeze_critic": each})) for each in (before, now))
+    saved.step(batch(0))
+    save_training(tmp_path, saved, {})
+    with pytest.raises(RayganError, match=f"--freeze-critic: the run was trained with {before}: resume it so"):
+        load_training(tmp_path, resumed)
 
 
 def test_the_size_of_a_checkpoint_is_known_beforehand(tmp_path):

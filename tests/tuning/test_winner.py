@@ -22,7 +22,7 @@ def painted(folder, brightness, about):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_winner_beats_the_sources_values_only_by_more_than_the_error(train_settings, write_shards, tmp_path):
+def test_the_winner_beats_the_baseline_only_by_more_than_the_error(train_settings, write_shards, tmp_path):
     data = str(write_shards(held_out=12, brightest=40))  # dark photos
     base = train_settings(data=data, quality_samples=32)
     dark, bright = painted(tmp_path / "dark", -2, {}), painted(tmp_path / "bright", 2, {})
@@ -36,14 +36,14 @@ def test_the_winner_beats_the_sources_values_only_by_more_than_the_error(train_s
     assert " at 25 kimg: better by more than the standard error" in better.says
     short = measure_winner(base, dark, replace(bright, images=5000, kid_at=5000))
     assert short.better is None
-    assert " at 5 kimg: not compared, since they were trained for only 5 kimg" in short.says
+    assert " at 5 kimg: not compared, since the baseline was trained for only 5 kimg" in short.says
     assert short.kid == better.kid
     lucky = measure_winner(base, bright, dark)  # chosen by chance
     assert lucky.better is False
     assert "worse by more than the standard error" in lucky.says
     alone = measure_winner(base, dark, dark)
     assert alone.better is None
-    assert "the source's values are the best" in alone.says
+    assert "the baseline is the best" in alone.says
     gone = measure_winner(base, TrialRecord("gone", {}, checkpoint=str(tmp_path / "gone")), bright)
     assert (gone.kid, gone.better) == (None, None)
     assert "could not be measured afresh" in gone.says

@@ -40,8 +40,8 @@ from raygan.runtime.runs import RunRecord, recorded
 from raygan.runtime.settings import StorageSettings
 from raygan.sampling.generators import NamedGenerator, matching_generators
 
-#: Sizes of the real set compared by default, besides all photos,
-#: with generators from elsewhere. A generator of its own takes minutes for each real set: one size is the default.
+#: Sizes of the real set compared by default: with generators from elsewhere (besides all photos), and with a generator
+#: trained on each real set, which takes minutes.
 DEFAULT_SIZES, OWN_SIZES = (100, 400), (100,)
 
 #: Settings that may differ when a study is resumed.
