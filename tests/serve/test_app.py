@@ -363,6 +363,11 @@ def test_the_serve_job_names_what_would_make_serve_run_fail(new_storage, tmp_pat
         service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
         with pytest.raises(ConfigurationError, match=f"port {port}"):
             run(settings())
+    for wrong in (70_000, -1):
+        service.write_text(f"http_options: {{host: 127.0.0.1, port: {wrong}}}")
+        with pytest.raises(ConfigurationError, match=f"port {wrong} .* from 0 to 65535"):
+            run(settings())
+    service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
     with pytest.raises(RayganError, match="no generator with alias champion"):
         run(settings())
     service.write_text(f"http_options: {{host: 0.0.0.0, port: {port}}}")
