@@ -71,7 +71,7 @@ class Pins:
         about: dict[str, Any] | None = self._described.get(model)
         if about is None:
             if error := self._failed.error(model):
-                raise error
+                raise error.with_traceback(None)  # a new one: it would hold every request that it is told to
             about = await self._once(("load", model), lambda: self._load(model, prepare))
         else:
             self._described.move_to_end(model)

@@ -1,5 +1,7 @@
 """A version that can't be loaded is not tried again and again, whoever wants it."""
 
+import traceback
+
 import pytest
 
 from raygan.serve.backoff import Backoff
@@ -80,3 +82,14 @@ async def test_a_broken_version_is_tried_again_only_after_a_pause(clock, pinned)
         clock.now = 1000.0 + moment
         await want()
         assert stage.tried.count(BROKEN) == tries
+
+
+async def test_an_error_that_is_told_again_does_not_hold_former_requests(clock):
+    stage, depths = Stage(), []
+    service = Service(stage, stage, NoMetrics(), max_draws=1, exists=known)
+    service.champions = Champions({"cat": ModelVersion("m", "1000")})
+    for _ in range(20):
+        with pytest.raises(Problem) as caught:
+            await service.version("cat", "1")
+        depths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+    assert len(set(depths[1:])) == 1, depths
