@@ -117,23 +117,22 @@ class Versions:
         """Whether a version is loaded and knows the label. late: versions not to wait for again."""
         if model not in self.described and self._failed.error(model):
             return False
-        try:
-            if model not in self.described:
-                if model not in self._preparing:
-                    self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
-                # Shielded: the next refresh finds a load that takes too long now, and needn't start it again.
-                loading = asyncio.shield(self._preparing[model])
-                await asyncio.wait_for(loading, 0 if model in late else PREPARE_SECONDS)
-        except TimeoutError:
-            if model not in late:
-                log.warning("%s is not loaded after %g s; still waiting", model, PREPARE_SECONDS)
-            return False
-        except Exception as error:  # whatever loading raises: the version in force stays
+        if model not in self.described:
+            if model not in self._preparing:
+                self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
+            loading = self._preparing[model]
+            await asyncio.wait([loading], timeout=0 if model in late else PREPARE_SECONDS)
+            if not loading.done():  # the next refresh finds it, and needn't start it again
+                if model not in late:
+                    log.warning("%s is not loaded after %g s; still waiting", model, PREPARE_SECONDS)
+                return False
             self._preparing.pop(model, None)
-            self._failed.failed(model, error)
-            log.warning("cannot serve %s: %s", model, last_line(error))
-            return False
-        self._preparing.pop(model, None)
+            try:
+                loading.result()
+            except Exception as error:  # whatever loading raises: the version in force stays
+                self._failed.failed(model, error)
+                log.warning("cannot serve %s: %s", model, last_line(error))
+                return False
         self._failed.forget(model)
         labels = self.labels(model)
         return label is None or not labels or label in labels

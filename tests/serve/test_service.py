@@ -99,6 +99,22 @@ async def test_a_version_that_loads_slowly_delays_no_other_label(monkeypatch):
     assert generator.asked.count(CAT) == 1  # the load went on and was not started again
 
 
+async def test_a_load_that_fails_by_a_time_limit_of_its_own_is_tried_again(monkeypatch):
+    class Late(Preparing):
+        async def prepare(self, model):
+            await super().prepare(model)
+            if len(self.asked) == 1:
+                raise TimeoutError("the artifact store")
+            return {"image_size": 32}
+
+    monkeypatch.setattr("raygan.serve.backoff._RETRY_SECONDS", 0.0)
+    generator = Late()
+    service = Service(generator, Preparing(), NoMetrics(), max_draws=1)
+    for _ in range(2):
+        await service.refresh(Champions({"cat": CAT}, None))
+    assert (service.champions.generators, len(generator.asked)) == ({"cat": CAT}, 2)
+
+
 async def test_a_restarted_gateway_finds_the_stand_in_for_a_broken_champion():
     broken, broken_classifier = ModelVersion(CAT.name, "2"), ModelVersion(CLASSIFIER.name, "2")
 
