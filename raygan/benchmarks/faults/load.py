@@ -29,7 +29,7 @@ import psutil
 from PIL import Image
 
 from raygan.benchmarks.clients import Answer, Client, Request, Tally, keep_asking
-from raygan.benchmarks.faults.known_answers import ask_alone, same, upload
+from raygan.benchmarks.faults.known_answers import ask_alone, of_every_kind, same, upload
 from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.results import checkout, machine, write_json
 from raygan.benchmarks.serve import peer
@@ -125,7 +125,7 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
 
 async def _drill(settings: ServeDrillSettings, port: int) -> _Report:
     report, over = _Report(), asyncio.Event()
-    known = await ask_alone(port)
+    known = await ask_alone(port, of_every_kind())
 
     def hear(request: Request, answer: Answer) -> float:
         alone = known[request]
