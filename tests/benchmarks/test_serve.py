@@ -1,5 +1,6 @@
 """The service's benchmark: what it reports of servers that fail, and the environment it starts them in."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raygan.benchmarks.clients import Request
-from raygan.benchmarks.serve import measure_bare_models
+from raygan.benchmarks.serve import aims, measure_bare_models
 from raygan.benchmarks.servers import free_port, running
 from raygan.errors import RayganError
 
@@ -21,6 +22,17 @@ def test_failing_bare_models_are_reported(monkeypatch, stderr, reason):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(RayganError, match=f"the bare models failed: {reason}"):
         measure_bare_models(Path(), 1.0)
+
+
+def test_a_server_whose_every_answer_failed_costs_no_other_numbers():
+    def cells(rate):
+        row = {"requests_per_second": rate, "images_per_second": rate, "p50": 10.0 if rate else math.nan}
+        return {(n, clients): row for n in (1, 16) for clients in (1, 8, 32)}
+
+    found = list(aims({"16": 100.0}, 20.0, {"raygan": cells(90.0), "fastapi": cells(0.0), "litserve": cells(45.0)}))
+    assert "aim: n=16, at least 3 times plain FastAPI: nan (?)" in found
+    assert "aim: n=1, 8 clients, ahead of LitServe: 2.00 (met)" in found
+    assert "aim: n=16, at least 0.85 of the bare models: 0.90 (met)" in found
 
 
 @pytest.fixture
