@@ -23,6 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,15 +130,17 @@ def _train(
     command += ["--log-every", f"{log * _IMAGES / 1000:g}"]
     command += ["--storage", str(folder), "--name", "run"]
     command += ["--data-memory", f"{memory:g}"] if memory is not None else []
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     most = {"driver_megabytes": 0.0, "worker_megabytes": 0.0}
-    while job.poll() is None:
-        workers = [each for each in psutil.process_iter(["name", "cmdline"]) if _is_worker(each)]
-        for name, processes in (("driver_megabytes", [psutil.Process(job.pid)]), ("worker_megabytes", workers)):
-            most[name] = max([most[name], *map(own_megabytes, processes)])
-        time.sleep(0.2)
-    if job.returncode:
-        raise RayganError(f"the training failed: {(job.stderr.read() if job.stderr else '').strip()[-300:]}")
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would fill and stop the training
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        while job.poll() is None:
+            workers = [each for each in psutil.process_iter(["cmdline"]) if _is_worker(each)]
+            for name, processes in (("driver_megabytes", [psutil.Process(job.pid)]), ("worker_megabytes", workers)):
+                most[name] = max([most[name], *map(own_megabytes, processes)])
+            time.sleep(0.2)
+        if job.returncode:
+            said.seek(0)
+            raise RayganError(f"the training failed: {said.read().strip()[-300:]}")
     lines = (folder / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "minutes" in record], most
 
