@@ -102,7 +102,7 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
         model = service.current_classifier()  # to the end: a newer one may want images of another size
         size, info = service.image_size(model), _info(service, model)
         arrays = [await decoded(client_of(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
-        predictions, _ = await service.classify(np.stack(arrays), model)
+        predictions = await service.classify(np.stack(arrays), model)
         verdicts = [
             Verdict(probabilities={label: round(float(p), 4) for label, p in zip(predictions.labels, row, strict=True)})
             for row in predictions.probabilities

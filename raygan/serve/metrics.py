@@ -31,16 +31,6 @@ class Metrics(Protocol):
         """Add a value to a histogram, or set a gauge to it."""
 
 
-class NoMetrics:
-    """Records nothing: for tests and for use without Ray."""
-
-    def count(self, name: str, amount: float = 1, **tags: str) -> None:
-        pass
-
-    def observe(self, name: str, value: float, **tags: str) -> None:
-        pass
-
-
 class RayMetrics:
     """This deployment's metrics, through Ray's exporter."""
 

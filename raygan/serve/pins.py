@@ -34,11 +34,6 @@ Prepare = Callable[[ModelVersion], Awaitable[dict[str, Any]]]
 Exists = Callable[[ModelVersion], Awaitable[bool]]
 
 
-async def always(model: ModelVersion) -> bool:
-    """An `Exists` for services without a registry: loading tells."""
-    return True
-
-
 class Pins:
     """The pinned versions that replicas have loaded.
 
@@ -46,7 +41,7 @@ class Pins:
         exists: asks the registry.
     """
 
-    def __init__(self, exists: Exists = always):
+    def __init__(self, exists: Exists):
         self._exists = exists
         self._failed = Backoff()
         self._described: OrderedDict[ModelVersion, dict[str, Any]] = OrderedDict()

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from raygan.errors import last_line
+from raygan.errors import last_line, some
 from raygan.serve.backoff import Backoff
 from raygan.serve.calls import Stage
 from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions, SampleRequest
@@ -203,7 +203,7 @@ class Versions:
         wanted = self.wanted.generators.get(label)
         if wanted is not None:
             raise unavailable(f"the generator for {label!r} is not loaded yet", 5)
-        known = ", ".join(sorted(self.champions.generators)) or "none yet: train one"
+        known = some(sorted(self.champions.generators)) or "none yet: train one"
         raise Problem(404, f"no generator for {label!r}; available: {known}", field="label")
 
     def no_classifier(self, field: str | None = None) -> Problem:

@@ -7,9 +7,8 @@ import pytest
 from raygan.serve.backoff import Backoff
 from raygan.serve.calls import Busy
 from raygan.serve.messages import Champions, ModelVersion
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
-from raygan.serve.service import Service
+from tests.serve.local import make_service
 
 BROKEN = ModelVersion("m", "1")
 
@@ -40,10 +39,6 @@ class Stage:
         raise ValueError("damaged")
 
 
-async def known(model):
-    return True
-
-
 def test_pauses_double_up_to_a_minute_and_end_with_a_success(clock):
     backoff, pauses = Backoff(), []
     for _ in range(6):
@@ -68,7 +63,7 @@ def test_replicas_that_are_busy_say_nothing_about_a_version(clock):
 @pytest.mark.parametrize("pinned", [False, True])
 async def test_a_broken_version_is_tried_again_only_after_a_pause(clock, pinned):
     stage = Stage()
-    service = Service(stage, stage, NoMetrics(), max_draws=1, exists=known)
+    service = make_service(stage, stage)
     service.champions = Champions({"cat": ModelVersion("m", "1000")})
 
     async def want():
@@ -86,7 +81,7 @@ async def test_a_broken_version_is_tried_again_only_after_a_pause(clock, pinned)
 
 async def test_an_error_that_is_told_again_does_not_hold_former_requests(clock):
     stage, depths = Stage(), []
-    service = Service(stage, stage, NoMetrics(), max_draws=1, exists=known)
+    service = make_service(stage, stage)
     service.champions = Champions({"cat": ModelVersion("m", "1000")})
     for _ in range(20):
         with pytest.raises(Problem) as caught:

@@ -67,10 +67,6 @@ def picture(browser, name):
         browser.save_screenshot(f"{PICTURES}/{name}.png")
 
 
-def click(browser, selector):
-    browser.execute_script(f"document.querySelector({selector!r}).click()")
-
-
 def test_samples_appear_on_loading_and_by_the_form(browser, running):
     page = opened(browser, running.address)
     picture(page, "desktop")
