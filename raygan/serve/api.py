@@ -54,7 +54,7 @@ def create_app(
 
     Args:
         service: answers requests.
-        settings: limits of uploads.
+        settings: limits of uploads and streams.
         not_ready: names of what keeps the service from being ready.
         buffered: whether the server in front takes answers however slowly clients read them.
     """
@@ -164,7 +164,7 @@ async def is_draining(server: tuple[str, int | None] | None) -> bool:
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """TLS with whoever it is: the question goes to the address where this request came in, and has no secrets."""
+    """TLS without a look at the certificate: the question goes where this request came in, and holds no secrets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

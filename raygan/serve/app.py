@@ -49,7 +49,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     settings = validate(ServeSettings, arguments)
     host = serving_host()
     check_token(settings, host)
-    tracking.connect(settings)  # now, where the one who deploys reads why it fails
+    tracking.connect(settings)  # here, where whoever deploys reads why it fails
 
     def deployment(kind: type, name: str, cpus: float, gpus: float = 0.0, **options: Any) -> serve.Deployment:
         return serve.deployment(kind).options(
@@ -160,7 +160,7 @@ def serving_host() -> str:
     """
     from ray.serve.config import ProxyLocation
 
-    # Private. `serve.status()` would replace it if it told the HTTP options; it has neither host nor location.
+    # Private, since `serve.status()` has neither the host nor the proxies' location.
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)

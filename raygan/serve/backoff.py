@@ -1,4 +1,4 @@
-"""Versions that could not be loaded, and when to try again: a try costs a process and the files' way to a replica."""
+"""Versions that could not be loaded, and when to try again: a try costs a process and a transfer of the files."""
 
 from __future__ import annotations
 

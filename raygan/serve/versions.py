@@ -93,7 +93,7 @@ class Versions:
         """Whether the registry hasn't answered, or a champion without a stand-in has neither loaded nor failed to."""
         if self.wanted is None:
             return True
-        loaded = self.champions.generators.values()  # such a one doesn't draw a label that the registry names it for
+        loaded = self.champions.generators.values()  # one of these doesn't draw a label that the registry gives it
         return any(model not in self._failed and model not in loaded for model in self.not_served(self.wanted))
 
     def serves_nothing(self) -> bool:
