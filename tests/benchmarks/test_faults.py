@@ -16,7 +16,7 @@ import pytest
 from raygan.benchmarks.clients import Request
 from raygan.benchmarks.faults.harness import SHORT, Length, Stage, images_in_progress_bar, kimg
 from raygan.benchmarks.faults.known_answers import same
-from raygan.benchmarks.faults.load import growth
+from raygan.benchmarks.faults.load import Report, check, growth
 from raygan.benchmarks.faults.outcome import Outcome, line, table
 from raygan.benchmarks.faults.run import drill
 from raygan.benchmarks.faults.scenarios import DRILLS
@@ -39,6 +39,21 @@ def test_a_process_that_warms_up_after_a_fault_is_no_leak_and_a_leak_is_one():
     assert growth([life(80, 0), killed, restarted]) == 0
     assert growth([life(80, 0), killed, life(60, 5)]) > 0.2
     assert growth([killed]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "grown", "says"),
+    [
+        ({"right": 9}, 0.04, None),
+        ({"right": 9, "wrong": ["/v1/sample: 500"]}, 0.0, "1 answers were wrong, the first: /v1/sample: 500"),
+        ({"turned_away": 9}, 0.0, "no answer was right: 9 were 503"),
+        ({"right": 9, "back_after": {"Models": 31.0}}, 0.0, "more than 30 s"),
+        ({"right": 9}, 0.06, "memory grew by 6%"),
+    ],
+)
+def test_a_drill_of_the_service_fails_unless_it_was_right(changes, grown, says):
+    with pytest.raises(RayganError, match=says) if says else contextlib.nullcontext():
+        check(Report(**changes), grown)
 
 
 def row(**changes):
