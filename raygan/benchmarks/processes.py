@@ -1,4 +1,4 @@
-"""Processes of measurements: work run in fresh ones, and Ray's found by title.
+"""Processes of measurements: work run in fresh ones, and what processes take; Ray's are found by title.
 
 A measurement in a fresh process has threads, imports and memory of its own.
 """
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -44,6 +45,25 @@ def own_megabytes(process: psutil.Process) -> float:
     except psutil.NoSuchProcess:
         return 0.0
     return float(memory.rss - memory.shared) / 1e6
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its descendants, including those that have ended."""
+    here = psutil.Process()
+    total = 0.0
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):  # it may end while we look
+            total += sum(process.cpu_times()[:4])  # user and system, own and of children that have ended
+    return total
+
+
+def output_of(what: str, command: Sequence[str]) -> str:
+    """What a command prints. Raises RayganError with `what` and the last line of its errors if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RayganError(f"{what}: {lines[-1]}")
+    return done.stdout
 
 
 def in_process(what: str, call: Callable[..., Any], *arguments: Any) -> Any:

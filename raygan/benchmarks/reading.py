@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from raygan.benchmarks import reading_peers
 from raygan.benchmarks.faults.nodes import Nodes
-from raygan.benchmarks.processes import own_megabytes
+from raygan.benchmarks.processes import cpu_seconds, own_megabytes
 from raygan.benchmarks.results import checkout
 from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream
@@ -197,9 +197,9 @@ def read_alone(data: DataSet, readers: int, nodes: int, memory: float | None) ->
             actors.append(actor.remote(photos, Share(rank, readers)))
         warm = -(-_WARM * sum(photos.rows[: photos.mixed]) // _IMAGES)
         before = sum(ray.get([actor.read.remote(warm) for actor in actors]))
-        began, used = time.perf_counter(), _core_seconds()
+        began, used = time.perf_counter(), cpu_seconds()
         fetched = sum(ray.get([actor.read.remote(_BATCHES) for actor in actors])) - before
-        seconds, used = time.perf_counter() - began, _core_seconds() - used
+        seconds, used = time.perf_counter() - began, cpu_seconds() - used
     finally:
         ray.shutdown()
         started.stop()
@@ -209,19 +209,6 @@ def read_alone(data: DataSet, readers: int, nodes: int, memory: float | None) ->
         "images_per_core_second": images / used,
         "bytes_per_image_between_nodes": fetched / images,
     }
-
-
-def _core_seconds() -> float:
-    """Seconds of cores that this process and all below it have used."""
-    own = psutil.Process()
-    total = 0.0
-    for process in [own, *own.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def measure(

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from raygan.benchmarks.clients import Answer, Request, ask_once, keep_asking
+from raygan.benchmarks.processes import output_of
 from raygan.benchmarks.results import checkout, machine, write_json
 from raygan.benchmarks.servers import free_port, running
 from raygan.benchmarks.settings import ServeBenchmarkSettings
@@ -50,7 +50,7 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         cold, memory = math.nan, {}
         labels: list[float] = []
         if "raygan" in settings.servers:
-            memory = _numbers_of("memory", folder, 0)
+            memory = _numbers_of("memory", "a replica's memory could not be measured", folder, 0)
             print(f"memory of a replica: {memory['replica']:.0f} MB, and {memory['label']:.0f} MB per further label")
         servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in _present(settings.servers)}
         if "raygan" in settings.servers:  # last: the others have fewer labels to load
@@ -77,16 +77,12 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
 
 def measure_bare_models(folder: Path, seconds: float) -> dict[str, float]:
     """Images/s of the models without a server, by batch size, measured in a process of its own."""
-    return _numbers_of("bare", folder, seconds / 4)
+    return _numbers_of("bare", "the bare models failed", folder, seconds / 4)
 
 
-def _numbers_of(name: str, folder: Path, seconds: float) -> dict[str, float]:
+def _numbers_of(name: str, failure: str, folder: Path, seconds: float) -> dict[str, float]:
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise RayganError(f"the bare models failed: {reason[0]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(json.loads(output_of(failure, command).splitlines()[-1]))
 
 
 def peer(name: str, folder: Path, port: int, options: dict[str, Any] | None = None) -> AbstractContextManager[float]:
