@@ -36,7 +36,7 @@ from raygan.training.step import GanStep
 #: The tables of an image size stand between these lines of the page.
 _BEGIN, _END = "<!-- gpu {size} px -->", "<!-- /gpu {size} px -->"
 
-#: Seconds after which a measurement on this machine is saved, and goes on.
+#: Seconds between two saves of a measurement on this machine.
 _SECONDS = 500.0
 
 #: Images of each training shown in the picture.

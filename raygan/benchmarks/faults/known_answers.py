@@ -1,4 +1,4 @@
-"""The service's drills: what the drill under load asks for, and whether an answer is the one that came first."""
+"""Whether the service's answers are right: equal to those that the same requests get when nobody else asks."""
 
 from __future__ import annotations
 
