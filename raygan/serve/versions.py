@@ -115,31 +115,26 @@ class Versions:
         label: str | None = None,
     ) -> bool:
         """Whether a version is loaded and knows the label. late: versions not to wait for again."""
-        if model not in self.described and self._failed.error(model):
-            return False
         if model not in self.described:
+            if self._failed.error(model):
+                return False
             if model not in self._preparing:
                 self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
-            loading = self._preparing[model]
-            await asyncio.wait([loading], timeout=0 if model in late else PREPARE_SECONDS)
-            if not loading.done():  # the next refresh finds it, and needn't start it again
-                if model not in late:
-                    log.warning("%s is not loaded after %g s; still waiting", model, PREPARE_SECONDS)
-                return False
-            self._preparing.pop(model, None)
-            try:
-                loading.result()
-            except Exception as error:  # whatever loading raises: the version in force stays
-                self._failed.failed(model, error)
-                log.warning("cannot serve %s: %s", model, last_line(error))
-                return False
-        self._failed.forget(model)
-        labels = self.labels(model)
-        return label is None or not labels or label in labels
+            await asyncio.wait([self._preparing[model]], timeout=0 if model in late else PREPARE_SECONDS)
+            if model in self._preparing and model not in late:  # it goes on, and the next refresh needn't start it
+                log.warning("%s is not loaded after %g s; still waiting", model, PREPARE_SECONDS)
+        return model in self.described and (label is None or label in (self.labels(model) or [label]))
 
     async def _prepare(self, stage: GeneratorStage | ClassifierStage, model: ModelVersion) -> None:
-        self.described[model] = await stage.prepare(model)
-        log.info("serving %s", model)
+        try:
+            self.described[model] = await stage.prepare(model)
+        except Exception as error:  # whatever loading raises: the version in force stays
+            self._failed.failed(model, error)
+            log.warning("cannot serve %s: %s", model, last_line(error))
+        else:
+            self._failed.forget(model)
+            log.info("serving %s", model)
+        del self._preparing[model]
 
     async def named(self, label: str, version: str | None = None) -> ModelVersion:
         """The version that a request for a label means: the given one, else the champion. Nothing is loaded for it.

@@ -53,6 +53,14 @@ def test_pauses_double_up_to_a_minute_and_end_with_a_success(clock):
     assert BROKEN not in backoff
 
 
+def test_failures_without_end_have_the_longest_pause(clock):
+    backoff = Backoff()
+    for _ in range(2000):
+        backoff.failed(BROKEN, ValueError())
+    clock.now += 59
+    assert backoff.error(BROKEN)
+
+
 def test_replicas_that_are_busy_say_nothing_about_a_version(clock):
     backoff = Backoff()
     backoff.failed(BROKEN, Busy(5))
@@ -77,6 +85,15 @@ async def test_a_broken_version_is_tried_again_only_after_a_pause(clock, pinned)
         clock.now = 1000.0 + moment
         await want()
         assert stage.tried.count(BROKEN) == tries
+
+
+async def test_labels_that_share_a_broken_version_count_its_failure_once(clock):
+    stage = Stage()
+    service = make_service(stage, stage)
+    for moment, tries in ((0, 1), (4.9, 1), (5, 2)):
+        clock.now = 1000.0 + moment
+        await service.refresh(Champions(dict.fromkeys("abc", BROKEN)))
+        assert len(stage.tried) == tries
 
 
 async def test_an_error_that_is_told_again_does_not_hold_former_requests(clock):
