@@ -90,8 +90,8 @@ def start(serve: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Con
 
     An error in it is sent through the pipe as a RayganError and ends the process.
     """
-    # Forked from a server that has imported the functions' modules and computed nothing: as good as new, but imports,
-    # seconds for torch, happen once.
+    # Forked from a server that has imported the functions' modules and computed nothing: like new, but torch, which
+    # takes seconds, is imported only once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([each.__module__ for each in (serve, *arguments) if callable(each)])
     ours, its = context.Pipe()

@@ -66,7 +66,7 @@ _WORKER = "ray::RayTrainWorker"
 
 
 def linked(data: DataSet, photos: int, folder: Path) -> DataSet:
-    """A data set of at least so many training photos, whose shards are hard links to those of another."""
+    """A data set of at least `photos` training photos, whose shards are hard links to those of another."""
     folder.mkdir()
     shards = data.shards("train")
     held_out = data.shards("validation")

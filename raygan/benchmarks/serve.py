@@ -149,7 +149,7 @@ class _Times:
 
 
 async def _load(name: str, port: int, n: int, clients: int, seconds: float) -> _Times:
-    """Have so many clients ask as fast as they are answered."""
+    """Have `clients` clients ask as fast as they are answered."""
 
     def requests(client: int) -> Iterator[Request]:
         return (_request(name, n, seed=100_000 * client + 64 * count) for count in itertools.count())

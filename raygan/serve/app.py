@@ -49,7 +49,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     settings = validate(ServeSettings, arguments)
     host = serving_host()
     check_token(settings, host)
-    tracking.connect(settings)  # here, where whoever deploys reads why it fails
+    tracking.connect(settings)  # if it fails, whoever deploys reads why
 
     def deployment(kind: type, name: str, cpus: float, gpus: float = 0.0, **options: Any) -> serve.Deployment:
         return serve.deployment(kind).options(

@@ -134,7 +134,7 @@ class Service(Versions):
             self._classifier_for(label)
 
     def _check_moves(self, model: ModelVersion, moves: Sequence[float]) -> None:
-        about = self._about(model)  # empty if it isn't loaded, or went while its stream goes on
+        about = self._about(model)  # empty if it isn't loaded, or was forgotten during its stream
         if about and len(moves) > self.directions(model):
             raise Problem(422, f"{model} has {self.directions(model)} directions", field="moves")
 
