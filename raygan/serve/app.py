@@ -104,7 +104,7 @@ def run(settings: ServeJobSettings) -> None:
         environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
     environment.setdefault(haproxy.ENABLED, "1" if _can_have_haproxy(http) else "0")
     if own := haproxy.program():
-        environment.setdefault(haproxy.VARIABLE, own)
+        environment.setdefault(haproxy.BINARY, own)
     command = [sys.executable, "-m", "raygan.serve.foreground", "--service", settings.service]
     os.execve(sys.executable, command, environment)  # noqa: S606 (reads the variables anew)
 

@@ -97,7 +97,7 @@ def address(ray_cluster, settings):
             own = Path(scratch, "raygan-haproxy")  # as pip makes it
             own.write_text(f"#!{sys.executable}\nfrom raygan.serve.haproxy import main\nmain()\n")
             own.chmod(0o755)
-            variables[haproxy.VARIABLE] = str(own)
+            variables[haproxy.BINARY] = str(own)
             variables |= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/m", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
             variables["RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S"] = "240"
         ServeSubmissionClient(f"http://{ray_cluster.dashboard_url}").deploy_applications(service)

@@ -147,7 +147,7 @@ def _drain(job: Job, nodes: Nodes, port: int, known: dict[Request, bytes]) -> bo
 def _ingress() -> dict[str, str]:
     """Variables of every node: HAProxy listens where it can be had, as with `raygan serve`."""
     program = haproxy.program()
-    return {"RAY_SERVE_ENABLE_HA_PROXY": "1", haproxy.VARIABLE: program} if program else {}
+    return {haproxy.ENABLED: "1", haproxy.BINARY: program} if program else {}
 
 
 def _ports(port: int) -> dict[str, str]:
