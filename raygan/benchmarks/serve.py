@@ -63,7 +63,7 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         "machine": machine(),
         "bare": bare,
         "memory": memory,
-        "cold_start_seconds": None if math.isnan(cold) else cold,
+        "cold_start_seconds": cold,
         "new_label_seconds": labels,
         "servers": {
             name: {f"n={n} clients={clients}": row for (n, clients), row in cells.items()}

@@ -1,5 +1,6 @@
 """The service's benchmark: what it reports of servers that fail, and the environment it starts them in."""
 
+import json
 import math
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raygan.benchmarks.clients import Request
+from raygan.benchmarks.results import write_json
 from raygan.benchmarks.serve import aims, measure_bare_models
 from raygan.benchmarks.servers import free_port, running
 from raygan.errors import RayganError
@@ -33,6 +35,16 @@ def test_a_server_whose_every_answer_failed_costs_no_other_numbers():
     assert "aim: n=16, at least 3 times plain FastAPI: nan (?)" in found
     assert "aim: n=1, 8 clients, ahead of LitServe: 2.00 (met)" in found
     assert "aim: n=16, at least 0.85 of the bare models: 0.90 (met)" in found
+
+
+def test_what_was_not_measured_is_null_in_the_file(tmp_path):
+    write_json(str(tmp_path / "numbers.json"), {"p50": math.nan, 8: [1.5, math.inf]})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads((tmp_path / "numbers.json").read_text(), parse_constant=refuse)
+    assert found == {"p50": None, "8": [1.5, None]}
 
 
 @pytest.fixture
