@@ -125,7 +125,7 @@ async def keep_asking(
 
 @dataclass
 class Tally:
-    """How right a server's answers were.
+    """Counts of a server's answers, right and wrong.
 
     Attributes:
         right: number of correct answers.

@@ -106,9 +106,7 @@ class Session:
                 self.results[name] = measure()
             except OutOfTime:
                 return False
-            except (
-                Exception
-            ) as error:  # the GPU's time is short: what works is measured, the rest with the next command
+            except Exception as error:  # the GPU's time is short: the other parts are measured all the same
                 print(f"{name} failed: {error!r}", file=sys.stderr, flush=True)
             self._write()
         return all(name in self.results for name in self.parts())
@@ -201,7 +199,7 @@ class Session:
 
 
 def finish(folder: Path, seconds: float, device: str) -> None:
-    """Measure everything that can be measured, and save what is unfinished after every so many seconds."""
+    """Measure everything that can be measured; what is unfinished is saved every `seconds`."""
     while True:
         session = Session(folder, seconds, device)
         if session.run() or time.perf_counter() < session.deadline:  # all is done, or the rest fails
@@ -230,7 +228,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m raygan.benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="what `benchmark gpu --data SHARDS --folder FOLDER` has written")
-    parser.add_argument("--seconds", type=float, default=500.0, help="end after about so many seconds [default 500]")
+    parser.add_argument("--seconds", type=float, default=500.0, help="end after about this many seconds [default 500]")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to measure [default cuda]")
     flags = parser.parse_args()
     if not (flags.folder / PLAN).exists():
@@ -242,7 +240,7 @@ def main() -> None:
     session = Session(flags.folder, flags.seconds, flags.device)
     done = session.run()
     left = [name for name in session.parts() if name not in session.results]
-    print("everything is measured" if done else f"to do: {', '.join(left)}; the same command goes on")
+    print("everything is measured" if done else f"to do: {', '.join(left)}; the same command continues")
 
 
 if __name__ == "__main__":

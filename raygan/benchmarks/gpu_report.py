@@ -36,7 +36,7 @@ from raygan.training.step import GanStep
 #: The tables of an image size stand between these lines of the page.
 _BEGIN, _END = "<!-- gpu {size} px -->", "<!-- /gpu {size} px -->"
 
-#: Seconds after which a measurement on this machine is saved, and goes on.
+#: Seconds between two saves of a measurement on this machine.
 _SECONDS = 500.0
 
 #: Images of each training shown in the picture.
@@ -96,6 +96,8 @@ def _write_plan(settings: GpuBenchmarkSettings, folder: Path) -> dict[str, Any]:
         "minutes": settings.minutes,
         "points": settings.points,
     }
+    if (folder / gpu.RESULTS).exists() and not _is_planned(folder, plan, chosen.numpy()):
+        raise ConfigurationError(f"--folder: {folder} has results of another plan: choose another folder, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / gpu.PHOTOS, chosen.numpy())
     (folder / gpu.PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
@@ -105,6 +107,12 @@ def _write_plan(settings: GpuBenchmarkSettings, folder: Path) -> dict[str, Any]:
         f"Then copy the folder back, and run this command without --data."
     )
     return plan
+
+
+def _is_planned(folder: Path, plan: dict[str, Any], photos: np.ndarray) -> bool:
+    """Whether the folder already has this plan and these photos."""
+    written = json.loads((folder / gpu.PLAN).read_text(encoding="utf-8"))
+    return bool(written == json.loads(json.dumps(plan)) and np.array_equal(np.load(folder / gpu.PHOTOS), photos))
 
 
 def _planned(name: str, preset: str, precision: str, changes: dict[str, int]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Training:
     """
 
     def __init__(self, candidate: Candidate, path: Path):
-        """Start, or go on from the file."""
+        """Start, or continue from the file."""
         self.candidate, self.path = candidate, path
         self.textbook = candidate.name == TEXTBOOK
         make: Any = TextbookStep if self.textbook else GanStep
@@ -57,7 +57,7 @@ class Training:
         torch.save(weights, self.path.with_name(f"{self.candidate.name}-{len(self.kept)}.pt"))
 
     def save(self) -> None:
-        """Write what goes on from here."""
+        """Write all that a later command needs to continue from here."""
         state = {name: part.state_dict() for name, part in self._parts().items()}
         progress = {"seconds": self.seconds, "batches": self.batches, "kept": self.kept}
         scratch = self.path.with_suffix(".part")

@@ -20,7 +20,7 @@ _GRAIN = 6.0
 
 
 def enlarge(inputs: list[str], folder: Path, count: int, megapixels: float) -> None:
-    """Write JPEGs of so many megapixels, 4:3 and with a camera's grain, into the class folders of a folder.
+    """Write JPEGs of a given size, 4:3 and with a camera's grain, into the class folders of a folder.
 
     Args:
         inputs: folders of photos in class folders.

@@ -39,7 +39,7 @@ import pyarrow as pa
 from raygan import tracking
 from raygan.benchmarks import comparing, large_photos
 from raygan.benchmarks import prepare_peers as peers
-from raygan.benchmarks.processes import find_processes
+from raygan.benchmarks.processes import cpu_seconds, find_processes
 from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import PrepareBenchmarkSettings
 from raygan.data.kinds import is_image_name
@@ -99,10 +99,10 @@ def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]
     for _ in range(settings.rounds):
         for name, run in candidates.items():
             with tempfile.TemporaryDirectory(prefix="raygan-") as folder:
-                used, start = _cpu_seconds(), time.perf_counter()
+                used, start = cpu_seconds(), time.perf_counter()
                 seconds = run(folder)
                 times[name].append(seconds if isinstance(seconds, float) else time.perf_counter() - start)
-                cpu[name].append(_cpu_seconds() - used)
+                cpu[name].append(cpu_seconds() - used)
                 if settings.megapixels and name == "raygan":
                     difference = large_photos.difference(os.path.join(folder, "shards"), Path(*settings.input))
     best = {name: min(values) for name, values in times.items()}
@@ -126,18 +126,6 @@ def _compare(settings: PrepareBenchmarkSettings, records: str) -> dict[str, Any]
         print(f"raygan's pixels differ by {difference:.2f} levels of 256 from those of photos decoded whole")
     about = {"images": count, "megabytes": size / 1e6, "image_size": settings.image_size, "difference": difference}
     return about | {"rows": rows}
-
-
-def _cpu_seconds() -> float:
-    """CPU time of this process and its descendants, including those that ended."""
-    here = psutil.Process()
-    total = 0.0
-    for process in (here, *here.children(recursive=True)):
-        try:
-            total += sum(process.cpu_times()[:4])  # user and system, own and of children that ended
-        except psutil.Error:
-            continue
-    return total
 
 
 def _prepare_settings(

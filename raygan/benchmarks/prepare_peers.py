@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,13 +14,14 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from raygan.benchmarks.processes import output_of
 from raygan.data import duplicates
 from raygan.data.kinds import is_image_name
 from raygan.data.listing import Listing
 from raygan.data.neighbors import words_of
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import write_shard
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import ConfigurationError
 from raygan.machine import cores
 
 #: Photos in a shard of the loop, as many as `prepare` writes at 64 px.
@@ -83,11 +83,7 @@ def torchvision(root: str, size: int) -> float:
     """Seconds in a process of its own; a fork of this one would inherit Ray's threads."""
     code = "import sys; from raygan.benchmarks.prepare_peers import load_all; load_all(sys.argv[1], int(sys.argv[2]))"
     command = [sys.executable, "-c", code, root, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise RayganError(f"torchvision's loader failed, as it does on any unreadable photo: {reason[0]}")
-    return float(done.stdout)
+    return float(output_of("torchvision's loader failed, as it does on any unreadable photo", command))
 
 
 def load_all(root: str, size: int) -> None:

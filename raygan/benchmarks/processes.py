@@ -1,4 +1,4 @@
-"""Processes of measurements: work run in fresh ones, and Ray's found by title.
+"""Processes of measurements: work run in fresh ones, and what processes take; Ray's are found by title.
 
 A measurement in a fresh process has threads, imports and memory of its own.
 """
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -46,6 +47,25 @@ def own_megabytes(process: psutil.Process) -> float:
     return float(memory.rss - memory.shared) / 1e6
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and its descendants, including those that have ended."""
+    here = psutil.Process()
+    total = 0.0
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):  # it may end while we look
+            total += sum(process.cpu_times()[:4])  # user and system, own and of children that have ended
+    return total
+
+
+def output_of(what: str, command: Sequence[str]) -> str:
+    """What a command prints. Raises RayganError with `what` and the last line of its errors if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RayganError(f"{what}: {lines[-1]}")
+    return done.stdout
+
+
 def in_process(what: str, call: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `call` returns in a fresh process.
 
@@ -70,8 +90,8 @@ def start(serve: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Con
 
     An error in it is sent through the pipe as a RayganError and ends the process.
     """
-    # Forked from a server that has imported the functions' modules and computed nothing: as good as new, but imports,
-    # seconds for torch, happen once.
+    # Forked from a server that has imported the functions' modules and computed nothing: like new, but torch, which
+    # takes seconds, is imported only once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([each.__module__ for each in (serve, *arguments) if callable(each)])
     ours, its = context.Pipe()

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from raygan import pictures
 from raygan.addresses import is_remote
+from raygan.benchmarks.candidates import SOURCE, TEXTBOOK
 from raygan.benchmarks.processes import in_process
 from raygan.benchmarks.results import machine, write_json
 from raygan.benchmarks.settings import QualityBenchmarkSettings
@@ -48,11 +49,6 @@ from raygan.training.monitor import draw
 from raygan.training.settings import TrainSettings
 from raygan.training.train import check, train
 
-TEXTBOOK = "textbook"
-
-#: The preset whose settings the textbook has.
-_SOURCE = "wgan-gp-128"
-
 #: Number of images of each shown at the end.
 _SHOWN = 24
 
@@ -66,7 +62,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
     if is_remote(settings.storage):
         raise ConfigurationError(f"--storage: this benchmark needs a folder on this machine, not {settings.storage}")
     trainings = {name: _training(settings, name) for name in settings.presets}
-    source = _training(settings, _SOURCE)
+    source = _training(settings, SOURCE)
     for training in (*trainings.values(), *([source] if settings.textbook else [])):
         check(training)
     folders = {}
@@ -83,7 +79,7 @@ def benchmark(settings: QualityBenchmarkSettings) -> dict[str, Any]:
     real_features = network(reals)
     times = np.linspace(0, settings.minutes, settings.points + 1)[1:]
     rows: dict[str, list[dict[str, float]]] = {}
-    shown = [("real", reals[torch.linspace(0, len(reals) - 1, _SHOWN).long()])]
+    shown = [("real", reals[torch.from_numpy(pictures.spread(_SHOWN, len(reals)))])]
     for name, folder in folders.items():
         for minutes in times:
             checkpoint, about = _nearest(folder, float(minutes))

@@ -23,6 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from tqdm import tqdm
 
 from raygan.benchmarks import reading_peers
 from raygan.benchmarks.faults.nodes import Nodes
-from raygan.benchmarks.processes import own_megabytes
+from raygan.benchmarks.processes import cpu_seconds, own_megabytes
 from raygan.benchmarks.results import checkout
 from raygan.benchmarks.settings import ReadingPart
 from raygan.data.batches import BatchStream
@@ -65,7 +66,7 @@ _WORKER = "ray::RayTrainWorker"
 
 
 def linked(data: DataSet, photos: int, folder: Path) -> DataSet:
-    """A data set of at least so many training photos, whose shards are hard links to those of another."""
+    """A data set of at least `photos` training photos, whose shards are hard links to those of another."""
     folder.mkdir()
     shards = data.shards("train")
     held_out = data.shards("validation")
@@ -129,15 +130,17 @@ def _train(
     command += ["--log-every", f"{log * _IMAGES / 1000:g}"]
     command += ["--storage", str(folder), "--name", "run"]
     command += ["--data-memory", f"{memory:g}"] if memory is not None else []
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     most = {"driver_megabytes": 0.0, "worker_megabytes": 0.0}
-    while job.poll() is None:
-        workers = [each for each in psutil.process_iter(["name", "cmdline"]) if _is_worker(each)]
-        for name, processes in (("driver_megabytes", [psutil.Process(job.pid)]), ("worker_megabytes", workers)):
-            most[name] = max([most[name], *map(own_megabytes, processes)])
-        time.sleep(0.2)
-    if job.returncode:
-        raise RayganError(f"the training failed: {(job.stderr.read() if job.stderr else '').strip()[-300:]}")
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would fill and stop the training
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        while job.poll() is None:
+            workers = [each for each in psutil.process_iter(["cmdline"]) if _is_worker(each)]
+            for name, processes in (("driver_megabytes", [psutil.Process(job.pid)]), ("worker_megabytes", workers)):
+                most[name] = max([most[name], *map(own_megabytes, processes)])
+            time.sleep(0.2)
+        if job.returncode:
+            said.seek(0)
+            raise RayganError(f"the training failed: {said.read().strip()[-300:]}")
     lines = (folder / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "minutes" in record], most
 
@@ -194,9 +197,9 @@ def read_alone(data: DataSet, readers: int, nodes: int, memory: float | None) ->
             actors.append(actor.remote(photos, Share(rank, readers)))
         warm = -(-_WARM * sum(photos.rows[: photos.mixed]) // _IMAGES)
         before = sum(ray.get([actor.read.remote(warm) for actor in actors]))
-        began, used = time.perf_counter(), _core_seconds()
+        began, used = time.perf_counter(), cpu_seconds()
         fetched = sum(ray.get([actor.read.remote(_BATCHES) for actor in actors])) - before
-        seconds, used = time.perf_counter() - began, _core_seconds() - used
+        seconds, used = time.perf_counter() - began, cpu_seconds() - used
     finally:
         ray.shutdown()
         started.stop()
@@ -206,19 +209,6 @@ def read_alone(data: DataSet, readers: int, nodes: int, memory: float | None) ->
         "images_per_core_second": images / used,
         "bytes_per_image_between_nodes": fetched / images,
     }
-
-
-def _core_seconds() -> float:
-    """Seconds of cores that this process and all below it have used."""
-    own = psutil.Process()
-    total = 0.0
-    for process in [own, *own.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def measure(

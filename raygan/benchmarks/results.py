@@ -50,6 +50,7 @@ def _processor() -> str:
 
 
 def write_json(path: str | None, result: dict[str, Any]) -> None:
-    """Write the numbers, if a path is given."""
+    """Write the numbers, if a path is given; null for NaN, which JSON lacks."""
     if path:
-        Path(path).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        plain = json.loads(json.dumps(result), parse_constant=lambda _: None)
+        Path(path).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from raygan.benchmarks.clients import Answer, Request, ask_once, keep_asking
+from raygan.benchmarks.processes import output_of
 from raygan.benchmarks.results import checkout, machine, write_json
 from raygan.benchmarks.servers import free_port, running
 from raygan.benchmarks.settings import ServeBenchmarkSettings
@@ -50,26 +50,26 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
         cold, memory = math.nan, {}
         labels: list[float] = []
         if "raygan" in settings.servers:
-            memory = _numbers_of("memory", folder, 0)
+            memory = _numbers_of("memory", "a replica's memory could not be measured", folder, 0)
             print(f"memory of a replica: {memory['replica']:.0f} MB, and {memory['label']:.0f} MB per further label")
         servers: dict[str, Cells] = {name: _measure(name, folder, settings) for name in _present(settings.servers)}
         if "raygan" in settings.servers:  # last: the others have fewer labels to load
             cold, labels = _starts(folder)
             print(f"serve run: ready after {cold:.1f} s; a new label after {min(labels):.1f} to {max(labels):.1f} s")
-    aims = list(_aims(bare, cold, servers))
-    for text in aims:
+    reached = list(aims(bare, cold, servers))
+    for text in reached:
         print(text)
     result = {
         "machine": machine(),
         "bare": bare,
         "memory": memory,
-        "cold_start_seconds": None if math.isnan(cold) else cold,
+        "cold_start_seconds": cold,
         "new_label_seconds": labels,
         "servers": {
             name: {f"n={n} clients={clients}": row for (n, clients), row in cells.items()}
             for name, cells in servers.items()
         },
-        "aims": aims,
+        "aims": reached,
     }
     write_json(settings.json_file, result)
     return result
@@ -77,16 +77,12 @@ def benchmark(settings: ServeBenchmarkSettings) -> dict[str, Any]:
 
 def measure_bare_models(folder: Path, seconds: float) -> dict[str, float]:
     """Images/s of the models without a server, by batch size, measured in a process of its own."""
-    return _numbers_of("bare", folder, seconds / 4)
+    return _numbers_of("bare", "the bare models failed", folder, seconds / 4)
 
 
-def _numbers_of(name: str, folder: Path, seconds: float) -> dict[str, float]:
+def _numbers_of(name: str, failure: str, folder: Path, seconds: float) -> dict[str, float]:
     command = [sys.executable, "-m", "raygan.benchmarks.serve_peers", name, str(folder), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        raise RayganError(f"the bare models failed: {reason[0]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(json.loads(output_of(failure, command).splitlines()[-1]))
 
 
 def peer(name: str, folder: Path, port: int, options: dict[str, Any] | None = None) -> AbstractContextManager[float]:
@@ -153,7 +149,7 @@ class _Times:
 
 
 async def _load(name: str, port: int, n: int, clients: int, seconds: float) -> _Times:
-    """Have so many clients ask as fast as they are answered."""
+    """Have `clients` clients ask as fast as they are answered."""
 
     def requests(client: int) -> Iterator[Request]:
         return (_request(name, n, seed=100_000 * client + 64 * count) for count in itertools.count())
@@ -206,8 +202,8 @@ def _starts(folder: Path) -> tuple[float, list[float]]:
     return seconds, labels
 
 
-def _aims(bare: dict[str, float], cold: float, servers: dict[str, Cells]) -> Iterator[str]:
-    """Each aim with the number measured; NaN where it wasn't."""
+def aims(bare: dict[str, float], cold: float, servers: dict[str, Cells]) -> Iterator[str]:
+    """Each aim with the number measured; NaN where it wasn't, or where every answer of the other failed."""
 
     def number(server: str, n: int, clients: int | None, key: str) -> float:
         rows = [row for (m, c), row in servers.get(server, {}).items() if m == n and clients in (None, c)]
@@ -216,20 +212,22 @@ def _aims(bare: dict[str, float], cold: float, servers: dict[str, Cells]) -> Ite
     def best(server: str, n: int) -> float:
         return number(server, n, None, "images_per_second")
 
+    def ratio(first: float, second: float) -> float:
+        return first / second if second else math.nan
+
     def aim(text: str, found: float, wanted: float, *, most: bool = False) -> str:
         met = "?" if math.isnan(found) else "met" if (found <= wanted if most else found >= wanted) else "missed"
         return f"aim: {text}: {found:.2f} ({met})"
 
     limit = max(bare.values())
     rate = "requests_per_second"
-    yield aim("n=16, at least 3 times plain FastAPI", best("raygan", 16) / best("fastapi", 16), 3)
-    yield aim("n=16, at least 0.85 of the bare models", best("raygan", 16) / limit, 0.85)
+    yield aim("n=16, at least 3 times plain FastAPI", ratio(best("raygan", 16), best("fastapi", 16)), 3)
+    yield aim("n=16, at least 0.85 of the bare models", ratio(best("raygan", 16), limit), 0.85)
     ours = {clients: number("raygan", 1, clients, rate) for clients in (8, 32)}
-    yield aim("n=1, 32 clients, at least 5 times plain FastAPI", ours[32] / number("fastapi", 1, 32, rate), 5)
+    yield aim("n=1, 32 clients, at least 5 times plain FastAPI", ratio(ours[32], number("fastapi", 1, 32, rate)), 5)
     for clients, found in ours.items():
-        yield aim(f"n=1, {clients} clients, ahead of LitServe", found / number("litserve", 1, clients, rate), 1)
-        for other in ("raygan-proxies", "composed"):
-            yield aim(f"n=1, {clients} clients, ahead of {other}", found / number(other, 1, clients, rate), 1)
-    share = number("raygan", 1, 1, "p50") / number("fastapi", 1, 1, "p50")
+        for title, other in (("LitServe", "litserve"), ("raygan-proxies", "raygan-proxies"), ("composed", "composed")):
+            yield aim(f"n=1, {clients} clients, ahead of {title}", ratio(found, number(other, 1, clients, rate)), 1)
+    share = ratio(number("raygan", 1, 1, "p50"), number("fastapi", 1, 1, "p50"))
     yield aim("n=1, one client, p50 no more than plain FastAPI's", share, 1, most=True)
     yield aim("seconds from `serve run` to ready, under 25", cold, 25, most=True)

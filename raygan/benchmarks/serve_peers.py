@@ -127,9 +127,9 @@ def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) ->
 
     service = load_yaml(str(folder / "serve_config.yaml"))
     os.environ.update(service["controller_options"]["runtime_env"]["env_vars"])
-    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if name in ("raygan", "composed") else "0"
+    os.environ[haproxy.ENABLED] = "1" if name in ("raygan", "composed") else "0"
     if own := haproxy.program():
-        os.environ[haproxy.VARIABLE] = own
+        os.environ[haproxy.BINARY] = own
     os.environ.update({"RAY_worker_niceness": "0"})  # 15 by default: the peers and the clients would be served first
     import ray
     from ray import serve

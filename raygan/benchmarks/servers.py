@@ -65,6 +65,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()

@@ -39,7 +39,7 @@ class PrepareBenchmarkSettings(NumbersFile):
     group: ClassVar[str] = "benchmark"
 
     input: list[Address] = option(
-        None, "folders of photos to measure with; needless with --compare", default_factory=list
+        None, "folders of photos to measure with; not needed with --compare", default_factory=list
     )
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     rounds: int = option(2, "number of measurements; the best of each counts", ge=1, le=100)

@@ -54,7 +54,7 @@ def create_app(
 
     Args:
         service: answers requests.
-        settings: limits of uploads.
+        settings: limits of uploads and streams.
         not_ready: names of what keeps the service from being ready.
         buffered: whether the server in front takes answers however slowly clients read them.
     """
@@ -102,7 +102,7 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
         model = service.current_classifier()  # to the end: a newer one may want images of another size
         size, info = service.image_size(model), _info(service, model)
         arrays = [await decoded(client_of(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
-        predictions, _ = await service.classify(np.stack(arrays), model)
+        predictions = await service.classify(np.stack(arrays), model)
         verdicts = [
             Verdict(probabilities={label: round(float(p), 4) for label, p in zip(predictions.labels, row, strict=True)})
             for row in predictions.probabilities
@@ -164,7 +164,7 @@ async def is_draining(server: tuple[str, int | None] | None) -> bool:
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """TLS with whoever it is: the question goes to the address where this request came in, and has no secrets."""
+    """TLS without a look at the certificate: the question goes where this request came in, and holds no secrets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

@@ -49,7 +49,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     settings = validate(ServeSettings, arguments)
     host = serving_host()
     check_token(settings, host)
-    tracking.connect(settings)  # now, where the one who deploys reads why it fails
+    tracking.connect(settings)  # if it fails, whoever deploys reads why
 
     def deployment(kind: type, name: str, cpus: float, gpus: float = 0.0, **options: Any) -> serve.Deployment:
         return serve.deployment(kind).options(
@@ -104,7 +104,7 @@ def run(settings: ServeJobSettings) -> None:
         environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri
     environment.setdefault(haproxy.ENABLED, "1" if _can_have_haproxy(http) else "0")
     if own := haproxy.program():
-        environment.setdefault(haproxy.VARIABLE, own)
+        environment.setdefault(haproxy.BINARY, own)
     command = [sys.executable, "-m", "raygan.serve.foreground", "--service", settings.service]
     os.execve(sys.executable, command, environment)  # noqa: S606 (reads the variables anew)
 
@@ -147,6 +147,8 @@ def _is_free(host: str, port: int) -> str | None:
             probe.bind((host, port))
         except OSError as error:
             return error.strerror
+        except OverflowError:
+            return "ports go from 0 to 65535"
     return None
 
 
@@ -158,7 +160,7 @@ def serving_host() -> str:
     """
     from ray.serve.config import ProxyLocation
 
-    # Private. `serve.status()` would replace it if it told the HTTP options; it has neither host nor location.
+    # Private, since `serve.status()` has neither the host nor the proxies' location.
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)

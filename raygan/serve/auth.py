@@ -17,7 +17,7 @@ def read_token(settings: ServeSettings) -> str | None:
         ConfigurationError: the file is unreadable or empty.
     """
     if settings.token_file is None:
-        return os.environ.get("RAYGAN_TOKEN") or None
+        return os.environ.get("RAYGAN_TOKEN", "").strip() or None
     try:
         token = Path(settings.token_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

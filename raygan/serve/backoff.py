@@ -1,4 +1,4 @@
-"""Versions that could not be loaded, and when to try again: a try costs a process and the files' way to a replica."""
+"""Versions that could not be loaded, and when to try again: a try costs a process and a transfer of the files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Backoff:
     def failed(self, model: ModelVersion, error: Exception) -> None:
         """Record a failure. Where replicas were busy or died, the next try may come at once."""
         times = self._failed.pop(model, (0, 0.0, error))[0]
-        pause = 0.0 if isinstance(error, Busy | ReplicaDied) else min(_RETRY_SECONDS * 2**times, _MAX_RETRY_SECONDS)
+        doubled = _RETRY_SECONDS * 2 ** min(times, 10)  # a thousand failures take a day, and 2**1024 is no float
+        pause = 0.0 if isinstance(error, Busy | ReplicaDied) else min(doubled, _MAX_RETRY_SECONDS)
         self._failed[model] = times + 1, time.monotonic() + pause, error
         if len(self._failed) > _MOST:
             self._failed.popitem(last=False)

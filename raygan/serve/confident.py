@@ -85,7 +85,7 @@ class Search:
 
         Args:
             first: the request for the first seed.
-            n: number of images.
+            n: number of images, at most `MAX_IMAGES`.
             min_confidence: at least this probability of the label, in [0, 1].
             draw: the generator, with the classifier as judge.
             classify: the classifier alone.
@@ -95,16 +95,18 @@ class Search:
             Busy: too many searches are under way, or too many images are waiting.
         """
         label, seed = first.label, first.seeds[0]
-        limit = min(n * self._max_draws, max(n, MAX_DRAWN))
+        limit = min(n * self._max_draws, MAX_DRAWN)
         deadline = time.monotonic() + _DRAWING_SHARE * self._seconds
         found: list[tuple[int, Pixels, Predictions]] = []
-        examined, round_size, in_time = 0, min(n, MAX_IMAGES), True
+        examined, round_size, in_time = 0, n, True
         with self._reserve(limit):
             while len(found) < n and examined < limit:
                 seeds = tuple(range(seed + examined, seed + examined + min(round_size, limit - examined)))
                 drawing = _round(replace(first, seeds=seeds), min_confidence, n - len(found), draw, classify)
                 try:
-                    images, predictions, confident = await asyncio.wait_for(drawing, _time_left(deadline))
+                    images, predictions, confident = await asyncio.wait_for(
+                        drawing, max(0.0, deadline - time.monotonic())
+                    )
                 except TimeoutError:
                     in_time = False
                     break
@@ -187,7 +189,3 @@ def _is_close(probabilities: Probabilities, threshold: float) -> npt.NDArray[np.
     tolerance = np.maximum(_LOGIT_ROUNDING * exact * (1 - exact), _ROUNDING)
     close: npt.NDArray[np.bool_] = abs(exact - threshold) < tolerance
     return close
-
-
-def _time_left(deadline: float) -> float | None:
-    return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())

@@ -234,7 +234,7 @@ def _add_interpolate(app: fastapi.FastAPI, service: Service) -> None:
         if short := caching.shortcut(headers, MEDIA_TYPES[kind]):
             return short
         model = await service.version(query.label, query.version)
-        frames, _ = await service.walk(
+        frames = await service.walk(
             query.label, query.seed, to, query.frames, query.truncation, model=model, moves=query.moves
         )
         if query.bounce:

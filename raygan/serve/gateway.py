@@ -181,8 +181,8 @@ class GatewayDeployment:
             exists=store.exists.remote,
         )
         # Apart: while MLflow hangs, replicas wake and tokens are rotated all the same.
-        looks = self._look_around, self._look_up
-        self._following = [asyncio.ensure_future(self._follow(look)) for look in looks]
+        followed = {"the replicas": self._follow_replicas, "the registry": self._follow_registry}
+        self._following = [asyncio.ensure_future(self._follow(*each)) for each in followed.items()]
         # Serve sends requests once this returns; a model that fails to load must not delay the others.
         deadline = time.monotonic() + _START_SECONDS
         while (self._stopped or self._service.is_loading()) and time.monotonic() < deadline:
@@ -219,17 +219,17 @@ class GatewayDeployment:
         lacking = ["models"] if wanted is None else [str(model) for model in self._service.not_served(wanted)]
         return [MODELS, *lacking] if self._stopped else lacking
 
-    async def _follow(self, look: Callable[[], Awaitable[None]]) -> None:
+    async def _follow(self, what: str, look: Callable[[], Awaitable[None]]) -> None:
         """Look again and again, forever."""
         while True:
             try:
                 await look()
-            except Exception as error:  # MLflow or a replica is away: go on with what is loaded, and look again
-                log.warning("cannot look for new versions: %s", last_line(error))
+            except Exception as error:  # something is away: go on with what is loaded, and look again
+                log.warning("cannot follow %s: %s", what, last_line(error))
             seconds = self._settings.poll_seconds
             await asyncio.sleep(min(seconds, 0.5) if self._missing() or self._cold else seconds)
 
-    async def _look_around(self) -> None:
+    async def _follow_replicas(self) -> None:
         """Keep up with the token's file and the number of replicas."""
         self._reload_token()
         running, self._cold = await asyncio.to_thread(_replicas)
@@ -239,7 +239,7 @@ class GatewayDeployment:
             stage.calls.observe()
         self._service.metrics.observe("not_served", len(self._missing()))
 
-    async def _look_up(self) -> None:
+    async def _follow_registry(self) -> None:
         """Keep up with the registry."""
         champions: Champions = await self._store.champions.remote()
         await self._service.refresh(champions)
@@ -247,7 +247,7 @@ class GatewayDeployment:
             await self._store.confirm.remote(self._service.champions)
 
     def _reload_token(self) -> None:
-        """A rotated token counts from the next look on; a file that is being replaced keeps the former one."""
+        """Read a rotated token; while its file is being replaced, the former one stays."""
         if self._settings.token_file and self._middleware:
             try:
                 self._middleware.set_token(read_token(self._settings))

@@ -20,9 +20,9 @@ import signal
 import sys
 from pathlib import Path
 
-#: Ray's variables with which Serve starts HAProxy, and for the program to start.
+#: Ray's variables: whether Serve starts HAProxy, and the path of its program.
 ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
-VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 #: Seconds for the head of a request.
 HEAD_SECONDS = 20

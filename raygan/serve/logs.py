@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import time
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,12 @@ def trace_of(header: bytes) -> str:
 
 
 def write(line: dict[str, Any]) -> None:
-    """Write a line. Not print: Serve turns printed lines into buffered log records that aren't JSON."""
-    os.write(1, json.dumps({"time": round(time.time(), 3), **line}).encode() + b"\n")
+    """Write a line, if that is possible: a full disk must not cost an answer.
+
+    Not print: Serve turns printed lines into buffered log records that aren't JSON.
+    """
+    with suppress(OSError):
+        os.write(1, json.dumps({"time": round(time.time(), 3), **line}).encode() + b"\n")
 
 
 class JsonHandler(logging.Handler):

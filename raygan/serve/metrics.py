@@ -5,12 +5,12 @@ raygan_request_seconds         request latency by route
 raygan_stage_seconds           time per call to a deployment: waiting in the gateway, transport, computing; for encoding
                                pictures and decoding uploads: waiting, computing
 raygan_batch_images            images per call to a deployment
-raygan_waiting_images          images that a gateway has under way, looked at every poll_seconds
+raygan_waiting_images          images that a gateway has under way, sampled every poll_seconds
 raygan_not_served              champions that aren't served, and deployments without a replica
 raygan_samples_total           samples by label: plain; with a minimum confidence, drawn and accepted
 raygan_rejected_total          requests rejected because a stage was full: a deployment's queue, the gateway, encoding,
                                decoding, searches for confident samples, streams, answers that clients have yet to read
-raygan_retries_total           calls to a deployment repeated because a replica died
+raygan_retries_total           calls to a deployment repeated because a replica died, hung or could not load the version
 """
 
 from __future__ import annotations
@@ -29,16 +29,6 @@ class Metrics(Protocol):
 
     def observe(self, name: str, value: float, **tags: str) -> None:
         """Add a value to a histogram, or set a gauge to it."""
-
-
-class NoMetrics:
-    """Records nothing: for tests and for use without Ray."""
-
-    def count(self, name: str, amount: float = 1, **tags: str) -> None:
-        pass
-
-    def observe(self, name: str, value: float, **tags: str) -> None:
-        pass
 
 
 class RayMetrics:

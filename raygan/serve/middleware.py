@@ -1,7 +1,7 @@
 """What happens to every request before and after its route.
 
-In this order: a request id (the client's, if it is plain text), the token, the limit on requests in progress, the
-limit on the body's size, the route with its time limit, and an answer without internals for whatever it raises; then
+In this order: a request id (the client's, if it is plain text), the token, the limit on the body's size, the limit on
+requests in progress, the route with its time limit, and an answer without internals for whatever it raises; then
 security headers, a line of JSON in the access log, and the request's metrics. HEAD is GET without the body. Plain
 ASGI, since every request passes through it.
 

@@ -21,7 +21,7 @@ from raygan.serve.settings import ServeSettings
 
 log = logging.getLogger("raygan.serve")
 
-#: Bytes of files that stay in memory for replicas that start.
+#: Bytes of files kept in memory for replicas that start.
 _CACHED_BYTES = 2e9
 
 #: Attempts to load a version that may die unfinished: if loading has killed replicas or rehearsals, it would again.

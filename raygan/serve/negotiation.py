@@ -22,7 +22,7 @@ from raygan.serve.problems import Problem
 
 F = TypeVar("F", bound=str)
 
-#: Formats that lose detail: taken only by clients that prefer them clearly. A browser prefers WebP to `*/*` a little.
+#: Formats that lose detail, only for clients that clearly prefer them: browsers prefer WebP to `*/*` a little.
 _LOSSY = ("webp", "jpeg")
 _LOSS = 0.5
 

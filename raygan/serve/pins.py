@@ -34,11 +34,6 @@ Prepare = Callable[[ModelVersion], Awaitable[dict[str, Any]]]
 Exists = Callable[[ModelVersion], Awaitable[bool]]
 
 
-async def always(model: ModelVersion) -> bool:
-    """An `Exists` for services without a registry: loading tells."""
-    return True
-
-
 class Pins:
     """The pinned versions that replicas have loaded.
 
@@ -46,7 +41,7 @@ class Pins:
         exists: asks the registry.
     """
 
-    def __init__(self, exists: Exists = always):
+    def __init__(self, exists: Exists):
         self._exists = exists
         self._failed = Backoff()
         self._described: OrderedDict[ModelVersion, dict[str, Any]] = OrderedDict()
@@ -71,7 +66,7 @@ class Pins:
         about: dict[str, Any] | None = self._described.get(model)
         if about is None:
             if error := self._failed.error(model):
-                raise error
+                raise error.with_traceback(None)  # a new one: it would hold every request that it is told to
             about = await self._once(("load", model), lambda: self._load(model, prepare))
         else:
             self._described.move_to_end(model)

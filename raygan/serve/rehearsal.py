@@ -1,4 +1,4 @@
-"""Loading a version for the first time, in a process of its own: python -m raygan.serve.rehearsal FOLDER SETTINGS.
+"""Loading a version for the first time, in a process of its own: python -m raygan.serve.rehearsal FOLDER < SETTINGS.
 
 Whatever is wrong with a version, up to a death for lack of memory, then costs that process and not the one that serves
 other versions. The process is the first that Linux ends if memory runs out, and yields cores to replicas. It also finds
@@ -36,7 +36,7 @@ def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _CO
     Args:
         files: the version's.
         settings: of the service.
-        command: the process, which gets the folder and the settings.
+        command: the process, which gets the folder, and the settings as JSON on standard input.
 
     Raises:
         RayganError: it failed, was killed or took too long.
@@ -46,7 +46,8 @@ def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _CO
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             done = subprocess.run(
-                [*command, scratch, json.dumps(settings.plain())],
+                [*command, scratch],
+                input=json.dumps(settings.plain()).encode(),  # everybody can read a command line
                 env=environment,
                 capture_output=True,
                 timeout=_MOST_SECONDS,
@@ -62,7 +63,7 @@ def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _CO
     return bool(json.loads(done.stdout.splitlines()[-1])["padded"])
 
 
-def main(folder: str, settings: str) -> None:
+def main(folder: str) -> None:
     """Load the files in the folder as a replica does, and print what was found out; else status 1 and one line."""
     os.nice(4)  # Ray's workers are at 15: with more, a busy machine would never come to it
     with suppress(OSError):  # only Linux has it
@@ -72,7 +73,7 @@ def main(folder: str, settings: str) -> None:
     async def fetch(model: ModelVersion) -> Files:
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
-    plain: dict[str, Any] = json.loads(settings)
+    plain: dict[str, Any] = json.load(sys.stdin)
     try:
         found = asyncio.run(Replica(ServeSettings(**plain), fetch).prepare(ModelVersion("on trial", "1")))
     except Exception as error:

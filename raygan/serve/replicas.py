@@ -191,10 +191,10 @@ class Replica:
                 await self._finish(model, True)
 
     def _make_room(self, size: int) -> None:
-        """Drop versions, those least recently used first, if there is too little memory for loading files of this size.
+        """Drop versions, the least recently used first, if there is too little memory to load files of this size.
 
         Raises:
-            RayganError: without all of them there would be too little, too. None is dropped.
+            RayganError: dropping all of them would not be enough; none is dropped.
         """
         needed, free = _COPIES * size, free_memory()
         done = {model: task for model, task in self._versions.items() if task.done()}
@@ -208,7 +208,7 @@ class Replica:
         for model, freed in held.items():
             if needed <= free:
                 break
-            log.info("%s goes for lack of memory, and comes back with the next request", model)
+            log.info("dropped %s for lack of memory; the next request loads it again", model)
             del self._versions[model]
             free += freed
         release_memory()

@@ -26,7 +26,7 @@ class UnderWay:
         self._changed = self._read = time.monotonic()
 
     def add(self, requests: int) -> None:
-        """So many more from now on, or fewer."""
+        """Count this many more from now on, or fewer if negative."""
         now = time.monotonic()
         self._request_seconds += self._count * (now - self._changed)
         self._count, self._changed = self._count + requests, now

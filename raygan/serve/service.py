@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,7 +21,7 @@ from raygan.serve.messages import (
     Samples,
 )
 from raygan.serve.metrics import Metrics
-from raygan.serve.pins import Exists, always
+from raygan.serve.pins import Exists
 from raygan.serve.problems import Problem
 from raygan.serve.versions import ClassifierStage, GeneratorStage, Versions
 
@@ -46,8 +45,8 @@ class Service(Versions):
         metrics: Metrics,
         *,
         max_draws: int,
-        seconds: float = math.inf,
-        exists: Exists = always,
+        seconds: float,
+        exists: Exists,
     ):
         super().__init__(generator, classifier, exists)
         self.metrics = metrics
@@ -108,28 +107,23 @@ class Service(Versions):
         frames: int,
         truncation: float,
         *,
-        model: ModelVersion | None = None,
+        model: ModelVersion,
         moves: Sequence[float] = (),
-    ) -> tuple[Pixels, ModelVersion]:
+    ) -> Pixels:
         """Frames (n, S, S, 3) from one seed's image to another's, both included. Raises Problem and Busy."""
-        model = model or self.champion(label)
         self._check_moves(model, moves)
         fractions = tuple(i / (frames - 1) for i in range(frames))
         request = SampleRequest(label, (seed,) * frames, truncation, (to,) * frames, fractions, tuple(moves))
-        return (await self.generator.run(model, request)).images, model
+        return (await self.generator.run(model, request)).images
 
-    async def classify(self, images: Pixels, model: ModelVersion | None = None) -> tuple[Predictions, ModelVersion]:
-        """Predictions for images.
+    async def classify(self, images: Pixels, model: ModelVersion) -> Predictions:
+        """Predictions for images. Raises Busy if too many are waiting.
 
         Args:
             images: uint8 (n, S, S, 3) of the classifier's size.
-            model: from `current_classifier`; the one in force by default.
-        Raises:
-            Problem: there is no classifier.
-            Busy: too many images are waiting.
+            model: from `current_classifier`.
         """
-        model = model or self.current_classifier()
-        return await self.classifier.run(model, ClassifyRequest(images)), model
+        return await self.classifier.run(model, ClassifyRequest(images))
 
     def check(
         self, label: str, model: ModelVersion, moves: Sequence[float] = (), min_confidence: float | None = None
@@ -140,7 +134,7 @@ class Service(Versions):
             self._classifier_for(label)
 
     def _check_moves(self, model: ModelVersion, moves: Sequence[float]) -> None:
-        about = self._about(model)  # empty if it isn't loaded, or went while its stream goes on
+        about = self._about(model)  # empty if it isn't loaded, or was forgotten during its stream
         if about and len(moves) > self.directions(model):
             raise Problem(422, f"{model} has {self.directions(model)} directions", field="moves")
 

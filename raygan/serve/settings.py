@@ -26,7 +26,7 @@ class ServeSettings(StorageSettings):
     )
     batch_images: int = option(32, "maximum batch size of a compute thread", unit="images", ge=1, le=256)
     loaded_versions: int = option(
-        32, "model versions that a replica holds in memory; those least recently used go", ge=2, le=1024
+        32, "model versions that a replica holds in memory; the least recently used are dropped", ge=2, le=1024
     )
     max_waiting_images: int = option(
         4096, "maximum number of images that a gateway has under way; requests beyond it get 503", unit="images", ge=64

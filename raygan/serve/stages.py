@@ -11,7 +11,7 @@ from collections.abc import Callable, Sized
 from typing import Any, Generic, TypeVar
 
 import grpc.aio
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -29,7 +29,7 @@ _WAKING_SECONDS = 5
 I = TypeVar("I", bound=Sized)  # noqa: E741 (a request's images)
 A = TypeVar("A")
 
-_DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
+_DEATHS = (RayActorError, WorkerCrashedError)
 
 
 class HandleStage(Generic[I, A]):

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from raygan.errors import last_line
+from raygan.errors import last_line, some
 from raygan.serve.backoff import Backoff
 from raygan.serve.calls import Stage
 from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions, SampleRequest
@@ -93,7 +93,7 @@ class Versions:
         """Whether the registry hasn't answered, or a champion without a stand-in has neither loaded nor failed to."""
         if self.wanted is None:
             return True
-        loaded = self.champions.generators.values()  # such a one doesn't draw a label that the registry names it for
+        loaded = self.champions.generators.values()  # one of these doesn't draw a label that the registry gives it
         return any(model not in self._failed and model not in loaded for model in self.not_served(self.wanted))
 
     def serves_nothing(self) -> bool:
@@ -115,32 +115,26 @@ class Versions:
         label: str | None = None,
     ) -> bool:
         """Whether a version is loaded and knows the label. late: versions not to wait for again."""
-        if model not in self.described and self._failed.error(model):
-            return False
-        try:
-            if model not in self.described:
-                if model not in self._preparing:
-                    self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
-                # Shielded: the next refresh finds a load that takes too long now, and needn't start it again.
-                loading = asyncio.shield(self._preparing[model])
-                await asyncio.wait_for(loading, 0 if model in late else PREPARE_SECONDS)
-        except TimeoutError:
-            if model not in late:
+        if model not in self.described:
+            if self._failed.error(model):
+                return False
+            if model not in self._preparing:
+                self._preparing[model] = asyncio.ensure_future(self._prepare(stage, model))
+            await asyncio.wait([self._preparing[model]], timeout=0 if model in late else PREPARE_SECONDS)
+            if model in self._preparing and model not in late:  # it goes on, and the next refresh needn't start it
                 log.warning("%s is not loaded after %g s; still waiting", model, PREPARE_SECONDS)
-            return False
-        except Exception as error:  # whatever loading raises: the version in force stays
-            self._preparing.pop(model, None)
-            self._failed.failed(model, error)
-            log.warning("cannot serve %s: %s", model, last_line(error))
-            return False
-        self._preparing.pop(model, None)
-        self._failed.forget(model)
-        labels = self.labels(model)
-        return label is None or not labels or label in labels
+        return model in self.described and (label is None or label in (self.labels(model) or [label]))
 
     async def _prepare(self, stage: GeneratorStage | ClassifierStage, model: ModelVersion) -> None:
-        self.described[model] = await stage.prepare(model)
-        log.info("serving %s", model)
+        try:
+            self.described[model] = await stage.prepare(model)
+        except Exception as error:  # whatever loading raises: the version in force stays
+            self._failed.failed(model, error)
+            log.warning("cannot serve %s: %s", model, last_line(error))
+        else:
+            self._failed.forget(model)
+            log.info("serving %s", model)
+        del self._preparing[model]
 
     async def named(self, label: str, version: str | None = None) -> ModelVersion:
         """The version that a request for a label means: the given one, else the champion. Nothing is loaded for it.
@@ -204,7 +198,7 @@ class Versions:
         wanted = self.wanted.generators.get(label)
         if wanted is not None:
             raise unavailable(f"the generator for {label!r} is not loaded yet", 5)
-        known = ", ".join(sorted(self.champions.generators)) or "none yet: train one"
+        known = some(sorted(self.champions.generators)) or "none yet: train one"
         raise Problem(404, f"no generator for {label!r}; available: {known}", field="label")
 
     def no_classifier(self, field: str | None = None) -> Problem:

@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from raygan.benchmarks.clients import Request
 from raygan.benchmarks.faults.harness import SHORT, Length, Stage, images_in_progress_bar, kimg
-from raygan.benchmarks.faults.load import growth
+from raygan.benchmarks.faults.known_answers import same
+from raygan.benchmarks.faults.load import Report, check, growth
 from raygan.benchmarks.faults.outcome import Outcome, line, table
 from raygan.benchmarks.faults.run import drill
 from raygan.benchmarks.faults.scenarios import DRILLS
@@ -37,6 +39,21 @@ def test_a_process_that_warms_up_after_a_fault_is_no_leak_and_a_leak_is_one():
     assert growth([life(80, 0), killed, restarted]) == 0
     assert growth([life(80, 0), killed, life(60, 5)]) > 0.2
     assert growth([killed]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "grown", "says"),
+    [
+        ({"right": 9}, 0.04, None),
+        ({"right": 9, "wrong": ["/v1/sample: 500"]}, 0.0, "1 answers were wrong, the first: /v1/sample: 500"),
+        ({"turned_away": 9}, 0.0, "no answer was right: 9 were 503"),
+        ({"right": 9, "back_after": {"Models": 31.0}}, 0.0, "more than 30 s"),
+        ({"right": 9}, 0.06, "memory grew by 6%"),
+    ],
+)
+def test_a_drill_of_the_service_fails_unless_it_was_right(changes, grown, says):
+    with pytest.raises(RayganError, match=says) if says else contextlib.nullcontext():
+        check(Report(**changes), grown)
 
 
 def row(**changes):
@@ -198,31 +215,39 @@ def npz(**arrays):
     return body.getvalue()
 
 
-IMAGES = np.zeros((1, 4, 4, 3), np.uint8)
+IMAGES, SHARES = np.zeros((1, 4, 4, 3), np.uint8), np.array([[0.2, 0.8]], np.float32)
+KNOWN = npz(images=IMAGES, probabilities=SHARES)
 
 
 @pytest.mark.parametrize(
     ("body", "right"),
     [
-        (npz(images=IMAGES), True),
-        (npz(images=IMAGES + 1), False),
-        (npz(samples=IMAGES), False),
-        (npz(images=IMAGES)[:-9], False),
+        (KNOWN, True),
+        (npz(images=IMAGES, probabilities=SHARES + 0.001), True),
+        (npz(images=IMAGES, probabilities=SHARES + 0.1), False),
+        (npz(images=IMAGES + 1, probabilities=SHARES), False),
+        (npz(samples=IMAGES, probabilities=SHARES), False),
+        (KNOWN[:-9], False),
         (b"<html>", False),
         (b"", False),
     ],
 )
 def test_an_unreadable_answer_is_a_wrong_one(body, right):
-    with a_server(body) as (port, asked), Clients(port, dict.fromkeys(REQUESTS, IMAGES)) as clients:
+    with a_server(body) as (port, asked), Clients(port, dict.fromkeys(REQUESTS, KNOWN)) as clients:
         wait_until(lambda: clients.tally.right or clients.tally.wrong, "an answer")
     assert asked.is_set()
     assert (clients.tally.right > 0, not clients.tally.wrong) == (right, right)
 
 
+@pytest.mark.parametrize("path", ["classify", "sample?format=json", "sample?format=zip", "sample?format=npz", "models"])
+def test_an_unreadable_answer_of_any_kind_is_not_the_same(path):
+    assert not same(Request(f"/v1/{path}"), b"<html>", KNOWN)
+
+
 def test_clients_that_fail_fail_their_drill():
     known = {}  # no request has an answer to compare with
     with (
-        a_server(npz(images=IMAGES)) as (port, asked),
+        a_server(KNOWN) as (port, asked),
         pytest.raises(RayganError, match="the clients' work failed: Request"),
         Clients(port, known),
     ):

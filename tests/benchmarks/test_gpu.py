@@ -182,3 +182,18 @@ def test_a_page_without_marks_is_named(tmp_path):
     page.write_text("# Page\n")
     with pytest.raises(ConfigurationError, match=r"page\.md has no lines <!-- gpu 32 px --> and <!-- /gpu 32 px -->"):
         fill(page, "text", 32)
+
+
+def test_results_are_not_taken_for_those_of_another_plan(tmp_path, write_shards):
+    folder = tmp_path / "gpu"
+    settings = GpuBenchmarkSettings(folder=str(folder), data=str(write_shards()), presets=["best-64"], batches=[4])
+    benchmark(settings)
+    (folder / "results.json").write_text("{}")
+    benchmark(settings)  # the same plan goes on
+    for changes in ({"batches": [8]}, {"label": "dog", "photos": 16}):
+        with pytest.raises(ConfigurationError, match=r"--folder: .* has results of another plan"):
+            benchmark(settings.model_copy(update=changes))
+    assert json.loads((folder / "plan.json").read_text())["batches"] == [4]
+    (folder / "results.json").unlink()
+    benchmark(settings.model_copy(update={"batches": [8]}))
+    assert json.loads((folder / "plan.json").read_text())["batches"] == [8]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from raygan.benchmarks.comparing import compare
-from raygan.benchmarks.reading import linked, speed
+from raygan.benchmarks.reading import first_step, linked, speed
 from raygan.benchmarks.scale_model import Cost, Link, line_through
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
+from raygan.errors import RayganError
 
 PERFECT_LINK = Link(bandwidth=float("inf"), latency=0.0)
 
@@ -70,6 +71,27 @@ def test_synthetic_records_have_copies_and_near_duplicates():
     found = compare(3000)
     # A tenth are near-duplicates, and a tenth copies, some of them of each other.
     assert 0.8 <= found["kept"] / 3000 < 0.85
+
+
+TRAINS = """
+import pathlib, sys
+print("warning\\n" * 100_000, file=sys.stderr)
+run = pathlib.Path(sys.argv[sys.argv.index("--storage") + 1], "runs", "run")
+if "fails" in str(run):
+    sys.exit("error: no memory")
+run.mkdir(parents=True)
+(run / "metrics.jsonl").write_text('{"minutes": 0.5}')
+"""
+
+
+def test_a_training_that_says_much_does_not_wait_for_a_reader(tmp_path, write_shards, monkeypatch):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "train.py").write_text(TRAINS)
+    monkeypatch.setattr("raygan.benchmarks.reading.checkout", lambda: tmp_path)
+    data = DataSet.open(str(write_shards()))
+    assert first_step(data, tmp_path / "storage", None)["first_step_seconds"] == 30
+    with pytest.raises(RayganError, match=r"the training failed: (?s:.*)error: no memory$"):
+        first_step(data, tmp_path / "fails", None)
 
 
 def test_a_trainings_speed_counts_its_waits_but_not_the_first_epoch():

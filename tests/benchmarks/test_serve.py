@@ -1,5 +1,7 @@
 """The service's benchmark: what it reports of servers that fail, and the environment it starts them in."""
 
+import json
+import math
 import signal
 import subprocess
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from raygan.benchmarks.clients import Request
-from raygan.benchmarks.serve import measure_bare_models
+from raygan.benchmarks.results import write_json
+from raygan.benchmarks.serve import aims, measure_bare_models
 from raygan.benchmarks.servers import free_port, running
 from raygan.errors import RayganError
 
@@ -21,6 +24,27 @@ def test_failing_bare_models_are_reported(monkeypatch, stderr, reason):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(RayganError, match=f"the bare models failed: {reason}"):
         measure_bare_models(Path(), 1.0)
+
+
+def test_a_server_whose_every_answer_failed_costs_no_other_numbers():
+    def cells(rate):
+        row = {"requests_per_second": rate, "images_per_second": rate, "p50": 10.0 if rate else math.nan}
+        return {(n, clients): row for n in (1, 16) for clients in (1, 8, 32)}
+
+    found = list(aims({"16": 100.0}, 20.0, {"raygan": cells(90.0), "fastapi": cells(0.0), "litserve": cells(45.0)}))
+    assert "aim: n=16, at least 3 times plain FastAPI: nan (?)" in found
+    assert "aim: n=1, 8 clients, ahead of LitServe: 2.00 (met)" in found
+    assert "aim: n=16, at least 0.85 of the bare models: 0.90 (met)" in found
+
+
+def test_what_was_not_measured_is_null_in_the_file(tmp_path):
+    write_json(str(tmp_path / "numbers.json"), {"p50": math.nan, 8: [1.5, math.inf]})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = json.loads((tmp_path / "numbers.json").read_text(), parse_constant=refuse)
+    assert found == {"p50": None, "8": [1.5, None]}
 
 
 @pytest.fixture

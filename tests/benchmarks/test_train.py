@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raygan.benchmarks import quality, scale, scale_model, train
+from raygan.benchmarks.candidates import TEXTBOOK
 from raygan.benchmarks.settings import QualityBenchmarkSettings, ScaleBenchmarkSettings, TrainBenchmarkSettings
 from raygan.errors import ConfigurationError
 from tests.conftest import takes_long
@@ -56,7 +57,7 @@ def test_quality_trains_each_once_and_judges_at_equal_times(write_shards, new_st
         picture=str(tmp_path / "kid.png"),
     )
     first = quality.benchmark(settings)
-    assert set(first["rows"]) == {"quick", quality.TEXTBOOK}
+    assert set(first["rows"]) == {"quick", TEXTBOOK}
     for points in first["rows"].values():
         assert [point["minutes"] <= 0.5 for point in points] == [True, True]
         assert points[0]["kimg"] <= points[1]["kimg"]
@@ -72,7 +73,7 @@ def test_quality_trains_each_once_and_judges_at_equal_times(write_shards, new_st
 def test_other_points_in_time_retrain_the_textbook_but_no_preset(write_shards):
     data = str(write_shards())
     four, eight = (settings_of(QualityBenchmarkSettings, data=data, points=points) for points in (4, 8))
-    assert quality.run_name(four, quality.TEXTBOOK) != quality.run_name(eight, quality.TEXTBOOK)
+    assert quality.run_name(four, TEXTBOOK) != quality.run_name(eight, TEXTBOOK)
     assert quality.run_name(four, "quick") == quality.run_name(eight, "quick")
 
 

@@ -24,7 +24,6 @@ from raygan.models.googlenet import build_googlenet, save_classifier
 from raygan.serve.api import create_app
 from raygan.serve.cors import with_cors
 from raygan.serve.messages import Champions, ModelVersion
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.middleware import GatewayMiddleware
 from raygan.serve.replicas import Replica
 from raygan.serve.service import Service
@@ -73,6 +72,26 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+class NoMetrics:
+    """Metrics that record nothing."""
+
+    def count(self, name, amount=1, **tags):
+        pass
+
+    def observe(self, name, value, **tags):
+        pass
+
+
+async def known(model):
+    """An `Exists` that knows every version."""
+    return True
+
+
+def make_service(generator: Any, classifier: Any = None, **options: Any) -> Service:
+    """A service of these stages. options: changes to those of `Service`."""
+    return Service(generator, classifier, NoMetrics(), **{"max_draws": 1, "seconds": 60.0, "exists": known, **options})
+
+
 class RecordingMetrics:
     """Metrics that a test can look at."""
 
@@ -119,12 +138,11 @@ async def local_service(
 
     replica = Replica(settings, fetch)
     stages = LocalStage(replica, "draw"), LocalStage(replica, "classify")
-    metrics = NoMetrics()
 
     async def exists(model: ModelVersion) -> bool:
         return model in models
 
-    service = Service(*stages, metrics, max_draws=settings.max_draws, exists=exists)
+    service = make_service(*stages, max_draws=settings.max_draws, seconds=settings.timeout_seconds, exists=exists)
     await service.refresh(champions)
     while service.is_loading():  # on a busy machine: what did not load in time is found by a later refresh
         await asyncio.sleep(0.1)
@@ -132,7 +150,7 @@ async def local_service(
     local = Local(service, None, stages[0])
     app = GatewayMiddleware(
         create_app(service, settings, lambda: local.missing),
-        metrics,
+        service.metrics,
         token=token,
         max_bytes=int(settings.max_request_megabytes * 1e6),
         seconds=settings.timeout_seconds,

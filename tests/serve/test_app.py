@@ -97,7 +97,7 @@ def address(ray_cluster, settings):
             own = Path(scratch, "raygan-haproxy")  # as pip makes it
             own.write_text(f"#!{sys.executable}\nfrom raygan.serve.haproxy import main\nmain()\n")
             own.chmod(0o755)
-            variables[haproxy.VARIABLE] = str(own)
+            variables[haproxy.BINARY] = str(own)
             variables |= {"RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{scratch}/m", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
             variables["RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S"] = "240"
         ServeSubmissionClient(f"http://{ray_cluster.dashboard_url}").deploy_applications(service)
@@ -363,6 +363,11 @@ def test_the_serve_job_names_what_would_make_serve_run_fail(new_storage, tmp_pat
         service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
         with pytest.raises(ConfigurationError, match=f"port {port}"):
             run(settings())
+    for wrong in (70_000, -1):
+        service.write_text(f"http_options: {{host: 127.0.0.1, port: {wrong}}}")
+        with pytest.raises(ConfigurationError, match=f"port {wrong} .* from 0 to 65535"):
+            run(settings())
+    service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
     with pytest.raises(RayganError, match="no generator with alias champion"):
         run(settings())
     service.write_text(f"http_options: {{host: 0.0.0.0, port: {port}}}")

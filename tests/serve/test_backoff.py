@@ -1,13 +1,14 @@
 """A version that can't be loaded is not tried again and again, whoever wants it."""
 
+import traceback
+
 import pytest
 
 from raygan.serve.backoff import Backoff
 from raygan.serve.calls import Busy
 from raygan.serve.messages import Champions, ModelVersion
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
-from raygan.serve.service import Service
+from tests.serve.local import make_service
 
 BROKEN = ModelVersion("m", "1")
 
@@ -38,10 +39,6 @@ class Stage:
         raise ValueError("damaged")
 
 
-async def known(model):
-    return True
-
-
 def test_pauses_double_up_to_a_minute_and_end_with_a_success(clock):
     backoff, pauses = Backoff(), []
     for _ in range(6):
@@ -56,6 +53,14 @@ def test_pauses_double_up_to_a_minute_and_end_with_a_success(clock):
     assert BROKEN not in backoff
 
 
+def test_failures_without_end_have_the_longest_pause(clock):
+    backoff = Backoff()
+    for _ in range(2000):
+        backoff.failed(BROKEN, ValueError())
+    clock.now += 59
+    assert backoff.error(BROKEN)
+
+
 def test_replicas_that_are_busy_say_nothing_about_a_version(clock):
     backoff = Backoff()
     backoff.failed(BROKEN, Busy(5))
@@ -66,7 +71,7 @@ def test_replicas_that_are_busy_say_nothing_about_a_version(clock):
 @pytest.mark.parametrize("pinned", [False, True])
 async def test_a_broken_version_is_tried_again_only_after_a_pause(clock, pinned):
     stage = Stage()
-    service = Service(stage, stage, NoMetrics(), max_draws=1, exists=known)
+    service = make_service(stage, stage)
     service.champions = Champions({"cat": ModelVersion("m", "1000")})
 
     async def want():
@@ -80,3 +85,23 @@ async def test_a_broken_version_is_tried_again_only_after_a_pause(clock, pinned)
         clock.now = 1000.0 + moment
         await want()
         assert stage.tried.count(BROKEN) == tries
+
+
+async def test_labels_that_share_a_broken_version_count_its_failure_once(clock):
+    stage = Stage()
+    service = make_service(stage, stage)
+    for moment, tries in ((0, 1), (4.9, 1), (5, 2)):
+        clock.now = 1000.0 + moment
+        await service.refresh(Champions(dict.fromkeys("abc", BROKEN)))
+        assert len(stage.tried) == tries
+
+
+async def test_an_error_that_is_told_again_does_not_hold_former_requests(clock):
+    stage, depths = Stage(), []
+    service = make_service(stage, stage)
+    service.champions = Champions({"cat": ModelVersion("m", "1000")})
+    for _ in range(20):
+        with pytest.raises(Problem) as caught:
+            await service.version("cat", "1")
+        depths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+    assert len(set(depths[1:])) == 1, depths

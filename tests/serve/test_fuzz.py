@@ -14,17 +14,15 @@ from hypothesis import settings as hypothesis_settings
 from schemathesis.checks import load_all_checks
 
 from raygan.serve.api import create_app
-from raygan.serve.metrics import NoMetrics
-from raygan.serve.service import Service
 from raygan.serve.settings import ServeSettings
+from tests.serve.local import make_service
 
 EXAMPLES = int(os.environ.get("RAYGAN_FUZZ_EXAMPLES", "6"))
 
 
 def description():
     """The OpenAPI description, which depends on no model."""
-    service = Service({}, None, NoMetrics(), max_draws=1)
-    return create_app(service, ServeSettings(storage="x", tracking_uri=None), list).openapi()
+    return create_app(make_service({}), ServeSettings(storage="x", tracking_uri=None), list).openapi()
 
 
 load_all_checks()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import json
 import logging
+import os
 import pickle
 
 import httpx
@@ -61,3 +63,20 @@ async def test_a_replicas_error_names_the_request_and_its_trace(models, configur
 )
 def test_only_well_formed_traces_are_taken(header, trace):
     assert logs.trace_of(header.encode()) == trace
+
+
+async def test_a_log_that_can_not_be_written_costs_no_answer(models, configured, monkeypatch):
+    tried = []
+
+    def full(descriptor, line):
+        tried.append(json.loads(line))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    local = await local_service(models, Champions({"cat": CAT}, None), access_log=True)
+    monkeypatch.setattr(os, "write", full)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+        answer = await client.get("/v1/sample?label=cat&n=1")
+    logging.getLogger("raygan.serve").warning("a warning")
+    monkeypatch.undo()
+    assert answer.status_code == 200
+    assert [line.get("status", line.get("message")) for line in tried] == [200, "a warning"]

@@ -15,11 +15,10 @@ import pytest
 from raygan.serve.calls import Busy
 from raygan.serve.headers import SECURITY_HEADERS
 from raygan.serve.messages import Champions, ModelVersion
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.middleware import GatewayMiddleware
 from tests.helpers import wait_until
 from tests.serve.conftest import Running
-from tests.serve.local import CAT, RecordingMetrics, local_service
+from tests.serve.local import CAT, NoMetrics, RecordingMetrics, local_service
 
 
 def client_of(app):

@@ -67,10 +67,6 @@ def picture(browser, name):
         browser.save_screenshot(f"{PICTURES}/{name}.png")
 
 
-def click(browser, selector):
-    browser.execute_script(f"document.querySelector({selector!r}).click()")
-
-
 def test_samples_appear_on_loading_and_by_the_form(browser, running):
     page = opened(browser, running.address)
     picture(page, "desktop")
@@ -262,6 +258,8 @@ def test_the_address_and_downloads_name_what_is_shown_whatever_the_champion_is(b
     [
         ("label=bird&version=3", "no generator for 'bird'; available: cat, dog", 0),
         ("label=cat&truncation=0.512&n=99&version=x&seed=5", "not as the address asks: n, truncation, version", 16),
+        ("label=cat&moves=0,7&seed=5", "not as the address asks: moves", 16),
+        ("label=cat&moves=1,0.0,0&seed=5", "16 images", 16),
     ],
 )
 def test_the_page_says_what_it_can_not_show_of_an_address(browser, running, query, says, count):
@@ -271,6 +269,8 @@ def test_the_page_says_what_it_can_not_show_of_an_address(browser, running, quer
     assert len(sources(browser)) == count
     if count:
         assert "seed 5" in browser.find_element("css selector", "#samples li").text
+        said = browser.find_element("id", "status").text
+        assert says in said.split("; ")[-1]
 
 
 def test_the_page_works_below_a_route_prefix(browser, models):
@@ -347,6 +347,38 @@ def test_kept_pictures_stay_and_go_by_keyboard(browser, running):
     page.find_element("id", "keep").click()
     assert page.execute_script(f"return {kept}") == "seed 8"
     page.execute_script("localStorage.clear()")
+
+
+def test_no_kept_picture_goes_unasked(browser, running):
+    page = opened(browser, running.address)
+    page.execute_script(
+        "localStorage.setItem('raygan.kept', JSON.stringify([...Array(200).keys()].map((seed) =>"
+        "({ label: 'cat', version: '1', seed: 1000 + seed, source: 'data:image/png;base64,' })))); showKept()"
+    )
+    page.find_element("css selector", "#samples button").click()
+    page.find_element("id", "keep").click()
+    assert "200 pictures" in page.find_element("id", "status").text
+    seeds = page.execute_script("return [...document.querySelectorAll('#kept .seed')].map(e => e.textContent)")
+    assert seeds == [f"seed {1000 + number}" for number in range(200)]
+    page.execute_script("localStorage.clear()")
+
+
+def test_going_back_twice_while_a_drawing_is_under_way_shows_the_first_one(browser, running):
+    page = opened(browser, running.address + "/?label=cat&n=16&seed=1")
+    shown = "document.querySelector('#samples .seed').textContent"
+    for seed in (2, 3):
+        page.execute_script(f"document.getElementById('seed').value = {seed}")
+        page.find_element("id", "draw").click()
+        wait(page, f"{shown} === 'seed {seed}'")
+        drawn(page)
+    page.execute_script(
+        "const real = window.fetch; const later = () => new Promise((go) => setTimeout(go, 400));"
+        "window.fetch = async (...all) => { await later(); return real(...all); };"
+        "history.back(); setTimeout(() => history.back(), 150)"
+    )
+    wait(page, f"{shown} === 'seed 1'", 30)
+    drawn(page)
+    assert "seed=1&" in page.current_url
 
 
 def test_a_photo_gets_the_classifiers_verdict(browser, running, http, tmp_path):

@@ -10,10 +10,8 @@ import pytest
 from raygan.errors import RayganError
 from raygan.serve.calls import Busy
 from raygan.serve.messages import Champions, ModelVersion
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
-from raygan.serve.service import Service
-from tests.serve.local import CAT, DOG, local_service, make_generator, save
+from tests.serve.local import CAT, DOG, known, local_service, make_generator, make_service, save
 
 
 class Loading:
@@ -29,19 +27,15 @@ class Loading:
         return {"image_size": 32, "labels": ["cat"]}
 
 
-def service_of(generator, exists):
-    service = Service(generator, generator, NoMetrics(), max_draws=1, exists=exists)
+def service_of(generator, exists=known):
+    service = make_service(generator, generator, exists=exists)
     service.champions = Champions({"cat": ModelVersion("m", "1000")})
     return service
 
 
-async def known(model):
-    return True
-
-
 async def test_versions_least_recently_pinned_are_loaded_again():
     generator = Loading()
-    service = service_of(generator, known)
+    service = service_of(generator)
     for version in [*range(1, 33), 1, 33, 1, 2]:  # the 33rd takes the place of the second
         await service.version("cat", str(version))
     assert generator.asked == [str(version) for version in [*range(1, 34), 2]]
@@ -49,7 +43,7 @@ async def test_versions_least_recently_pinned_are_loaded_again():
 
 async def test_few_versions_load_at_once_and_all_who_want_one_share_its_load():
     generator = Loading()
-    service = service_of(generator, known)
+    service = service_of(generator)
     generator.gate.clear()
     asked = [asyncio.ensure_future(service.version("cat", version)) for version in ("1", "2", "1", "2")]
     while len(generator.asked) < 2:

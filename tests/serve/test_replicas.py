@@ -305,3 +305,10 @@ def test_a_rehearsal_loads_what_a_replica_would_and_says_why_it_can_not(tmp_path
     assert isinstance(rehearse(files, settings), bool)
     with pytest.raises(RayganError, match="no such thing"):
         rehearse(files, settings, [sys.executable, "-c", "raise SystemExit('no such thing')"])
+
+
+def test_a_rehearsals_command_line_holds_no_setting(tmp_path):
+    """Everybody on the machine can read it, and a database's address may hold a password."""
+    settings = ServeSettings(storage="unused", tracking_uri="postgresql://user:s3cret@host/db", threads=1)
+    code = "import json, sys; sys.stdin.read(); print(json.dumps({'padded': 's3cret' in str(sys.argv[1:])}))"
+    assert not rehearse(save(tmp_path / "cat", make_generator(0)), settings, [sys.executable, "-c", code])

@@ -10,10 +10,8 @@ import pytest
 from raygan.errors import RayganError
 from raygan.serve.calls import Busy
 from raygan.serve.messages import Champions, ClassifyRequest, Drawn, ModelVersion, Predictions
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
-from raygan.serve.service import Service
-from tests.serve.local import CAT, CLASSIFIER, DOG, local_service, make_generator, save
+from tests.serve.local import CAT, CLASSIFIER, DOG, local_service, make_generator, make_service, save
 
 
 async def test_a_new_version_takes_over_and_a_broken_one_does_not(models, tmp_path):
@@ -46,25 +44,25 @@ async def test_a_broken_champion_without_a_stand_in_is_missing_and_takes_nothing
 
 
 async def test_what_is_not_loaded_yet_is_503_and_what_the_registry_lacks_is_404_or_409():
-    async def statuses():
+    def statuses():
         found = []
         for ask in (
-            service.sample("cat", 1, 5),
-            service.classify(np.zeros((1, 32, 32, 3), np.uint8)),
-            service.sample("bird", 1, 5),
+            lambda: service.champion("cat"),
+            service.current_classifier,
+            lambda: service.champion("bird"),
         ):
             with pytest.raises(Problem) as caught:
-                await ask
+                ask()
             found.append(caught.value.status)
         return found
 
-    service = Service(Preparing(CAT), Preparing(CLASSIFIER), NoMetrics(), max_draws=1)
+    service = make_service(Preparing(CAT), Preparing(CLASSIFIER))
     assert service.is_loading()
-    assert await statuses() == [503, 503, 503]  # the registry has not answered
+    assert statuses() == [503, 503, 503]  # the registry has not answered
     await service.refresh(Champions({"cat": CAT}, CLASSIFIER))
-    assert await statuses() == [503, 503, 404]
+    assert statuses() == [503, 503, 404]
     await service.refresh(Champions({}, None))
-    assert await statuses() == [404, 409, 404]
+    assert statuses() == [404, 409, 404]
 
 
 class Preparing:
@@ -85,7 +83,7 @@ class Preparing:
 async def test_a_version_that_loads_slowly_delays_no_other_label(monkeypatch):
     monkeypatch.setattr("raygan.serve.versions.PREPARE_SECONDS", 0.2)
     generator = Preparing(slow=[CAT])
-    service = Service(generator, Preparing(), NoMetrics(), max_draws=1)
+    service = make_service(generator, Preparing())
     wanted = Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)
     refreshing = asyncio.ensure_future(service.refresh(wanted))
     await asyncio.sleep(0.05)
@@ -99,11 +97,27 @@ async def test_a_version_that_loads_slowly_delays_no_other_label(monkeypatch):
     assert generator.asked.count(CAT) == 1  # the load went on and was not started again
 
 
+async def test_a_load_that_fails_by_a_time_limit_of_its_own_is_tried_again(monkeypatch):
+    class Late(Preparing):
+        async def prepare(self, model):
+            await super().prepare(model)
+            if len(self.asked) == 1:
+                raise TimeoutError("the artifact store")
+            return {"image_size": 32}
+
+    monkeypatch.setattr("raygan.serve.backoff._RETRY_SECONDS", 0.0)
+    generator = Late()
+    service = make_service(generator, Preparing())
+    for _ in range(2):
+        await service.refresh(Champions({"cat": CAT}, None))
+    assert (service.champions.generators, len(generator.asked)) == ({"cat": CAT}, 2)
+
+
 async def test_a_restarted_gateway_finds_the_stand_in_for_a_broken_champion():
     broken, broken_classifier = ModelVersion(CAT.name, "2"), ModelVersion(CLASSIFIER.name, "2")
 
     async def restarted(proven):
-        service = Service(Preparing(broken), Preparing(broken_classifier), NoMetrics(), max_draws=1)
+        service = make_service(Preparing(broken), Preparing(broken_classifier))
         await service.refresh(Champions({"cat": broken}, broken_classifier, proven=proven))
         return service.champions
 
@@ -137,7 +151,7 @@ class Drawing:
 
 def confident_service(classifier, **options):
     """A service of cats with this classifier's stage."""
-    service = Service(Drawing(classifier), classifier, NoMetrics(), **options)
+    service = make_service(Drawing(classifier), classifier, **options)
     service.champions = Champions({"cat": CAT}, CLASSIFIER)
     service.described[CLASSIFIER] = {"labels": ["cat", "dog"]}
     return service

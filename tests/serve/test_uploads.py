@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from raygan.data.decode import jpeg_scans, read_header
-from raygan.serve.metrics import NoMetrics
 from raygan.serve.problems import Problem
 from raygan.serve.workers import Decoders, Slots
+from tests.serve.local import NoMetrics
 
 
 def png_header(width, height):

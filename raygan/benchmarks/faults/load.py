@@ -29,7 +29,7 @@ import psutil
 from PIL import Image
 
 from raygan.benchmarks.clients import Answer, Client, Request, Tally, keep_asking
-from raygan.benchmarks.faults.known_answers import ask_alone, same, upload
+from raygan.benchmarks.faults.known_answers import ask_alone, of_every_kind, same, upload
 from raygan.benchmarks.processes import find_processes
 from raygan.benchmarks.results import checkout, machine, write_json
 from raygan.benchmarks.serve import peer
@@ -51,7 +51,7 @@ _VICTIMS = {name: f"ray::ServeReplica.*:{name}" for name in ("Models", "Gateway"
 
 
 @dataclass
-class _Report(Tally):
+class Report(Tally):
     """What all clients of a drill saw.
 
     Attributes:
@@ -85,7 +85,8 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
     """Start a service of untrained models, drill it, print and return the numbers.
 
     Raises:
-        RayganError: an answer was wrong, full service took more than 30 s to come back, or memory kept growing.
+        RayganError: an answer was wrong or none right, full service took more than 30 s to come back, or memory kept
+            growing.
     """
     from raygan.benchmarks.serve_models import make_huge_model, make_models
 
@@ -114,18 +115,25 @@ def drill(settings: ServeDrillSettings) -> dict[str, Any]:
     }
     print(json.dumps(result))
     write_json(settings.json_file, result)
+    check(report, grown)
+    return result
+
+
+def check(report: Report, grown: float) -> None:
+    """Raise RayganError unless the service was right. grown: see `growth`."""
     if report.wrong:
         raise RayganError(f"{len(report.wrong)} answers were wrong, the first: {report.wrong[0]}")
+    if not report.right:
+        raise RayganError(f"no answer was right: {report.turned_away} were 503, and {report.cut} connections were cut")
     if any(seconds > _MOST_SECONDS for seconds in report.back_after.values()):
         raise RayganError(f"full service took more than {_MOST_SECONDS} s to come back")
     if grown > _MOST_GROWTH:
         raise RayganError(f"memory grew by {grown:.0%} from the second quarter of its processes' lives to the last")
-    return result
 
 
-async def _drill(settings: ServeDrillSettings, port: int) -> _Report:
-    report, over = _Report(), asyncio.Event()
-    known = await ask_alone(port)
+async def _drill(settings: ServeDrillSettings, port: int) -> Report:
+    report, over = Report(), asyncio.Event()
+    known = await ask_alone(port, of_every_kind())
 
     def hear(request: Request, answer: Answer) -> float:
         alone = known[request]
@@ -155,7 +163,7 @@ async def _drill(settings: ServeDrillSettings, port: int) -> _Report:
 # ---------------------------------------------------------------- faults
 
 
-async def _kill_parts(port: int, pause: float, known: dict[Request, bytes], report: _Report) -> None:
+async def _kill_parts(port: int, pause: float, known: dict[Request, bytes], report: Report) -> None:
     """Kill one part after another, and each time wait until a new process gives a right answer."""
     for name, title in _VICTIMS.items():
         await asyncio.sleep(pause)
@@ -211,7 +219,7 @@ _STALLING = ("/v1/sample?label=cat&n=64&seed=1&format=npz", "/v1/stream?label=ca
 _STALLED, _STALL_SECONDS = 20, 5.0
 
 
-async def _attack(port: int, over: asyncio.Event, report: _Report) -> None:
+async def _attack(port: int, over: asyncio.Event, report: Report) -> None:
     """Send requests and uploads that must be refused, and some that only cost much, again and again."""
     uploads = [
         b"",
@@ -264,7 +272,7 @@ async def _stall(port: int, over: asyncio.Event) -> None:
             writer.close()
 
 
-async def _watch_memory(step: float, over: asyncio.Event, report: _Report) -> None:
+async def _watch_memory(step: float, over: asyncio.Event, report: Report) -> None:
     """Record the resident memory of the service's processes every `step` seconds."""
     while not over.is_set():
         for process in find_processes("ray::ServeReplica.*:"):

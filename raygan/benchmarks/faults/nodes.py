@@ -86,7 +86,7 @@ class Nodes:
         return sorted(str(actor.node_id) for actor in list_actors(address=self.dashboard, filters=wanted))
 
     def warn_last(self, seconds: int) -> None:
-        """Tell Ray that the newest node will be taken away in so many seconds."""
+        """Tell Ray that the newest node will be taken away after these seconds."""
         why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "drill"]
         node = ["drain-node", "--address", self.address, "--node-id", self._others[-1].node_id]
         self._ray(*node, *why, "--deadline-remaining-seconds", str(seconds))

@@ -8,14 +8,12 @@ that computes runs once on each node, so half of it is lost.
 from __future__ import annotations
 
 import asyncio
-import io
 import itertools
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import yaml
 
@@ -25,6 +23,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from raygan.benchmarks.clients import HOST, Answer, Request, Tally, ask_once, keep_asking
 from raygan.benchmarks.faults.harness import Job, Stage
+from raygan.benchmarks.faults.known_answers import ask_alone, same
 from raygan.benchmarks.faults.nodes import Nodes
 from raygan.benchmarks.faults.outcome import Outcome
 from raygan.benchmarks.serve_models import make_models
@@ -59,12 +58,12 @@ _NOTICE_S = 90
 class Clients:
     """Clients that ask in a thread of their own during a `with` block. The block's end raises what went wrong there."""
 
-    def __init__(self, port: int, known: dict[Request, np.ndarray]):
+    def __init__(self, port: int, known: dict[Request, bytes]):
         """Take what the clients need.
 
         Args:
             port: the service's.
-            known: the correct images for each request.
+            known: the body of the right answer to each request.
         """
         self.tally = Tally()
         self._port, self._known = port, known
@@ -85,7 +84,8 @@ class Clients:
         )
 
     def _hear(self, request: Request, answer: Answer) -> float:
-        self.tally.count(request, answer, lambda: _holds(answer, self._known[request]))
+        known = self._known[request]
+        self.tally.count(request, answer, lambda: same(request, answer.body, known))
         return _PAUSE_S
 
 
@@ -101,7 +101,7 @@ def lose_serving_node(stage: Stage) -> Outcome:
         job = stage.job("serve", nodes, ["serve.py", "--service", str(config)], storage=folder)
         job.wait_for(lambda: _is_full(nodes, first, second), "full service")
         models = _replicas(nodes, _TWICE[0])
-        known = {request: _images(ask_once(first, request)) for request in REQUESTS}
+        known = asyncio.run(ask_alone(first, REQUESTS))
         with Clients(first, known) as staying:
             with Clients(second, known) as lost:
                 shares = _shares([int(each["pid"]) for each in models])
@@ -131,7 +131,7 @@ def lose_serving_node(stage: Stage) -> Outcome:
     )
 
 
-def _drain(job: Job, nodes: Nodes, port: int, known: dict[Request, np.ndarray]) -> bool:
+def _drain(job: Job, nodes: Nodes, port: int, known: dict[Request, bytes]) -> bool:
     """Drain the newest node. Whether its clients get right answers until its health checks fail, and a while longer."""
     with Clients(port, known) as leaving:
         job.wait_for(lambda: leaving.tally.right, "answers by the new node")
@@ -147,7 +147,7 @@ def _drain(job: Job, nodes: Nodes, port: int, known: dict[Request, np.ndarray]) 
 def _ingress() -> dict[str, str]:
     """Variables of every node: HAProxy listens where it can be had, as with `raygan serve`."""
     program = haproxy.program()
-    return {"RAY_SERVE_ENABLE_HA_PROXY": "1", haproxy.VARIABLE: program} if program else {}
+    return {haproxy.ENABLED: "1", haproxy.BINARY: program} if program else {}
 
 
 def _ports(port: int) -> dict[str, str]:
@@ -204,18 +204,3 @@ def _shares(pids: list[int]) -> list[float]:
 def _cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-def _holds(answer: Answer, images: np.ndarray) -> bool:
-    """Whether an answer holds exactly these images."""
-    try:
-        return np.array_equal(_images(answer), images)
-    except Exception:  # NumPy raises anything for a body that isn't an archive
-        return False
-
-
-def _images(answer: Answer) -> np.ndarray:
-    """The images in an answer, or none if it failed."""
-    if answer.status != 200:
-        return np.empty(0)
-    return np.asarray(np.load(io.BytesIO(answer.body))["images"])

@@ -115,7 +115,7 @@ async function draw() {
     await loadModels();
     readAddress();
   }
-  const asked = formQuery();
+  const [asked, address] = [formQuery(), location.search];
   const began = performance.now();
   const answer = await (await ask(`v1/sample?${asked}&format=json`)).json();
   const origin = { label: answer.label, version: answer.model.version, truncation: asked.get('truncation') };
@@ -125,7 +125,7 @@ async function draw() {
   $('samples').replaceChildren(...pictures.map((picture) => tile(picture, pictures)));
   $('downloads').hidden = false;
   $('model').textContent = `${answer.model.name}, version ${answer.model.version}`;
-  writeAddress(asked, answer.model.version);
+  if (location.search === address) writeAddress(asked, answer.model.version); // else somebody went back meanwhile
   morphOf(origin);
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
   const few = asked.has('min_confidence') ? ` of ${answer.drawn} drawn` : '';

@@ -32,11 +32,13 @@ function toggleKept() {
   const others = kept().filter((picture) => !isSame(picture, opened));
   const had = others.length < kept().length;
   const pictures = had ? others : [{ label, version, seed, truncation, moves, probabilities, source }, ...others];
+  let full = pictures.length > MOST_KEPT && `${MOST_KEPT} pictures are kept`;
   try {
-    localStorage.setItem(KEPT, JSON.stringify(pictures.slice(0, MOST_KEPT)));
+    if (!full) localStorage.setItem(KEPT, JSON.stringify(pictures));
   } catch {
-    say('This browser has no room for more pictures: open one that you kept, and press Kept.', true);
+    full = 'This browser has no room for more pictures';
   }
+  if (full) say(`${full}: open one that you kept, and press Kept.`, true);
   showKept();
 }
 

@@ -28,7 +28,9 @@ function readAddress() {
     }
   }
   showMoves();
-  setMoves(values.get('moves') || '');
+  const moves = values.get('moves') || '';
+  setMoves(moves);
+  if (chosenMoves() !== withoutEnd(moves.split(',').map(Number))) unfit.push('moves');
   const version = values.get('version') || '';
   const fits = /^[1-9][0-9]{0,8}$/.test(version);
   if (version && !fits) unfit.push('version');
@@ -52,7 +54,7 @@ function writeAddress(asked, version) {
 
 addEventListener('popstate', () => {
   readAddress();
-  busy($('draw'), 'Drawing …', draw);
+  redraw();
 });
 $('newest').addEventListener('click', () => {
   pin(null);

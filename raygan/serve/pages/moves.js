@@ -8,9 +8,13 @@ function sliders() {
   return [...$('moves').querySelectorAll('input')];
 }
 
-// The moves as the API takes them, without the zeros at the end; empty in the middle.
+// Moves as the API takes them, without the zeros at the end; empty in the middle.
+function withoutEnd(values) {
+  return values.join().replace(/(^|,)0(,0)*$/, '');
+}
+
 function chosenMoves() {
-  return sliders().map((slider) => slider.value).join().replace(/(^|,)0(,0)*$/, '');
+  return withoutEnd(sliders().map((slider) => slider.value));
 }
 
 function setMoves(text) {
