@@ -16,7 +16,8 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -110,30 +111,39 @@ def run_job(
     # Labels and paths may hold what a terminal can't show, or bytes that are no text: neither is a reason to stop.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    with guarded_output():
+        try:
+            _check_current_folder()
+            settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc, program=program)
+            if dry_run:
+                print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
+            else:
+                configure_ray()
+                # A log would be filled by a bar that moves all the time. tqdm reads this on import.
+                if not sys.stderr.isatty():
+                    os.environ.setdefault("TQDM_MININTERVAL", "10")
+                farewell += _way_on(settings)
+                main(settings)
+        except RayganError as error:
+            # A message may hold a path with undecodable bytes, which must not become a traceback.
+            text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
+            print(text, file=sys.stderr)
+            sys.exit(error.exit_status)
+        except (KeyboardInterrupt, SystemError) as error:
+            stop = interruption(error)
+            if stop is None:
+                raise
+            print(farewell, file=sys.stderr)
+            sys.exit(143 if isinstance(stop, Terminated) else 130)
+    sys.exit(0)
+
+
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """Exit with status 1, without a traceback, if what the block prints can't be written."""
     try:
-        _check_current_folder()
-        settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc, program=program)
-        if dry_run:
-            print(yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True), end="")
-        else:
-            configure_ray()
-            # A log would be filled by a bar that moves all the time. tqdm reads this on import.
-            if not sys.stderr.isatty():
-                os.environ.setdefault("TQDM_MININTERVAL", "10")
-            farewell += _way_on(settings)
-            main(settings)
+        yield
         sys.stdout.flush()
-    except RayganError as error:
-        # A message may hold a path with undecodable bytes, which must not become a traceback.
-        text = f"error: {error}".encode("utf-8", "backslashreplace").decode()
-        print(text, file=sys.stderr)
-        sys.exit(error.exit_status)
-    except (KeyboardInterrupt, SystemError) as error:
-        stop = interruption(error)
-        if stop is None:
-            raise
-        print(farewell, file=sys.stderr)
-        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except OSError as error:
         full = is_full_disk(error) and error.filename is None
         if not (full or isinstance(error, BrokenPipeError)):
@@ -143,7 +153,6 @@ def run_job(
         if full:  # else the reader of our output is gone (`| head`); nobody is left to tell
             print("error: standard output can't be written: its disk is full", file=sys.stderr)
         sys.exit(1)
-    sys.exit(0)
 
 
 def _open_missing_streams() -> None:

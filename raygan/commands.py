@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from raygan.benchmarks.registry import run_benchmark
-from raygan.cli import Job
+from raygan.cli import Job, guarded_output
 from raygan.settings import closest
 
 JOBS = {
@@ -157,9 +157,10 @@ def main() -> NoReturn:
     name, *argv = sys.argv[1:] or [""]
     if name in ("-h", "--help"):
         summaries = {job: entry.summary for job, entry in JOBS.items()} | {_BENCHMARK: _BENCHMARK_SUMMARY}
-        print("usage: raygan JOB [flags]\n\nTrain and serve face-image GANs on Ray.\n\njobs:")
-        print("\n".join(f"  {job:12}{summary}" for job, summary in summaries.items()))
-        print("\n`raygan JOB --help` lists a job's flags.")
+        with guarded_output():
+            print("usage: raygan JOB [flags]\n\nTrain and serve face-image GANs on Ray.\n\njobs:")
+            print("\n".join(f"  {job:12}{summary}" for job, summary in summaries.items()))
+            print("\n`raygan JOB --help` lists a job's flags.")
         sys.exit(0)
     if name == _BENCHMARK:
         run_benchmark(f"raygan {name}", argv)

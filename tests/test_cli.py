@@ -279,6 +279,17 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes():
     assert (done.stdout, done.returncode) == ("/\\u043a\\u043e\\u0442\\u0438\\u043a\\u0438\n", 0)
 
 
+@pytest.mark.parametrize("words", ["--help", "benchmark --help"])
+@pytest.mark.parametrize(
+    ("shell", "says"),
+    [("> /dev/full", "error: standard output can't be written: its disk is full\n"), ("| true", "")],
+)
+def test_lists_that_nobody_takes_are_no_traceback(words, shell, says):
+    command = f"'{sys.executable}' -u -c 'from raygan.commands import main; main()' {words} {shell}; exit $PIPESTATUS"
+    done = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, says)
+
+
 @pytest.mark.parametrize(
     ("shell", "status", "says"),
     [

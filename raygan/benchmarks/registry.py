@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from raygan.cli import Job
+from raygan.cli import Job, guarded_output
 from raygan.settings import closest
 
 _SETTINGS = "raygan.benchmarks.settings:"
@@ -93,14 +93,13 @@ def run_benchmark(program: str, argv: Sequence[str]) -> NoReturn:
     name, *flags = argv or [""]
     if name in BENCHMARKS:
         BENCHMARKS[name].run(f"{program} {name}", flags)
-    print(f"Measure raygan beside its peers, both in the same run.\n\n{_examples(program)}\n\n"
-          f"Each benchmark has its own flags: {program} NAME --help\n")  # fmt: skip
+    with guarded_output():
+        print(f"Measure raygan beside its peers, both in the same run.\n\n{_examples(program)}\n\n"
+              f"Each benchmark has its own flags: {program} NAME --help\n")  # fmt: skip
     if name in ("-h", "--help"):
         sys.exit(0)
-    known = ", ".join(BENCHMARKS)
-    print(
-        f"error: {name!r} is not a benchmark; choose one of {known}{closest(name, list(BENCHMARKS))}", file=sys.stderr
-    )
+    problem = f"{name!r} is not a benchmark{closest(name, list(BENCHMARKS))}" if name else "name a benchmark"
+    print(f"error: {problem}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
     sys.exit(2)
 
 
