@@ -32,6 +32,9 @@ T = TypeVar("T")
 #: Seconds for a decoding process to start.
 _START_SECONDS = 30.0
 
+#: Variables that a decoding process gets. It handles what strangers send, so it gets no token and no key.
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL")
+
 
 class Slots:
     """Admission to a few workers; belongs to one event loop.
@@ -195,13 +198,14 @@ class Decoders:
 
 async def _start() -> asyncio.subprocess.Process:
     """A process that has announced itself. Raises Busy if it doesn't start in time."""
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "raygan.serve.decoder",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None  # noqa: S101 (for mypy)
     try:

@@ -107,6 +107,16 @@ def decoding_processes():
     return {child.pid for child in psutil.Process().children() if "raygan.serve.decoder" in " ".join(child.cmdline())}
 
 
+async def test_a_decoder_knows_no_secrets(monkeypatch):
+    monkeypatch.setenv("RAYGAN_TOKEN", "s3cret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    decoders, others = Decoders(1, NoMetrics(), max_megapixels=1), decoding_processes()
+    await decoders.decode("a", whole_png(), 32, "images[0]")
+    (process,) = decoding_processes() - others
+    assert "s3cret" not in psutil.Process(process).environ().values()
+    await decoders.close()
+
+
 async def test_a_decoder_whose_client_leaves_while_it_starts_ends():
     decoders, others = Decoders(1, NoMetrics(), max_megapixels=1), decoding_processes()
     decoding = asyncio.ensure_future(decoders.decode("a", whole_png(), 32, "images[0]"))
