@@ -26,9 +26,9 @@ JOBS = {
         settings="raygan.data.settings:PrepareSettings",
         function="raygan.data.prepare:prepare",
         examples=("--input photos --output shards --image-size 64",),
-        notes="The input may be class folders, files named like cat.123.jpg, photos beside a CSV table of their "
+        notes="The input may be class folders, files named like cat.123.jpg, photos next to a CSV table of their "
         "labels, archives of these, Parquet files with an image column or, with --label, any folder of one class. The "
-        "output gets the shards, report.json, rejected.parquet (each rejected photo with the reason and the "
+        "output has the shards, report.json, rejected.parquet (each rejected photo with the reason and the "
         "measurement) and pictures of kept and rejected photos. Run the same command again to resume a killed job.",
     ),
     "train": Job(
@@ -48,9 +48,10 @@ JOBS = {
             "--data shards --preset quick --label cat --trials 12 --trial-kimg 30",
             "--data shards --label cat --space generator_lr=1e-5..1e-3 z_dim=64,128 --search tpe",
         ),
-        notes="The length of a full training (--epochs or --kimg) matters for --train-best only. The last line of "
-        "standard output is one JSON object: run_id, best, kid (measured again), searched_kid (which chose the best), "
-        "better (than the baseline by more than the error), trials, settings_file and pictures.",
+        notes="Trials train for at most --trial-kimg. The length of a full training (--epochs or --kimg) matters only "
+        "for --train-best and best.yaml. The last line of standard output is one JSON object: run_id, best, kid "
+        "(measured again), searched_kid (which chose the best), better (than the baseline by more than the standard "
+        "error), trials, settings_file and pictures.",
     ),
     "classify": Job(
         summary="Train GoogLeNet to tell labels apart on real photos, generated images or both, and register it.",
@@ -58,10 +59,11 @@ JOBS = {
         function="raygan.classifier.classify:classify",
         examples=(
             "--data shards --num-workers 2",
-            "--data shards --real-fraction 0      (generated images only: the accuracy is the CAS)",
+            "--data shards --real-fraction 0      (generated images only)",
         ),
         notes="The last line of standard output is one JSON object: run_id, model, promotion (whether it is the "
-        "champion now, and why) and the metrics on the validation photos.",
+        "champion now, and why) and the metrics on the validation photos. After training on generated images only, the "
+        "accuracy is the classification accuracy score (CAS).",
     ),
     "evaluate": Job(
         summary="Write a report card of generators against real shards: FID, KID, precision, recall, copies and more.",
@@ -74,8 +76,7 @@ JOBS = {
         notes="The last line of standard output is one JSON object: run_id, the address of the report and the metrics.",
     ),
     "usefulness": Job(
-        summary="Find out whether generated images help a classifier: real photos only, and mixtures. A generator is "
-        "trained on each small set of real photos alone.",
+        summary="Measure whether generated images help a classifier, by training it on real photos and on mixtures.",
         settings="raygan.classifier.settings:UsefulnessSettings",
         function="raygan.classifier.usefulness.study:study",
         examples=(
@@ -83,8 +84,9 @@ JOBS = {
             "--data shards --real-sizes 100 1000 --real-fractions 1 0.5 --seeds 5",
             "--data shards --elsewhere",
         ),
-        notes="The last line of standard output is one JSON object: run_id, the folder with table and chart, and the "
-        "table.",
+        notes="By default, a generator is trained on each small set of real photos alone, and draws the images that "
+        "are added to it. The last line of standard output is one JSON object: run_id, the folder with table and "
+        "chart, and the table.",
     ),
     "sample": Job(
         summary="Draw many samples from a registered generator or a checkpoint, on the whole cluster.",
@@ -102,7 +104,7 @@ JOBS = {
         settings="raygan.sampling.settings:ExportSettings",
         function="raygan.sampling.export:export",
         examples=("--model raygan-generator-cat --output cat.onnx", "--model raygan-classifier/2 --output judge.onnx"),
-        notes="Labels, sizes and the scale of pixels stand in the file's metadata. The last line of standard output is "
+        notes="Labels, sizes and the scale of pixels are in the file's metadata. The last line of standard output is "
         "one JSON object: model and output.",
     ),
     "promote": Job(
@@ -117,8 +119,8 @@ JOBS = {
         settings="raygan.serve.settings:ServeJobSettings",
         function="raygan.serve.app:run",
         examples=("", "--service my_serve_config.yaml"),
-        notes="Checks that the port is free and that there is a generator to serve, then becomes "
-        "`serve run serve_config.yaml`.",
+        notes="Checks that the port is free, that there is a token if other machines can reach it, and that there is a "
+        "generator to serve, then becomes `serve run serve_config.yaml`.",
     ),
     "submit": Job(
         summary="Run a job of this checkout on a cluster, and follow it from here.",
@@ -128,7 +130,7 @@ JOBS = {
             "--address http://HEAD:8265 -- train.py --data s3://bucket/shards --preset best-64 --label cat",
             "--address http://HEAD:8265 --no-install -- tune.py --data s3://bucket/shards --trials 12",
         ),
-        notes="After -- comes a file of jobs/ with its flags. The exit status is the job's. Ctrl-C leaves the job "
+        notes="After --, give a file in jobs/ and its flags. The exit status is the job's. Ctrl-C leaves the job "
         "running.",
         takes_command=True,
     ),

@@ -31,13 +31,13 @@ BENCHMARKS = {
         examples=("",),
     ),
     "gpu": Job(
-        summary="Measure a GPU: steps beside textbook WGAN-GP's, where their time goes, and KID against time.",
+        summary="Measure a GPU: steps next to textbook WGAN-GP's, where their time goes, and KID against time.",
         settings=_SETTINGS + "GpuBenchmarkSettings",
         function=_RUN + "gpu_report:benchmark",
         examples=("--data shards --label cat --folder gpu-64", "--folder gpu-64"),
         notes="The first command writes photos and a plan. On a machine with a GPU, "
-        "`python -m raygan.benchmarks.gpu gpu-64` in a checkout measures with torch alone. The second command makes "
-        "tables of what was measured.",
+        "`python -m raygan.benchmarks.gpu gpu-64` in a checkout measures with torch alone. The second command writes "
+        "tables of the results.",
     ),
     "train": Job(
         summary="Compare a training under Ray Train with the bare loop on photos in memory.",
@@ -68,7 +68,7 @@ BENCHMARKS = {
         notes="LitServe comes with raygan's extra `benchmark`.",
     ),
     "serve-drill": Job(
-        summary="Check every image that 64 clients get, while replicas die or hostile input arrives.",
+        summary="Check every image that concurrent clients get, while replicas die or hostile input arrives.",
         settings=_SETTINGS + "ServeDrillSettings",
         function=_RUN + "faults.load:drill",
         examples=("--seconds 120 --faults", "--seconds 600 --hostile"),

@@ -42,8 +42,8 @@ class PrepareBenchmarkSettings(NumbersFile):
         None, "folders of photos to measure with; not needed with --compare", default_factory=list
     )
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
-    rounds: int = option(2, "number of measurements; the best of each counts", ge=1, le=100)
-    outlier: bool = option(True, "measure speed with the outlier filter too, memory with it instead of without")
+    rounds: int = option(2, "repetitions; the best is reported", ge=1, le=100)
+    outlier: bool = option(True, "measure speed also with the outlier filter, and memory only with it")
     memory: list[int] = option(
         None,
         "measure memory instead of speed, with each of these numbers of photos",
@@ -52,19 +52,21 @@ class PrepareBenchmarkSettings(NumbersFile):
     )
     megapixels: float | None = option(
         None,
-        "measure with JPEGs of this size, which are made of the photos",
+        "measure speed with JPEGs of this size, made from the photos",
         unit="megapixels",
         ge=0.1,
         le=50,
     )
-    large_photos: int = option(60, "how many photos to enlarge with --megapixels", unit="photos", ge=1)
+    large_photos: int = option(60, "number of photos to enlarge for --megapixels", unit="photos", ge=1)
     compare: list[int] = option(
         None,
-        "measure the comparing step instead, with each of these numbers of synthetic records",
+        "measure the comparison step instead, with each of these numbers of synthetic records",
         unit="photos",
         default_factory=list,
     )
-    scratch: str | None = option(None, "folder for the repeated photos of a memory measurement")
+    scratch: str | None = option(
+        None, "folder for the files of a memory measurement; by default the system's temporary folder"
+    )
 
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> PrepareBenchmarkSettings:
@@ -80,7 +82,7 @@ class TrainStepBenchmarkSettings(NumbersFile):
 
     presets: list[str] = option(
         None,
-        "presets to measure, all at the size below",
+        "presets to measure, all with --image-size, --width and --batch-size",
         default_factory=lambda: ["wgan-gp-128", "wgan-gp-64", "best-64", "dcgan-64"],
     )
     precisions: list[Literal["fp32", "tf32", "bf16"]] = option(
@@ -90,8 +92,8 @@ class TrainStepBenchmarkSettings(NumbersFile):
     )
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     width: int = option(64, "channels of the block next to the image", ge=1, le=512)
-    batch_size: int = option(64, "real images in a critic step", unit="images", ge=1)
-    rounds: int = option(5, "number of measurements; the median counts", ge=1, le=100)
+    batch_size: int = option(64, "real images per critic step", unit="images", ge=1)
+    rounds: int = option(5, "repetitions; the median is reported", ge=1, le=100)
     seconds: float = option(3.0, "length of each measurement", unit="s", gt=0)
 
 
@@ -101,24 +103,26 @@ class GpuBenchmarkSettings(NumbersFile):
     group: ClassVar[str] = "benchmark"
     resumes: ClassVar[bool] = True
 
-    folder: Address = option(..., "folder for the plan, photos and results; it travels to the machine with the GPU")
-    data: Address | None = option(None, "shards to take photos from: write the plan and the photos into the folder")
+    folder: Address = option(..., "folder for the plan, photos and results; copy it to the GPU machine")
+    data: Address | None = option(
+        None, "shards to take photos from; with them, the plan and the photos are written into the folder"
+    )
     label: str | None = option(None, "label of the photos; by default all labels together")
-    photos: int = option(1000, "photos to take, evenly spread", unit="photos", ge=16)
+    photos: int = option(1000, "number of photos to take, evenly spread", unit="photos", ge=16)
     presets: list[str] = option(
         None,
-        "presets whose iteration is measured beside the textbook's; the last one's timeline, too",
+        "presets to measure next to the textbook; the last one also gets a timeline",
         default_factory=lambda: ["wgan-gp-128", "wgan-gp-64", "best-64"],
     )
-    width: int = option(64, "channels of the block next to the image in the measured iterations", ge=1, le=512)
-    batches: list[int] = option(None, "batch sizes of those", unit="images", default_factory=lambda: [64, 128])
-    rounds: int = option(3, "number of measurements; the median counts", ge=1, le=100)
+    width: int = option(64, "channels of the block next to the image, for --presets", ge=1, le=512)
+    batches: list[int] = option(None, "batch sizes to measure", unit="images", default_factory=lambda: [64, 128])
+    rounds: int = option(3, "repetitions; the median is reported", ge=1, le=100)
     seconds: float = option(2.0, "length of each measurement", unit="s", gt=0)
-    train_preset: str = option("best-64", "preset that is trained, at its own width")
+    train_preset: str = option("best-64", "preset to train, at its own width")
     textbook: bool = option(True, "also train textbook WGAN-GP")
     minutes: float = option(8.0, "length of each training", unit="minutes", gt=0)
-    points: int = option(4, "number of times at which KID is measured", ge=1, le=100)
-    page: str | None = option(None, "Markdown file to write tables into; by default the checkout's page of benchmarks")
+    points: int = option(4, "number of evenly spaced times at which KID is measured", ge=1, le=100)
+    page: str | None = option(None, "Markdown file to write the tables into; by default raygan/benchmarks/README.md")
 
 
 class TrainBenchmarkSettings(NumbersFile, TrainSettings):
@@ -127,8 +131,12 @@ class TrainBenchmarkSettings(NumbersFile, TrainSettings):
     group: ClassVar[str] = "benchmark"
 
     measure_kimg: float = option(6.0, "length of each training", unit="thousands of images", gt=0)
-    workers: list[int] = option(None, "numbers of workers, which share the cores", default_factory=lambda: [1, 2])
-    rounds: int = option(3, "number of measurements; the median counts", ge=1, le=100)
+    workers: list[int] = option(
+        None,
+        "numbers of workers to measure; in `train` they share all cores, in `scale` each has one",
+        default_factory=lambda: [1, 2],
+    )
+    rounds: int = option(3, "repetitions; the median is reported", ge=1, le=100)
 
 
 class QualityBenchmarkSettings(NumbersFile, StorageSettings):
@@ -142,11 +150,11 @@ class QualityBenchmarkSettings(NumbersFile, StorageSettings):
     presets: list[str] = option(None, "presets to train", default_factory=lambda: ["best-64", "wgan-gp-64"])
     textbook: bool = option(True, "also train textbook WGAN-GP")
     minutes: float = option(20.0, "length of each training", unit="minutes", gt=0)
-    points: int = option(4, "number of times at which KID is measured", ge=1, le=100)
-    every: float = option(2.0, "images between two checkpoints", unit="thousands of images", gt=0)
-    samples: int = option(1000, "samples for KID", unit="images", ge=16, le=50_000)
+    points: int = option(4, "number of evenly spaced times at which KID is measured", ge=1, le=100)
+    every: float = option(2.0, "interval between checkpoints", unit="thousands of images", gt=0)
+    samples: int = option(1000, "samples per measurement of KID", unit="images", ge=16, le=50_000)
     network: str = option(SECOND_FEATURES, "feature network, as in jobs/train.py --quality-network")
-    picture: str | None = option(None, "PNG file for the plot of KID against time and the samples")
+    picture: str | None = option(None, "PNG file to write, with a plot of KID against time, and samples")
 
     @model_validator(mode="after")
     def _picture_has_a_folder(self) -> QualityBenchmarkSettings:
@@ -165,19 +173,19 @@ ReadingPart = Literal["first-step", "bounded", "alone", "ray-data"]
 class ScaleBenchmarkSettings(TrainBenchmarkSettings):
     """Settings of `jobs/benchmark.py scale`."""
 
-    input: list[Address] = option(None, "folders of photos, to measure prepare too", default_factory=list)
-    prepare_photos: int = option(6000, "photos per core, repeated from --input", ge=100)
+    input: list[Address] = option(None, "folders of photos; with them, prepare is measured, too", default_factory=list)
+    prepare_photos: int = option(6000, "photos per core for prepare, repeated from --input", ge=100)
     photos: list[int] = option(
         None,
-        "measure reading instead: seconds to the first step, memory, images/s, bytes between nodes, with data sets of "
-        "each of these numbers of photos, which are hard links to the shards of --data (a local folder)",
+        "measure reading instead (seconds to the first step, memory, images/s, bytes between nodes) on data sets of "
+        "each of these numbers of photos, made of hard links to the shards of --data, a local folder",
         unit="photos",
         default_factory=list,
     )
     reading: list[ReadingPart] = option(
         None,
-        "what of reading to measure with --photos: the first step and memory, a training whose data exceeds its memory "
-        "bound, readers alone, or Ray Data beside them; the last needs raw shards",
+        "parts of reading to measure with --photos: the first step and memory, a training whose data exceeds its "
+        "memory bound, readers alone, or Ray Data next to them; the last needs raw shards",
         default_factory=lambda: list(get_args(ReadingPart)),
     )
 
@@ -192,10 +200,10 @@ class ServeBenchmarkSettings(NumbersFile):
     group: ClassVar[str] = "benchmark"
 
     servers: list[Server] = option(
-        None, "servers to measure beside the bare models", default_factory=lambda: list(get_args(Server))
+        None, "servers to measure, besides the bare models", default_factory=lambda: list(get_args(Server))
     )
-    clients: list[int] = option(None, "numbers of clients", default_factory=lambda: [1, 8, 32])
-    images: list[int] = option(None, "images in a request", unit="1 to 64", default_factory=lambda: [1, 16])
+    clients: list[int] = option(None, "numbers of concurrent clients", default_factory=lambda: [1, 8, 32])
+    images: list[int] = option(None, "images per request", unit="1 to 64", default_factory=lambda: [1, 16])
     seconds: float = option(10.0, "length of each measurement", unit="s", gt=0)
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
@@ -206,9 +214,9 @@ class ServeDrillSettings(NumbersFile):
 
     group: ClassVar[str] = "drill"
 
-    faults: bool = option(False, "kill a replica of the models and the gateway")
+    faults: bool = option(False, "kill a model replica, and the gateway")
     hostile: bool = option(False, "also send hostile requests and uploads, and watch the service's memory")
-    clients: int = option(64, "clients that ask as fast as they are answered", ge=1, le=1024)
+    clients: int = option(64, "concurrent clients, each sending its next request once answered", ge=1, le=1024)
     seconds: float = option(120.0, "length of the drill", unit="s", gt=0)
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
     width: int = option(32, "channels of the generator's block next to the image", ge=1, le=512)
@@ -234,5 +242,9 @@ class DrillSettings(NumbersFile):
             "mlflow",
             "storage",
         ]
-    ] = option(None, "what to break; by default everything", default_factory=list)
-    short: bool = option(False, "use shorter jobs, only to see that everything works; times are not comparable")
+    ] = option(
+        None,
+        "what to break, in the order of the table in raygan/benchmarks/faults/README.md; by default everything",
+        default_factory=list,
+    )
+    short: bool = option(False, "use shorter jobs, as a smoke test; times are not comparable")

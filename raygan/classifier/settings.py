@@ -25,10 +25,11 @@ class ClassifierOptions(ArithmeticOptions):
         0.3, "weight of each of the paper's two auxiliary heads in the loss; 0 leaves them out", ge=0, le=1
     )
     mirror: bool = option(True, "flip images left to right at random")
-    shift: float = option(0.0625, "largest random shift, as a share of the side", ge=0, le=0.5)
+    shift: float = option(0.0625, "maximum random shift, as a share of the side", ge=0, le=0.5)
     ema_ramp: float = option(
         0.05,
-        "half-life of the weights' moving average (EMA), which users get, as a share of the training so far; 0: none",
+        "half-life of the weights' moving average (EMA), which becomes the model, as a share of the training so far; 0 "
+        "turns it off",
         ge=0,
         le=1,
     )
@@ -43,7 +44,8 @@ class ImageSources(Settings):
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, with two labels or more")
     model: list[NameOrAddress] = option(
         None,
-        "generators to draw from: registered NAME, NAME/VERSION or a folder; by default each label's champion",
+        "generators to draw from: a registered NAME or NAME/VERSION, or a folder; by default each label's champion (in "
+        "usefulness, only with --elsewhere, which this flag implies)",
         default_factory=list,
     )
 
@@ -57,14 +59,14 @@ class ClassifySettings(ImageSources, ReadOptions, BatchNormOptions, WorkerOption
     epochs: int = option(20, "passes over the training images", unit="epochs", ge=1)
     patience: int = option(
         10,
-        "stop after this many epochs without a lower validation loss, but not in the first half, while the learning "
-        "rate is high; 0 never stops early",
+        "stop after this many epochs without a lower validation loss, but never in the first half of the training, "
+        "while the learning rate is high; 0 turns it off",
         unit="epochs",
         ge=0,
     )
     checkpoint_minutes: float = option(
         10.0,
-        "longest time between checkpoints, which otherwise come with each epoch: what a run that dies loses at most",
+        "maximum time between checkpoints, besides those after each epoch; a crash loses no more than this",
         unit="minutes",
         gt=0,
     )
@@ -72,23 +74,28 @@ class ClassifySettings(ImageSources, ReadOptions, BatchNormOptions, WorkerOption
         1.0, "share of real photos among the training images: 1 is real only, 0 generated only", ge=0, le=1
     )
     real_images: int | None = option(
-        None, "real photos to train on, drawn evenly from the labels; by default all", unit="photos", ge=1
+        None, "number of real photos to train on, drawn evenly from the labels; by default all", unit="photos", ge=1
     )
     generated_images: int | None = option(
         None,
-        "generated images to train on; by default what real_fraction makes of the real photos (of all for 0)",
+        "number of generated images to train on; by default as many as --real-fraction requires (for 0, as many as "
+        "there are real photos)",
         unit="images",
         ge=1,
     )
     weights: str | None = option(
-        None, "start from ImageNet weights: a file (.pth or .safetensors), or imagenet for torchvision's download"
+        None,
+        "start from ImageNet weights: a file (.pth or .safetensors), or imagenet for torchvision's download; by "
+        "default from random weights",
     )
-    name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
+    name: str | None = option(
+        None, "name of the run (by default a new one, which is printed); an interrupted run of the same name is resumed"
+    )
     promote: Promotion = option(
         "better",
-        "when to move the registered classifier's serving alias to this version: if it trained on real photos only and "
-        "its accuracy is better than the champion's by more than the standard error (or if there is no champion), "
-        "always (the bare flag) or never",
+        "when the new version becomes champion, which is served: if it has learned from real photos only, and its "
+        "accuracy beats the champion's by more than the standard error or there is no champion (better); always "
+        "(--promote); or never (--no-promote)",
     )
     allow_changes: bool = option(False, "resume a run even if settings or shards have changed since it began")
 
@@ -110,33 +117,34 @@ class UsefulnessSettings(ImageSources, ClassifierOptions, StorageSettings):
 
     elsewhere: bool = option(
         False,
-        "add images of generators from elsewhere, the champions or those of --model: they may have learned from "
-        "photos that a small real set lacks, so they don't tell what is gained from few photos. By default a "
-        "generator is trained on each real set alone",
+        "use existing generators (champions, or --model) instead of training one per real set; they may know photos "
+        "that the set lacks, so the result doesn't show what generated images add to few photos",
     )
-    generator_preset: str = option("best-64", "settings of jobs/train.py for the generators, as a preset's name")
+    generator_preset: str = option("best-64", "jobs/train.py preset for the generators")
     generator_kimg: float = option(20.0, "length of each generator's training", unit="thousands of images", gt=0)
     real_sizes: list[int] = option(
         None,
-        "sizes of the real sets to compare; by default 100, and with generators from elsewhere also 400 and all "
-        "training photos",
+        "sizes of the real sets to compare; by default 100, and with --elsewhere also 400 and all training photos",
         unit="photos",
         default_factory=list,
     )
     real_fractions: list[float] = option(
         None,
-        "shares of real photos in the training images: 1 adds nothing, 0.5 as many generated as real",
+        "shares of real photos in the training images: 1 adds nothing, 0.5 adds as many generated as real",
         default_factory=lambda: [1.0, 0.5, 0.2],
     )
-    seeds: int = option(3, "trainings of each kind, each with its own seed", ge=1, le=100)
+    seeds: int = option(3, "number of trainings of each kind, each with its own seed", ge=1, le=100)
     images: int = option(12_800, "images each training sees, repeats included", unit="images", ge=2)
-    cpus_per_trial: float = option(1.0, "CPU cores reserved for each training, also its threads", unit="cores", gt=0)
+    cpus_per_trial: float = option(1.0, "CPU cores, and threads, per training", unit="cores", gt=0)
     gpus_per_trial: float | None = option(
         None,
-        "GPUs reserved for each training; fractions share one; by default a quarter where the cluster has GPUs",
+        "GPUs per training (with 0.5, two share one); by default 0.25 if the cluster has GPUs",
         ge=0,
     )
-    name: str | None = option(None, "name of the study; an interrupted study of the same name is resumed")
+    name: str | None = option(
+        None,
+        "name of the study (by default a new one, which is printed); an interrupted study of the same name is resumed",
+    )
 
     @property
     def from_elsewhere(self) -> bool:

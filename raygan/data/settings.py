@@ -24,7 +24,7 @@ class FilterChoice(Settings):
 
     group: ClassVar[str] = "filters"
 
-    skip: list[Annotated[str, OneOf(FILTERS)]] = option(None, "filters to switch off", default_factory=list)
+    skip: list[Annotated[str, OneOf(FILTERS)]] = option(None, "filters to turn off", default_factory=list)
 
 
 class Limits(Settings):
@@ -34,21 +34,21 @@ class Limits(Settings):
 
     min_side: int | None = option(
         None,
-        "too_small: shortest short side, of the face with --crop-faces; by default half of --image-size, so that no "
-        "photo is enlarged more than twice, and at least 32",
+        "too_small: minimum length of the shorter side (of the face, with --crop-faces); by default half of "
+        "--image-size, so that no photo is enlarged more than twice, and at least 32",
         unit="px",
         ge=1,
     )
     max_megapixels: float = option(
-        50.0, "too_large: most pixels; larger photos are never decoded", unit="megapixels", gt=0
+        50.0, "too_large: maximum size; larger photos are never decoded", unit="megapixels", gt=0
     )
-    max_megabytes: float = option(200.0, "too_large: largest file; larger ones are never read", unit="MB", gt=0)
-    max_aspect: float = option(3.0, "bad_aspect: largest ratio of long side to short side", ge=1)
+    max_megabytes: float = option(200.0, "too_large: maximum file size; larger files are never read", unit="MB", gt=0)
+    max_aspect: float = option(3.0, "bad_aspect: maximum ratio of the longer side to the shorter", ge=1)
     min_contrast: float = option(
-        4.0, "flat: smallest standard deviation of gray levels", unit="levels of 256", ge=0, le=127
+        4.0, "flat: minimum standard deviation of gray levels", unit="levels of 256", ge=0, le=127
     )
     min_sharpness: float = option(
-        0.1, "blurry: least fine detail in a 64 px view; photos in focus have 0.3 or more", ge=0, le=3
+        0.1, "blurry: minimum sharpness, measured in a 64 px view; photos in focus have 0.3 or more", ge=0, le=3
     )
 
 
@@ -59,13 +59,17 @@ class FilterOptions(Limits, FilterChoice):
 
     hash_distance: int = option(
         6,
-        "near_duplicate: most bits of 64 in which the perceptual hashes of near-duplicates differ",
-        unit="bits",
+        "near_duplicate: maximum number of differing bits between near-duplicates' perceptual hashes",
+        unit="bits of 64",
         ge=0,
         le=15,
     )
     outlier_deviations: float = option(
-        3.0, "outlier: robust standard deviations above the median score of the label", gt=0, le=20
+        3.0,
+        "outlier: maximum distance to the nearest photos of the label, in robust standard deviations (of logarithms) "
+        "above the median",
+        gt=0,
+        le=20,
     )
     outlier_network: NameOrAddress = option(DEFAULT_FEATURES, f"outlier: feature network: {FEATURE_NETWORKS}")
 
@@ -77,8 +81,8 @@ class ReadOptions(Settings):
 
     data_memory: float | None = option(
         None,
-        "most photos in Ray's object store at a time, if they exceed it; half of it is shuffled at a time, the other "
-        "half is being read; by default 64 shards each",
+        "maximum memory for photos in Ray's object store; where they don't all fit, half of it is for shards being "
+        "shuffled, half for shards being read; by default enough for 64 shards each",
         unit="GB",
         gt=0,
     )
@@ -91,17 +95,15 @@ class PrepareSettings(FilterOptions, StorageSettings):
     resumes: ClassVar[bool] = True
 
     input: list[Address] = option(
-        ..., "folders, archives (.zip, .tar, .tar.gz), globs, Parquet files or URIs (s3://, gs://) of photos"
+        ..., "photos: folders, archives (.zip, .tar, .tar.gz), globs, Parquet files or URIs (s3://, gs://)"
     )
     output: Address = option(..., "folder or URI to write the shards to")
     image_size: ImageSize = option(64, "side of the square images", unit="px: 32, 64, 128 or 256")
-    label: str | None = option(
-        None, "label of every photo; by default, labels come from folder and file names or columns"
-    )
+    label: str | None = option(None, "label of every photo; by default, --layout says where labels come from")
     layout: Literal["auto", "folders", "names", "columns"] = option(
         "auto",
-        "where labels come from: class folders, file names such as cat.1.jpg, Parquet columns, or a guess, which also "
-        "looks into tables (.csv, .tsv, .jsonl) and is printed with its reason",
+        "where labels come from: class folders, file names such as cat.1.jpg, Parquet columns, or (auto) a guess, "
+        "which also looks into tables (.csv, .tsv, .jsonl) and is printed with its reason",
     )
     image_column: str | None = option(None, "Parquet column of encoded photos; guessed by default")
     label_column: str | None = option(
@@ -109,27 +111,27 @@ class PrepareSettings(FilterOptions, StorageSettings):
     )
     fit: Literal["crop", "pad"] = option("crop", "crop to the center square, or pad to a square with black")
     crop_faces: bool = option(
-        False, "crop each photo to its face and reject photos without one; needs pip install 'raygan[faces]'"
+        False, "crop each photo to its face, and reject photos without one; needs pip install 'raygan[faces]'"
     )
     detector: Address | None = option(
         None,
         "face detector for --crop-faces: an OpenCV cascade (.xml) or an ONNX export of a YOLO detector (.onnx); by "
-        "default OpenCV's cascade for cats; dogs need one of their own",
+        "default OpenCV's cascade for cats; dogs need a detector of their own",
     )
     validation: float = option(0.05, "share of photos held out from training, chosen by content hash", ge=0, le=0.5)
     encoding: Literal["raw", "png"] = option(
-        "raw", "store plain pixels (fast) or PNG files (about half the size) in shards"
+        "raw", "store photos in the shards as plain pixels (fast) or as PNG files (about half the size)"
     )
     shard_images: int | None = option(
-        None, "most images per shard; by default 1024, or fewer if those exceed 32 MB", unit="images", ge=1
+        None, "maximum images per shard; by default 1024, or fewer if those exceed 32 MB", unit="images", ge=1
     )
     chunk_images: int = option(
-        512, "images per task; a killed job repeats at most this many per running task", unit="images", ge=1
+        512, "maximum images per task; a killed job repeats no more than this per running task", unit="images", ge=1
     )
     more_later: bool = option(
         False,
-        "keep what was found out about each photo in OUTPUT/.prepare, which takes as much room as the shards; once the "
-        "input has grown, the same command with --overwrite examines only the new photos (in a tar: all)",
+        "keep each photo's results in OUTPUT/.prepare (as large as the shards); once the input has grown, the same "
+        "command with --overwrite examines only the new photos (in a tar: all)",
     )
     overwrite: bool = option(False, "replace a different data set in the output folder")
     dry_run: bool = option(False, "judge the photos and report, but write nothing")

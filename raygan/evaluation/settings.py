@@ -19,35 +19,37 @@ class EvaluateSettings(StorageSettings):
 
     data: Address = option(..., "folder of shards that jobs/prepare.py wrote, to compare with")
     output: Address | None = option(
-        None, f"folder of the report ({', '.join(METRICS.names())}); by default <storage>/reports/<name>"
+        None, f"folder for the report, which has {', '.join(METRICS.names())}; by default <storage>/reports/<name>"
     )
     label: list[str] = option(None, "labels to evaluate; by default all that the generators draw", default_factory=list)
     model: list[NameOrAddress] = option(
         None,
-        "generators to evaluate: registered NAME, NAME/VERSION, or the folder of a generator or checkpoint; "
+        "generators to evaluate: a registered NAME or NAME/VERSION, or the folder of a generator or checkpoint; "
         "by default each label's champion",
         default_factory=list,
     )
-    samples: int = option(2000, "images to draw of each label from each generator", unit="images", ge=1)
-    real_images: int = option(5000, "real photos of each label to compare with, at most", unit="photos", ge=1)
+    samples: int = option(2000, "number of images of each label to draw from each generator", unit="images", ge=1)
+    real_images: int = option(
+        5000, "maximum number of real (training) photos of each label to compare with", unit="photos", ge=1
+    )
     network: list[NameOrAddress] = option(
         None,
-        f"feature networks, side by side in the table: {FEATURE_NETWORKS}; googlenet is --classifier, if given",
+        f"feature networks, side by side in the table: {FEATURE_NETWORKS}; googlenet means --classifier, if given",
         default_factory=lambda: [SECOND_FEATURES, DEFAULT_FEATURES],
     )
     inception_weights: str | None = option(
-        None, f"file with torch-fidelity's Inception v3 weights; by default {INCEPTION} is downloaded"
+        None, f"file with torch-fidelity's weights for network {INCEPTION}; by default they are downloaded"
     )
     classifier: NameOrAddress | None = option(
         None, "classifier folder, for agreement and confidence; by default the registered one, if any"
     )
     baselines: bool = option(
         False,
-        "also evaluate real photos, an untrained generator and noise; half of the real photos then are the baseline, "
-        "and everything is compared with the other half",
+        "also evaluate real photos, an untrained generator and noise; half of the real photos then serve as the "
+        "baseline, and everything is compared with the other half",
     )
     seed: int = option(0, "seed of the samples and of every random choice", ge=0, lt=2**31)
-    name: str | None = option(None, "name of the report; by default the time")
+    name: str | None = option(None, "name of the report; by default report-TIME")
 
     @model_validator(mode="after")
     def _networks(self) -> EvaluateSettings:

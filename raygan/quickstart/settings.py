@@ -16,14 +16,16 @@ class QuickstartSettings(StorageSettings):
     group: ClassVar[str] = "quickstart"
     resumes: ClassVar[bool] = True
 
-    input: list[Address] | None = option(None, "folders of your photos; by default raygan draws faces itself")
-    label: str | None = option(
-        None, "train on this label only; by default one generator draws every label, or the drawn cats"
+    input: list[Address] | None = option(
+        None, "your photos, in any form that jobs/prepare.py takes; by default, raygan draws faces"
     )
-    epochs: int | None = option(None, "passes over the photos; by default a number that suits them", ge=1)
+    label: str | None = option(
+        None, "train on this label only; by default, on all labels (without --input, on cats only)"
+    )
+    epochs: int | None = option(None, "passes over the photos; by default a fixed number of images instead", ge=1)
     minutes: float | None = option(
         None,
-        "time for everything up to the service: trains the best preset for the image size and ends with a report card",
+        "total time before serving starts: trains the best preset for the image size, and writes a report card",
         unit="minutes",
         ge=5,
     )

@@ -75,11 +75,11 @@ class WorkerOptions(Settings):
     num_workers: WorkerRange = option(
         1, "data-parallel training workers (DDP); a range such as 1:8 adapts to the cluster", unit="workers"
     )
-    cpus_per_worker: float = option(1.0, "CPU cores reserved for each worker, and its threads", unit="cores", gt=0)
-    gpu: bool | None = option(
-        None, "give each worker a GPU; by default if the cluster has GPUs, or could start nodes with some"
+    cpus_per_worker: float = option(1.0, "CPU cores, and threads, per worker", unit="cores", gt=0)
+    gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has GPUs or can add GPU nodes")
+    max_failures: int = option(
+        3, "maximum number of times that failed workers are restarted from the last checkpoint", ge=0
     )
-    max_failures: int = option(3, "times a failed worker group is restarted from the last checkpoint", ge=0)
 
     @model_validator(mode="after")
     def _has_work_for_all(self) -> WorkerOptions:
@@ -109,12 +109,10 @@ class ArithmeticOptions(Settings):
 
     precision: Literal["auto", "fp32", "tf32", "bf16"] = option(
         "auto",
-        "precision of convolutions; auto is bf16 where the hardware computes it natively, else fp32; tf32 is a GPU's "
+        "precision of convolutions: auto is bf16 where the hardware computes it natively, else fp32; tf32 is a GPU's "
         "fp32 with shorter mantissas",
     )
-    deterministic: bool = option(
-        False, "on a GPU, take only algorithms that always give the same bits, which is slower; CPU cores always do"
-    )
+    deterministic: bool = option(False, "use only deterministic algorithms on a GPU (slower); CPUs always do")
 
 
 class GradientOptions(Settings):
@@ -123,10 +121,10 @@ class GradientOptions(Settings):
     group: ClassVar[str] = "cluster"
 
     gradient_bucket: float = option(
-        25.0, "sum gradients over workers in pieces of this size, each while later ones are computed", unit="MB", gt=0
+        25.0, "sum gradients over workers in buckets of this size, overlapped with the backward pass", unit="MB", gt=0
     )
     gradient_precision: Literal["fp32", "bf16"] = option(
-        "fp32", "precision in which gradients are summed over workers; bf16 sends half the bytes"
+        "fp32", "precision of gradients on their way between workers; bf16 sends half the bytes"
     )
 
 
@@ -135,9 +133,7 @@ class BatchNormOptions(Settings):
 
     group: ClassVar[str] = "cluster"
 
-    sync_batch_norm: bool = option(
-        False, "batch norm normalizes over the batch of all workers, so the number of workers doesn't matter"
-    )
+    sync_batch_norm: bool = option(False, "synchronize batch norm across workers, so that their number doesn't matter")
 
 
 class SubmitSettings(Settings):
@@ -152,9 +148,9 @@ class SubmitSettings(Settings):
     )
     working_dir: Address = option(None, "checkout to send to the cluster", default_factory=os.getcwd)
     install: bool = option(
-        True, "install the checkout and its requirements there, once; raygan's own image doesn't need it"
+        True, "install the checkout and its requirements on the cluster, once; not needed with raygan's own image"
     )
-    wait: bool = option(True, "show the job's output and end with its exit status")
+    wait: bool = option(True, "show the job's output, and end with its exit status")
     name: str | None = option(None, "submission id of the job; by default Ray chooses one")
 
 
@@ -163,5 +159,5 @@ class PromoteSettings(StorageSettings):
 
     group: ClassVar[str] = "promotion"
 
-    model: str = option(..., "registered version to serve, NAME/VERSION; with --rollback, NAME")
-    rollback: bool = option(False, "serve the version that was served before the present one")
+    model: str = option(..., "registered version to serve, as NAME/VERSION; with --rollback, only NAME")
+    rollback: bool = option(False, "serve the previously served version again")

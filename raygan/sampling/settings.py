@@ -16,15 +16,21 @@ class SampleSettings(StorageSettings):
 
     output: Address = option(..., "folder or URI to write the samples to")
     n: int = option(1000, "number of samples", unit="images", ge=1)
-    label: str | None = option(None, "what to draw; by default the model's label, if it has only one")
+    label: str | None = option(None, "label to draw; by default the model's, if it draws only one")
     model: NameOrAddress | None = option(
-        None, "registered model NAME or NAME/VERSION, or a folder with generator.json; by default the label's champion"
+        None, "registered NAME or NAME/VERSION, or a folder with generator.json; by default the label's champion"
     )
-    seed: int = option(0, "sample i is the image of seed + i, as in the service", ge=0, lt=2**31)
-    truncation: float = option(1.0, "factor on the latents; less gives more typical, less varied images", gt=0, le=1)
-    format: Literal["png", "parquet"] = option("png", "one PNG per sample, or Parquet files of PNG, label and seed")
+    seed: int = option(
+        0, "seed of the first sample; sample i is the image that the service gives for seed + i", ge=0, lt=2**31
+    )
+    truncation: float = option(
+        1.0, "factor on the latents; lower values give more typical, less varied images", gt=0, le=1
+    )
+    format: Literal["png", "parquet"] = option(
+        "png", "one PNG file per sample, or Parquet files of image (PNG), label and seed"
+    )
     chunk_images: int = option(
-        500, "samples per task; a killed job draws at most this many again for each task", unit="images", ge=1
+        500, "maximum samples per task; a killed job repeats no more than this per running task", unit="images", ge=1
     )
 
 
@@ -34,8 +40,10 @@ class ExportSettings(StorageSettings):
     group: ClassVar[str] = "export"
 
     model: NameOrAddress = option(
-        ..., "registered generator or classifier, NAME or NAME/VERSION, or a folder with its JSON file"
+        ...,
+        "generator or classifier: a registered NAME (its champion) or NAME/VERSION, or a folder with generator.json or "
+        "classifier.json",
     )
     format: Literal["onnx"] = option("onnx", "format of the file")
-    output: Address = option(..., "file to write")
-    log: bool = option(False, "also keep the file beside the registered version in MLflow, under onnx/")
+    output: Address = option(..., "file or URI to write")
+    log: bool = option(False, "also store the file with the registered version in MLflow, under onnx/")

@@ -37,8 +37,7 @@ class NetworkOptions(Settings):
 
     architecture: Annotated[str, OneOf(ARCHITECTURES)] = option(
         "dcgan",
-        "layers of the generator and the critic: dcgan's, dcgan's with skip connections in the generator (skip), or "
-        "residual stages as in R3GAN (residual)",
+        "networks: dcgan, skip (DCGAN with skip connections in the generator) or residual (R3GAN's)",
     )
     image_size: ImageSize = option(
         64, "side of the square images; must equal the shards'", unit="px: 32, 64, 128 or 256"
@@ -49,9 +48,9 @@ class NetworkOptions(Settings):
     )
     critic_norm: Literal["instance", "batch", "none"] = option(
         "instance",
-        "normalization in the critic: per image, over the batch (DCGAN), or none; residual has none",
+        "normalization in the critic: per image, over the batch (as in DCGAN) or none; architecture residual has none",
     )
-    conditional: bool = option(False, "one generator for all labels, which is told what to draw; not with --label")
+    conditional: bool = option(False, "one class-conditional generator for all labels; not with --label")
 
 
 class ObjectiveOptions(Settings):
@@ -60,56 +59,58 @@ class ObjectiveOptions(Settings):
     group: ClassVar[str] = "objective and optimizers"
 
     objective: Annotated[str, OneOf(OBJECTIVES)] = option("wgan-gp", "adversarial objective")
-    batch_size: int = option(64, "images in the global batch, all workers together", unit="images", ge=2)
+    batch_size: int = option(64, "images in the global batch, over all workers", unit="images", ge=2)
     n_critic: int = option(5, "critic steps per generator step", ge=1, le=100)
     generator_lr: float = option(1e-4, "Adam's learning rate of the generator", gt=0, le=1)
     critic_lr: float = option(1e-4, "Adam's learning rate of the critic", gt=0, le=1)
     rate_changes: list[RateChange] = option(
         None,
-        "later learning rates, KIMG:GENERATOR:CRITIC, in force once so many thousands of images have been seen; a "
-        "population's search writes them",
+        "learning rates from KIMG thousand images on, as KIMG:GENERATOR:CRITIC; `tune --scheduler pbt` writes them",
         default_factory=list,
     )
     beta1: float = option(0.0, "Adam's beta 1", ge=0, lt=1)
     beta2: float = option(0.9, "Adam's beta 2", ge=0, lt=1)
     penalty_weight: float = option(10.0, "weight of the gradient penalty (lambda or gamma in papers)", ge=0)
-    penalty_every: int = option(
-        1, "take the penalty every so many critic steps, with its weight multiplied by that number", unit="steps", ge=1
-    )
+    penalty_every: int = option(1, "apply the penalty every N critic steps, at N times its weight", unit="steps", ge=1)
     augment: list[Policy] = option(
-        None, "DiffAugment changes to all images that the critic sees, reals and fakes alike", default_factory=list
+        None, "DiffAugment policies for all images that the critic sees, real and generated", default_factory=list
     )
     augment_target: float = option(
         0.0,
-        "change only a share of the images (ADA), which keeps the critic this certain of training photos; 0 changes "
-        "all images. Karras et al. 2020 chose 0.6 for scores like dcgan's; r3gan's critic compares pairs and is at 0.2 "
-        "to 0.4 when all images are changed",
+        "ADA: augment only as many images as keep the critic this certain of training photos; 0 augments all. Karras "
+        "et al. 2020 chose 0.6 for scores like dcgan's; r3gan's critic compares pairs and is at 0.2 to 0.4 when all "
+        "images are augmented",
         ge=0,
         lt=1,
     )
-    mirror: bool = option(False, "flip reals left to right at random")
+    mirror: bool = option(False, "flip photos left to right at random")
     ema_kimg: float = option(
         10.0,
-        "half-life of the generator's moving average (EMA), which is the model users get; 0 gives them the generator",
+        "half-life of the generator's moving average (EMA), the registered model; 0 registers the generator itself",
         unit="thousands of images",
         ge=0,
     )
     ema_ramp: float = option(
-        0.05, "the half-life is at most this share of the images seen so far; 0 leaves it fixed", ge=0, le=1
+        0.05, "cap the EMA's half-life at this share of the images seen so far; 0 turns the cap off", ge=0, le=1
     )
     warmup_kimg: float = option(
-        0.0, "warm-up, over which both learning rates rise from zero", unit="thousands of images", ge=0
+        0.0, "length of the warm-up, in which both learning rates rise from zero", unit="thousands of images", ge=0
     )
     decay: float = option(
-        0.0, "last share of the run over which both learning rates fall to zero; needs --epochs or --kimg", ge=0, le=1
+        0.0,
+        "share of the run, at its end, over which both learning rates fall to zero; the run's length is that of "
+        "--epochs or --kimg, even if --minutes ends it earlier",
+        ge=0,
+        le=1,
     )
     freeze_critic: int = option(
         0,
-        "stages of the critic, counted from the image, that stay as --begin-from gives them (FreezeD)",
-        unit="stages",
+        "freeze this many critic stages, counted from the image, at the weights of --begin-from (FreezeD)",
         ge=0,
     )
-    clip_gradient: float = option(0.0, "norm to which either network's gradient is clipped; 0 for no clipping", ge=0)
+    clip_gradient: float = option(
+        0.0, "maximum norm of either network's gradient, to which it is clipped; 0 turns it off", ge=0
+    )
     seed: int = option(0, "seed of the weights and of every random draw", ge=0, lt=2**31)
 
 
@@ -123,22 +124,22 @@ class StepOptions(BatchNormOptions, GradientOptions, ArithmeticOptions, Objectiv
 
 
 class LengthOptions(Settings):
-    """How long a run is, and how often things happen. The clock is images seen."""
+    """How long a run is, and how often things happen. Progress is counted in images seen."""
 
     group: ClassVar[str] = "length and cadence"
 
     epochs: int = option(80, "passes over the photos", unit="epochs", ge=1)
-    kimg: float | None = option(None, "length, instead of epochs", unit="thousands of images", gt=0)
+    kimg: float | None = option(None, "length of the run, instead of --epochs", unit="thousands of images", gt=0)
     minutes: float | None = option(
         None,
-        "stop after this much training, if the run hasn't ended by then; pictures, checkpoints and measurements whose "
-        "interval is not given take about a twentieth of it at most",
+        "stop after this many minutes of training, if the run hasn't ended by then; metrics, pictures, checkpoints and "
+        "measurements whose interval is not given take at most about a twentieth of them",
         unit="minutes",
         gt=0,
     )
     log_every: float | None = option(
         None,
-        "interval between metrics; by default a hundredth of the run, in time if --minutes ends it",
+        "interval between metrics; by default a hundredth of the run, or of --minutes",
         unit="thousands of images",
         gt=0,
     )
@@ -149,18 +150,18 @@ class LengthOptions(Settings):
         None, "interval between checkpoints; by default a twentieth of the run", unit="thousands of images", gt=0
     )
     checkpoint_minutes: float = option(
-        10.0, "longest time between checkpoints: what a run that dies loses at most", unit="minutes", gt=0
+        10.0, "maximum time between checkpoints; a crash loses no more than this", unit="minutes", gt=0
     )
     quality_every: float | None = option(
         None,
         "interval between measurements of quality (KID, memorization), which choose the best checkpoint; by default "
-        "a tenth of the run, but at least four images for each sample; 0 for never",
+        "a tenth of the run, but at least four training images per sample; 0 turns it off",
         unit="thousands of images",
         ge=0,
     )
-    quality_samples: int = option(500, "samples on which quality is measured", unit="images", ge=16, le=50_000)
+    quality_samples: int = option(500, "samples per measurement of quality", unit="images", ge=16, le=50_000)
     quality_network: NameOrAddress = option(DEFAULT_FEATURES, f"feature network of KID: {FEATURE_NETWORKS}")
-    keep_checkpoints: int = option(2, "checkpoints to keep: the best by quality, and always the last", ge=1)
+    keep_checkpoints: int = option(2, "number of checkpoints to keep: the best by quality, and always the last", ge=1)
     log_checkpoints: Literal["best", "last", "none"] = option(
         "none", "training checkpoint to copy to MLflow at the end; the generator is always copied"
     )
@@ -177,14 +178,16 @@ class TrainSettings(ReadOptions, WorkerOptions, LengthOptions, StepOptions, Netw
     label: str | None = option(None, "train on this label only; by default on all labels")
     begin_from: NameOrAddress | None = option(
         None,
-        "begin with another generator's weights (fine-tuning): a registered NAME or NAME/VERSION, a run's name, or a "
-        "checkpoint's folder, which has a critic, too; of the same image size, or of half of it",
+        "begin with another generator's weights (fine-tuning): a registered NAME or NAME/VERSION, or a run's name or a "
+        "checkpoint's folder (which also have a critic); of the same image size, or of half of it",
     )
-    name: str | None = option(None, "name of the run; an interrupted run of the same name is resumed")
+    name: str | None = option(
+        None, "name of the run (by default a new one, which is printed); an interrupted run of the same name is resumed"
+    )
     promote: Promotion = option(
         "better",
-        "when to point the registered model's serving alias at this run's generator: if its KID is better than the "
-        "champion's by more than the standard error (or if there is no champion), always (the bare flag) or never",
+        "when the new version becomes champion, which is served: if its KID beats the champion's by more than the "
+        "standard error or there is no champion (better); always (--promote); or never (--no-promote)",
     )
     allow_changes: bool = option(False, "resume a run even if settings or shards have changed since it began")
 
