@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RealPhotos:
-    """Photos, uint8 (n, 3, S, S) by label, that the candidates are not compared with."""
+    """Photos, uint8 (n, 3, S, S) by label, kept out of the comparison."""
 
     photos: Mapping[str, Tensor]
 

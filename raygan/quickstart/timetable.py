@@ -49,9 +49,8 @@ class Timetable:
     def plan(self) -> str:
         """What is going to happen, before the first stage."""
         return (
-            f"{self.minutes:g} minutes until all is ready: first the photos, and GoogLeNet if there are two labels; "
-            f"the GAN gets what they leave, but for {AFTER_MINUTES:g} minutes; then a report card; the same command "
-            f"resumes"
+            f"{self.minutes:g} minutes in all: the photos and GoogLeNet (if there are two labels) first, then the GAN "
+            f"with the rest, and {AFTER_MINUTES:g} minutes for the report card; the same command resumes"
         )
 
     def outlook(self) -> str:

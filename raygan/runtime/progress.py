@@ -81,7 +81,7 @@ def follow(
     ended = False
     while not ended:
         look()
-        ended = call.finished()  # before the look: what the call sent last is in the queue by now
+        ended = call.finished()  # checked before the queue is read, so that the call's last events are in it
         try:
             batch = [events.get(timeout=0.1 if ended else 0.5), *events.get_nowait_batch(events.qsize())]
         except Empty:

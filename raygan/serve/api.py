@@ -56,7 +56,7 @@ def create_app(
         service: answers requests.
         settings: limits of uploads and streams.
         not_ready: names of what keeps the service from being ready.
-        buffered: whether the server in front takes answers however slowly clients read them.
+        buffered: whether the server in front buffers whole answers.
     """
     app = fastapi.FastAPI(
         title="raygan",

@@ -4,7 +4,8 @@ A job owns one `Run`, which is resumed by id and ends as FINISHED, FAILED or KIL
 nothing is lost: records wait on disk and are sent with later ones. A spool names its owner, the process that sends its
 records; the next job closes the runs of owners that are dead (see `raygan.tracking.orphans`).
 
-Tags: `raygan.job` and `raygan.resumed` are set here, `raygan.label` and others by the job that calls `start_run`.
+Tags: `raygan.job` and `raygan.resumed` are set here. The job passes others, such as `raygan.label`, to `start_run`;
+later ones come through `Run.log_tags` or `raygan.tracking.callback`.
 """
 
 from __future__ import annotations

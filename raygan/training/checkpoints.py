@@ -1,11 +1,14 @@
 """Training checkpoints are data, never code: safetensors for tensors, JSON for everything else.
 
-A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) and what else a resumed run needs:
+A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) and whatever else a resumed run needs:
 
     generator.json          format version, network settings, and metrics of the moment
     generator.safetensors   weights and batch statistics of the EMA generator
     training.json           format version, network and step settings, images seen, those of an inherited EMA
     training.safetensors    both networks, the EMA, both optimizers and the adapting share of augmented images
+
+The first rank writes it to a temporary folder, and Ray Train copies it to a new place in the storage (see
+`raygan.training.worker`), so a checkpoint is never overwritten in place.
 
 Random states are not stored: `GanStep` derives every draw from the seed and the images seen.
 """

@@ -54,7 +54,7 @@ class Progress:
             folder: the run's folder.
             history: where metrics are kept.
             log: the MLflow run.
-            told: is called with each measurement of a search's trial, whose bar is hidden: a search has its own.
+            told: called with each measurement of a search's trial, whose bar is hidden: a search has its own.
             patience_s: seconds after which a measurement is given up.
         """
         self.collapse: Collapse | None = None

@@ -1,7 +1,7 @@
 """When things happen in a training: its length and cadences, and its learning rates.
 
-The clock is images seen, so that a run resumed with another batch size goes on where it was. A run that ends by the
-clock on the wall (`--minutes`) divides its minutes, too, and spends no more than about a twentieth of them on events.
+Progress is counted in images seen, so that a run resumed with another batch size goes on where it was. A run that is
+limited by wall-clock time (`--minutes`) divides its minutes, too, and spends at most about a twentieth on events.
 """
 
 from __future__ import annotations
