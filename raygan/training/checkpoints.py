@@ -92,8 +92,8 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     frozen = description["step"].get("freeze_critic", 0)
     if frozen != step.options.freeze_critic:  # the optimizer numbers the parameters that it trains
         raise RayganError(
-            f"--freeze-critic: the run was trained with {frozen}: resume it so, or begin another one from it with "
-            f"--begin-from"
+            f"--freeze-critic: the run was trained with {frozen}: resume it with that, or begin another one from it "
+            f"with --begin-from"
         )
     path = folder / "training.safetensors"
     tensors = load_tensors(path)
@@ -110,7 +110,7 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a training folder lacks no file."""
+    """Whether a training folder has all of its files."""
     return all((folder / name).exists() for name in _FILES)
 
 
@@ -126,7 +126,7 @@ def checkpoint_bytes(networks: NetworkSettings) -> int:
 
 
 def _images_seen(description: dict[str, Any]) -> int:
-    """What training.json says, which once counted batches."""
+    """Images seen, by training.json; older files count batches."""
     if "images" in description:
         return int(description["images"])
     return int(description["batches"]) * int(description["step"]["batch_size"])

@@ -24,7 +24,7 @@ RUNS_BEFORE = 2
 #: From tensors by name to sums by name.
 Work = Callable[[Mapping[str, Tensor]], Terms]
 
-#: Records what a function does, and returns what does the same again.
+#: Records a function, and returns one that replays it.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 

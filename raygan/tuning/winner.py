@@ -1,7 +1,7 @@
 """The best trial of a search, measured once more: its unbiased KID, and the learning rates that led to it.
 
-The lowest of many noisy KIDs is biased low. The winner and the baseline are measured again, on photos and latents that played no part in
-choosing, the same for both.
+The lowest of many noisy KIDs is biased low. The winner and the baseline are measured again, on photos and latents that
+played no part in choosing, the same for both.
 """
 
 from __future__ import annotations
