@@ -10,7 +10,7 @@ from contextlib import contextmanager
 #: they take this long for some thousand photos.
 AFTER_MINUTES = 2.0
 
-#: Least share of the minutes in which the GAN trains, however long the photos take.
+#: Minimum share of the minutes in which the GAN trains, however long the photos take.
 _LEAST_SHARE = 0.3
 
 

@@ -49,7 +49,7 @@ class InBackground(Generic[T]):
         """Wait for the call and return its result.
 
         Raises:
-            RayganError: it failed, with the innermost cause; or so many seconds were too few, and it goes on.
+            RayganError: it failed, with the innermost cause; or it took longer than this, and goes on.
         """
         self._thread.join(timeout_s)
         if not self.finished():

@@ -201,7 +201,7 @@ def _add_stream(
 
 
 async def _patiently(ask: Callable[[], Awaitable[bytes]], seconds: float) -> bytes:
-    """What `ask` gives, asked again while the service is busy."""
+    """The result of `ask`, retried while the service is busy."""
     deadline = time.monotonic() + seconds
     while True:
         try:

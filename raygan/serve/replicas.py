@@ -3,7 +3,7 @@
 1. Any replica serves any version of any registered model, and holds those last used. Every call names its versions, so
    an answer comes from one version however many replicas there are, and neither a new version nor a new label restarts
    anything. A replica fetches a missing version while it goes on serving the others.
-2. A call is one request; the `Executor` of a version splits and joins what its requests ask for into batches.
+2. A call is one request; the `Executor` of a version splits and joins its requests into batches.
 3. Samples are drawn and classified in one call, so pixels cross processes only once.
 4. Replicas answer with arrays; the gateway encodes pictures.
 5. If a replica dies, `raygan.serve.calls` repeats its requests on another.
