@@ -23,7 +23,7 @@ from tqdm import tqdm
 from raygan.data.kinds import split_path, why_unreadable
 from raygan.errors import ConfigurationError, RayganError, first_line, reason
 
-#: What damaged archives make the standard library raise.
+#: Errors that the standard library raises on damaged archives.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
