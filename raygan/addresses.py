@@ -84,7 +84,7 @@ def absolute(address: str) -> str:
 def slug(text: str, most: int = 100, *, ascii_only: bool = False) -> str:
     """Text as a part of a name: of a file, a run, a registered model.
 
-    Letters and digits of any script, ``.``, ``_`` and ``-`` stay. Whatever is dropped, a digest of the text stands for.
+    Letters and digits of any script, ``.``, ``_`` and ``-`` stay. If anything else is dropped, a digest is added.
 
     Args:
         text: not empty.
@@ -124,7 +124,7 @@ def public_value(value: Any) -> Any:
 
 
 def by_proxy(uri: str) -> str:
-    """That a request to a server goes to a proxy that the environment names, and what to do; empty if it doesn't."""
+    """Says that a request goes to a proxy that the environment names, and what to do; empty if it doesn't."""
     import urllib.request  # which takes a while
 
     try:

@@ -1,4 +1,4 @@
-"""What a notebook uses: prepare photos, train a generator, draw samples, classify images.
+"""The API for notebooks: prepare photos, train a generator, draw samples, classify images.
 
 Keyword arguments are the jobs' settings, named like the flags: ``--batch-size 64`` is ``batch_size=64``, and `preset`
 and `config` work as on the command line. `raygan.train`, for example, is `train` of this module.
@@ -201,7 +201,7 @@ class LoadedGenerator:
     def save_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write an ONNX file, which runs without torch.
 
-        Its inputs and outputs are those of `raygan.models.export`. `latents` gives what to feed it for a seed.
+        Its inputs and outputs are those of `raygan.models.export`. `latents` gives its inputs for a seed.
 
         Args:
             path: of the file.
@@ -227,7 +227,7 @@ class LoadedGenerator:
     def directions(self, count: int) -> Latents:
         """The directions in which the images change most, by SeFa.
 
-        ``draw(latents + 3 * directions[0])`` moves along the first. What a direction changes is for the eye to say.
+        ``draw(latents + 3 * directions[0])`` moves along the first. Look at the images to see what a direction changes.
 
         Args:
             count: how many, at most z_dim.

@@ -1,4 +1,4 @@
-"""Charts by matplotlib, as the bytes of PNG files: confusion, calibration, histograms, bars, the usefulness study."""
+"""Charts with matplotlib, as the bytes of PNG files: confusion, calibration, histograms, bars, the usefulness study."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _text(name: str, most: int = 40) -> str:
 
 
 def row_of_axes(width: float, height: float, count: int = 1) -> tuple[Any, list[Any]]:
-    """A figure of so many inches and its axes, side by side. Without pyplot, which keeps every figure in memory."""
+    """A figure of this size in inches, and its axes. Without pyplot, which keeps every figure in memory."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -108,7 +108,7 @@ def run_job(
     farewell = "interrupted"
     _open_missing_streams()
     limit_threads()  # before flags are checked, for which an objective may be loaded, and torch with it
-    # Labels and paths may hold what a terminal can't show, or bytes that are no text: neither is a reason to stop.
+    # Labels and paths may hold what a terminal can't show, or bytes that aren't text: neither is a reason to stop.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with guarded_output():

@@ -9,7 +9,7 @@ class RayganError(Exception):
     """Something other than the configuration is wrong: data, storage, cluster or server. Exit status 1.
 
     The message is one line that names the file, address or setting and says what to do. Names of files may have line
-    breaks, terminal codes or bytes that are no text; these are escaped.
+    breaks, terminal codes or bytes that aren't text; these are escaped.
 
     Args:
         messages: in words; usually one.
@@ -52,13 +52,13 @@ def reason(error: BaseException) -> str:
 
 
 def some(each: Sequence[str]) -> str:
-    """What is said of each label, joined; of at most a dozen, since a data set of people has thousands of labels."""
+    """The items joined, at most a dozen of them, since a data set of people has thousands of labels."""
     more = f" and {len(each) - 12:,} more labels" if len(each) > 12 else ""
     return ", ".join(each[:12]) + more
 
 
 def printable(text: str) -> str:
-    """Text for a terminal, with line breaks, terminal codes and bytes that are no text escaped."""
+    """Text for a terminal, with line breaks, terminal codes and bytes that aren't text escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

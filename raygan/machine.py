@@ -62,7 +62,7 @@ def release_memory() -> None:
 
 
 def _left(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
-    """What a control group's limit leaves, with the cached files that would go; nothing if there is no limit."""
+    """Bytes left below a control group's limit, counting cached files as free; empty if there is no limit."""
     try:
         used = int((folder / usage).read_text(encoding="ascii"))
         rows = (line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
@@ -92,7 +92,7 @@ def _quota(*files: Path) -> float | None:
 
 
 def limit_threads() -> None:
-    """Let numeric libraries start no more threads than a container's quota allows; call it before importing them.
+    """Keep numeric libraries from starting more threads than a container's quota allows; call it before importing them.
 
     They count the cores of the machine. 64 threads on two cores are slower than two.
     """

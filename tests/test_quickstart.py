@@ -89,7 +89,7 @@ def test_minutes_name_the_preset_the_time_and_what_to_expect(shortened, capsys, 
     assert (asked["train"].label, asked["train"].conditional) == (label, label is None)
     assert asked["evaluate"].model == [f"raygan-generator-{label or 'all'}"]
     shown = capsys.readouterr().out
-    assert shown.startswith("60 minutes until all is ready")
+    assert shown.startswith("60 minutes in all")
     assert "400 training photos" in shown
     assert "the GAN trains for 49.0 minutes, and all is ready about 60.0 minutes after the start" in shown
     assert "time      59.5 minutes (Ray 0.0, photos 6.0, GoogLeNet 3.0, GAN 49.5, report card 1.0)" in shown

@@ -39,7 +39,7 @@ class Answer:
 
     Attributes:
         status: HTTP status, or 0 if the connection was cut or refused.
-        headers: by name, in any case.
+        headers: by name, case-insensitive.
         seconds: from sending the request to the last byte of the answer.
     """
 
@@ -83,7 +83,7 @@ class Client:
 
 
 async def _never_retry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Report every cut connection: aiohttp would repeat a GET once without telling."""
+    """Report every cut connection: aiohttp would silently retry a GET."""
     try:
         return await handler(request)
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
@@ -106,12 +106,12 @@ async def keep_asking(
     heard: Callable[[Request, Answer], float],
     over: Callable[[], bool],
 ) -> None:
-    """Send one request after the other from one client.
+    """Send one request after another from one client.
 
     Args:
         port: the server's.
         requests: what to ask; may be endless.
-        heard: takes each request with its answer, and returns how many seconds to pause.
+        heard: receives each request and its answer, and returns how many seconds to pause.
         over: whether to stop; asked before each request.
     """
     async with Client(port) as client:

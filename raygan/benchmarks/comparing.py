@@ -1,4 +1,4 @@
-"""The comparing step of `prepare` on synthetic records: seconds and memory, which must grow linearly with the photos.
+"""The comparison step of `prepare` on synthetic records: seconds and memory, which must grow linearly with the photos.
 
 A tenth of the photos are copies of others, a tenth near-duplicates; paths, labels and sizes are as in large folders.
 Outliers are not scored: their cost is linear by construction (`raygan.data.outliers`).

@@ -10,7 +10,7 @@ import torch
 from raygan.benchmarks.candidates import Candidate, Runner, now, rate
 from raygan.errors import RayganError
 
-#: Kernels that are named, and iterations that are watched.
+#: Kernels listed, and iterations profiled.
 _KERNELS, _ITERATIONS = 12, 8
 
 
@@ -28,7 +28,7 @@ def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
     spans = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in profile.events() or []
-        # Annotations, such as an optimizer's step, span the kernels that are meant.
+        # Annotations, such as an optimizer's step, span the kernels we want.
         if event.device_type.name == candidate.device.upper() and not event.is_user_annotation
     )
     if not spans:
@@ -43,7 +43,7 @@ def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
     whole = end - spans[0][0]
     longest = sorted(took.items(), key=lambda item: -sum(item[1]))[:_KERNELS]
     total = sum(map(sum, took.values()))
-    # The profiler delays the host, so gaps come from its run, and the busy share from one without it.
+    # The profiler slows the host, so gaps are measured with it, and the busy share without.
     undisturbed = runner.images / rate(runner, seconds)
     return {
         "candidate": candidate.title,
@@ -59,7 +59,7 @@ def timeline(candidate: Candidate, seconds: float) -> dict[str, Any]:
 
 
 def short(name: str) -> str:
-    """A kernel's name without its namespace, template arguments and parameters, but with what torch's general ones do.
+    """A kernel's name without namespace, template arguments and parameters, plus the operation of torch's generic ones.
 
     Examples: ``RowwiseMomentsCUDAKernel``, ``elementwise_kernel direct_copy_kernel_cuda``.
     """

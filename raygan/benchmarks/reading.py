@@ -3,7 +3,7 @@
 For each number of photos:
 
     first step     seconds from a training worker's start to the end of its first step, pictures included
-    memory         most MB of the driver and of the training worker that are their own, apart from the object store,
+    memory         peak private MB of the driver and of the training worker, apart from the object store,
                    which `--data-memory` bounds
     bounded        images/s of a training whose data is five times its `--data-memory`, beside one whose data fits,
                    after the first epoch, in which both read storage: waits for shards count, pictures don't
@@ -52,11 +52,11 @@ _STEPS, _BATCHES, _IMAGES = 4, 300, 256
 #: Groups of shards that warm readers up: the object store's memory costs a page fault every 4 kB when it is first used.
 _WARM = 4
 
-#: How often the bounded training's bound its data is; rounds of the trainings, their steps after the first epoch, and
+#: Size of the bounded training's data over its bound; rounds of the trainings, their steps after the first epoch, and
 #: steps between metrics.
 _TIMES, _ROUNDS, _LONG, _LOG = 5, 2, 25, 5
 
-#: Least bytes of each node's object store; with large groups of shards, it takes three of them.
+#: Minimum bytes of each node's object store; with large groups of shards, it takes three of them.
 _STORE = 200_000_000
 
 #: Readers, and nodes, that are measured.

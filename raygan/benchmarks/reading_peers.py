@@ -91,8 +91,8 @@ def read(way: str, address: str) -> dict[str, float]:
         address: of the shards, which are raw.
 
     Returns:
-        Seconds to the first batch once Ray has started, images/s after it, and the most MB that all processes had to
-        themselves.
+        Seconds to the first batch once Ray has started, images/s after it, and the peak private memory of all
+        processes, in MB.
     """
     ray.init(address="local", num_cpus=cores(), log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     before, most, done = _megabytes(), 0.0, threading.Event()

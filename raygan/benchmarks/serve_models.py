@@ -46,7 +46,7 @@ def promote_label(folder: Path, label: str) -> None:
 
 
 def make_huge_model(folder: Path) -> None:
-    """Promote for the label "huge" what says that it is a generator of 300,000-dimensional latents, in 20 kB."""
+    """Promote, under the label "huge", a 20 kB file that claims to be a generator with 300,000-dimensional latents."""
     others = set(folder.rglob("generator.json"))
     promote_label(folder, "huge")
     for file in set(folder.rglob("generator.json")) - others:

@@ -2,8 +2,8 @@
 
 1. A `Candidate` is a preset at one precision, or the textbook; a `Part` is a critic step or a full iteration
    (`n_critic` critic steps and a generator step). Every pair waits in its own process, so its memory is its own.
-   raygan's processes keep freed memory, as its workers do; the textbook's don't: who writes a training like that
-   doesn't tune the allocator.
+   raygan's processes keep freed memory, as its workers do; the textbook's don't: people who write such a training
+   don't tune the allocator.
 2. In each round every pair runs for a while, one after another. A round's ratios are taken within the round, and their
    median counts: a machine whose clock drifts slows all alike.
 3. Floating-point operations are counted where torch dispatches them, not estimated. The peak is that of the fastest

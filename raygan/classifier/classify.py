@@ -4,8 +4,8 @@
    or mixed) and validation photos (always real, never trained on) in the object store, opens the MLflow run and starts
    a `TorchTrainer`. Half of the validation photos choose the best epoch (see `raygan.classifier.validation`).
 2. `raygan.classifier.worker.classify_worker` runs on every rank: after each epoch it validates and reports a
-   checkpoint. In long epochs it also reports some that are only there to be resumed.
-3. Ray Train keeps the checkpoint with the lowest validation loss. The driver logs how it does on the other half and
+   checkpoint. In long epochs it also reports checkpoints that only serve to resume.
+3. Ray Train keeps the checkpoint with the lowest validation loss. The driver logs its metrics on the other half and
    registers it as `raygan-classifier`.
 
 A run lives in ``<storage>/runs/<name>``; the same command resumes it.

@@ -108,7 +108,7 @@ class ClassifierLoop:
         return torch.cat([own for own, _ in ranks]), torch.cat([own for _, own in ranks])
 
     def _time_is_up(self, began: float, batches: int, minutes: float) -> bool:
-        """Whether so many minutes are over on the first rank. A collective call every few seconds."""
+        """Whether this many minutes have passed on the first rank. A collective call every few seconds."""
         if minutes == math.inf or batches % self._look_every:
             return False
         passed = 0.0 if self.step.share.rank else time.monotonic() - began

@@ -2,7 +2,7 @@
 
 A block of generated images has the form of a shard's (see `raygan.data.photos.Photos`): pixels and classes. So code
 that trains on photos trains on any mixture, and all workers and trials of a node map the same memory. Tasks that make
-blocks take no cores from Ray's books: should a block's node be lost, the workers hold all cores.
+blocks reserve no cores: when a block's node is lost, the workers hold all of them.
 """
 
 from __future__ import annotations

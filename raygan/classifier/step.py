@@ -2,7 +2,7 @@
 
 As in `raygan.training.step`, a step depends only on the weights, the photos and the batch number. Flips and shifts are
 functions of the seed and the image's number; dropout is seeded per step and rank. So a resumed run needs no random
-state beyond the images seen, also where its batches have another size now. The host never waits for the device.
+state beyond the images seen, even if its batches have another size now. The host never waits for the device.
 
 The loss is the paper's (section 5): cross-entropy of the head plus 0.3 times that of each auxiliary head. With AdamW
 (Loshchilov and Hutter 2017), the learning rate warms up linearly and then falls linearly to zero. Validation and users
@@ -99,7 +99,7 @@ class ClassifierStep:
 
     @property
     def batches(self) -> int:
-        """Number of the next global batch of today's size: the first of which no image has been seen."""
+        """Number of the next global batch of the current size: the first of which no image has been seen."""
         return -(-self.images_seen // self.options.batch_size)
 
     def step(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class ClassifierStep:
             self._draws = SerialDraws(batches, {"classify": place})
 
     def rate(self, images: int) -> float:
-        """The learning rate after so many images, as a share of the peak, 0 to 1."""
+        """The learning rate after this many images, as a share of the peak, 0 to 1."""
         done, batches = images / self.options.batch_size, self.total / self.options.batch_size
         rising = max(1.0, self.options.warmup * batches)
         return min((done + 1) / rising, max(0.0, (batches - done) / max(1.0, batches - rising)))

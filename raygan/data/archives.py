@@ -1,8 +1,8 @@
 """Archives as folders: the files in a local ``.zip``, ``.tar`` or compressed ``.tar``, read in place.
 
 Nothing is unpacked, so no name in an archive can lead outside of it, and links are never followed. A file is found by
-its place in the archive. In a compressed tar that takes decompressing all before it, which is fine for the few tables
-and Parquet files that tell labels; for the photos, `plain_copy` writes it once without its compression.
+its place in the archive. In a compressed tar, this means decompressing everything before it, which is fine for the few
+tables and Parquet files that hold labels; for the photos, `plain_copy` writes it once without its compression.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from raygan.data.kinds import split_path, why_unreadable
 from raygan.errors import ConfigurationError, RayganError, first_line, reason
 
-#: What damaged archives make the standard library raise.
+#: Errors that the standard library raises on damaged archives.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -138,7 +138,8 @@ def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """The files of an archive with their names, surrogate-escaped where they aren't UTF-8.
 
     Old programs wrote names in their system's code page without saying which, and zipfile assumes the first PCs' one.
-    Others write UTF-8 without saying so: then all names are UTF-8. A few names in another code page may look like it.
+    Others write UTF-8 without saying so: then all names are UTF-8. A few names in another code page may happen to be
+    valid UTF-8.
     """
     files = archive.infolist()
     unsaid = {
@@ -157,7 +158,7 @@ def _named(archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
 
 @functools.lru_cache(maxsize=4)
 def _in_tar(path: str, changed: int) -> list[Member]:
-    """The files in a tar, kept for reading them: they are found by decompressing all of it.
+    """The files in a tar, cached, because listing decompresses the whole archive.
 
     changed: time of the archive. It has no checksums of its files, whose own times may be all the same.
     """
@@ -167,10 +168,10 @@ def _in_tar(path: str, changed: int) -> list[Member]:
             for info in archive
             if not info.isdir()
         ]
-        # tarfile takes an archive that ends between two files, or in a header, for a whole one.
+        # tarfile accepts an archive truncated between two files or in a header.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it ends too early")
+            raise tarfile.ReadError("it is truncated")
     return found
 
 
@@ -199,7 +200,7 @@ class _Tar:
 
 @functools.lru_cache(maxsize=4)
 def _open(path: str, plain: str, changed: int) -> _Zip | _Tar:
-    """An open archive with its index, kept for the next file; `changed` makes a new one if the archive is replaced."""
+    """An open archive with its index, kept for the next file; a new `changed` reopens an archive that was replaced."""
     try:
         return _Zip(path) if path.lower().endswith(".zip") else _Tar(plain)
     except _DAMAGED as error:

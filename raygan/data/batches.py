@@ -138,7 +138,7 @@ class BatchStream:
         return [(epoch, number) for number in groups], photos[self.share.rows(self.batch_size)]
 
     def _blocks(self, groups: Sequence[Group]) -> dict[int, Stored]:
-        """The blocks of these groups that this rank needs; lets go of others, and starts to read the next group."""
+        """The blocks of these groups that this rank needs; drops others, and starts to read the next group."""
         wanted = list(groups)
         if len(groups) != 2:  # on the way from one group to the next, both are in memory
             epoch, number = groups[-1]

@@ -105,8 +105,8 @@ def looks_like_image(start: bytes) -> bool:
 
 def read_header(data: bytes) -> Header:
     """Open an image without decoding it. Raises Unreadable, also for a JPEG with so many scans that it is an attack."""
-    # Turns off Pillow's own size limit: the caller has a limit of its own. A PNG's text may be as long as all of it
-    # together: what made the picture often writes megabytes.
+    # Turns off Pillow's own size limit: the caller has a limit of its own. One text in a PNG may be as long as all of
+    # them together: programs often write megabytes.
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     if not data:
@@ -232,7 +232,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """Gray in a type of more than 8 bits. What the values show decides what range they are in.
+    """Gray in a type of more than 8 bits. The values themselves show their range.
 
     They are levels of the fewest bits that they fit in, or parts of 1 in a floating-point image.
     """

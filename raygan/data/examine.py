@@ -131,7 +131,7 @@ def sharpness(gray: np.ndarray) -> np.ndarray:
     """
     inner = gray[:, 1:-1, 1:-1]
     laplacian = gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:] + gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] - 4 * inner
-    # Rounding to whole levels alone gives the Laplacian a variance of (4² + 4) / 12, which is no detail.
+    # Rounding to whole levels alone gives the Laplacian a variance of (4² + 4) / 12, which is noise, not detail.
     variance = np.maximum(_deviations(laplacian) ** 2 - 20 / 12, 0)
     found: np.ndarray = np.sqrt(variance) / np.maximum(_deviations(gray), 1e-3)
     return found

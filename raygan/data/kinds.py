@@ -101,7 +101,7 @@ def left_aside(path: str) -> str | None:
 
 
 def in_place_of_a_file(start: bytes) -> str | None:
-    """What a download has left in place of a file, and what helps; None for a file.
+    """Describe what a failed download left in place of a file, and what helps; None for a file.
 
     start: its first bytes, at least 262.
     """

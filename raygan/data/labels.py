@@ -90,7 +90,7 @@ ANIMALS = frozenset(_PLURALS.values()) - {"animal", "face", "human", "person", "
 #: A number below zero, whose hyphen is no mark between words.
 _NEGATIVE = re.compile(r"-\d[\d._]*")
 
-#: Characters that nobody sees: byte order marks, zero-width spaces, marks of direction, soft hyphens. Joiners stay,
+#: Invisible characters: byte order marks, zero-width spaces, marks of direction, soft hyphens. Joiners stay,
 #: which some scripts and emoji need.
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 

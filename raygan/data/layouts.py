@@ -31,7 +31,7 @@ from raygan.data.kinds import is_image_name
 from raygan.data.labels import ANIMALS, Guess, Layout, normalize, says_animal
 from raygan.errors import ConfigurationError
 
-#: Words that are a class beside others (``face`` and ``no_face``), but none alone.
+#: Words that name a class only beside other classes (``face`` and ``no_face``).
 _GENERAL = CONTAINER_WORDS | {"animal", "animals", "pet", "pets", "face", "faces", "class", "category"}
 
 _PART_NUMBER = re.compile(r"[ ._\-]*\(?\d+\)?$")
@@ -54,7 +54,7 @@ def guess(
         label: the label of every photo, if given.
         layout: where to look: class folders, file names, or (auto) both.
         folder: name of the input's own folder.
-        inputs: names of all inputs if there are several, all different. Each is then like a class folder.
+        inputs: names of all inputs if there are several, all different. Each then counts as a class folder.
 
     Raises:
         ConfigurationError: no labels can be found, or several ways to find them disagree.
@@ -63,7 +63,7 @@ def guess(
         spelled = normalize(label)
         return Guess("--label for all", lambda path: spelled, certain=True)
     names = Guess(
-        "labels in file names" if layout == "names" else "labels in file names (few different ones for so many files)",
+        "labels in file names" if layout == "names" else "labels in file names (few distinct labels in many files)",
         name_label,
         certain=layout == "names",
     )
@@ -113,7 +113,7 @@ def _by_folders(
     def label_of(path: str) -> str | None:
         chain = folders_of(path, passed)
         if len(chain) > level:
-            folder = chain[level]  # one that has only files without an image's ending isn't among those found
+            folder = chain[level]  # one that has only files without an image extension isn't among those found
             return found.get(folder) or (normalize(folder) if says_class(folder) else None)
         label = name_label(path) if by_name else None
         return label if label in known or not may_lack_labels(path) else None
@@ -140,8 +140,8 @@ def _folder_wins(own: str, paths: Sequence[str], address: str, like_folder: bool
     if not (own and like_folder) or spelled & set(names) or any(set(name.split("_")) & ANIMALS for name in names):
         return False  # dogs-vs-cats/cat.0.jpg
     raise ConfigurationError(
-        f"--input: is the class of the photos in {address} the folder ({own}) or in their names "
-        f"({', '.join(names[:3])})? give --layout folders or --layout names, or name one class with --label"
+        f"--input: the class of the photos in {address} may be the folder's name ({own}) or be in the file names "
+        f"({', '.join(names[:3])}): give --layout folders or --layout names, or name one class with --label"
     )
 
 
@@ -168,7 +168,7 @@ def _refuse_parts(folders: Collection[str], address: str, *, sure: bool) -> None
             else "rename them if so"
         )
         raise ConfigurationError(
-            f"--input: the folders of {address} differ by a number only ({some}): are they parts of "
+            f"--input: the folders of {address} differ only by a number ({some}): are they parts of "
             f"{', '.join(classes[:3]) or 'one class'}? {one}; --layout folders makes each of them a class"
         )
 
@@ -179,19 +179,19 @@ def _refuse_splits(folders: Collection[str], address: str) -> None:
     if splits:
         some, others = ", ".join(splits[:3]), ", ".join(sorted(set(folders) - set(splits))[:3])
         raise ConfigurationError(
-            f"--input: the folders of {address} ({some}) differ by a split only, but not all do ({others}): are they "
-            f"the classes? --layout folders takes them; else give the folder that holds the classes to --input"
+            f"--input: some folders of {address} ({some}) are named like splits, others ({others}) are not: if they "
+            f"are the classes, give --layout folders; otherwise give --input the folder that holds the classes"
         )
 
 
 def _refuse_crossed(places: Collection[str], passed: frozenset[str], address: str) -> None:
-    """Refuse folders that have the same folders in them: which of them are the classes?"""
+    """Refuse folders that contain the same subfolders: which of them are the classes?"""
     found = crossed(places, passed)
     if found:
         outer, inner = (", ".join(names[:3]) for names in found)
         raise ConfigurationError(
-            f"--input: the folders of {address} ({outer}) have the same folders in them ({inner}): which are the "
-            f"classes? --layout folders takes {outer}; giving each of them to --input takes {inner}"
+            f"--input: the folders of {address} ({outer}) contain the same subfolders ({inner}): which are the "
+            f"classes? --layout folders uses {outer}; giving each of them to --input uses {inner}"
         )
 
 
@@ -202,7 +202,7 @@ def _refuse_mixed(paths: Sequence[str], passed: frozenset[str], level: int, addr
         some = ", ".join(sorted(inner)[:3])
         raise ConfigurationError(
             f"--input: the folder {outer} of {address} has photos, and folders with photos ({some}): which are the "
-            f"classes? --layout folders takes {outer}; giving that folder itself to --input takes {some}"
+            f"classes? --layout folders uses {outer}; giving that folder itself to --input uses {some}"
         )
 
 
@@ -213,10 +213,10 @@ def _example(paths: Sequence[str]) -> str:
 def _no_labels(paths: Sequence[str], address: str) -> ConfigurationError:
     if not any(map(is_image_name, paths)):
         return ConfigurationError(
-            f"--input: there is no photo in {address}: no file name has an image ending ({_example(paths)}); if the "
+            f"--input: there is no photo in {address}: no file has an image extension ({_example(paths)}); if the "
             f"files are photos anyway, name their class with --label"
         )
-    numbers = ", or give --layout folders to take folders of numbers for classes" if any(map(folders_of, paths)) else ""
+    numbers = ", or give --layout folders if numbered folders are the classes" if any(map(folders_of, paths)) else ""
     labels = {label for path in paths if (label := name_label(path))}
     many = f", but {len(labels):,} different ones in {len(paths):,} file names" if len(labels) > 1 else ""
     return ConfigurationError(

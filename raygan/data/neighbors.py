@@ -18,7 +18,7 @@ from math import log2
 
 import numpy as np
 
-#: Most differing bits for which tables of bands are sorted.
+#: Maximum number of differing bits for which tables of bands are sorted.
 _MOST_BITS = 8
 
 #: Bits of a key that suffice: with more, the tables would become too many.
@@ -41,7 +41,7 @@ def close_pairs(words: np.ndarray, distance: int) -> np.ndarray:
 
     Args:
         words: hashes, uint64 (n,), no two equal, in order.
-        distance: most differing bits, 0 to 15.
+        distance: maximum number of differing bits, 0 to 15.
 
     Returns:
         int64 (pairs, 3): index, larger index, differing bits; in order.
@@ -81,7 +81,7 @@ def _close(table: np.ndarray, key_bits: int, distance: int) -> tuple[np.ndarray,
     Args:
         table: hashes, which this sorts.
         key_bits: how many of the first bits are the key.
-        distance: most differing bits.
+        distance: maximum number of differing bits.
     """
     table.sort()
     ones, bits = [table[:0]], [table[:0]]

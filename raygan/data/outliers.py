@@ -13,7 +13,7 @@ are near-duplicates) and photos that are partly right (an eye, a muzzle, a profi
 
 Up to `EXACT` photos of a label are all compared with each other, in tasks that score `PART` photos each and hold twice
 as many vectors at a time. That takes n² d multiplications for vectors of d = 512 numbers: 3,000 photos take 0.2 s on
-one core. Of more, `EXACT` photos, spread evenly, stand for all, so cost grows linearly. Scores are then higher, as
+one core. Of more, `EXACT` evenly spread ones stand for all, so cost grows linearly. Scores are then higher, as
 neighbors are fewer, and so is the threshold; a kind of photo of which a label has only a few in a million may look like
 an outlier. The loss, as average precision against the exact verdicts: on 1,542 cat faces, 54 of them
 outliers, 0.998, 0.992 and 0.997 if a half, a quarter or an eighth of the faces stand for all; on 1,304 dog faces 0.51,

@@ -29,13 +29,13 @@ from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST, Manifest, ShardFile
 from raygan.runtime import cluster, storage
 
-#: Most bytes of pixels in a shard, by default.
+#: Maximum bytes of pixels in a shard, by default.
 _SHARD_BYTES = 32e6
 
 #: Even small data sets are cut into this many shards, one for each of a few workers, but not below this many images.
 _SHARDS_AT_LEAST, _IMAGES_AT_LEAST = 8, 64
 
-#: Most bytes of photos that a task examines, so that a few large photos, too, are shared by all cores.
+#: Maximum bytes of photos that a task examines, so that even a few large photos keep all cores busy.
 _TASK_BYTES = 64e6
 
 #: Photos that the variation of a label is measured from: enough for two digits.
@@ -47,7 +47,7 @@ _OF_EACH = 64
 #: The filters that `compare` applies.
 _COMPARISONS = ["duplicate", "near_duplicate", "outlier"]
 
-#: Most shards per task, which reports only once it has written all of them.
+#: Maximum number of shards per task, which reports only once it has written all of them.
 _SHARDS_PER_TASK = 16
 
 

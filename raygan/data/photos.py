@@ -65,7 +65,7 @@ class Photos:
     def spread(self, count: int, shards: int = _SHARDS_SPREAD) -> np.ndarray:
         """Shard and row of up to `count` photos, evenly spread: int64 (n, 2), in order.
 
-        shards: take them from at most so many shards, which are evenly spread, too.
+        shards: maximum number of shards to take them from, evenly spread, too.
         """
         chosen = pictures.spread(shards, len(self.rows)) if self.rows else np.empty(0, np.int64)
         rows = np.array(self.rows, np.int64)[chosen]
@@ -247,7 +247,7 @@ def list_shards(data: DataSet, split: Split, label: str | None) -> Shards:
 
     Raises:
         RayganError: a shard is missing, or one of the first `SHARDS_MIXED`, whose labels are looked at, is not what the
-            manifest says; of the others, reading them tells.
+            manifest says; the others are checked when they are read.
     """
     found = data.shards(split, label)
     files = storage.entries(data.address) if found else {}

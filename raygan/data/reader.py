@@ -4,8 +4,8 @@
 each read by an actor on the asker's node, into the object store, where all workers of a node map the same memory, and
 keeps the shards used last, within a bound.
 
-These actors reserve no cores, so workers that reserve all of them can't keep reading waiting. A block whose only copy
-was lost with a node is read from storage again.
+These actors reserve no cores, so workers that reserve all of them can't block reading. A block whose only copy was
+lost with a node is read from storage again.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class ShardReader:
     """
 
     def __init__(self, most_bytes: float):
-        """Read nothing yet.
+        """Start empty.
 
         Args:
             most_bytes: bound of what is kept.
         """
         self._most_bytes = most_bytes
         self._shards: Shards | None = None
-        self._kept: dict[int, asyncio.Task[ray.ObjectRef]] = {}  # used last, placed last
+        self._kept: dict[int, asyncio.Task[ray.ObjectRef]] = {}  # least recently used first
         self._bytes = np.empty(0, np.int64)
         self._readers: dict[str, ray.actor.ActorHandle] = {}
 
@@ -96,8 +96,8 @@ class ShardReader:
         Args:
             numbers: of the blocks.
             node: its id.
-            held: a reference to the shards in storage, which may be many. It comes with every call and not to the
-                constructor, since Ray may have forgotten it by the time that it restarts the actor.
+            held: a reference to the shards in storage, which may be many. Passed with every call, because Ray
+                may have lost the constructor's reference when it restarts the actor.
 
         Raises:
             RayganError: a block is unreadable.
@@ -124,7 +124,7 @@ class ShardReader:
                 del self._kept[number]
 
     def _drop(self, keep: set[int]) -> None:
-        """Let go of what was used longest ago, down to the bound."""
+        """Drop the least recently used shards until the bound holds."""
         held = float(self._bytes[list(self._kept)].sum())
         for number in list(self._kept):
             if held <= self._most_bytes:
@@ -134,7 +134,7 @@ class ShardReader:
                 del self._kept[number]
 
     async def _block(self, shards: Shards, number: int, node: str) -> ray.ObjectRef:
-        """Have a shard read on a node, or on this one if that is gone; tries again if the storage fails for a while."""
+        """Have a shard read on a node, or on this one if that is gone; retries while storage fails for a moment."""
         for wait in (*_TRY_AGAIN_S, None):
             actor = self._on(node)
             block, count = actor.read.options(num_returns=2).remote(*shards.of(number))
@@ -202,7 +202,7 @@ def _say_room(needed: float) -> None:
     if needed > _STORES_SHARE * room:
         print(
             f"note: up to {needed / 1e9:.2g} GB of photos will be in Ray's object store, which has {room / 1e9:.2g} GB "
-            f"on the smallest node: what doesn't fit goes to disk, unless you give a smaller --data-memory",
+            f"on the smallest node: the rest spills to disk, unless you give a smaller --data-memory",
             file=sys.stderr,
         )
 
@@ -220,7 +220,7 @@ def shards_mixed(data: DataSet, memory: float | None) -> int:
     fitting = int(memory * 1e9 / 2 / max(size, 1))
     if fitting < 1:
         raise ConfigurationError(
-            f"--data-memory: {memory:g} GB are less than two shards of {data.address}, one in use and one being read, "
+            f"--data-memory: {memory:g} GB is less than two shards of {data.address}, one in use and one being read, "
             f"which take {size * 2 / 1e9:.2g} GB: give more, or prepare the photos with a smaller --shard-images"
         )
     return min(SHARDS_MIXED, fitting)

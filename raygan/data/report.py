@@ -89,7 +89,7 @@ def reasons_in_words(summary: dict[str, Any]) -> str:
 
 
 def why_none_is_left(records: pa.Table, summary: dict[str, Any]) -> str:
-    """Where all photos went, and what ails most of those that can't be read."""
+    """Where all photos went, and what is wrong with most of those that can't be read."""
     aside = [f"{count:,} left aside ({reason})" for reason, count in summary["ignored_because"].items()]
     words = ", ".join([*([reasons_in_words(summary)] if summary["reasons"] else []), *aside])
     unreadable = records.filter(pc.equal(records["reason"], "unreadable"))["detail"].to_pylist()

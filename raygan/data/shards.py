@@ -46,7 +46,7 @@ from raygan.runtime.storage import join, read_text, resolve, write_bytes, write_
 Split = Literal["train", "validation"]
 Encoding = Literal["raw", "png"]
 
-#: What damaged files, and those that are no shards, make Arrow, Pillow and NumPy raise.
+#: Errors that Arrow, Pillow and NumPy raise on damaged files, and on files that aren't shards.
 _DAMAGED = (OSError, SyntaxError, ValueError, KeyError, pa.ArrowException)
 
 #: Pixels, uint8 (n, S, S, 3), and class indices, int64 (n,), as Ray's object store has them.

@@ -127,7 +127,7 @@ class Sorter:
         if guess is None:
             return SCHEMA.empty_table()
         unsure = pc.sum(pc.and_not(labeled, are_images)).as_py()
-        note = f" ({unsure:,} of the files have no image's ending: only those that are images will count)"
+        note = f" ({unsure:,} of the files have no image extension: only those that are images will count)"
         self.layouts.append("; ".join([guess.how + (note if unsure and named else ""), *self.objections]))
         if self.source.archive and any(label and _as_text(label) != label for label in set(found)):
             raise ConfigurationError(

@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RealPhotos:
-    """Photos, uint8 (n, 3, S, S) by label, that the candidates are not compared with."""
+    """Photos, uint8 (n, 3, S, S) by label, kept out of the comparison."""
 
     photos: Mapping[str, Tensor]
 
@@ -99,7 +99,7 @@ def with_baselines(
 
     Args:
         candidates: the first generator among them gives the untrained one its shape.
-        held_out: photos of each label that nothing is compared with, uint8 (n, 3, S, S).
+        held_out: photos of each label that are kept out of the comparison, uint8 (n, 3, S, S).
         size: side of the noise in px.
         seed: of the untrained generator's weights.
 

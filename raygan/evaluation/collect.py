@@ -56,7 +56,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of a label, and what the networks say of them.
+    """Images of a label, and the networks' outputs for them.
 
     Attributes:
         pixels: uint8 (n, 3, S, S).

@@ -1,7 +1,7 @@
 """Evaluate: generators and real shards in, a report card out.
 
 1. Find the candidates and the networks by name. Mistakes in the settings show here, before the work.
-2. Collect the real photos, each candidate's samples, and what the networks say of them.
+2. Collect the real photos, each candidate's samples, and the networks' outputs for them.
 3. Measure each candidate against the real photos.
 4. When all numbers are there, write the page, the JSON file and MLflow's run, in this order.
 """

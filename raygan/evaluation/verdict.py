@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the report says of a candidate's samples of one label, or of "all".
+    """The report's verdict on a candidate's samples of one label, or of "all".
 
     Attributes:
         candidate: its name.

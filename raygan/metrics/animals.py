@@ -2,7 +2,7 @@
 
 The EfficientNets of `raygan.models.features` know ImageNet's thousand classes; 5 are cats and 118 are dogs. Animal mass
 is the total probability of a label's classes. It needs no real photos to compare with, and no classifier of our own,
-which knows only cats from dogs and has to call noise one of them.
+which can only tell cats from dogs and has to call noise one of them.
 """
 
 from __future__ import annotations

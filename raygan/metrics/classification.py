@@ -1,7 +1,7 @@
 """How good a classifier's probabilities are: accuracy, ranking and calibration, by torchmetrics.
 
 accuracy            share of images whose likeliest label is right
-balanced_accuracy   mean over the labels of each label's accuracy; what guessing gets is 1 / labels
+balanced_accuracy   mean over the labels of each label's accuracy; guessing scores 1 / labels
 auroc               mean over the labels of the area under the ROC curve, that label against the rest; NaN
                     if the images have one label only
 ece                 expected calibration error in 15 equal bins of confidence (Guo et al. 2017,

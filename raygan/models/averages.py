@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 class MovingAverage(AveragedModel):
     """torch's `AveragedModel` of parameters and buffers, with a weight that may change from update to update.
 
-    torch's reads the number of updates from a tensor in each. This one counts along, and never waits for a device.
+    torch's reads the number of updates from a tensor in each. This one counts itself, and never waits for a device.
     """
 
     def __init__(self, network: nn.Module, keep: Callable[[], float]):

@@ -76,7 +76,7 @@ class Draws:
             name: what these numbers are for. Others have other numbers for the same images.
             normals: how many standard normal numbers each image gets, by purpose.
             uniforms: how many numbers in [0, 1), by purpose.
-            every: batches between two that ask.
+            every: batches between two that need numbers.
         """
         self._to, self._every, self._normals, self._counts = batches, every, normals, {**normals, **uniforms}
         blocks = {purpose: -(-count // 4) for purpose, count in self._counts.items()}

@@ -4,7 +4,7 @@
     classifier    images, float32 (n, 3, S, S) → probabilities, float32 (n, labels)
 
 Images are RGB in [-1, 1]: a level of 0 to 255 is round((value + 1) * 127.5). The number of rows n is free. Labels,
-sizes and this scale stand in the file's metadata.
+sizes and this scale are in the file's metadata.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def save_classifier_onnx(classifier: Classifier, path: Path) -> None:
 
 
 class _Probabilities(nn.Module):
-    """A network with a softmax behind it."""
+    """A network followed by a softmax."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -32,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """What a generator and its critic are built from. It is stored beside their weights.
+    """The settings of a generator and its critic, stored beside their weights.
 
     Attributes:
         image_size: side of the square images in px: 32, 64, 128 or 256.

@@ -3,8 +3,8 @@
 Resampling is a fixed filter beside a learned convolution, never a convolution alone: a transposed convolution weights
 each of the four positions of its grid differently, and samples show that grid as a checkerboard (Odena et al. 2016).
 
-Conditioning follows Mescheder et al. 2018 (arXiv 1801.04406): the generator gets the class beside the latent, and the
-critic has one score per class.
+Conditioning follows Mescheder et al. 2018 (arXiv 1801.04406): the generator gets the class along with the latent, and
+the critic has one score per class.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class UpConvolution(nn.Module):
         return F.conv_transpose2d(images, _boxed(self.learned.weight), self.learned.bias, stride=2, padding=1)
 
     def plain(self) -> nn.ConvTranspose2d:
-        """The same as one of torch's layers, with a copy of today's weights."""
+        """The same as one of torch's layers, with a copy of the current weights."""
         learned = self.learned
         layer = nn.ConvTranspose2d(learned.in_channels, learned.out_channels, 4, 2, 1, bias=learned.bias is not None)
         layer.weight.data = _boxed(learned.weight.data)

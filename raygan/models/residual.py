@@ -1,6 +1,6 @@
 """Residual networks without normalization, as R3GAN builds them (Huang et al. 2024, arXiv 2501.05441).
 
-Each stage adds to its images what a bottleneck makes of them: a 1x1 convolution to twice the channels, a grouped 3x3
+Each stage adds to its images the output of a bottleneck: a 1x1 convolution to twice the channels, a grouped 3x3
 convolution and a 1x1 convolution back, with LeakyReLU between. Between stages, a fixed filter resamples and a 1x1
 convolution changes the number of channels. Initialization keeps the variance through any number of stages: each
 bottleneck ends in zeros, and its other layers shrink as the network grows (Zhang et al. 2019, arXiv 1901.09321).
@@ -92,7 +92,7 @@ class Residual:
 
 
 class _Bottleneck(nn.Module):
-    """Images (N, C, H, W) plus what three convolutions make of them."""
+    """Images (N, C, H, W) plus the output of three convolutions."""
 
     def __init__(self, channels: int, stages: int):
         super().__init__()
@@ -113,7 +113,7 @@ class _Bottleneck(nn.Module):
 
 
 def _scaled(layer: M, gain: float = 1.0) -> M:
-    """The layer, with weights drawn so that the variance of what it gives is gain**2 times that of what it gets."""
+    """The layer, with weights drawn so that its output's variance is gain**2 times its input's."""
     for module in layer.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.in_channels // module.groups * math.prod(module.kernel_size)

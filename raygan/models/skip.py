@@ -1,4 +1,4 @@
-"""DCGAN with what FastGAN found to help generators on small photo sets (Liu et al. 2021, arXiv 2101.04775).
+"""DCGAN with FastGAN's improvements to generators for small photo sets (Liu et al. 2021, arXiv 2101.04775).
 
 Skip-layer excitation: a coarse stage of the generator scales the channels of the stage whose side is four times as
 long. So a choice made at 4x4 px, such as the color of the coat, reaches the pixels, and gradients take the short way

@@ -17,7 +17,7 @@ def trained_parameters(critic: nn.Module, architecture: str, frozen: int) -> lis
         frozen: stages that stay as they are, counted from the image.
 
     Raises:
-        ConfigurationError: it has no more stages than that, or none that are known.
+        ConfigurationError: it has fewer stages than that, or its architecture doesn't define them.
     """
     if not frozen:
         return list(critic.parameters())
@@ -27,7 +27,7 @@ def trained_parameters(critic: nn.Module, architecture: str, frozen: int) -> lis
         raise ConfigurationError(f"--freeze-critic: this critic has only {stages} stages, not {frozen}")
     kept = tuple(f"{stack}.{number}." for number in range(frozen * step))
     names = [name for name, _ in critic.named_parameters()]
-    # In the order of registration: what comes before a stage is nearer to the image.
+    # In the order of registration: layers before a stage are nearer to the image.
     last = max(place for place, name in enumerate(names) if name.startswith(kept))
     return list(critic.parameters())[last + 1 :]
 
@@ -47,5 +47,5 @@ def stages_of(architecture: str, flag: str) -> tuple[str, int]:
     """The name of the critic's stack of stages, and the layers of a stage. Raises ConfigurationError if unknown."""
     found: tuple[str, int] | None = getattr(ARCHITECTURES.load(architecture), "growth", None)
     if found is None:
-        raise ConfigurationError(f"{flag}: the architecture {architecture} doesn't say what its stages are")
+        raise ConfigurationError(f"{flag}: the architecture {architecture} doesn't define stages")
     return found

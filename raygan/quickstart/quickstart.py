@@ -154,7 +154,7 @@ def _shards(settings: QuickstartSettings, inputs: list[str]) -> DataSet:
 
 
 def _expectation(photos: int) -> str:
-    """What to expect of so many training photos."""
+    """What to expect from this many training photos."""
     known = "On two cores, 1,381 photos of cat faces became recognizable faces, blurred in detail, within 20 minutes"
     if photos < 150:
         return f"{photos} training photos are few: expect blurred variations of them. {known}."
@@ -196,7 +196,7 @@ def _reported(settings: QuickstartSettings, data: DataSet, label: str | None) ->
 
 
 def _trained(settings: QuickstartSettings, data: DataSet, label: str | None, minutes: float | None) -> str:
-    """Train on the shards, for so many minutes if given, unless that is done already; the address of the pictures."""
+    """Train on the shards, for this many minutes if given, unless that is done already; the address of the pictures."""
     length = settings.epochs if settings.minutes is None else f"{settings.minutes:g} minutes"
     subject = slug(label or "every-label", 60, ascii_only=True)
     name = f"quickstart-{subject}-{_digest(data.manifest.fingerprint, str(length))}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 #: they take this long for some thousand photos.
 AFTER_MINUTES = 2.0
 
-#: Least share of the minutes in which the GAN trains, however long the photos take.
+#: Minimum share of the minutes in which the GAN trains, however long the photos take.
 _LEAST_SHARE = 0.3
 
 
@@ -49,9 +49,8 @@ class Timetable:
     def plan(self) -> str:
         """What is going to happen, before the first stage."""
         return (
-            f"{self.minutes:g} minutes until all is ready: first the photos, and GoogLeNet if there are two labels; "
-            f"the GAN gets what they leave, but for {AFTER_MINUTES:g} minutes; then a report card; the same command "
-            f"resumes"
+            f"{self.minutes:g} minutes in all: the photos and GoogLeNet (if there are two labels) first, then the GAN "
+            f"with the rest, and {AFTER_MINUTES:g} minutes for the report card; the same command resumes"
         )
 
     def outlook(self) -> str:

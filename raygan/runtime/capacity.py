@@ -1,4 +1,4 @@
-"""What workers reserve, and whether the cluster has it or could have it.
+"""The resources that workers reserve, and whether the cluster has them or could have them.
 
 For an autoscaling cluster, the nodes that it may still start count, too.
 """
@@ -101,7 +101,7 @@ def room(resources: Resources) -> int:
 
 
 def _require(workers: int, resources: Resources) -> None:
-    """Raise ConfigurationError unless so many workers fit; without this check Ray would wait forever."""
+    """Raise ConfigurationError unless this many workers fit; without this check Ray would wait forever."""
     fitting, most = room(resources), _room(resources, could=True)
     if fitting >= workers:
         return
@@ -122,7 +122,7 @@ def _require(workers: int, resources: Resources) -> None:
 
 
 def _not_even_one(resources: Resources) -> str:
-    """What to change where no node has what one worker asks for."""
+    """What to change where no node can hold even one worker."""
     if "GPU" in resources and not _room({"GPU": resources["GPU"]}, could=True):
         return "there is no GPU: leave --gpu out, or compute on cores with --no-gpu"
     cores = max((node.get("CPU", 0) for node in cluster.nodes()), default=0)

@@ -187,7 +187,7 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def check_scratch(checkpoint: int) -> None:
-    """`local.check_scratch` for checkpoints of so many bytes, unless workers may be on machines with other disks."""
+    """`local.check_scratch` for checkpoints of this many bytes, unless workers may be on machines with other disks."""
     if len(nodes()) == 1:
         local.check_scratch(checkpoint)
 

@@ -39,7 +39,7 @@ def check_machine() -> None:
 
 def check_scratch(needed: int) -> None:
     """Raise RayganError if the temporary folder has no room for checkpoints, which are written there before Ray copies
-    them to the storage. Found out only when the first one is written, that would cost the training up to then.
+    them to the storage. If only writing the first one showed that, the training up to then would be lost.
 
     needed: bytes of one checkpoint.
     """

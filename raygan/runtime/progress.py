@@ -49,7 +49,7 @@ class InBackground(Generic[T]):
         """Wait for the call and return its result.
 
         Raises:
-            RayganError: it failed, with the innermost cause; or so many seconds were too few, and it goes on.
+            RayganError: it failed, with the innermost cause; or it took longer than this, and goes on.
         """
         self._thread.join(timeout_s)
         if not self.finished():
@@ -81,7 +81,7 @@ def follow(
     ended = False
     while not ended:
         look()
-        ended = call.finished()  # before the look: what the call sent last is in the queue by now
+        ended = call.finished()  # checked before the queue is read, so that the call's last events are in it
         try:
             batch = [events.get(timeout=0.1 if ended else 0.5), *events.get_nowait_batch(events.qsize())]
         except Empty:

@@ -9,7 +9,7 @@ from raygan.runtime.storage import room, size
 
 
 def check_room(flag: str, address: str, needed: int) -> None:
-    """Say how many bytes will be written to a local folder, and how many there are.
+    """Say how many bytes will be written to a local folder, and how many are free.
 
     Args:
         flag: that names the folder.

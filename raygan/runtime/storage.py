@@ -35,7 +35,7 @@ from raygan.runtime import gcs
 if TYPE_CHECKING:
     import ray.train
 
-#: What pyarrow's filesystems raise; where they have no number of the system's for it, it is no OSError.
+#: Errors of pyarrow's filesystems; those without one of the system's numbers aren't OSErrors.
 FAILURES = (OSError, pa.ArrowException)
 
 #: Pyarrow's names for its object stores.
@@ -227,7 +227,7 @@ def delete(address: str) -> None:
     try:
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
-            with suppress(FileNotFoundError):  # Google's has deleted all in it, and misses a folder that nobody made
+            with suppress(FileNotFoundError):  # Google's has emptied it, and finds no folder that was never created
                 filesystem.delete_dir(path)
         elif kind == pafs.FileType.File:
             filesystem.delete_file(path)

@@ -99,7 +99,7 @@ def is_folder(name: str, kind: Literal["generator", "classifier"] = "generator")
 
 
 def matching_generators(settings: StorageSettings, named: Sequence[str], data: DataSet) -> list[NamedGenerator]:
-    """`find_generators` whose images can stand beside the shards' photos: all their labels, at their size.
+    """`find_generators` whose images can be compared with the shards' photos: all their labels, at their size.
 
     Warns about generators trained on other shards.
 

@@ -101,7 +101,7 @@ def _drawing(generator: ray.ObjectRef) -> Drawing:
 
 
 def _write(settings: SampleSettings, generators: list[ray.ObjectRef], label: str, number: int) -> int:
-    """Draw and write a chunk; the number of its images. The generator is in a list, else Ray would fetch it anew."""
+    """Draw and write a chunk; the number of its images. The generator is in a list, else Ray would fetch it again."""
     first = number * settings.chunk_images
     count = _size(settings, number)
     seeds = range(settings.seed + first, settings.seed + first + count)

@@ -1,4 +1,4 @@
-"""The HTTP API around a `Service`: uploads, status and pages here, what draws in `draw`.
+"""The HTTP API around a `Service`: uploads, status and pages here, the routes that draw in `draw`.
 
 Everything under /v1 is stable. pydantic checks parameters before a route runs (`schemas`), and errors of all kinds
 leave as problem documents (`problems`). The application is plain FastAPI: it runs in the gateway's replica, and in
@@ -56,7 +56,7 @@ def create_app(
         service: answers requests.
         settings: limits of uploads and streams.
         not_ready: names of what keeps the service from being ready.
-        buffered: whether the server in front takes answers however slowly clients read them.
+        buffered: whether the server in front buffers whole answers.
     """
     app = fastapi.FastAPI(
         title="raygan",
@@ -164,7 +164,7 @@ async def is_draining(server: tuple[str, int | None] | None) -> bool:
 
 
 def _any_certificate() -> ssl.SSLContext:
-    """TLS without a look at the certificate: the question goes where this request came in, and holds no secrets."""
+    """TLS without checking the certificate: the question goes where this request came in, and holds no secrets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

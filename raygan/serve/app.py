@@ -84,7 +84,7 @@ def run(settings: ServeJobSettings) -> None:
         ConfigurationError: the port is in use, a token is required and missing, or the file is invalid.
         RayganError: there is no generator to serve.
     """
-    service = _read_service(settings.service)  # a mistake in it is reported before what takes seconds to import
+    service = _read_service(settings.service)  # a mistake in it is reported before slow imports
     from raygan import tracking
     from raygan.addresses import public
     from raygan.serve.auth import check_token

@@ -1,8 +1,8 @@
 """Samples of which the classifier is sure: rounds of drawing and classifying until enough are accepted.
 
 Which images are accepted depends only on the seed, never on rounds or load, unless time runs out: then the answer has
-fewer images, or it is 503. A search reserves the most images that it may draw before it draws the first; what would
-exceed the budget of all searches together gets 503 at once.
+fewer images, or it is 503. Before it draws, a search reserves the maximum number of images that it may draw; one
+that would exceed the common budget gets 503 at once.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def client_of(request: Request) -> str:
 
 
 def add_routes(app: fastapi.FastAPI, service: Service, settings: ServeSettings, *, buffered: bool) -> None:
-    """Add the routes. buffered: whether the server in front takes answers however slowly clients read them."""
+    """Add the routes. buffered: whether the server in front buffers whole answers."""
     encoding = PictureWorkers("encode", 2, service.metrics)
     _add_sample(app, service, encoding)
     _add_stream(app, service, encoding, settings, buffered=buffered)
@@ -201,7 +201,7 @@ def _add_stream(
 
 
 async def _patiently(ask: Callable[[], Awaitable[bytes]], seconds: float) -> bytes:
-    """What `ask` gives, asked again while the service is busy."""
+    """The result of `ask`, retried while the service is busy."""
     deadline = time.monotonic() + seconds
     while True:
         try:

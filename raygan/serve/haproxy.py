@@ -6,8 +6,8 @@ Ray writes the configuration, and offers no settings for these lines of it; once
 2. Statistics and metrics are for this machine only; Ray opens their ports, 8404 and 9101, to everyone.
 3. The head of a request must arrive within seconds, so that slow clients don't hold connections.
 4. HAProxy ends with the process of Ray's that started it. If that is killed, HAProxy would keep the port, send requests
-   to replicas of the past, and the next service could not start.
-5. Where a gateway died or doesn't answer, Ray has HAProxy answer 500. Clients hear 503, and when to come back.
+   to replicas that are gone, and the next service could not start.
+5. Where a gateway died or doesn't answer, Ray has HAProxy answer 500. This program makes it 503 with Retry-After.
 6. On a node that is being drained, /readyz answers 503 like /-/healthz. A gateway on another node would answer it.
 """
 
@@ -54,7 +54,7 @@ def completed(configuration: str) -> str:
 
 
 def answer() -> str:
-    """What clients hear where HAProxy gets no answer, as HTTP."""
+    """The HTTP response to clients where HAProxy gets no answer."""
     head = ["HTTP/1.1 503 Service Unavailable", "Content-Type: application/problem+json", "Retry-After: 5"]
     return "\r\n".join([*head, f"Content-Length: {len(_PROBLEM)}", "", _PROBLEM])
 

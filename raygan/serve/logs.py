@@ -21,7 +21,7 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 @dataclass(frozen=True)
 class Origin:
-    """The request for which something is done. trace: its W3C trace id, or empty."""
+    """The request that is being served. trace: its W3C trace id, or empty."""
 
     request_id: str = ""
     trace: str = ""

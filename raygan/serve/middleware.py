@@ -1,14 +1,14 @@
 """What happens to every request before and after its route.
 
 In this order: a request id (the client's, if it is plain text), the token, the limit on the body's size, the limit on
-requests in progress, the route with its time limit, and an answer without internals for whatever it raises; then
-security headers, a line of JSON in the access log, and the request's metrics. HEAD is GET without the body. Plain
+requests in progress, the route with its time limit, and if it raises, an error response that reveals no internals;
+then security headers, a line of JSON in the access log, and the request's metrics. HEAD is GET without the body. Plain
 ASGI, since every request passes through it.
 
-Large answers go out in pieces, so that the server's buffer holds one piece of what a client doesn't read, and the rest
-counts here: against a limit for all answers together, half of it per client, and with a deadline that even a slow line
-meets. What would exceed the limit gets 503 instead. Serve's Python proxies take answers whole and keep them in memory:
-behind them, an answer counts until its client has read it or gone.
+Large answers go out in pieces, so the server buffers only one piece per slow client. The rest counts against a limit
+over all answers (half of it per client) and has a deadline generous enough for slow lines. Answers that would exceed
+the limit become 503. Serve's Python proxies take answers whole and keep them in memory: behind them, an answer counts
+until its client has read it or gone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MAX_REQUESTS, _MAX_UPLOADING = 1000, 128
 #: Bytes of an answer that are handed to the server at once; one up to twice the size goes out whole.
 _PIECE_BYTES = 2**16
 
-#: An answer has this many seconds to get out, and longer at this many bytes per second; the same for a stream's line.
+#: Time limit to send an answer: these seconds, plus its size at these bytes per second; likewise per line of a stream.
 _WRITE_SECONDS, _SLOWEST = 20.0, 50_000
 
 _SECURITY = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
@@ -65,7 +65,7 @@ class GatewayMiddleware:
         access_log: whether to print a line per request.
         has_proxies: Serve's proxies are in front; they add the request id to the answer, and cancel requests whose
             clients have disconnected.
-        buffered: whether they take answers however slowly clients read them.
+        buffered: whether they buffer whole answers.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class GatewayMiddleware:
         return True
 
     def sent(self, client: str, size: int) -> None:
-        """An answer is out, or given up."""
+        """An answer was sent or abandoned."""
         self._sending[client] -= size
         if not self._sending[client]:
             del self._sending[client]
@@ -183,7 +183,7 @@ class _Exchange:
         middleware = self._middleware
         try:
             if not self._path:  # a route_prefix without the slash, below which the page's relative addresses are
-                raise Problem(307, "the page is one / below", headers={"Location": f"{self._scope['root_path']}/"})
+                raise Problem(307, "add a trailing slash", headers={"Location": f"{self._scope['root_path']}/"})
             if not self._trusted and not _is_open(self._path):
                 raise Problem(401, "a valid bearer token is required", headers={"WWW-Authenticate": "Bearer"})
             if self._declared_bytes() > self._max_bytes:
@@ -245,7 +245,7 @@ class _Exchange:
             await self._send_body(message)
 
     def _objection(self, start: Message) -> Exception | None:
-        """What to answer instead of what the route has begun to answer, if anything."""
+        """An error to send instead of the route's response, if any."""
         if start["status"] == 400 and self._bytes_in > self._max_bytes:
             return TooLarge(self._max_bytes)  # the route mistook it for an unreadable body
         length = next((value for name, value in start.get("headers", []) if name == b"content-length"), b"0")

@@ -94,7 +94,7 @@ class Pins:
     def _ended(self, key: tuple[str, ModelVersion], task: asyncio.Task[Any]) -> None:
         del self._under_way[key]
         if not task.cancelled():
-            task.exception()  # heard, even if nobody waits any more
+            task.exception()  # retrieved, even if nobody waits any more: asyncio would complain
 
     async def _find(self, model: ModelVersion) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: what is wrong, in which field, and nothing about the inside.
+"""Errors as RFC 9457 problem documents: what is wrong, in which field, and nothing about internals.
 
 `as_problem` turns whatever a route raises into its answer; `add_error_handlers` has FastAPI's own errors leave as
 problem documents too.

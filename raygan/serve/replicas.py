@@ -3,8 +3,8 @@
 1. Any replica serves any version of any registered model, and holds those last used. Every call names its versions, so
    an answer comes from one version however many replicas there are, and neither a new version nor a new label restarts
    anything. A replica fetches a missing version while it goes on serving the others.
-2. A call is one request; the `Executor` of a version splits and joins what its requests ask for into batches.
-3. Samples are drawn and classified in one call: their pixels cross processes once.
+2. A call is one request; the `Executor` of a version splits and joins its requests into batches.
+3. Samples are drawn and classified in one call, so pixels cross processes only once.
 4. Replicas answer with arrays; the gateway encodes pictures.
 5. If a replica dies, `raygan.serve.calls` repeats its requests on another.
 """
@@ -87,7 +87,7 @@ class Replica:
     Args:
         settings: of the service.
         fetch: gets a version's files.
-        finish: hears that loading a version has not killed this process, or was not tried.
+        finish: called once loading a version has ended without killing this process, or was not tried.
 
     Attributes:
         rehearse: loads a version's files elsewhere before they are loaded here, and finds out whether its batches must
@@ -141,7 +141,7 @@ class Replica:
         return Predictions(tuple(loaded.model.labels), probabilities.numpy()), time.perf_counter() - started
 
     async def _loaded_for_request(self, model: ModelVersion) -> Loaded:
-        """Raises NotLoaded: the version was loaded somewhere, or nobody would ask for it."""
+        """Raises NotLoaded: this replica can't load it, although another has."""
         try:
             return await self._loaded(model)
         except Exception as error:
@@ -161,7 +161,7 @@ class Replica:
         try:
             loaded = await self._load(model, files)
         except Exception as error:
-            # Else the error would hold the files, and megabytes would add up until somebody collects garbage.
+            # Otherwise the traceback would keep the files alive until the next garbage collection.
             traceback.clear_frames(error.__traceback__)
             raise
         finally:

@@ -1,4 +1,4 @@
-"""The API's schemas: pydantic models of what is asked and what is answered.
+"""The API's schemas: pydantic models of requests and answers.
 
 Class names, field names and ranges are part of the OpenAPI description, and thus of the stable API.
 """

@@ -2,7 +2,7 @@
 
 `connection` finds MLflow and checks that it works. `runs` opens a job's run; its metrics, tags and artifacts go to a
 folder on disk (`spool`), from which a thread sends them (`outbox`), so nothing waits for MLflow and nothing is lost.
-`heartbeat` tells whether a run's process lives, and `orphans` sends and closes what dead ones left. `callback` records
+`heartbeat` tells whether a run's process is alive; `orphans` sends and closes what dead ones left. `callback` records
 what Ray Train's workers report. `register` registers trained models, as MLflow models (`flavor`) with a `card`;
 `models` finds them, and `promotion` moves the serving alias. `networks` finds the registered classifier and feature
 networks by name.

@@ -30,7 +30,7 @@ class MLflowCallback(UserCallback):
 
         Args:
             spool: of the run, `Run.spool`.
-            step: the reported metric to use as MLflow's step, such as images seen; a report without is not recorded.
+            step: the reported metric to use as MLflow's step, such as images seen; a report without it is not recorded.
             leave_out: reported metrics not to record.
         """
         self._spool, self._step, self._leave_out = spool, step, frozenset(leave_out)

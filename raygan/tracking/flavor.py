@@ -5,7 +5,7 @@
     code/raygan/models/ …           the networks' code for those who don't have raygan
     README.md, samples.png          the model card
 
-Nothing is pickled. What `raygan.tracking.outside` holds is run by MLflow in other people's processes only.
+Nothing is pickled. MLflow runs the code in `raygan.tracking.outside`, and only in other people's processes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PACKAGES = {
     "classifier": ("mlflow", "torch", "torchvision", "numpy", "pandas", "safetensors", "pillow"),
 }
 
-#: What of raygan travels along: the networks, and what they import.
+#: The parts of raygan that travel along: the networks, and what they import.
 _TRAVELS = ("__init__.py", "errors.py", "registry.py", "models")
 
 #: Samples on the model card, and in a row of it.

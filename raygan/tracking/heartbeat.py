@@ -1,10 +1,10 @@
-"""Who works on a run, and whether that process lives.
+"""Which process works on a run, and whether it is alive.
 
 A run's outbox has an *owner* file: host, process, and the time of the last heartbeat. On its own host the process is
-looked up; of another host only the heartbeat tells, and after `DEAD_AFTER_S` without one the process counts as dead.
+looked up; on another host only the heartbeat counts, and after `DEAD_AFTER_S` without one the process counts as dead.
 
-Clocks are set while processes live. So a process is known by its age since the machine's start, and a heartbeat that
-seems old is looked at again by the storage's own clock, which dates all files there.
+Clocks may be set while processes run. So a process is identified by its age since the machine's start, and a heartbeat
+that seems old is checked against the storage's own clock, which dates all files there.
 
 Where the storage is remote, the outbox itself is on the machine's disk, which a pod takes along when it goes. So each
 heartbeat also copies what still waits there to the storage, next to the owner file, for whoever closes the run.
@@ -163,7 +163,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop beating."""
         self._stopping.set()
         self._thread.join()
 

@@ -178,7 +178,7 @@ def download_model(
 
 def _check_size(files: Sequence[FileInfo], max_megabytes: float) -> None:
     if any(file.is_dir for file in files):
-        raise RayganError("it has folders inside, so it is no model of raygan's")
+        raise RayganError("it has folders inside, so it isn't one of raygan's models")
     megabytes = sum(file.file_size or 0 for file in files) / 1e6
     if megabytes > max_megabytes:
         raise RayganError(f"its files have {megabytes:.0f} MB; the limit is {max_megabytes:g} MB")

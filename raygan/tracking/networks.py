@@ -16,7 +16,7 @@ from raygan.runtime.settings import StorageSettings
 if TYPE_CHECKING:
     from raygan.models.features import Features
 
-#: What users call the registered classifier where they name a feature network.
+#: The name of the registered classifier where a feature network is named.
 GOOGLENET = "googlenet"
 
 #: A classifier folder's files, in the order in which they are written: the JSON file marks the folder as complete.

@@ -1,4 +1,4 @@
-"""Who gets the serving alias, and why: each move is recorded with the version.
+"""Which version gets the serving alias, and why: each move is recorded with the version.
 
 A version that gets the alias is tagged with the version that had it before (``raygan.replaced``), to which a rollback
 returns, and in ``raygan.promoted`` with a line for each time that it got the alias, the latest last: when, after which

@@ -4,7 +4,8 @@ A job owns one `Run`, which is resumed by id and ends as FINISHED, FAILED or KIL
 nothing is lost: records wait on disk and are sent with later ones. A spool names its owner, the process that sends its
 records; the next job closes the runs of owners that are dead (see `raygan.tracking.orphans`).
 
-Tags: `raygan.job` and `raygan.resumed` are set here, `raygan.label` and others by the job that calls `start_run`.
+Tags: `raygan.job` and `raygan.resumed` are set here. The job passes others, such as `raygan.label`, to `start_run`;
+later ones come through `Run.log_tags` or `raygan.tracking.callback`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _DIGEST_LENGTH = 36
 #: Seconds that a job waits at its end for MLflow to accept what is left.
 _CLOSING_S = 20.0
 
-#: Waiting artifacts extend that time, at so many bytes per second.
+#: Waiting artifacts extend that time, at this many bytes per second.
 _BYTES_PER_S = 1e6
 
 
@@ -137,7 +138,7 @@ class Run:
 
 
 def metric_name(name: str) -> str:
-    """A metric's name as every MLflow store takes it. What MLflow refuses, a digest stands for."""
+    """A metric's name as every MLflow store takes it. A digest replaces what MLflow would refuse."""
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     clean = "/".join(part if re.fullmatch(r"[\w. :-]+", part) else slug(part) for part in parts)
     return clean if len(clean) <= _METRIC_LENGTH else slug(clean, _METRIC_LENGTH)
@@ -191,7 +192,7 @@ def start_run(
         run = Run(client, found, outbox, own)
         run.log_params(params)
     except MlflowException as error:
-        raise RayganError(f"MLflow opens no run in experiment {settings.experiment}: {first_line(error)}") from None
+        raise RayganError(f"MLflow can't open a run in experiment {settings.experiment}: {first_line(error)}") from None
     monitor = _system_metrics(run) if settings.system_metrics else nullcontext()
     try:
         with monitor:
@@ -206,7 +207,7 @@ def start_run(
 
 @contextmanager
 def _system_metrics(run: Run) -> Iterator[None]:
-    """Record what this machine is busy with, under ``system/``, until the block ends."""
+    """Record this machine's load, under ``system/``, until the block ends."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(run.id, resume_logging=True, tracking_uri=run.client.tracking_uri)

@@ -39,15 +39,15 @@ class AdaptiveShare:
         self.state = torch.zeros(2, device=device)
 
     def decides_after(self, batch: int) -> bool:
-        """Whether the share is decided anew after global batch `batch`: after every fourth."""
+        """Whether the share is updated after global batch `batch`: after every fourth."""
         return (batch + 1) % EVERY == 0
 
     def update(self, certainty: Tensor, *, decide: bool) -> None:
         """Take note of a batch. A collective call.
 
         Args:
-            certainty: of this rank's training photos (n,), each -1, 0 or 1: the sign of what the critic says of it.
-            decide: whether to decide anew.
+            certainty: of this rank's training photos (n,), each -1, 0 or 1: the sign of the critic's verdict.
+            decide: whether to update the share.
         """
         total = certainty.sum()
         if self._share.world_size > 1:

@@ -1,11 +1,14 @@
 """Training checkpoints are data, never code: safetensors for tensors, JSON for everything else.
 
-A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) and what else a resumed run needs:
+A *training folder* holds the EMA generator's folder (see `raygan.models.gan`) and whatever else a resumed run needs:
 
     generator.json          format version, network settings, and metrics of the moment
     generator.safetensors   weights and batch statistics of the EMA generator
     training.json           format version, network and step settings, images seen, those of an inherited EMA
     training.safetensors    both networks, the EMA, both optimizers and the adapting share of augmented images
+
+The first rank writes it to a temporary folder, and Ray Train copies it to a new place in the storage (see
+`raygan.training.worker`), so a checkpoint is never overwritten in place.
 
 Random states are not stored: `GanStep` derives every draw from the seed and the images seen.
 """
@@ -89,8 +92,8 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
     frozen = description["step"].get("freeze_critic", 0)
     if frozen != step.options.freeze_critic:  # the optimizer numbers the parameters that it trains
         raise RayganError(
-            f"--freeze-critic: the run was trained with {frozen}: resume it so, or begin another one from it with "
-            f"--begin-from"
+            f"--freeze-critic: the run was trained with {frozen}: resume it with that, or begin another one from it "
+            f"with --begin-from"
         )
     path = folder / "training.safetensors"
     tensors = load_tensors(path)
@@ -107,7 +110,7 @@ def load_training(folder: Path, step: GanStep) -> dict[str, Any]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a training folder lacks no file."""
+    """Whether a training folder has all of its files."""
     return all((folder / name).exists() for name in _FILES)
 
 
@@ -123,7 +126,7 @@ def checkpoint_bytes(networks: NetworkSettings) -> int:
 
 
 def _images_seen(description: dict[str, Any]) -> int:
-    """What training.json says, which once counted batches."""
+    """Images seen, by training.json; older files count batches."""
     if "images" in description:
         return int(description["images"])
     return int(description["batches"]) * int(description["step"]["batch_size"])

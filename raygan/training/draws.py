@@ -1,4 +1,4 @@
-"""Which random numbers a step takes, and how reals and fakes are augmented by them."""
+"""Which random numbers a step takes, and how reals and fakes are augmented with them."""
 
 from __future__ import annotations
 

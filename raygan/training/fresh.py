@@ -1,8 +1,8 @@
 """Finished generators measured afresh, on samples and photos that chose no checkpoint.
 
 The KIDs by which a training picks its best checkpoint flatter that checkpoint, since it is the minimum of several noisy
-numbers. Measured again on other samples and on the validation photos that were held back, the number is fair, and fit
-to be compared with another generator's. A second network, which chose nothing either, measures beside the first.
+numbers. Measured again on other samples and on the validation photos that were held back, the number is unbiased, and
+can be compared with another generator's. A second network, which chose nothing either, measures them too.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Fine-tuning: a new training begins with the weights of another one's networks.
 
 A generator folder gives the generator, both as it is trained and as its EMA. A training folder also gives the critic.
-Optimizers begin empty. The networks must be alike, except that images may be twice as large: the networks then grow a
-stage next to the image, whose weights are drawn anew (Karras et al. 2018, arXiv 1710.10196, without its fading).
+Optimizers start fresh. The networks must be alike, except that images may be twice as large: the networks then grow a
+stage next to the image, with newly initialized weights (Karras et al. 2018, arXiv 1710.10196, without its fading).
 
-The EMA goes on from the inherited one, which counts in its ramp as one half-life of images: what it mostly averages
-over. As old as all images of its training, it would hardly learn another label in a short run. Where the networks grow,
-nothing of use is averaged yet, and the EMA begins anew.
+The EMA continues from the inherited one. Its ramp counts that as one half-life of images, not as the whole training, so
+that a short run can still learn another label. Where the networks grow, there is no useful average yet, and the EMA
+starts fresh.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Inheritance:
 
     @classmethod
     def of(cls, folder: Path, networks: NetworkSettings) -> Inheritance:
-        """What a folder has for networks.
+        """The tensors in a folder that fit these networks.
 
         Raises:
             ConfigurationError: its networks are too different. It names the flag that would help.
@@ -95,12 +95,12 @@ class Inheritance:
         anew = _layers(name for name in frozen if name not in self.critic)
         if anew:
             raise ConfigurationError(
-                f"--freeze-critic: growing draws the critic's {', '.join(anew)} anew, next to the image, where "
-                f"that would stay random: leave the flag out, or keep the image size"
+                f"--freeze-critic: growing re-initializes the critic's {', '.join(anew)} next to the image, and "
+                f"freezing would keep it random: drop the flag, or keep the image size"
             )
 
     def account(self, networks: NetworkSettings) -> str:
-        """What is taken and what is drawn anew, in words."""
+        """What is taken and what is re-initialized, in words."""
         with torch.device("meta"):
             both = {"generator": build_generator(networks), "critic": build_critic(networks)}
         taken: list[str] = []
@@ -113,8 +113,8 @@ class Inheritance:
                 continue
             taken.append(f"the {name}" + (" and its EMA" if name == "generator" and self.ema else ""))
             anew += [f"the {name}'s {layer}" for layer in missing]
-        begins = "the optimizers begin empty" + ("" if self.ema else ", the EMA anew")
-        return f"takes {' and '.join(taken)}; draws anew {', '.join(anew) or 'nothing'}; {begins}"
+        begins = "the optimizers start fresh" + ("" if self.ema else ", and so does the EMA")
+        return f"takes {' and '.join(taken)}; re-initializes {', '.join(anew) or 'nothing'}; {begins}"
 
 
 def _check_alike(source: NetworkSettings, wanted: NetworkSettings, *, has_critic: bool) -> None:
@@ -128,8 +128,8 @@ def _check_alike(source: NetworkSettings, wanted: NetworkSettings, *, has_critic
         raise ConfigurationError(f"--begin-from: its networks draw {old}, not {new}: {way_out}")
     if wanted.image_size not in (source.image_size, 2 * source.image_size):
         raise ConfigurationError(
-            f"--begin-from: its images have {source.image_size} px, from which growing reaches "
-            f"{2 * source.image_size} px, not {wanted.image_size} px"
+            f"--begin-from: its images are {source.image_size} px: --image-size can be {source.image_size} or "
+            f"{2 * source.image_size}, not {wanted.image_size}"
         )
     if wanted.image_size == source.image_size and wanted.width != source.width:
         raise ConfigurationError(

@@ -46,8 +46,8 @@ from raygan.training.settings import TrainSettings
 #: Training photos among which memorization is looked for, spread evenly over the shards.
 TRAIN_PHOTOS = 10_000
 
-#: As many at most for each of `--minutes`, and at least so many: their features take two hundredths of the time of a
-#: run on two cores, from which they take it.
+#: Their maximum per minute of `--minutes`, and their minimum: computing their features takes 2 % of a run's time on two
+#: cores.
 _TRAIN_PHOTOS_PER_MINUTE, _LEAST_TRAIN_PHOTOS = 250, 500
 
 #: Validation photos that generators are compared with, spread evenly over the shards.
@@ -125,7 +125,7 @@ class Monitor:
     def try_to_measure(self, generator: Generator, images: int) -> tuple[dict[str, float], float] | None:
         """`measure`, or None if it fails or takes too long. The driver hears of it, and the training goes on.
 
-        What hangs, in a network or in the storage, stays behind in a thread of its own.
+        If a network or the storage hangs, the thread that called it is left behind.
         """
         measuring = InBackground(lambda: self.measure(generator, images), "measuring", self.folder)
         try:
@@ -215,7 +215,7 @@ def held_back(classes: Tensor) -> Tensor:
 
 
 def patience_s(images: int) -> float:
-    """Seconds after which a measurement of so many images is given up."""
+    """Seconds after which a measurement of this many images is given up."""
     return _PATIENCE_S + _PATIENCE_PER_IMAGE_S * images
 
 

@@ -27,7 +27,7 @@ _SERIES = re.compile(r"pictures/(?P<name>\w+)-(?P<images>\d+)-images\.png")
 
 
 class MeasuringStuckError(RayganError):
-    """The training is over, but what Ray Train still wants to measure does not come to an end."""
+    """The training is over, but the measurements that Ray Train still waits for don't end."""
 
 
 class Progress:
@@ -54,7 +54,7 @@ class Progress:
             folder: the run's folder.
             history: where metrics are kept.
             log: the MLflow run.
-            told: is called with each measurement of a search's trial, whose bar is hidden: a search has its own.
+            told: called with each measurement of a search's trial, whose bar is hidden: a search has its own.
             patience_s: seconds after which a measurement is given up.
         """
         self.collapse: Collapse | None = None
@@ -122,7 +122,7 @@ class Progress:
             self._unmeasured(Unmeasured(images, "its task ended without a result"))
 
     def _ended(self, images: int) -> None:
-        """Wait no more for a measurement; the next one has begun only now."""
+        """Stop waiting for a measurement; the next one begins only now."""
         self._awaited = [other for other in self._awaited if other != images]
         self._moved = time.monotonic()
 
@@ -142,7 +142,7 @@ class Progress:
             content = storage.read_bytes(storage.join(self._folder, picture.path))
         except (RayganError, FileNotFoundError) as error:
             if not self._warned:
-                tqdm.write(f"warning: MLflow gets no {picture.path}: {first_line(error)}", file=sys.stderr)
+                tqdm.write(f"warning: can't copy {picture.path} to MLflow: {first_line(error)}", file=sys.stderr)
             self._warned = True
             return
         series = _SERIES.fullmatch(picture.path)

@@ -1,9 +1,9 @@
 """Steps recorded once and replayed, so that a GPU doesn't wait for its host.
 
-A GPU is done with most kernels of a small network before the host has queued the next ones. A CUDA graph queues all
-kernels of a step by one call. It repeats them with the same addresses and the same numbers: what changes from step to
-step must be a tensor, which is copied to where the recording reads it. What the host decides makes another *kind* of
-step, with a recording of its own.
+A GPU finishes most kernels of a small network before the host has queued the next. A CUDA graph queues all kernels of
+a step with one call. It repeats them with the same addresses and the same numbers: whatever changes from step to step
+must be a tensor, which is copied to where the recording reads it. Whatever the host decides makes a different *kind* of
+step, recorded on its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RUNS_BEFORE = 2
 #: From tensors by name to sums by name.
 Work = Callable[[Mapping[str, Tensor]], Terms]
 
-#: Records what a function does, and returns what does the same again.
+#: Records a function, and returns one that replays it.
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
@@ -74,7 +74,7 @@ class Recorder:
 
 
 class CudaGraphs:
-    """Records CUDA graphs, which share the memory of what they compute on the way."""
+    """Records CUDA graphs, which share a memory pool for intermediates."""
 
     def __init__(self, device: torch.device, *optimizers: torch.optim.Optimizer):
         """Prepare to record.

@@ -1,7 +1,7 @@
 """When things happen in a training: its length and cadences, and its learning rates.
 
-The clock is images seen, so that a run resumed with another batch size goes on where it was. A run that ends by the
-clock on the wall (`--minutes`) divides its minutes, too, and spends no more than about a twentieth of them on events.
+Progress is counted in images seen, so that a run resumed with another batch size goes on where it was. A run that is
+limited by wall-clock time (`--minutes`) divides its minutes, too, and spends at most about a twentieth on events.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: How often each happens in a run, unless the settings say otherwise.
 _LOGS, _SNAPSHOTS, _CHECKPOINTS, _QUALITIES = 100, 20, 20, 10
 
-#: Most that events of each kind may take of a run's minutes, where these end the run and the settings give no interval.
+#: Maximum share of a run's minutes for events of each kind, where minutes end the run and no interval is set.
 _SHARES = {"log": 0.01, "snapshot": 0.01, "checkpoint": 0.01, "quality": 0.02}
 
 KINDS = tuple(_SHARES)
@@ -32,13 +32,13 @@ _TRAINED_PER_SAMPLE = 4
 
 @dataclass(frozen=True)
 class Every:
-    """An interval: over when so many images have been seen, or when so much time has passed.
+    """An interval: over when enough images have been seen, or enough time has passed.
 
     Attributes:
         images: between two events.
         minutes: between two events.
         least: images between two events for which the time has come.
-        share: most that the events may take of the run's time; infinity for as much as they take.
+        share: maximum share of the run's time that the events may take; infinity for no limit.
         at_most: minutes between two events, whatever they take.
     """
 
@@ -61,7 +61,7 @@ class Schedule:
         snapshot: interval between sample grids.
         checkpoint: interval between checkpoints.
         quality: interval between quality measurements; None for none.
-        minutes: the run ends after so many minutes, to a few seconds.
+        minutes: the run ends after this time, give or take a few seconds.
     """
 
     total: int
@@ -130,7 +130,7 @@ class Agenda:
         self._measurable = True
 
     def learn(self, costs: Mapping[str, float], *, measurable: bool) -> None:
-        """Learn what decides when the next events of a run by the clock are due.
+        """Note the costs that decide when the next events of a run with a time limit are due.
 
         Args:
             costs: minutes that the last event of each kind took.

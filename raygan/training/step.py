@@ -43,7 +43,7 @@ class _Kind(NamedTuple):
 
     Attributes:
         penalized: whether the critic pays the penalty.
-        adapts: whether the share of augmented images is decided anew.
+        adapts: whether the share of augmented images is updated.
         generates: whether the generator steps, too.
     """
 
@@ -142,7 +142,7 @@ class GanStep:
 
     @property
     def batches(self) -> int:
-        """Number of the next global batch of today's size: the first of which no image has been seen."""
+        """Number of the next global batch of the current size: the first of which no image has been seen."""
         return -(-self.images_seen // self.options.batch_size)
 
     @property
@@ -236,7 +236,7 @@ class GanStep:
                     group["lr"] = rate * share
 
     def _work(self, kind: _Kind, inputs: Mapping[str, Tensor]) -> Terms:
-        """A step without what the host computes from the batch's number."""
+        """The part of a step that runs on the device alone."""
         reals, classes = self._prepare_reals(inputs["reals"], inputs.get("critic.mirror")), inputs.get("classes")
         terms = self._critic_step(reals, classes, under(inputs, "critic"), kind)
         if kind.generates:
@@ -281,7 +281,7 @@ class GanStep:
         }
 
     def _descend(self, losses: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Step down the gradient of the global batch's mean loss; returns the gradient's norm before clipping.
+        """Take a step on the gradient of the global batch's mean loss; returns the gradient's norm before clipping.
 
         DDP divides the sum of the ranks' gradients by the number of ranks. For that to be the global mean, each rank's
         loss is its sum times ranks / global batch.

@@ -5,6 +5,8 @@
 2. `raygan.training.worker` runs in each worker and does the training.
 3. Workers, Ray Train's controller and the monitor send `raygan.training.events` through one queue to the driver, where
    `raygan.training.progress` shows and records them. So only one process speaks to MLflow, and workers never wait.
+4. Ctrl-C and SIGTERM raise in `raygan.runtime.progress.follow`. `raygan.runtime.reservations` kills Ray Train's
+   controller, `raygan.tracking.start_run` closes the MLflow run as KILLED, and `raygan.cli` says how to resume.
 
 A run lives in ``<storage>/runs/<name>``: ``run.json`` (see `raygan.runtime.runs`), Ray Train's checkpoints,
 ``metrics.jsonl`` and ``pictures/``.

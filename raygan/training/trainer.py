@@ -40,7 +40,7 @@ from raygan.training.settings import TrainSettings
 from raygan.training.source import BEGUN_FROM
 from raygan.training.worker import WorkerTask, train_worker
 
-#: Seconds that a worker waits for the others before it takes them for dead.
+#: Seconds that a worker waits for the others before it considers them dead.
 _COLLECTIVE_S = 600
 
 #: Seconds between two checks whether an elastic training can have more workers.
@@ -71,7 +71,7 @@ class TrialTraining:
     Attributes:
         shared: what it has in common with other trials.
         parent_run: the search's MLflow run.
-        told: is called with each measurement.
+        told: called with each measurement.
         begin_from: another trial's checkpoint to start from.
     """
 
@@ -105,7 +105,7 @@ class Outcome:
 
 
 class Training:
-    """A run's way through Ray Train."""
+    """Runs a training under Ray Train."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What runs in each training worker.
 
 `train_worker` is the loop that Ray Train starts on each rank: a `GanStep` over the rank's rows of each global batch,
-with metrics, pictures, checkpoints and measurements when the `Schedule` says so. It tells the driver about them by
+with metrics, pictures, checkpoints and measurements when the `Schedule` says so. It tells the driver about them with
 `raygan.training.events`. Nothing here speaks to MLflow, so a worker neither imports it nor waits for it.
 """
 
@@ -153,7 +153,7 @@ class TrainLoop:
                 break
 
     def _look(self) -> bool:
-        """Every few seconds: look at the clock, and tell whether it is news that a node is about to be taken away.
+        """Every few seconds: look at the clock, and return whether Ray has just announced the loss of a node.
 
         A collective call: all ranks look at the same batches, and what the first one knows counts.
         """
@@ -165,7 +165,7 @@ class TrainLoop:
         self.agenda.learn(dict(zip(self.costs, costs, strict=True)), measurable=measurable_there > 0)
         self.minutes = self.minutes_before + seconds / 60
         done = self.step.batches - self.first_batch
-        # In a short run by the clock, logs are due more often than every few seconds.
+        # In a short run with a time limit, logs are due more often than every few seconds.
         pause = min(LOOK_S, 30 * self.schedule.log.minutes)
         self.look_every = max(1, round(pause * done / max(seconds, 1e-9)))
         if self.noticed:

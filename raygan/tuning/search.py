@@ -39,7 +39,7 @@ def run_search(
         axes: the space.
         trainable: a trial, as Tune calls it.
         record: the search's folder and name.
-        at_once: most trials at a time.
+        at_once: maximum number of trials at a time.
 
     Raises:
         ConfigurationError: the scheduler can't work on this space.

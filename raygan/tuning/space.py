@@ -45,7 +45,7 @@ def parse_space(texts: Sequence[str], base: TrainSettings) -> list[Axis]:
 
     Args:
         texts: such as ``z_dim=64,128``.
-        base: settings of all trials; each bound and choice is tried on them, lest a trial fail later.
+        base: settings of all trials; each bound and choice is tried on them, so that no trial fails later.
 
     Raises:
         ConfigurationError: a text is malformed, or a value is impossible.
@@ -96,10 +96,10 @@ def _range(name: str, values: str) -> Axis:
     low, high = (_value(name, value) for value in values.split("..", 1))
     if not isinstance(BASELINE[name], float):
         example = f"{name}={BASELINE[name]},..."
-        raise ConfigurationError(f"--space: {name} takes a list of values such as {example}, no range")
+        raise ConfigurationError(f"--space: {name} takes a list of values such as {example}, not a range")
     if not 0 < low < high:
         raise ConfigurationError(
-            f"--space: {name}={values} is no range: the low end must be above 0 and below the high end"
+            f"--space: {name}={values} is not a range: the low end must be above 0 and below the high end"
         )
     return Axis(name, low=low, high=high)
 

@@ -84,7 +84,7 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
     if population and donor is not None:
         if _is_complete(donor, settings):
             return  # nothing is left to train; the trial's last report stands
-        # Another trial's weights: a new run, lest the trial's own old checkpoints win.
+        # Another trial's weights: a new run, so that the trial's own old checkpoints don't win.
         name += f".{int(time.time())}"
     settings = settings.model_copy(update={"name": name, "allow_changes": True})
     reported_in = storage.join(settings.storage, "runs", name, "judged.json")

@@ -176,8 +176,8 @@ def conclude(
     baseline = next((trial for trial in trials if trial.point == baseline_point(axes)), None)
     print(report.table(ranked, trials, baseline, full), flush=True)
     winner = measure_winner(base, best, baseline)
-    print(winner.says, flush=True)
-    log.log_tags({"winner": winner.says[:5000]})
+    print(winner.summary, flush=True)
+    log.log_tags({"winner": winner.summary[:5000]})
     for name, content in report.pictures(axes, ranked, trials, baseline).items():
         storage.write_bytes(storage.join(record.folder, "pictures", name), content)
         log.log_bytes(content, f"pictures/{name}")
@@ -185,7 +185,7 @@ def conclude(
     chosen = settings_of(_full_length(settings), point).plain()
     kept = {name: value for name, value in chosen.items() if name not in _PERSONAL and value is not None}
     text = f"# The best of {len(trials)} trials of search {record.name}, chosen by its KID of {best.kid:.4g}.\n"
-    text += "".join(f"# {line}\n" for line in winner.says.splitlines())
+    text += "".join(f"# {line}\n" for line in winner.summary.splitlines())
     text += yaml.safe_dump(kept, sort_keys=False)
     path = storage.join(record.folder, "best.yaml")
     storage.write_bytes(path, text.encode())

@@ -1,7 +1,7 @@
 """The best trial of a search, measured once more: its unbiased KID, and the learning rates that led to it.
 
-The lowest of many noisy KIDs is too low. The winner and the baseline are measured again, on the same photos and
-latents, which chose neither.
+The lowest of many noisy KIDs is biased low. The winner and the baseline are measured again, on photos and latents that
+played no part in choosing, the same for both.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Winner:
     """What is known about the best trial.
 
     Attributes:
-        says: for the user, a few lines.
+        summary: a few lines for the user.
         kid: by the network that chose it, on photos and samples that did not; None if it could not be measured.
         better: whether it beats the baseline by more than the standard error, by every network; None if that is
             unknown, or if the baseline was trained on fewer images than the best trial's checkpoint.
         metrics: for MLflow.
     """
 
-    says: str
+    summary: str
     kid: float | None = None
     better: bool | None = None
     metrics: dict[str, float] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from raygan.benchmarks.faults.outcome import Outcome, line, table
 from raygan.benchmarks.faults.run import drill
 from raygan.benchmarks.faults.scenarios import DRILLS
 from raygan.benchmarks.faults.serving import REQUESTS, Clients, service_config
-from raygan.benchmarks.faults.training import break_training, is_whole, resume
+from raygan.benchmarks.faults.training import break_training, has_each_once, resume
 from raygan.benchmarks.faults.watched import WatchedRun
 from raygan.benchmarks.settings import DrillSettings
 from raygan.errors import RayganError
@@ -159,7 +159,7 @@ def test_work_after_the_last_checkpoint_is_done_again():
     ],
 )
 def test_gaps_doubles_and_a_lost_end_are_noticed(steps, seen, most_extra, whole):
-    assert is_whole(SimpleNamespace(length=Length(log=10)), Run(seen, steps=steps), most_extra) is whole
+    assert has_each_once(SimpleNamespace(length=Length(log=10)), Run(seen, steps=steps), most_extra) is whole
 
 
 def test_only_a_whole_checkpoint_counts(tmp_path):

@@ -227,7 +227,7 @@ def test_what_systems_leave_among_photos_is_left_aside(tmp_path):
 def test_files_without_an_images_ending_are_said(tmp_path):
     for name in ("cat/1.jpg", "dog/1.jpg", "dog/readme.md"):
         write(tmp_path / name)
-    assert "1 of the files have no image's ending" in find_photos([str(tmp_path)]).describe()
+    assert "1 of the files have no image extension" in find_photos([str(tmp_path)]).describe()
 
 
 @pytest.mark.parametrize(
@@ -332,6 +332,6 @@ def test_what_is_found_and_left_aside_is_said(tmp_path):
     for name in ("train/cat.0.jpg", *(f"train/dog.{i}.jpg" for i in range(7)), "test1/1.jpg", "notes.txt"):
         write(tmp_path / name)
     assert find_photos([str(tmp_path)]).describe() == (
-        f"{tmp_path}: labels in file names (few different ones for so many files): 7 dog, 1 cat\n"
+        f"{tmp_path}: labels in file names (few distinct labels in many files): 7 dog, 1 cat\n"
         "left aside: no label (1), not an image (1)"
     )

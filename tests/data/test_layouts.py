@@ -157,7 +157,7 @@ def test_folders_of_a_camera_are_no_classes(folders):
 
 def test_folders_that_may_be_classes_or_be_inside_classes_are_asked_about():
     paths = several("studio/happy/{}.jpg", "studio/sad/{}.jpg", "street/happy/{}.jpg", "street/sad/{}.jpg")
-    with pytest.raises(ConfigurationError, match=r"--layout folders takes street, studio; .*--input takes happy, sad"):
+    with pytest.raises(ConfigurationError, match=r"--layout folders uses street, studio; .*--input uses happy, sad"):
         found(paths)
     assert set(found(paths, layout="folders")) == {"studio", "street"}
     assert set(found([path.partition("/")[2] for path in paths if path.startswith("st")])) == {"happy", "sad"}
@@ -165,7 +165,7 @@ def test_folders_that_may_be_classes_or_be_inside_classes_are_asked_about():
 
 def test_a_folder_with_photos_and_several_folders_of_photos_is_asked_about():
     paths = several("rex/indoor/{}.jpg", "rex/outdoor/{}.jpg", "rex/{}.jpg")
-    with pytest.raises(ConfigurationError, match=r"--layout folders takes rex; .*--input takes indoor, outdoor"):
+    with pytest.raises(ConfigurationError, match=r"--layout folders uses rex; .*--input uses indoor, outdoor"):
         found(paths)
     assert set(found(paths, layout="folders")) == {"rex"}
     assert set(found([path.removeprefix("rex/") for path in paths])) == {"indoor", "outdoor", None}
@@ -173,7 +173,7 @@ def test_a_folder_with_photos_and_several_folders_of_photos_is_asked_about():
 
 def test_folders_for_splits_beside_others_are_asked_about():
     paths = several("seg_train/seg_train/sea/{}.jpg", "seg_test/seg_test/sea/{}.jpg", "seg_pred/seg_pred/{}.jpg")
-    with pytest.raises(ConfigurationError, match=r"\(seg_test, seg_train\) differ by a split only, .* \(seg_pred\)"):
+    with pytest.raises(ConfigurationError, match=r"\(seg_test, seg_train\) are named like splits, others \(seg_pred\)"):
         found(paths)
     assert set(found(paths, layout="folders")) == {"seg_train", "seg_test", "seg_pred"}
 

@@ -143,7 +143,7 @@ def test_a_run_is_not_resumed_with_other_frozen_stages(tmp_path, before, now):
     saved, resumed = (GanStep(NETWORKS, OPTIONS.model_copy(update={"freeze_critic": each})) for each in (before, now))
     saved.step(batch(0))
     save_training(tmp_path, saved, {})
-    with pytest.raises(RayganError, match=f"--freeze-critic: the run was trained with {before}: resume it so"):
+    with pytest.raises(RayganError, match=f"--freeze-critic: the run was trained with {before}: resume it with that"):
         load_training(tmp_path, resumed)
 
 

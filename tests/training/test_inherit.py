@@ -53,7 +53,7 @@ def test_a_checkpoint_gives_all_networks(architecture, tmp_path):
         for key, value in states(source)[name].state_dict().items():
             assert torch.equal(network.state_dict()[key], value), (name, key)
     assert step.images_seen == 0
-    said = "takes the generator and its EMA and the critic; draws anew nothing; the optimizers begin empty"
+    said = "takes the generator and its EMA and the critic; re-initializes nothing; the optimizers start fresh"
     assert found.account(networks) == said
 
 
@@ -92,7 +92,7 @@ def test_a_registered_generator_gives_its_average_and_no_critic(tmp_path):
     for key, value in source.ema.module.state_dict().items():
         assert torch.equal(step.generator.state_dict()[key], value)
     assert all(torch.equal(step.critic.state_dict()[key], value) for key, value in before.items())
-    assert "draws anew the critic" in found.account(NETWORKS)
+    assert "re-initializes the critic" in found.account(NETWORKS)
 
 
 @pytest.mark.parametrize("architecture", ["dcgan", "skip", "residual"])
@@ -113,11 +113,11 @@ def test_networks_grow_a_stage_next_to_the_image(architecture, tmp_path):
     channels = next(coarse.parameters()).shape[1]
     images = torch.rand(2, channels, 16, 16)
     assert torch.equal(coarse(images), grown(images))
-    assert "takes the generator and the critic; draws anew the generator's" in found.account(large)
-    assert found.account(large).endswith("; the optimizers begin empty, the EMA anew")
+    assert "takes the generator and the critic; re-initializes the generator's" in found.account(large)
+    assert found.account(large).endswith("; the optimizers start fresh, and so does the EMA")
     step.step(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
     assert torch.equal(next(step.ema.module.parameters()), next(step.generator.parameters()))
-    with pytest.raises(ConfigurationError, match=f"--freeze-critic: growing draws the critic's .*{stack}.0.* anew"):
+    with pytest.raises(ConfigurationError, match=f"--freeze-critic: growing re-initializes the critic's .*{stack}.0"):
         found.check_frozen(large, 1)
 
 
@@ -145,7 +145,7 @@ def test_frozen_stages_of_the_critic_stay_and_the_others_learn(tmp_path):
         ({"width": 8}, "width 4, not 8: give --width 4"),
         ({"critic_norm": "instance"}, "critic_norm none, not instance"),
         ({"labels": ("cat", "dog")}, "draw one label, not cat, dog: leave --conditional out"),
-        ({"image_size": 128}, "have 32 px, from which growing reaches 64 px, not 128 px"),
+        ({"image_size": 128}, "are 32 px: --image-size can be 32 or 64, not 128"),
         ({"image_size": 64}, "a stage grows at half the width: give --width 2, not 4"),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_source_is_a_run_a_model_or_a_folder(train_settings, tmp_path):
     with tracking.start_run(settings, "r", job="test", params={}) as log:
         tracking.register_generator(log, tmp_path / "g", "dog", labels=["dog"], promote=True)
     for name in ("raygan-generator-dog", "models:/raygan-generator-dog/1"):
-        assert "raygan-generator-dog/1: takes the generator and its EMA; draws anew the critic" in keep(name)[0]
+        assert "raygan-generator-dog/1: takes the generator and its EMA; re-initializes the critic" in keep(name)[0]
     with pytest.raises(ConfigurationError, match="--freeze-critic: a registered generator has no critic"):
         keep("raygan-generator-dog/1", freeze_critic=1)
 

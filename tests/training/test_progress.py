@@ -49,7 +49,7 @@ def test_a_picture_that_cannot_be_read_does_not_end_a_training(tmp_path, progres
             follower.handle(event)
     assert logged == {"there.png": b"picture"}
     (warning,) = capsys.readouterr().err.splitlines()
-    assert warning.startswith("warning: MLflow gets no gone.png: ")
+    assert warning.startswith("warning: can't copy gone.png to MLflow: ")
 
 
 def test_reports_and_measurements_are_shown_and_kept(tmp_path, progress, logged, capsys):

@@ -46,7 +46,7 @@ def test_ranges_choices_and_policies():
         (["generator_lr"], "NAME=LOW..HIGH"),
         (["generator_lr="], "NAME=LOW..HIGH"),
         (["penalty_weight=,"], "NAME=LOW..HIGH"),
-        (["generator_lr=1e-3..1e-5"], "no range"),
+        (["generator_lr=1e-3..1e-5"], "not a range"),
         (["generator_lr=0..1e-5"], "above 0"),
         (["critic_lr=1e-4..5"], "critic_lr can't be 5.0"),
         (["z_dim=100..200"], "list of values"),

@@ -32,21 +32,21 @@ def test_the_winner_beats_the_baseline_only_by_more_than_the_error(train_setting
         f"fresh_kid32_efficientnet_lite{number}{end}" for number in (0, 2) for end in ("", "_error")
     }
     assert better.kid == better.metrics["fresh_kid32_efficientnet_lite0"]
-    assert "12 photos that chose no trial" in better.says
-    assert " at 25 kimg: better by more than the standard error" in better.says
+    assert "12 photos that chose no trial" in better.summary
+    assert " at 25 kimg: better by more than the standard error" in better.summary
     short = measure_winner(base, dark, replace(bright, images=5000, kid_at=5000))
     assert short.better is None
-    assert " at 5 kimg: not compared, since the baseline was trained for only 5 kimg" in short.says
+    assert " at 5 kimg: not compared, since the baseline was trained for only 5 kimg" in short.summary
     assert short.kid == better.kid
     lucky = measure_winner(base, bright, dark)  # chosen by chance
     assert lucky.better is False
-    assert "worse by more than the standard error" in lucky.says
+    assert "worse by more than the standard error" in lucky.summary
     alone = measure_winner(base, dark, dark)
     assert alone.better is None
-    assert "the baseline is the best" in alone.says
+    assert "the baseline is the best" in alone.summary
     gone = measure_winner(base, TrialRecord("gone", {}, checkpoint=str(tmp_path / "gone")), bright)
     assert (gone.kid, gone.better) == (None, None)
-    assert "could not be measured afresh" in gone.says
+    assert "could not be measured afresh" in gone.summary
 
 
 def test_the_rates_of_a_population_are_those_of_their_time(tmp_path):

@@ -127,7 +127,7 @@ class Job:
         return status
 
     def end_undisturbed(self) -> None:
-        """Wait for the end of a job that nothing happens to.
+        """Wait for the end of an undisturbed job.
 
         Raises:
             RayganError: the job failed.

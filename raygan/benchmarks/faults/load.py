@@ -40,7 +40,7 @@ from raygan.errors import RayganError
 #: The most that memory may grow from the second quarter of the processes' lives in a hostile drill to the last.
 _MOST_GROWTH = 0.05
 
-#: Looks at the memory in a drill, and the number below which a process's life is too short to tell.
+#: Memory samples in a drill, and the number below which a process's life is too short to tell.
 _LOOKS, _FEW_LOOKS = 80, 24
 
 #: Seconds within which full service must be back after a fault, and after which the drill stops waiting.
@@ -68,12 +68,11 @@ class Report(Tally):
 def growth(lives: Iterable[Sequence[float]]) -> float:
     """Growth of all processes' median memory from the second quarter of a process's life to the last.
 
-    A process that has just started has yet to load and to fill its pools, whenever that is: in the second quarter of
-    its life it has.
+    A new process has yet to load and to fill its pools; by the second quarter of its life, it has.
 
     Args:
-        lives: each process's memory over time. Lives of a few looks, such as those of killed processes, say
-            nothing.
+        lives: each process's memory over time. Lives with few samples, such as those of killed processes, don't
+            count.
     """
     lives = [life for life in lives if len(life) >= _FEW_LOOKS]
     early = sum(statistics.median(life[len(life) // 4 : len(life) // 2]) for life in lives)

@@ -1,4 +1,4 @@
-"""The drill of reading: a node is lost while workers that hold all cores read more photos than its store takes."""
+"""The drill of reading: a node is lost while workers on all cores read more photos than fit in its object store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from raygan.models.distributed import Share
 #: Shards, and bytes of pixels in each: 126 MB in all.
 _SHARDS, _BYTES = 32, 320 * 3 * 64**2
 
-#: Bytes of each node's object store (Ray's least), and GB of photos that may be in the stores at a time.
+#: Bytes of each node's object store (Ray's minimum), and GB of photos that may be in the stores at a time.
 STORE, MEMORY = 80_000_000, 0.06
 
 #: Batches in all, images in each, and the first and last after which the node may be lost.
@@ -38,12 +38,12 @@ class _Worker:
         self._stream = BatchStream(photos, _IMAGES, 1, share).starting_at(start)
 
     def next(self) -> int:
-        """A number that stands for its rows of the next batch."""
+        """A checksum of its rows of the next batch."""
         return _digest(next(self._stream)[0].numpy())
 
 
 def _digest(pixels: np.ndarray) -> int:
-    """The sum of the rows' own numbers: that of a batch is the sum of its parts'."""
+    """Sum of the rows' checksums, so that a batch's digest is the sum of its parts'."""
     return sum(zlib.crc32(row.tobytes()) for row in pixels)
 
 
@@ -93,7 +93,7 @@ def _place(photos: Photos, share: Share, start: int, node: str, cores: int) -> r
 
 
 def draw_noise(folder: Path, size: int) -> DataSet:
-    """Write shards of noise with `size` px a side, more than a node's store takes."""
+    """Write shards of noise with `size` px a side, more than fit in a node's store."""
     noise, rows = np.random.default_rng(0), _BYTES // (3 * size**2)
     shards = []
     for number in range(_SHARDS):

@@ -12,7 +12,7 @@ from raygan.benchmarks.faults.outcome import Drill, Outcome
 from raygan.benchmarks.faults.reading import lose_node_reading
 from raygan.benchmarks.faults.serving import lose_serving_node
 from raygan.benchmarks.faults.training import (
-    is_whole,
+    has_each_once,
     kill_controller,
     kill_worker,
     lose_half,
@@ -73,7 +73,7 @@ def _lose_node_tuning(stage: Stage) -> Outcome:
         checks={
             "ends well": ends_well and search_run.statuses() == ["FINISHED"],
             f"{_TRIALS} trials, each finished, none twice": search_run.child_statuses() == ["FINISHED"] * _TRIALS,
-            "their metrics without gaps or doubles": all(is_whole(stage, trial) for trial in stage.trials(name)),
+            "their metrics without gaps or doubles": all(has_each_once(stage, trial) for trial in stage.trials(name)),
             f"each judged {_JUDGEMENTS} times": all(_judged(stage, trial) for trial in stage.trials(name)),
         },
         back_after=back_after,

@@ -162,14 +162,14 @@ def as_undisturbed(stage: Stage, run: WatchedRun, other: str = "undisturbed") ->
 
 
 def whole_records(stage: Stage, run: WatchedRun, most_extra: int = 0) -> dict[str, bool]:
-    """Check that MLflow has one finished run with every metric once. For `most_extra` see `is_whole`."""
+    """Check that MLflow has one finished run with every metric once. For `most_extra` see `has_each_once`."""
     return {
         "one run in MLflow, finished": run.statuses() == ["FINISHED"],
-        "metrics without gaps or doubles": is_whole(stage, run, most_extra),
+        "metrics without gaps or doubles": has_each_once(stage, run, most_extra),
     }
 
 
-def is_whole(stage: Stage, run: WatchedRun, most_extra: int = 0) -> bool:
+def has_each_once(stage: Stage, run: WatchedRun, most_extra: int = 0) -> bool:
     """Whether MLflow has the critic's loss once for each logging step and the end.
 
     Args:

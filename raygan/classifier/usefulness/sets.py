@@ -35,11 +35,11 @@ from raygan.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TrialImages:
-    """Images of a training.
+    """The images of one training run.
 
     Attributes:
         real: photos to train on; None for none.
-        generated: number of images to draw and train on, too.
+        generated: number of generated images to add.
         generators: that draw them.
         labels: of all images.
         seed: of their latents.
@@ -95,7 +95,7 @@ def lay_out(
         settings: of the study.
         data: the shards.
         trials: what to train.
-        elsewhere: generators that are there already; empty to train one on each real set that generated images join.
+        elsewhere: generators that are there already; empty to train one per real set that gets generated images.
         folder: the study's, which keeps the generators.
         needs: CPU and GPU that each training reserves.
 
@@ -179,5 +179,5 @@ def train_generator(settings: TrainSettings, photos: Photos, labels: tuple[str, 
     about = {"labels": list(labels), "photos": len(photos), "kimg": step.images_seen / 1000}
     with tempfile.TemporaryDirectory() as scratch:
         save_generator(Path(scratch), cast(Generator, step.ema.module), about)
-        for name in ("generator.safetensors", "generator.json"):  # the description last: it marks a whole folder
+        for name in ("generator.safetensors", "generator.json"):  # the JSON last: it marks the folder as complete
             storage.write_bytes(storage.join(folder, name), Path(scratch, name).read_bytes())

@@ -141,7 +141,7 @@ def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
         raise ConfigurationError(
             f"--real-sizes: {sizes[0]} photos are fewer than one batch of {settings.batch_size}: lower --batch-size"
         )
-    # What a generator from elsewhere has learned of the labels. One of few photos is only asked what it adds to them.
+    # Shows what a generator from elsewhere has learned of the labels; one of few photos is judged by what it adds.
     kinds = [(0, photos, 0.0)] if settings.from_elsewhere else []
     for fraction in dict.fromkeys(settings.real_fractions):
         kinds += [(*mixture_sizes(size, fraction, photos, None), fraction) for size in sizes]
@@ -203,7 +203,7 @@ def _tune(task: SharedTask, sets: Sequence[tuple[Trial, TrialImages]]) -> None:
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, _resources(task.settings)),
         param_space={"number": ray.tune.grid_search(list(range(len(sets))))},
-        # A process imports torch and its kin once, and not for each training.
+        # A process imports torch once, not for each training.
         tune_config=ray.tune.TuneConfig(reuse_actors=True),
         run_config=ray.tune.RunConfig(
             name="tune",
