@@ -186,10 +186,13 @@ def configure_ray() -> None:
 
     A Ray cluster that the job starts for itself listens on loopback only, as Ray does outside Linux. No call connects
     to a cluster implicitly: otherwise a search's thread would reconnect after the stopped job has disconnected.
+    Workers of a local cluster are as nice as the job. By default they yield to every other process, and the threads of
+    a training wait for the slowest: one busy program made a training on two cores fifty times as slow.
     """
     limit_threads()
     place_caches()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Serve's controller ends in the middle of the call that ends it, which Ray would report as a failure.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"Task ServeController\.graceful_shutdown failed")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
