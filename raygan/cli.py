@@ -186,8 +186,8 @@ def configure_ray() -> None:
 
     A Ray cluster that the job starts for itself listens on loopback only, as Ray does outside Linux. No call connects
     to a cluster implicitly: otherwise a search's thread would reconnect after the stopped job has disconnected.
-    Workers of a local cluster are as nice as the job. By default they yield to every other process, and the threads of
-    a training wait for the slowest: one busy program made a training on two cores fifty times as slow.
+    Workers of a local cluster are as nice as the job. By default they yield to all other processes of the session, and
+    the threads of a training wait for the slowest: a busy program made one on two cores fifty times as slow.
     """
     limit_threads()
     place_caches()
