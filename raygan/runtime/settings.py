@@ -75,7 +75,13 @@ class WorkerOptions(Settings):
     num_workers: WorkerRange = option(
         1, "data-parallel training workers (DDP); a range such as 1:8 adapts to the cluster", unit="workers"
     )
-    cpus_per_worker: float = option(1.0, "CPU cores, and threads, per worker", unit="cores", gt=0)
+    cpus_per_worker: float = option(
+        1.0,
+        "CPU cores, and threads, per worker; leave cores to other busy programs, since a training waits for its "
+        "slowest thread",
+        unit="cores",
+        gt=0,
+    )
     gpu: bool | None = option(None, "give each worker a GPU; by default if the cluster has GPUs or can add GPU nodes")
     max_failures: int = option(
         3, "maximum number of times that failed workers are restarted from the last checkpoint", ge=0
