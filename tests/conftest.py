@@ -193,7 +193,7 @@ def write_shards(tmp_path):
         manifest = Manifest(
             image_size=size, classes=["cat", "dog"], shards=shards, fingerprint=f"{seed}-{per_label}", configuration={}
         )
-        (root / "manifest.json").write_text(manifest.model_dump_json())
+        manifest.write(str(root))
         return root
 
     return write

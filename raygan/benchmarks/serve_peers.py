@@ -130,7 +130,6 @@ def serve_raygan(name: str, folder: Path, port: int, options: dict[str, Any]) ->
     os.environ[haproxy.ENABLED] = "1" if name in ("raygan", "composed") else "0"
     if own := haproxy.program():
         os.environ[haproxy.BINARY] = own
-    os.environ.update({"RAY_worker_niceness": "0"})  # 15 by default: the peers and the clients would be served first
     import ray
     from ray import serve
 

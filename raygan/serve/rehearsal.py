@@ -65,7 +65,7 @@ def rehearse(files: Files, settings: ServeSettings, command: Sequence[str] = _CO
 
 def main(folder: str) -> None:
     """Load the files in the folder as a replica does, and print what was found out; else status 1 and one line."""
-    os.nice(4)  # Ray's workers are at 15: at more, a busy machine would never run it
+    os.nice(4)  # on clusters, workers are at 15: at more, a busy machine would never run it
     with suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text("1000")
     from raygan.serve.replicas import Replica  # only now: it imports torch

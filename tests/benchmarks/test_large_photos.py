@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from raygan.benchmarks.large_photos import difference, enlarge
-from raygan.data.shards import MANIFEST, Manifest, ShardFile, write_shard
+from raygan.data.shards import Manifest, ShardFile, write_shard
 from raygan.errors import ConfigurationError
 from tests.data.messy import picture
 
@@ -26,7 +26,7 @@ def test_photos_are_enlarged_and_the_difference_from_whole_ones_is_measured(tmp_
     write_shard(str(shards), "train-00000.parquet", squares // 2 * 2, about, "train", "raw")
     file = ShardFile(file="train-00000.parquet", split="train", rows={"cat": 3})
     manifest = Manifest(image_size=32, classes=["cat"], shards=[file], fingerprint="x", configuration={})
-    (shards / MANIFEST).write_text(manifest.model_dump_json())
+    manifest.write(str(shards))
     assert difference(str(shards), tmp_path / "large") == pytest.approx((squares % 2).mean())
     with pytest.raises(ConfigurationError, match="5 is more than the 4 photos"):
         enlarge([str(tmp_path / "small")], tmp_path / "more", 5, megapixels=0.3)

@@ -33,7 +33,7 @@ def make(folder, shards: int, rows: int, size: int = 32) -> DataSet:
         write_random_shard(folder / f"train-{number:05d}.parquet", ["cat", "dog"] * (rows // 2), size, "train", random)
         files.append(ShardFile(file=f"train-{number:05d}.parquet", split="train", rows=counts))
     manifest = Manifest(image_size=size, classes=["cat", "dog"], shards=files, fingerprint="x", configuration={})
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    manifest.write(str(folder))
     return DataSet.open(str(folder))
 
 
