@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,18 @@ def peak_resident_bytes() -> int:
     # Not getrusage, which starts from the peak of the parent process.
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def seconds_without_core() -> float:
+    """How long this process's threads, together, have been ready to run while other work had the cores.
+
+    0 where that is unknown (anywhere but on Linux). A thread that ends takes its seconds along.
+    """
+    waited = 0
+    for statistics in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended since
+            waited += int(statistics.read_bytes().split()[1])
+    return waited / 1e9
 
 
 def pick_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:

@@ -24,7 +24,7 @@ from ray.util.queue import Queue
 from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos
 from raygan.models.gan import Generator
-from raygan.models.hardware import on_device, peak_resident_bytes
+from raygan.models.hardware import on_device, peak_resident_bytes, seconds_without_core
 from raygan.runtime import storage
 from raygan.training.build import new_step, this_rank
 from raygan.training.checkpoints import load_training, save_training
@@ -43,7 +43,14 @@ if TYPE_CHECKING:
     from raygan.training.monitor import Monitor
 
 #: What only the first rank measures.
-_FIRST_RANKS = ("seconds", "minutes", "sample_spread", "resident_megabytes", "peak_resident_megabytes")
+_FIRST_RANKS = (
+    "seconds",
+    "minutes",
+    "sample_spread",
+    "without_core",
+    "resident_megabytes",
+    "peak_resident_megabytes",
+)
 
 #: Seconds, about, between two looks at the clock, and whether one of the training's nodes is about to be taken away.
 LOOK_S = 5.0
@@ -123,6 +130,7 @@ class TrainLoop:
         self.before = before
         self.minutes_before = float(before.get("minutes", 0.0))
         self.began = self.logged = self.ticked = time.monotonic()
+        self.waited = seconds_without_core()
         self.first_batch = step.batches
         self.noticed, self.look_every = False, 1
         self.minutes = self.minutes_before
@@ -216,7 +224,7 @@ class TrainLoop:
         """Means since the last log over all ranks, and how far the run is. A collective call."""
         if self.step.device.type == "cuda":
             torch.cuda.synchronize(self.step.device)  # steps are queued: their work must be done when the clock is read
-        now = time.monotonic()
+        now, waited = time.monotonic(), seconds_without_core()
         own = dict.fromkeys([*_FIRST_RANKS, *self.scored], 0.0)
         if self.first_rank:
             # Clocks differ between ranks, so the first one's counts; samples and memory need only be looked at once.
@@ -224,11 +232,12 @@ class TrainLoop:
                 "seconds": now - self.logged,  # with the pauses of the last log
                 "minutes": (now - self.began) / 60,
                 "sample_spread": float(spread(self.snapshots.samples(SPREAD_IMAGES))),
+                "without_core": (waited - self.waited) / max((now - self.logged) * torch.get_num_threads(), 1e-9),
                 **mean_scores(self.step, self.scored),
                 "resident_megabytes": psutil.Process().memory_info().rss / 2**20,
                 "peak_resident_megabytes": peak_resident_bytes() / 2**20,
             }
-        self.logged = now
+        self.logged, self.waited = now, waited
         batches = self.means.batches
         means = self.means.take(self.step.share.world_size, own)
         seconds, minutes = means.pop("seconds"), means.pop("minutes")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from raygan.models.hardware import on_device, pick_precision, set_up_gpu
+from raygan.models.hardware import on_device, pick_precision, seconds_without_core, set_up_gpu
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -60,3 +67,26 @@ def test_a_gpu_takes_deterministic_algorithms_where_there_are_some(monkeypatch):
 def test_cores_get_the_batches_themselves():
     batches = [(torch.tensor([number]), torch.tensor([-number])) for number in range(3)]
     assert list(on_device(iter(batches), CPU)) == batches
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_two_threads_on_one_core_wait_for_each_other():
+    core, ready, done = min(os.sched_getaffinity(0)), threading.Barrier(2), threading.Barrier(3)
+
+    def work():
+        os.sched_setaffinity(0, {core})  # of this thread alone
+        ready.wait()
+        hashlib.sha256(bytes(100_000_000)).digest()
+        took = time.thread_time()
+        done.wait()
+        done.wait()  # to be looked at alive
+        return took
+
+    before = seconds_without_core()
+    with ThreadPoolExecutor(2) as pool:
+        threads = [pool.submit(work) for _ in range(2)]
+        done.wait()
+        waited = seconds_without_core() - before
+        done.wait()
+    # While one computes, the other waits.
+    assert waited > 0.5 * min(thread.result() for thread in threads)
