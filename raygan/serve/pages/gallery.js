@@ -21,8 +21,12 @@ function showKept() {
   const pictures = kept();
   $('kept').replaceChildren(...pictures.map((picture) => tile(picture, pictures)));
   $('kept-none').hidden = pictures.length > 0;
-  if (!opened) return;
-  const has = pictures.some((picture) => isSame(picture, opened));
+  if (opened) showWhetherKept();
+}
+
+// Leaves the list alone, one of whose pictures may have the keyboard's focus.
+function showWhetherKept() {
+  const has = kept().some((picture) => isSame(picture, opened));
   $('keep').setAttribute('aria-pressed', has);
   $('keep').textContent = has ? 'Kept' : 'Keep';
 }
