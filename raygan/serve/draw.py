@@ -44,9 +44,6 @@ _MAX_STREAMS, _MAX_BUFFERED = 32, 8
 #: Bytes of a stream's line at most: for each pixel three, in base64, and for the rest.
 _PIXEL_BYTES, _LINE_BYTES = 4, 500
 
-#: Formats whose answers hold the classifier's verdicts.
-_WITH_VERDICTS = ("json", "zip", "npz")
-
 
 def client_of(request: Request) -> str:
     """Whose request it is, for fairness among clients."""
@@ -122,7 +119,7 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
 
 
 def _sample_caching(request: Request, query: SampleQuery, kind: Format) -> Caching:
-    has_verdicts = kind in _WITH_VERDICTS or query.min_confidence is not None
+    has_verdicts = kind in encode.WITH_VERDICTS or query.min_confidence is not None
     return Caching(
         request,
         seeded=bool(query.seeds) or query.seed is not None,

@@ -111,6 +111,11 @@ class Predictions:
         """The predictions for some of the images."""
         return Predictions(self.labels, self.probabilities[list(chosen)])
 
+    def plain(self) -> list[dict[str, float]]:
+        """Each image's probability of each label, to 4 decimal places."""
+        rows = self.probabilities.tolist()
+        return [{label: round(value, 4) for label, value in zip(self.labels, row, strict=True)} for row in rows]
+
 
 @dataclass(frozen=True)
 class Drawn:

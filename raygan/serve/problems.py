@@ -23,8 +23,7 @@ log = logging.getLogger("raygan.serve")
 
 MEDIA_TYPE = "application/problem+json"
 
-#: What pydantic says of a body that is no JSON object, or wasn't read as JSON, and FastAPI of a text instead of an upload;
-#: and what clients can do about it.
+#: In place of pydantic's words for a body that isn't read as a JSON object, and FastAPI's for text in place of a file.
 _PLAINER = {
     "Input should be a valid dictionary or object to extract fields from": (
         "must be a JSON object, sent with Content-Type: application/json"

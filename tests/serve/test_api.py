@@ -534,7 +534,7 @@ def test_a_body_that_is_not_json_is_named(http):
     answer = http.post("/v1/sample", content=b'{"label":', headers={"Content-Type": "application/json"})
     assert answer.json()["errors"] == [{"field": "body", "message": "JSON decode error"}]
     assert answer.json()["detail"] == "body: JSON decode error"
-    for unread in ({"json": [1]}, {"content": b'{"label": "cat"}'}, {"data": {"label": "cat"}}):  # the last two by curl -d
+    for unread in ({"json": [1]}, {"content": b'{"label": "cat"}'}, {"data": {"label": "cat"}}):
         message = http.post("/v1/sample", **unread).json()["errors"][0]["message"]
         assert message == "must be a JSON object, sent with Content-Type: application/json"
     text = http.post("/v1/classify", files={"images": (None, "photo.jpg")})

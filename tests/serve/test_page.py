@@ -379,6 +379,7 @@ def test_no_kept_picture_goes_unasked(browser, running):
     page.find_element("css selector", "#samples button").click()
     page.find_element("id", "keep").click()
     assert "200 pictures" in page.find_element("id", "status").text
+    assert not page.find_element("id", "large").is_displayed()
     seeds = page.execute_script("return [...document.querySelectorAll('#kept .seed')].map(e => e.textContent)")
     assert seeds == [f"seed {1000 + number}" for number in range(200)]
     page.execute_script("localStorage.clear()")

@@ -42,7 +42,10 @@ function toggleKept() {
   } catch {
     full = 'This browser has no room for more pictures';
   }
-  if (full) say(`${full}: open one that you kept, and press Kept.`, true);
+  if (full) {
+    $('large').close(); // it covers the status
+    say(`${full}: open one that you kept, and press Kept.`, true);
+  }
   showKept();
 }
 
