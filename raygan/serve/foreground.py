@@ -54,7 +54,7 @@ def serve_in_foreground(settings: ServeJobSettings) -> None:
 def check_places(settings: ServeJobSettings) -> None:
     """Check that the service looks for models where the flags say.
 
-    Its arguments are completed by a process of the cluster, and one that runs already has variables of its own.
+    A process of the cluster fills in what the file leaves out, from the environment in which Ray was started there.
 
     Raises:
         ConfigurationError: it would look elsewhere.

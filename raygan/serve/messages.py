@@ -142,7 +142,7 @@ class Samples:
         model: the generator's version.
         classifier: the classifier's version; None if none is registered.
         predictions: None if no classifier is registered.
-        complete: whether the same request always has these images; not if time ran out.
+        complete: whether the same request always gets these images; false if time ran out.
     """
 
     label: str
