@@ -162,8 +162,11 @@ class LoadedGenerator:
 
         Returns:
             uint8 images (n, S, S, 3), RGB.
+
+        Raises:
+            ConfigurationError: the truncation is out of range, or a label is missing or unknown.
         """
-        return self.draw(self.latents(seeds) * np.float32(truncation), labels, label=label)
+        return self.draw(_truncated(self.latents(seeds), truncation), labels, label=label)
 
     def interpolate(
         self,
@@ -187,6 +190,9 @@ class LoadedGenerator:
 
         Returns:
             uint8 images (frames, S, S, 3), RGB, the same that the service draws.
+
+        Raises:
+            ConfigurationError: as `sample`, or there are too few frames.
         """
         import torch
 
@@ -196,7 +202,7 @@ class LoadedGenerator:
             raise ConfigurationError(f"frames must be at least 2, not {frames}")
         first, last = (torch.from_numpy(self.latents([seed])).expand(frames, -1) for seed in (start, end))
         points = slerp(first, last, torch.linspace(0, 1, frames))
-        return self.draw(points.numpy() * np.float32(truncation), labels, label=label)
+        return self.draw(_truncated(points.numpy(), truncation), labels, label=label)
 
     def save_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write an ONNX file, which runs without torch.
@@ -269,6 +275,12 @@ class LoadedGenerator:
         classes = [torch.tensor([known.index(str(one)) for one in chosen])] if known else []
         images: Images = self._drawing(points, *classes).numpy()
         return images
+
+
+def _truncated(latents: Latents, truncation: float) -> Latents:
+    if not 0 < truncation <= 1:
+        raise ConfigurationError(f"truncation must be above 0 and at most 1, not {truncation:g}")
+    return latents * np.float32(truncation)
 
 
 @dataclass(frozen=True)

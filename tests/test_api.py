@@ -102,6 +102,10 @@ def test_a_generator_draws_the_image_of_each_seed(name, registered, place, tmp_p
         generator.sample([1], labels="cat", label="dog")
     with pytest.raises(raygan.ConfigurationError, match="label must be one of cat, dog, not None"):
         generator.sample([1])
+    for wrong in (0, 1.5, float("nan")):
+        for draw in (lambda: generator.sample([1], "cat", wrong), lambda: generator.interpolate(1, 2, 3, "cat", wrong)):  # noqa: B023
+            with pytest.raises(raygan.ConfigurationError, match=f"above 0 and at most 1, not {wrong:g}"):
+                draw()
 
 
 def test_a_generator_walks_takes_latents_and_leaves_as_onnx(registered, place, tmp_path):

@@ -23,13 +23,19 @@ def test_drawn_faces_become_a_registered_generator_and_a_classifier(ray_cluster,
     quickstart(settings)
     shown = capsys.readouterr().out
     assert "mlflow ui --backend-store-uri" in shown
-    assert f"RAYGAN_STORAGE={new_storage} serve run serve_config.yaml" in shown
+    assert f"python jobs/serve.py --storage {new_storage}, then open" in shown
     assert "/v1/sample?label=cat&n=16&seed=7" in shown
     assert list((new_storage / "runs").glob("*/pictures/*.png"))
     assert set(tracking.serving_generators(tracking.connect(settings))) == {"cat"}
     assert tracking.serving_classifier(tracking.connect(settings)).name == "raygan-classifier"
     quickstart(settings)  # nothing is trained twice
     assert capsys.readouterr().out.count("already trained") == 2
+
+
+def test_the_command_that_serves_names_the_records_in_use(tmp_path):
+    settings = QuickstartSettings(storage=str(tmp_path / "my faces"), tracking_uri="postgresql://me:hush@db/m")
+    said = module._serve_command(settings)
+    assert said == f"python jobs/serve.py --storage '{tmp_path}/my faces' --tracking-uri postgresql://db/m"
 
 
 class Clock:

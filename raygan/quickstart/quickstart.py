@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from urllib.parse import quote
 from ray import serve
 
 from raygan import tracking
-from raygan.addresses import is_remote, slug
+from raygan.addresses import is_remote, public, slug
 from raygan.classifier.classify import classify
 from raygan.classifier.settings import ClassifySettings
 from raygan.data import synthetic
@@ -117,8 +118,7 @@ def quickstart(settings: QuickstartSettings) -> None:
         serve.shutdown()
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
     else:
-        environment = f"RAYGAN_STORAGE={settings.storage} " if not os.environ.get("MLFLOW_TRACKING_URI") else ""
-        print(f"serve     {environment}serve run serve_config.yaml, then open {address}")
+        print(f"serve     {_serve_command(settings)}, then open {address}")
 
 
 def _only_label(settings: QuickstartSettings, labels: Sequence[str]) -> str | None:
@@ -259,6 +259,11 @@ def _serve(settings: QuickstartSettings) -> SimpleQueue[int]:
     serve.run(build(validate(ServeSettings, _storage_values(settings)).plain()), name="raygan")
     sys.stdout.flush()
     return stop
+
+
+def _serve_command(settings: QuickstartSettings) -> str:
+    tracked = f" --tracking-uri {shlex.quote(public(settings.tracking_uri))}" if settings.tracking_uri else ""
+    return f"python jobs/serve.py --storage {shlex.quote(settings.storage)}{tracked}"
 
 
 def _storage_values(settings: QuickstartSettings) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def export(settings: ExportSettings) -> ExportResult:
     if settings.log and registered is None:
         raise ConfigurationError("--log: only a registered model has a place in MLflow: leave --log out")
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, storage.name(settings.output))
+        file = Path(scratch, storage.name(settings.output) or "model.onnx")  # "/" has no name, and can't be written
         name = _write(settings, registered, file)
         storage.write_bytes(settings.output, file.read_bytes())
         if registered and settings.log:

@@ -12,6 +12,7 @@ Sample i is the image of seed + i (`raygan.models.latents`), the same image that
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import time
@@ -65,6 +66,7 @@ def sample(settings: SampleSettings) -> SampleResult:
     label = _label(settings, named)
     record = {
         "model": named.name,
+        "weights": _fingerprint(named),  # folders of different models may share a name
         "label": label,
         **settings.model_dump(include={"n", "seed", "truncation", "format", "chunk_images"}),
     }
@@ -143,14 +145,22 @@ def _label(settings: SampleSettings, named: NamedGenerator) -> str:
     return label
 
 
+def _fingerprint(named: NamedGenerator) -> str:
+    """A digest of the generator's weights."""
+    digest = hashlib.sha256()
+    for weights in named.generator.state_dict().values():
+        digest.update(weights.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _claim(output: str, record: dict[str, Any]) -> None:
     """Record in the folder what it holds. Raises ConfigurationError if it holds other samples."""
     path = storage.join(output, RECORD)
     before = storage.read_json(path)
     if before is None:
         storage.write_json(path, record)
-    elif before != record:
-        differences = ", ".join(f"{key} {before.get(key)}" for key in record if before.get(key) != record[key])
+    elif different := [key for key in record if before.get(key, record[key]) != record[key]]:
+        differences = ", ".join(f"{key} {before[key]}" for key in different)
         raise ConfigurationError(f"--output: {output} holds other samples ({differences}): give another folder")
 
 

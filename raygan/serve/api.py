@@ -103,11 +103,7 @@ def _add_classify(app: fastapi.FastAPI, service: Service, settings: ServeSetting
         size, info = service.image_size(model), _info(service, model)
         arrays = [await decoded(client_of(request), upload, size, f"images[{i}]") for i, upload in enumerate(images)]
         predictions = await service.classify(np.stack(arrays), model)
-        verdicts = [
-            Verdict(probabilities={label: round(float(p), 4) for label, p in zip(predictions.labels, row, strict=True)})
-            for row in predictions.probabilities
-        ]
-        return Classified(classifier=info, images=verdicts)
+        return Classified(classifier=info, images=[Verdict(probabilities=row) for row in predictions.plain()])
 
 
 def _info(service: Service, model: ModelVersion) -> ModelInfo:

@@ -84,18 +84,19 @@ def run(settings: ServeJobSettings) -> None:
         ConfigurationError: the port is in use, a token is required and missing, or the file is invalid.
         RayganError: there is no generator to serve.
     """
-    service = _read_service(settings.service)  # a mistake in it is reported before slow imports
+    service = read_service(settings.service)  # a mistake in it is reported before slow imports
     from raygan import tracking
     from raygan.addresses import public
     from raygan.serve.auth import check_token
 
     http = service.http_options
     check_port(http.host, http.port)
-    arguments = service.applications[0].args if service.applications else {}
-    check_token(validate(ServeSettings, arguments), http.host)
-    if not tracking.serving_generators(tracking.connect(settings)):
+    places = settings.model_dump(include={"storage", "tracking_uri"})  # the file's own go before the flags
+    serving = validate(ServeSettings, places | (service.applications[0].args if service.applications else {}))
+    check_token(serving, http.host)
+    if not tracking.serving_generators(tracking.connect(serving)):
         raise RayganError(
-            f"MLflow at {public(tracking.tracking_uri(settings))} has no generator with alias "
+            f"MLflow at {public(tracking.tracking_uri(serving))} has no generator with alias "
             f"{tracking.SERVING_ALIAS}: train one with jobs/train.py, or choose another registry with --storage "
             f"or --tracking-uri"
         )
@@ -116,7 +117,7 @@ def _can_have_haproxy(http: HTTPOptionsSchema) -> bool:
     return all(_is_free("", port) is None for port in _HAPROXY_PORTS)
 
 
-def _read_service(path: str) -> ServeDeploySchema:
+def read_service(path: str) -> ServeDeploySchema:
     """Ray Serve's configuration file. Raises ConfigurationError naming the first mistake."""
     values = load_yaml(path, "--service")
     from pydantic import ValidationError

@@ -49,7 +49,7 @@ class Found:
         seeds: one per image.
         drawn: images drawn to find these.
         predictions: one row per image.
-        in_time: whether more time would not have found more.
+        in_time: whether the search ended by itself; false if time ran out.
     """
 
     images: Pixels

@@ -44,9 +44,6 @@ _MAX_STREAMS, _MAX_BUFFERED = 32, 8
 #: Bytes of a stream's line at most: for each pixel three, in base64, and for the rest.
 _PIXEL_BYTES, _LINE_BYTES = 4, 500
 
-#: Formats whose answers hold the classifier's verdicts.
-_WITH_VERDICTS = ("json", "zip", "npz")
-
 
 def client_of(request: Request) -> str:
     """Whose request it is, for fairness among clients."""
@@ -56,12 +53,12 @@ def client_of(request: Request) -> str:
 def add_routes(app: fastapi.FastAPI, service: Service, settings: ServeSettings, *, buffered: bool) -> None:
     """Add the routes. buffered: whether the server in front buffers whole answers."""
     encoding = PictureWorkers("encode", 2, service.metrics)
-    _add_sample(app, service, encoding)
+    _add_sample(app, service, encoding, settings.max_draws)
     _add_stream(app, service, encoding, settings, buffered=buffered)
     _add_interpolate(app, service)
 
 
-def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers) -> None:
+def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers, max_draws: int) -> None:
     responses = {
         **openapi.images({**SAMPLE_HEADERS, **CACHE_HEADERS}, *get_args(Format)),
         **openapi.NOT_MODIFIED,
@@ -77,7 +74,7 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
         packed = kind == "json" and takes_gzip(request)
 
         def headers_for(classifier: ModelVersion | None) -> dict[str, str]:
-            return caching.headers(model, classifier, query.model_dump_json(), kind, packed)
+            return caching.headers(model, classifier, query.model_dump_json(), kind, packed, max_draws)
 
         headers = {**model_headers(model), **headers_for(service.champions.classifier)}
         if request.method == "GET" and (short := caching.shortcut(headers, MEDIA_TYPES[kind])):
@@ -122,7 +119,7 @@ def _add_sample(app: fastapi.FastAPI, service: Service, encoding: PictureWorkers
 
 
 def _sample_caching(request: Request, query: SampleQuery, kind: Format) -> Caching:
-    has_verdicts = kind in _WITH_VERDICTS or query.min_confidence is not None
+    has_verdicts = kind in encode.WITH_VERDICTS or query.min_confidence is not None
     return Caching(
         request,
         seeded=bool(query.seeds) or query.seed is not None,

@@ -24,6 +24,9 @@ from raygan.serve.messages import Pixels, Samples
 Format = Literal["grid", "zip", "json", "npz", "webp", "jpeg"]
 Animation = Literal["webp", "gif"]
 
+#: Formats whose answers hold the classifier's verdicts.
+WITH_VERDICTS = ("json", "zip", "npz")
+
 MEDIA_TYPES = {
     "grid": "image/png",
     "zip": "application/zip",
@@ -123,14 +126,8 @@ def _about(samples: Samples) -> dict[str, Any]:
 
 
 def _probabilities(samples: Samples) -> Sequence[dict[str, float] | None]:
-    """Each image's probability of each label, to 4 decimal places; None per image if there are no predictions."""
-    if samples.predictions is None:
-        return [None] * samples.accepted
-    labels = samples.predictions.labels
-    return [
-        {label: round(float(value), 4) for label, value in zip(labels, row, strict=True)}
-        for row in samples.predictions.probabilities
-    ]
+    """Each image's probability of each label; None per image if there are no predictions."""
+    return samples.predictions.plain() if samples.predictions else [None] * samples.accepted
 
 
 def _document(samples: Samples) -> dict[str, Any]:

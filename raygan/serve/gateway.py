@@ -227,7 +227,8 @@ class GatewayDeployment:
             except Exception as error:  # something is away: go on with what is loaded, and look again
                 log.warning("cannot follow %s: %s", what, last_line(error))
             seconds = self._settings.poll_seconds
-            await asyncio.sleep(min(seconds, 0.5) if self._missing() or self._cold else seconds)
+            soon = self._stopped or self._cold or self._service.should_try()
+            await asyncio.sleep(min(seconds, 0.5) if soon else seconds)
 
     async def _follow_replicas(self) -> None:
         """Keep up with the token's file and the number of replicas."""

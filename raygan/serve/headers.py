@@ -6,12 +6,11 @@ import json
 import urllib.parse
 from typing import Any
 
-from raygan.serve.encode import Format
+from raygan.serve.encode import WITH_VERDICTS, Format
 from raygan.serve.messages import ModelVersion, Samples
 
-#: Maximum length of the header with probabilities; the formats json, zip and npz hold all of them.
+#: Maximum length of the header with probabilities; the formats with verdicts hold all of them.
 _MAX_CHARACTERS = 4000
-
 
 #: Headers of every answer.
 SECURITY_HEADERS = {
@@ -77,11 +76,9 @@ def sample_headers(samples: Samples, kind: Format) -> dict[str, str]:
     }
     if samples.predictions is not None and samples.classifier is not None:
         headers["X-Raygan-Classifier-Version"] = samples.classifier.version
-        if kind not in ("json", "zip", "npz"):
-            columns = {
-                label: [round(float(p), 4) for p in samples.predictions.of(label)]
-                for label in samples.predictions.labels
-            }
+        if kind not in WITH_VERDICTS:
+            rows = samples.predictions.plain()
+            columns = {label: [row[label] for row in rows] for label in samples.predictions.labels}
             headers["X-Raygan-Probabilities"] = _probabilities(columns, samples.label)
     if kind in ("zip", "npz"):
         name = "".join(c for c in samples.label if c.isascii() and c.isalnum()) or "samples"

@@ -111,6 +111,11 @@ class Predictions:
         """The predictions for some of the images."""
         return Predictions(self.labels, self.probabilities[list(chosen)])
 
+    def plain(self) -> list[dict[str, float]]:
+        """Each image's probability of each label, to 4 decimal places."""
+        rows = self.probabilities.tolist()
+        return [{label: round(value, 4) for label, value in zip(self.labels, row, strict=True)} for row in rows]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -137,7 +142,7 @@ class Samples:
         model: the generator's version.
         classifier: the classifier's version; None if none is registered.
         predictions: None if no classifier is registered.
-        complete: whether the same request always has these images; not if time ran out.
+        complete: whether the same request always gets these images; false if time ran out.
     """
 
     label: str

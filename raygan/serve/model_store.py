@@ -127,7 +127,7 @@ class ModelStore:
         now = time.monotonic()
         recent = [began for began in self._unfinished.get(model, []) if now - began < _FORGET_SECONDS]
         if len(recent) >= _MAX_UNFINISHED:
-            raise RayganError(f"{model}: {len(recent)} attempts to load it have failed; see the log")
+            raise RayganError(f"{model}: {len(recent)} attempts to load it have not ended; see the log")
         self._unfinished[model] = [*recent, now]
 
     def _download(self, model: ModelVersion) -> Files:

@@ -60,7 +60,7 @@ def images(headers: dict[str, Any], *kinds: str) -> dict[int | str, dict[str, An
 
 
 def describe(app: fastapi.FastAPI) -> None:
-    """Make the description say what is really answered: problem documents instead of FastAPI's own errors."""
+    """Describe what the service really answers: problem documents instead of FastAPI's own errors."""
     derived = app.openapi
 
     def openapi() -> dict[str, Any]:

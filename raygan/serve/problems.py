@@ -23,6 +23,14 @@ log = logging.getLogger("raygan.serve")
 
 MEDIA_TYPE = "application/problem+json"
 
+#: In place of pydantic's words for a body that isn't read as a JSON object, and FastAPI's for text in place of a file.
+_PLAINER = {
+    "Input should be a valid dictionary or object to extract fields from": (
+        "must be a JSON object, sent with Content-Type: application/json"
+    ),
+    "Value error, Expected UploadFile, received: <class 'str'>": "must be a file, as in curl -F images=@photo.jpg",
+}
+
 #: Maximum number of mistakes in an answer, and of characters of a parameter's name: clients choose both.
 _MAX_ERRORS, _NAME_CHARACTERS = 10, 100
 
@@ -131,7 +139,8 @@ def _request_id(request: fastapi.Request) -> str:
 def _validation_problem(error: RequestValidationError) -> Problem:
     """422 that lists the first mistakes."""
     mistakes = error.errors()
-    listed = [{"field": _field(mistake), "message": str(mistake["msg"])} for mistake in mistakes[:_MAX_ERRORS]]
+    said = [(_field(mistake), str(mistake["msg"])) for mistake in mistakes[:_MAX_ERRORS]]
+    listed = [{"field": field, "message": _PLAINER.get(message, message)} for field, message in said]
     detail = "; ".join(f"{entry['field']}: {entry['message']}" for entry in listed)
     if len(mistakes) > _MAX_ERRORS:
         detail += f"; and {len(mistakes) - _MAX_ERRORS} more"

@@ -96,7 +96,8 @@ class SampleQuery(LabelQuery):
 
     @model_validator(mode="after")
     def _seeds_stand_alone(self) -> SampleQuery:
-        if self.seeds is not None and {"n", "seed", "min_confidence"} & self.model_fields_set:
+        others = "n" in self.model_fields_set or self.seed is not None or self.min_confidence is not None
+        if self.seeds is not None and others:
             raise PydanticCustomError("seeds", "seeds can't be combined with n, seed or min_confidence")
         return self
 

@@ -32,7 +32,10 @@ class ServeSettings(StorageSettings):
         32, "maximum model versions in a replica's memory; the least recently used are dropped", ge=2, le=1024
     )
     max_waiting_images: int = option(
-        4096, "maximum images in progress per gateway; further requests get 503", unit="images", ge=64
+        4096,
+        "maximum images in progress per gateway, drawn and uploaded ones each; further requests get 503",
+        unit="images",
+        ge=64,
     )
     max_draws: int = option(
         16, "with min_confidence: maximum samples drawn per requested image, and at most 256 in all", ge=1, le=64

@@ -91,10 +91,15 @@ class Versions:
 
     def is_loading(self) -> bool:
         """Whether the registry hasn't answered, or a champion without a stand-in has neither loaded nor failed to."""
-        if self.wanted is None:
-            return True
+        return self.wanted is None or any(model not in self._failed for model in self._unloaded(self.wanted))
+
+    def should_try(self) -> bool:
+        """Whether another look could help at once: as `is_loading`, or a champion that failed may be tried again."""
+        return self.wanted is None or any(not self._failed.error(model) for model in self._unloaded(self.wanted))
+
+    def _unloaded(self, champions: Champions) -> list[ModelVersion]:
         loaded = self.champions.generators.values()  # one of these doesn't draw a label that the registry gives it
-        return any(model not in self._failed and model not in loaded for model in self.not_served(self.wanted))
+        return [model for model in self.not_served(champions) if model not in loaded]
 
     def serves_nothing(self) -> bool:
         """Whether no label is served although the registry has some, or hasn't answered."""

@@ -16,7 +16,7 @@ _LEFT_OUT = ("storage", "experiment", "name", "config", "allow_changes", "max_fa
 _USES = {
     "generator": """```python
 images = mlflow.pyfunc.load_model("models:/{name}@champion").predict(
-    pandas.DataFrame({{"seed": [1, 2, 3]}}), params={{"truncation": 0.7}}
+    pandas.DataFrame({{"seed": [1, 2, 3]{label}}}), params={{"truncation": 0.7}}
 )  # uint8 (3, H, W, 3)
 ```""",
     "classifier": """```python
@@ -56,7 +56,7 @@ def card(name: str, kind: str, folder: Path, params: Mapping[str, str], metrics:
         [
             f"# {name}",
             _what(kind, description),
-            _USES[kind].format(name=name),
+            _USES[kind].format(name=name, label=_label(description)),
             "## Training",
             _training(about, params),
             "## Metrics",
@@ -81,6 +81,12 @@ def _what(kind: str, description: dict[str, Any]) -> str:
         f"Draws faces of {networks['image_size']} px ({drawn}) from seeds, by the architecture "
         f"{networks['architecture']} with latents of {networks['z_dim']} numbers. `samples.png` shows the first seeds."
     )
+
+
+def _label(description: dict[str, Any]) -> str:
+    """What a conditional generator's rows need beside the seed."""
+    labels = description.get("networks", {}).get("labels")
+    return f', "label": {json.dumps(labels[0], ensure_ascii=False)}' if labels else ""
 
 
 def _training(about: dict[str, Any], params: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raygan import tracking
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.sampling.export import export
 from raygan.sampling.settings import ExportSettings
@@ -24,6 +24,8 @@ def test_a_registered_generator_is_exported_and_kept_beside_its_version(new_stor
             export(settings(name))
     with pytest.raises(ConfigurationError, match="--log: only a registered model has a place in MLflow"):
         export(settings(str(tmp_path / "g"), log=True))
+    with pytest.raises(RayganError, match="cannot write /"):
+        export(settings(str(tmp_path / "g"), output="/"))
     assert not (tmp_path / "cat.onnx").exists()
     found = export(settings("raygan-generator-cat", log=True))
     assert found.model == "raygan-generator-cat/1"

@@ -67,6 +67,10 @@ def test_samples_are_the_images_of_their_seeds_and_a_killed_job_resumes(
     assert (files[0].stat().st_mtime_ns, files[22].stat().st_mtime_ns) == untouched
     with pytest.raises(ConfigurationError, match=r"other samples \(seed 5\)"):
         sample(settings(new_storage, folder, output, seed=6))
+    other = build_generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
+    save_generator(folder, other, {})
+    with pytest.raises(ConfigurationError, match=r"other samples \(weights [0-9a-f]{16}\)"):
+        sample(settings(new_storage, folder, output))
 
 
 def test_parquet_files_hold_label_and_seed(new_storage, folder, tmp_path):

@@ -278,6 +278,16 @@ def test_an_answer_is_kept_as_long_as_it_stays_right(http, query, kept):
     assert kinds[1] == kinds[2]
 
 
+async def test_a_longer_search_is_another_answer(models):
+    tags = set()
+    for max_draws in (1, 2):
+        local = await local_service(models, Champions({"cat": CAT}, CLASSIFIER), max_draws=max_draws)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(local.app), base_url="http://test") as client:
+            answer = await client.head("/v1/sample?label=cat&seed=7&min_confidence=0.9")
+        tags.add(answer.headers["ETag"])
+    assert len(tags) == 2
+
+
 @pytest.mark.parametrize(("quick_calls", "kept"), [(1, "no-store"), (1000, "no-cache")])
 async def test_an_answer_cut_short_by_time_is_not_kept(quick_calls, kept):
     service = confident_service(Slow(quick_calls, {5}), max_draws=2, seconds=1.0)
@@ -323,6 +333,8 @@ def test_seeds_are_drawn_one_by_one(http):
         http.get("/v1/sample?label=cat&format=npz&seeds=9,1,5"),
         http.get("/v1/sample?label=cat&format=npz&seeds=9&seeds=1&seeds=5"),
         http.post("/v1/sample", json={"label": "cat", "format": "npz", "seeds": [9, 1, 5]}),
+        # as generated clients write what isn't given
+        http.post("/v1/sample", json={"label": "cat", "format": "npz", "seeds": [9, 1, 5], "seed": None}),
     ):
         assert np.array_equal(np.load(io.BytesIO(answer.content))["images"], expected)
         assert answer.headers["X-Raygan-Seeds"] == "9,1,5"
@@ -522,6 +534,11 @@ def test_a_body_that_is_not_json_is_named(http):
     answer = http.post("/v1/sample", content=b'{"label":', headers={"Content-Type": "application/json"})
     assert answer.json()["errors"] == [{"field": "body", "message": "JSON decode error"}]
     assert answer.json()["detail"] == "body: JSON decode error"
+    for unread in ({"json": [1]}, {"content": b'{"label": "cat"}'}, {"data": {"label": "cat"}}):
+        message = http.post("/v1/sample", **unread).json()["errors"][0]["message"]
+        assert message == "must be a JSON object, sent with Content-Type: application/json"
+    text = http.post("/v1/classify", files={"images": (None, "photo.jpg")})
+    assert text.json()["detail"] == "images.0: must be a file, as in curl -F images=@photo.jpg"
 
 
 async def test_without_a_classifier_samples_have_no_predictions(models):

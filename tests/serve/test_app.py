@@ -33,6 +33,7 @@ from raygan.models.gan import save_generator
 from raygan.runtime import capacity
 from raygan.serve import app, haproxy
 from raygan.serve.app import build, run
+from raygan.serve.foreground import check_places
 from raygan.serve.settings import ServeJobSettings, ServeSettings
 from raygan.settings import load_yaml
 from tests.helpers import REPOSITORY, outputs, start_job, wait_until
@@ -370,11 +371,27 @@ def test_the_serve_job_names_what_would_make_serve_run_fail(new_storage, tmp_pat
     service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}")
     with pytest.raises(RayganError, match="no generator with alias champion"):
         run(settings())
+    other = f"{{import_path: raygan.serve:build, args: {{storage: {tmp_path}/other}}}}"
+    service.write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}\napplications: [{other}]")
+    with pytest.raises(RayganError, match=f"{tmp_path}/other/mlflow.db has no generator"):
+        run(settings())
     service.write_text(f"http_options: {{host: 0.0.0.0, port: {port}}}")
     with pytest.raises(ConfigurationError, match="give a token"):
         run(settings())
     with pytest.raises(ConfigurationError, match="cannot read"):
         run(settings(tmp_path / "none.yaml"))
+
+
+def test_a_cluster_that_would_serve_from_elsewhere_is_named(ray_cluster, tmp_path):
+    service = tmp_path / "service.yaml"
+    settings = ServeJobSettings(storage=str(tmp_path), tracking_uri=None, service=str(service))
+    service.write_text("applications: [{import_path: raygan.serve:build}]")
+    with pytest.raises(ConfigurationError, match=f"--storage: {tmp_path} here, but .* set storage under args in"):
+        check_places(settings)
+    variables = f"{{env_vars: {{RAYGAN_STORAGE: {tmp_path}}}}}"
+    for own in (f"runtime_env: {variables}", f"args: {{storage: {tmp_path}}}"):
+        service.write_text(f"applications: [{{import_path: raygan.serve:build, {own}}}]")
+        check_places(settings)
 
 
 def test_ray_serve_accepts_the_shipped_configuration():

@@ -73,6 +73,24 @@ async def test_a_gateway_that_no_longer_follows_the_registry_fails_its_health_ch
         gateway.check_health()
 
 
+async def test_a_champion_that_can_not_be_loaded_does_not_hurry_the_gateway(monkeypatch):
+    serves(monkeypatch)
+    asked = []
+
+    async def registry(*about):
+        if not about:
+            asked.append(1)
+            return Champions({"cat": CAT})
+
+    async def models(model):
+        raise RuntimeError("damaged")
+
+    settings = SETTINGS.model_copy(update={"poll_seconds": 60.0})
+    await start(GatewayDeployment, settings, Handle(models), Handle(registry), "127.0.0.1")
+    await asyncio.sleep(2)
+    assert len(asked) == 1
+
+
 async def test_replicas_wake_and_tokens_are_rotated_while_mlflow_hangs(monkeypatch, tmp_path):
     deployments = serves(monkeypatch, Models=SimpleNamespace(replica_states={}, status="HEALTHY"))
     hangs, token = asyncio.Event(), tmp_path / "token"

@@ -181,12 +181,12 @@ def test_drawing_works_after_a_failed_start(browser, running):
         "Page.addScriptToEvaluateOnNewDocument",
         {
             "source": "let failed = false; const real = window.fetch; window.fetch = (path, ...rest) => {"
-            "if (failed) return real(path, ...rest); failed = true; return Promise.reject(new Error('away')); }"
+            "if (failed) return real(path, ...rest); failed = true; return Promise.reject(new TypeError('Failed')); }"
         },
     )
     try:
         browser.get(running.address)
-        wait(browser, "document.getElementById('status').textContent === 'away'")
+        wait(browser, "document.getElementById('status').textContent.startsWith('The service does not answer')")
         browser.find_element("id", "draw").click()
         drawn(browser)
     finally:
@@ -342,11 +342,32 @@ def test_kept_pictures_stay_and_go_by_keyboard(browser, running):
     kept = "[...document.querySelectorAll('#kept .seed')].map(e => e.textContent).join()"
     assert wait(page, kept) == "seed 9,seed 8"
     picture(page, "kept")
+    page.find_element("css selector", "#kept li:nth-child(2) button").send_keys(Keys.ENTER)
+    page.find_element("id", "close").send_keys(Keys.ENTER)
+    assert page.execute_script("return document.activeElement.closest('#kept li')?.innerText.includes('seed 8')")
     page.find_element("css selector", "#kept button").click()
     assert page.find_element("id", "keep").get_attribute("aria-pressed") == "true"
     page.find_element("id", "keep").click()
     assert page.execute_script(f"return {kept}") == "seed 8"
     page.execute_script("localStorage.clear()")
+
+
+def test_copying_twice_leaves_the_buttons_label(browser, running):
+    page = opened(browser, running.address)
+    page.execute_script("const b = document.getElementById('copy-link'); b.click(); setTimeout(() => b.click(), 300)")
+    labels = page.execute_async_script(
+        "const b = document.getElementById('copy-link'), done = arguments[0], seen = [];"
+        "setTimeout(() => seen.push(b.textContent), 700);"
+        "setTimeout(() => done([...seen, b.textContent]), 2500)"
+    )
+    assert labels[0] != labels[1] == "Copy link"
+
+
+def test_a_morph_needs_no_drawing_before_it(browser, running):
+    browser.get(f"{running.address}/?label=cat&version=99")
+    wait(browser, "document.getElementById('status').className === 'bad'")
+    browser.find_element("css selector", "#morph-form button").click()
+    assert wait(browser, "document.getElementById('walk-image').naturalWidth === 32")
 
 
 def test_no_kept_picture_goes_unasked(browser, running):
@@ -358,6 +379,7 @@ def test_no_kept_picture_goes_unasked(browser, running):
     page.find_element("css selector", "#samples button").click()
     page.find_element("id", "keep").click()
     assert "200 pictures" in page.find_element("id", "status").text
+    assert not page.find_element("id", "large").is_displayed()
     seeds = page.execute_script("return [...document.querySelectorAll('#kept .seed')].map(e => e.textContent)")
     assert seeds == [f"seed {1000 + number}" for number in range(200)]
     page.execute_script("localStorage.clear()")

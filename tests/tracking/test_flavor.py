@@ -137,6 +137,10 @@ def test_mlflow_predicts_from_seeds_and_images(registered, settings, at_mlflow):
     generator = mlflow.pyfunc.load_model("models:/raygan-generator-pets@champion")
     images = generator.predict(pd.DataFrame({"seed": [7, 9, 7], "label": ["dog", "cat", "dog"]}), {"truncation": 0.7})
     assert (images.dtype, images.shape) == (np.uint8, (3, 32, 32, 3))
+    card = registered.client.get_model_version("raygan-generator-pets", "1").description
+    named = {"mlflow": mlflow, "pandas": pd}
+    exec(card.split("```python\n")[1].split("```")[0], named)  # noqa: S102 (the card's example)
+    assert named["images"].shape == images.shape
     ours = raygan.load_generator("models:/raygan-generator-pets@champion", storage=settings.storage)
     assert (images == ours.sample([7, 9, 7], ["dog", "cat", "dog"], 0.7)).all()
     with pytest.raises(ValueError, match="label must be one of cat, dog, not 'lion'"):

@@ -10,7 +10,7 @@ let asking = null; // the promise of a token while the dialog is open
 let shown = null; // the answer on the page: label, version, truncation, moves, seeds
 let generators = {}; // what /v1/models says, by label
 let pinned = null; // the version that the next drawing must use; null is the newest
-let morphed = null; // whose seeds the morph's are: label, version, truncation, moves
+let morphed = null; // whose seeds the morph's are: label, version, truncation, moves; null before the first drawing
 let opened = null; // the picture in the dialog, and the list that it is from
 let openedList = [];
 
@@ -23,7 +23,9 @@ async function ask(path, options = {}) {
       continue;
     }
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
-    const answer = await fetch(path, { ...options, headers });
+    const answer = await fetch(path, { ...options, headers }).catch(() => {
+      throw new Error('The service does not answer: try again in a moment');
+    });
     if (answer.status === 401) {
       await askForToken(token);
       continue;
@@ -188,7 +190,7 @@ function enlarge(picture, pictures = openedList) {
   $('large-verdict').replaceChildren(...shares(picture.probabilities));
   $('large-download').href = picture.source;
   $('large-download').download = `${picture.label}-${picture.seed}.png`;
-  showKept();
+  showWhetherKept();
   if (!$('large').open) $('large').showModal();
 }
 
@@ -199,7 +201,7 @@ function turn(step) {
 
 // Copy a text, and say so on the button. fallback: what it says without HTTPS or permission.
 async function copy(button, text, fallback) {
-  const label = button.textContent;
+  const label = button.dataset.label ??= button.textContent; // it may still say that it copied
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = 'Copied';
@@ -224,7 +226,8 @@ function morphEnd(id) {
 
 async function morph() {
   const [from, to] = [$('from').value, $('to').value];
-  const values = new URLSearchParams({ ...morphed, seed: from, to, frames: 32, fps: 16, bounce: true, format: 'webp' });
+  const origin = morphed || { label: $('label').value };
+  const values = new URLSearchParams({ ...origin, seed: from, to, frames: 32, fps: 16, bounce: true, format: 'webp' });
   const blob = await (await ask(`v1/interpolate?${values}`)).blob();
   URL.revokeObjectURL($('walk-image').src);
   const address = URL.createObjectURL(blob);

@@ -23,7 +23,7 @@ function range(schema) {
     s.minimum !== undefined && `from ${s.minimum}`, s.exclusiveMinimum !== undefined && `above ${s.exclusiveMinimum}`,
     s.maximum !== undefined && `to ${s.maximum}`, s.exclusiveMaximum !== undefined && `below ${s.exclusiveMaximum}`,
   ]);
-  if (schema.default !== undefined && schema.default !== null) parts.push(`default ${schema.default}`);
+  if (String(schema.default ?? '')) parts.push(`default ${schema.default}`); // an empty list says nothing
   return parts.filter(Boolean).join(', ');
 }
 

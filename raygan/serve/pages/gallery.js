@@ -21,8 +21,12 @@ function showKept() {
   const pictures = kept();
   $('kept').replaceChildren(...pictures.map((picture) => tile(picture, pictures)));
   $('kept-none').hidden = pictures.length > 0;
-  if (!opened) return;
-  const has = pictures.some((picture) => isSame(picture, opened));
+  if (opened) showWhetherKept();
+}
+
+// Leaves the list alone, one of whose pictures may have the keyboard's focus.
+function showWhetherKept() {
+  const has = kept().some((picture) => isSame(picture, opened));
   $('keep').setAttribute('aria-pressed', has);
   $('keep').textContent = has ? 'Kept' : 'Keep';
 }
@@ -38,7 +42,10 @@ function toggleKept() {
   } catch {
     full = 'This browser has no room for more pictures';
   }
-  if (full) say(`${full}: open one that you kept, and press Kept.`, true);
+  if (full) {
+    $('large').close(); // it covers the status
+    say(`${full}: open one that you kept, and press Kept.`, true);
+  }
   showKept();
 }
 
