@@ -69,14 +69,14 @@ class PixelSettings:
         fit: crop to the center square, or pad.
         rules: the filters in use on single photos.
         network: feature network; None for no feature vectors.
-        detector: face detector, see `raygan.data.faces.load_detector`; None to keep whole photos.
+        detector: of faces; None to keep whole photos.
     """
 
     size: int
     fit: Fit
     rules: Rules
     network: str | None = None
-    detector: str | None = None
+    detector: faces.Detector | None = None
 
 
 def keys_of(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> np.ndarray:

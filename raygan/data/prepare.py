@@ -18,13 +18,17 @@ run ends with the same bytes as an undisturbed one, and existing chunks are used
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from raygan import tracking
+from raygan.addresses import is_remote
 from raygan.data import chunks, faces, outliers, report
 from raygan.data.chunks import PixelSettings
 from raygan.data.filters import Rules
@@ -33,6 +37,7 @@ from raygan.data.passes import Passes
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST
 from raygan.errors import ConfigurationError, RayganError
+from raygan.machine import cache_folder
 from raygan.runtime import cluster, storage
 from raygan.runtime.room import check_room
 from raygan.runtime.runs import recorded
@@ -52,8 +57,15 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: there are no photos or no labels, or the output holds a different data set.
-        RayganError: files can't be read or written.
+        RayganError: files can't be read or written, or another job is writing to the output.
     """
+    if settings.dry_run:
+        return _prepare(settings)
+    with _alone(settings.output):
+        return _prepare(settings)
+
+
+def _prepare(settings: PrepareSettings) -> dict[str, Any]:
     if "outlier" not in settings.skip:
         network = feature_network(settings, settings.outlier_network, "--outlier-network")
         settings = settings.model_copy(update={"outlier_network": network})
@@ -62,7 +74,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     if settings.crop_faces:
         faces.check_detector(settings.detector, set(listing.photos["label"].unique().to_pylist()))
     inputs = _fingerprint(listing)
-    configuration = _configuration(settings, pixel_settings.rules)
+    configuration = configuration_of(settings, pixel_settings)
     if not settings.dry_run:
         known = _known_report(settings, inputs, configuration)
         unrecorded = storage.join(settings.output, UNRECORDED)
@@ -127,10 +139,36 @@ def _fingerprint(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def _configuration(settings: PrepareSettings, rules: Rules) -> dict[str, Any]:
-    """For the manifest: the settings, and any filters from packages, that the content of the shards depends on."""
+def configuration_of(settings: PrepareSettings, pixel_settings: PixelSettings) -> dict[str, Any]:
+    """For the manifest: the settings, and whatever else the content of the shards depends on."""
     values = {name: value for name, value in recorded(settings).items() if name not in _CIRCUMSTANCES}
-    return values | ({"offered_filters": rules.offered} if rules.offered else {})
+    if offered := pixel_settings.rules.offered:
+        values["offered_filters"] = offered
+    if pixel_settings.detector and pixel_settings.detector.digest:
+        values["detector_digest"] = pixel_settings.detector.digest
+    return values
+
+
+@contextmanager
+def _alone(output: str) -> Iterator[None]:
+    """A block in which no other job on this machine prepares the same output.
+
+    Two would mix their shards, and the first to finish would delete the other's chunks.
+    """
+    place = storage.absolute(output) if is_remote(output) else os.path.realpath(storage.absolute(output))
+    folder = cache_folder() / "prepare"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RayganError(
+            f"--output: another job is writing to {output}: wait for it, stop it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _known_report(settings: PrepareSettings, inputs: str, configuration: dict[str, Any]) -> dict[str, Any] | None:
