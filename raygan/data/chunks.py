@@ -33,7 +33,7 @@ from raygan.errors import RayganError, first_line
 from raygan.runtime.storage import parent, resolve, write_bytes
 
 #: Increment when the content of chunks changes for the same settings: older chunks are then ignored.
-VERSION = 4
+VERSION = 5
 
 #: Side in px of the square given to the feature network, whatever the size of the shards' images: at 64 px, many
 #: more faces would count as outliers.
