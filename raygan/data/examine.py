@@ -23,8 +23,8 @@ VIEW = 64
 #: Side in px of the square given to the feature network, and the largest that most settings make.
 LARGEST = 128
 
-#: Short side in px that a JPEG keeps at least in the decoding that is hashed, whatever the settings. The same photo then
-#: has the same hash, and is held out in all data sets or in none: one may begin from another's generator.
+#: Short side in px that a JPEG keeps at least in the decoding that is hashed, whatever the settings. The same photo
+#: then has the same hash, and is held out in all data sets or in none: one may begin from another's generator.
 _HASHED_SIDE = 2 * LARGEST
 
 #: Side in px of the view that is hashed.

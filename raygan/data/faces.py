@@ -36,6 +36,7 @@ CERTAIN = 0.4
 
 _FOR_DOGS = "for dogs, give --detector, such as a YOLO detector of dog faces exported to ONNX"
 
+
 class Detector(NamedTuple):
     """A detector's file.
 

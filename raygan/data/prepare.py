@@ -156,15 +156,17 @@ def _alone(output: str) -> Iterator[None]:
     Two would mix their shards, and the first to finish would delete the other's chunks.
     """
     place = storage.absolute(output) if is_remote(output) else os.path.realpath(storage.absolute(output))
-    folder = cache_folder() / "prepare"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{hashlib.sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.lock")
+    name = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    lock = FileLock(cache_folder() / "prepare" / f"{name}.lock")
     try:
+        os.makedirs(os.path.dirname(lock.lock_file), exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise RayganError(
             f"--output: another job is writing to {output}: wait for it, stop it, or give another folder"
         ) from None
+    except (OSError, NotImplementedError):  # the cache's disk is full, or knows no locks
+        pass
     try:
         yield
     finally:

@@ -110,7 +110,8 @@ def test_a_detector_in_the_home_is_found(tmp_path, monkeypatch):
 
 def test_another_file_at_the_same_path_is_another_detector(tmp_path):
     """Photos that the first has examined are examined again, and the shards made with it are others."""
-    settings = PrepareSettings(input=["x"], output="y", skip=["outlier"], crop_faces=True, detector=tmp_path / "net.xml")
+    values = {"input": ["x"], "output": "y", "skip": ["outlier"], "crop_faces": True}
+    settings = PrepareSettings(**values, detector=tmp_path / "net.xml")
     photo = {"source": 0, "path": b"1.jpg", "row": -1, "size": 9, "changed": 9, "label": "cat"}
     keys, configurations = set(), []
     for content in ("first", "second", "first"):

@@ -39,7 +39,7 @@ def test_impossible_sizes_are_refused(changes, says):
 
 def test_a_generator_sees_photos_of_every_label():
     assert {trial.real for trial in plan(settings_of(), photos=1000, labels=120)} == {120}
-    with pytest.raises(ConfigurationError, match="never sees some of the 120 labels .*: give 120 or more"):
+    with pytest.raises(ConfigurationError, match=r"never sees some of the 120 labels .*: give 120 or more"):
         plan(settings_of(real_sizes=[100]), photos=1000, labels=120)
     plan(settings_of(real_sizes=[100], elsewhere=True), photos=1000, labels=120)  # it has seen others
 
