@@ -69,6 +69,7 @@ class PixelSettings:
         fit: crop to the center square, or pad.
         rules: the filters in use on single photos.
         network: feature network; None for no feature vectors.
+        network_digest: of its files, which tells it from an earlier one at the same path; empty for one by name.
         detector: of faces; None to keep whole photos.
     """
 
@@ -76,6 +77,7 @@ class PixelSettings:
     fit: Fit
     rules: Rules
     network: str | None = None
+    network_digest: str = ""
     detector: faces.Detector | None = None
 
 

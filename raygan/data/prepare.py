@@ -23,6 +23,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -124,13 +125,26 @@ def list_photos(settings: PrepareSettings) -> Listing:
 
 def pixel_settings_of(settings: PrepareSettings) -> PixelSettings:
     """The settings that chunks depend on. Raises ConfigurationError if a filter can't be imported."""
+    network = None if "outlier" in settings.skip else settings.outlier_network
     return PixelSettings(
         size=settings.image_size,
         fit=settings.fit,
         rules=Rules.choose(settings, settings.skip),
-        network=None if "outlier" in settings.skip else settings.outlier_network,
+        network=network,
+        network_digest=_digest_of(network) if network else "",
         detector=faces.detector(settings.detector) if settings.crop_faces else None,
     )
+
+
+def _digest_of(network: str) -> str:
+    """SHA-256, in hex, of the files of a feature network that is named by its folder or file; else empty."""
+    place = Path(storage.local_folder(network))
+    files = sorted(place.iterdir()) if place.is_dir() else [Path(network.rpartition(":")[2])]
+    digest = hashlib.sha256()
+    found = [file for file in files if file.is_file()]
+    for file in found:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if found else ""
 
 
 def _fingerprint(listing: Listing) -> str:
@@ -146,6 +160,8 @@ def configuration_of(settings: PrepareSettings, pixel_settings: PixelSettings) -
         values["offered_filters"] = offered
     if pixel_settings.detector and pixel_settings.detector.digest:
         values["detector_digest"] = pixel_settings.detector.digest
+    if pixel_settings.network_digest:
+        values["network_digest"] = pixel_settings.network_digest
     return values
 
 

@@ -22,9 +22,6 @@ from raygan.data.kinds import split_path, without_ending
 from raygan.data.labels import Guess
 from raygan.errors import ConfigurationError
 
-#: Endings of tables.
-ENDINGS = frozenset({".csv", ".tsv", ".jsonl"})
-
 _DELIMITERS = ",;\t|"
 
 #: A whole number of more digits than a float keeps.

@@ -121,8 +121,8 @@ def _check_enough(reals: Mapping[str, ImageSet], counts: Mapping[str, int]) -> N
         for photos, purpose in ((len(real), "to compare with"), (counts[label], "as a baseline")):
             if photos < LEAST:
                 raise RayganError(
-                    f"--data: {photos} photos of {label} are left {purpose}; the metrics need at least {LEAST}: prepare "
-                    f"more, or leave out the label or --baselines"
+                    f"--data: {photos} photos of {label} are left {purpose}; the metrics need at least {LEAST}: "
+                    f"prepare more, or leave out the label or --baselines"
                 )
 
 

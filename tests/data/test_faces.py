@@ -6,18 +6,13 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from raygan.data import faces
-from raygan.data.chunks import keys_of
 from raygan.data.examine import examine
 from raygan.data.filters import Rules
-from raygan.data.listing import SCHEMA
-from raygan.data.prepare import configuration_of, pixel_settings_of
 from raygan.data.settings import Limits, PrepareSettings
-from raygan.data.sources import Source
 from raygan.errors import ConfigurationError
 from tests.data.messy import encoded, picture
 
@@ -106,22 +101,6 @@ def test_a_detector_in_the_home_is_found(tmp_path, monkeypatch):
     (tmp_path / "dogs.xml").touch()
     settings = PrepareSettings(input=["x"], output="y", detector="~/dogs.xml")
     assert faces.detector(settings.detector).path == str(tmp_path / "dogs.xml")
-
-
-def test_another_file_at_the_same_path_is_another_detector(tmp_path):
-    """Photos that the first has examined are examined again, and the shards made with it are others."""
-    values = {"input": ["x"], "output": "y", "skip": ["outlier"], "crop_faces": True}
-    settings = PrepareSettings(**values, detector=tmp_path / "net.xml")
-    photo = {"source": 0, "path": b"1.jpg", "row": -1, "size": 9, "changed": 9, "label": "cat"}
-    keys, configurations = set(), []
-    for content in ("first", "second", "first"):
-        (tmp_path / "net.xml").write_text(content)
-        pixel_settings = pixel_settings_of(settings)
-        photos = pa.Table.from_pylist([photo], SCHEMA)
-        keys |= set(keys_of(photos, [Source("x", "/x")], pixel_settings).tolist())
-        configurations.append(configuration_of(settings, pixel_settings))
-    assert len(keys) == 2
-    assert configurations[0] == configurations[2] != configurations[1]
 
 
 def test_opencvs_own_cascade_loads_and_finds_no_face_in_noise():
