@@ -1,8 +1,8 @@
 """Where photos are: files under folders, in archives, at globs and URIs, and rows of Parquet files.
 
-Each `--input` becomes a `Source`: a root and, for globs and single files, a pattern that its files must match.
-`files` walks it, and `Source.read` and `Source.parquet` open what was found, in any process. Nothing here decodes an
-image or needs Ray.
+Each `--input` becomes a `Source`: a root with, for globs, a pattern that its files must match and, for single files,
+their names. `files` walks it, and `Source.read` and `Source.parquet` open what was found, in any process. Nothing here
+decodes an image or needs Ray.
 """
 
 from __future__ import annotations
