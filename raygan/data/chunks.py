@@ -33,7 +33,7 @@ from raygan.errors import RayganError, first_line
 from raygan.runtime.storage import parent, resolve, write_bytes
 
 #: Increment when the content of chunks changes for the same settings: older chunks are then ignored.
-VERSION = 4
+VERSION = 5
 
 #: Side in px of the square given to the feature network, whatever the size of the shards' images: at 64 px, many
 #: more faces would count as outliers.
@@ -69,14 +69,16 @@ class PixelSettings:
         fit: crop to the center square, or pad.
         rules: the filters in use on single photos.
         network: feature network; None for no feature vectors.
-        detector: face detector, see `raygan.data.faces.load_detector`; None to keep whole photos.
+        network_digest: of its files, which tells it from an earlier one at the same path; empty for one by name.
+        detector: of faces; None to keep whole photos.
     """
 
     size: int
     fit: Fit
     rules: Rules
     network: str | None = None
-    detector: str | None = None
+    network_digest: str = ""
+    detector: faces.Detector | None = None
 
 
 def keys_of(photos: pa.Table, sources: Sequence[Source], settings: PixelSettings) -> np.ndarray:

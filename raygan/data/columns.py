@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -162,10 +163,12 @@ def row_labels(
     array = whole(values)
     if _is_list(array.type):
         array, why["several labels"] = _only_items(array)
-    if pa.types.is_floating(array.type) or pa.types.is_decimal(array.type):
-        array = array.cast(pa.float64())  # Arrow has no dictionaries of half floats; databases write ids as decimals
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float64())  # Arrow has no dictionaries of half floats, nor of short decimals
+    if pa.types.is_decimal(array.type):
+        array = array.cast(pa.decimal256(76, array.type.scale))
     encoded = array.dictionary_encode()
-    distinct = encoded.dictionary.to_pylist()
+    distinct = [_plain(value) if isinstance(value, Decimal) else value for value in encoded.dictionary.to_pylist()]
     spelled: list[str | None] = []
     for number, value in enumerate(distinct):
         try:
@@ -206,6 +209,11 @@ def _label(value: Any, distinct: Sequence[Any], names: Sequence[str] | None) -> 
             f"name another column with --label-column"
         )
     return normalize(names[value]) or None
+
+
+def _plain(value: Decimal) -> int | float:
+    """A decimal, as databases write ids; those of 16 digits or more would become equal as floats."""
+    return int(value) if value == int(value) else float(value)
 
 
 def _only_items(lists: pa.Array) -> tuple[pa.Array, int]:

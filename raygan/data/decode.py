@@ -157,6 +157,11 @@ def decode(header: Header, least: int | None = None) -> Image.Image:
         raise Unreadable(str(error) or type(error).__name__) from None
 
 
+def shrinks(header: Header, least: int) -> bool:
+    """Whether `decode` gives fewer pixels than the file has, if it may: the photo is a JPEG and large enough."""
+    return isinstance(header.image, JpegImageFile) and min(header.width, header.height) >= 2 * least
+
+
 def to_square(photo: Image.Image, size: int, fit: Fit) -> Image.Image:
     """An RGB square of `size` px: the center of the photo, or all of it on black.
 

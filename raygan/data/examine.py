@@ -13,15 +13,19 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from raygan.data.decode import Fit, Unreadable, decode, pixel_hash, read_header, to_square
+from raygan.data.decode import Fit, Unreadable, decode, pixel_hash, read_header, shrinks, to_square
 from raygan.data.filters import Photo, Rules
 
 #: Side in px of the view that is measured: the same for thumbnails and 50-megapixel photos, so that a threshold
 #: means the same for both.
 VIEW = 64
 
-#: Side in px of the largest square made from any photo, whatever the settings: the same photo then has the same hash.
+#: Side in px of the square given to the feature network, and the largest that most settings make.
 LARGEST = 128
+
+#: Short side in px that a JPEG keeps at least in the decoding that is hashed, whatever the settings. The same photo
+#: then has the same hash, and is held out in all data sets or in none: one may begin from another's generator.
+_HASHED_SIDE = 2 * LARGEST
 
 #: Side in px of the view that is hashed.
 HASHED = 32
@@ -68,10 +72,12 @@ def look(
         if objection:
             return Photo(width=header.width, height=header.height, **objection)
         # A detector gets the whole photo; the rest needs no more than twice the squares' size.
-        photo = decode(header, None if cut_face else 2 * max(size, large or 0, LARGEST))
+        least = None if cut_face else 2 * max(size, large or 0, LARGEST)
+        photo = decode(header, least)
+        again = least != _HASHED_SIDE and shrinks(header, _HASHED_SIDE)
+        identity = pixel_hash(decode(read_header(data), _HASHED_SIDE) if again else photo)
     except Unreadable as error:
         return Photo("unreadable", detail=str(error))
-    identity = pixel_hash(photo)
     face = cut_face(photo) if cut_face is not None else photo
     cut = photo if face is None else face
     width, height = header.upright(photo) if cut is photo else cut.size

@@ -12,14 +12,15 @@ The most confident detection (with cascades, the largest) is cropped as a square
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from raygan.errors import ConfigurationError, first_line
+from raygan.errors import ConfigurationError, first_line, reason
 
 #: The default detector: a cascade in OpenCV's own data folder. Known by its name, since that folder differs by node.
 CAT_CASCADE = "haarcascade_frontalcatface_extended.xml"
@@ -35,6 +36,19 @@ CERTAIN = 0.4
 
 _FOR_DOGS = "for dogs, give --detector, such as a YOLO detector of dog faces exported to ONNX"
 
+
+class Detector(NamedTuple):
+    """A detector's file.
+
+    Attributes:
+        path: absolute, or `CAT_CASCADE`.
+        digest: SHA-256 of its content in hex, which tells it from an earlier file of that path; empty for the default.
+    """
+
+    path: str
+    digest: str = ""
+
+
 Cutter = Callable[[Image.Image], Image.Image | None]
 _Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
@@ -47,34 +61,42 @@ def check_detector(path: str | None, labels: Collection[str]) -> None:
         labels: of the photos.
 
     Raises:
-        ConfigurationError: the file doesn't exist or can't be loaded here, or there is no default for these labels.
+        ConfigurationError: the file can't be loaded here, or there is no default for these labels.
     """
     if path is None and (dogs := sorted(_DOGS & set(labels))):
         raise ConfigurationError(f"--crop-faces: OpenCV has no cascade for the label {dogs[0]}: {_FOR_DOGS}")
-    if path is not None and not os.path.isfile(path):
-        raise ConfigurationError(
-            f"--detector: {path} does not exist. Without --detector, OpenCV's cascade for cats is used; {_FOR_DOGS}"
-        )
     load_detector(detector(path))
     if path is None:
         print(f"faces are found with OpenCV's cascade for cats, {CAT_CASCADE}")
 
 
-def detector(path: str | None) -> str:
-    """The detector as `load_detector` takes it on any node."""
-    return path or CAT_CASCADE
+def detector(path: str | None) -> Detector:
+    """The detector as `load_detector` takes it on any node.
+
+    Raises:
+        ConfigurationError: the file doesn't exist or can't be read.
+    """
+    if path is None:
+        return Detector(CAT_CASCADE)
+    if not os.path.isfile(path):
+        raise ConfigurationError(
+            f"--detector: {path} does not exist. Without --detector, OpenCV's cascade for cats is used; {_FOR_DOGS}"
+        )
+    try:
+        with open(path, "rb") as file:
+            return Detector(path, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise ConfigurationError(f"--detector: {path} cannot be read: {reason(error)}") from None
 
 
 @functools.lru_cache(maxsize=1)
-def load_detector(path: str) -> Cutter:
+def load_detector(detector: Detector) -> Cutter:
     """A function that crops a photo to its face, or returns None if it finds none.
-
-    Args:
-        path: an absolute path, or `CAT_CASCADE`.
 
     Raises:
         ConfigurationError: the detector can't be loaded; the message says why, or what to install.
     """
+    path = detector.path
     flag = "--crop-faces" if path == CAT_CASCADE else f"--detector: {path}"
     kinds = {".xml": _cascade, ".onnx": _onnx}
     kind = os.path.splitext(path)[1].lower()

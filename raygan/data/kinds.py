@@ -48,6 +48,9 @@ _SYSTEM = frozenset(
     }
 )
 
+#: Endings of tables, which may have labels of photos.
+TABLES = frozenset({".csv", ".tsv", ".jsonl"})
+
 #: Endings of archives that can be an input.
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 

@@ -28,6 +28,7 @@ comes out, and why:
     partitions                split=train/label=cat/1.jpg             cat            class folders, less the key
     numbered folders          CAT_00/0.jpg, CAT_01/1.jpg              asks           parts of one class, or a class each
     several inputs            --input train/cat train/dog             cat, dog       class folders
+    Pascal VOC, COCO          VOC2012/JPEGImages/2007_1.jpg           asks           no name tells a class
     ClassLabel metadata       label: 1, names: [cat, dog]             dog            the metadata names the numbers
                               label: -1 or null                       none           there is no label
                               label: 2                                refused        it is beyond the names

@@ -31,8 +31,8 @@ from raygan.data.kinds import is_image_name
 from raygan.data.labels import ANIMALS, Guess, Layout, normalize, says_animal
 from raygan.errors import ConfigurationError
 
-#: Words that name a class only beside other classes (``face`` and ``no_face``).
-_GENERAL = CONTAINER_WORDS | {"animal", "animals", "pet", "pets", "face", "faces", "class", "category"}
+#: Words that name a class only beside other classes (``face`` and ``no_face``), and data sets of many classes.
+_GENERAL = CONTAINER_WORDS | {"animal", "animals", "pet", "pets", "face", "faces", "class", "category", "voc", "coco"}
 
 _PART_NUMBER = re.compile(r"[ ._\-]*\(?\d+\)?$")
 

@@ -23,7 +23,7 @@ from raygan.data.files import table_of
 from raygan.data.labels import Guess, Layout, check_labels, normalize
 from raygan.data.sorter import SCHEMA as SCHEMA
 from raygan.data.sorter import Sorter, also, aside
-from raygan.data.sources import Source, check_apart, files, open_source
+from raygan.data.sources import Source, check_apart, files, joined, open_source
 from raygan.errors import ConfigurationError, printable, some
 
 
@@ -99,14 +99,14 @@ def find_photos(
     listing = Listing([], SCHEMA.empty_table())
     tables = []
     has_columns, objections = False, []
-    names = [_class_of(address) for address in inputs]
+    sources = joined([open_source(address, image_column or "", label_column or "") for address in inputs])
+    names = [_class_of(source.address) for source in sources]
     several = names if len(set(names)) == len(names) > 1 else []
-    for number, address in enumerate(inputs):
-        source = open_source(address, image_column or "", label_column or "")
+    for number, source in enumerate(sources):
         check_apart(source, exclude)
         found = table_of(files(source, exclude)).sort_by("path")
         if not found.num_rows:
-            raise ConfigurationError(f"--input: there are no files in {address}")
+            raise ConfigurationError(f"--input: there are no files in {source.address}")
 
         def guess(paths: Sequence[str], source: Source = source) -> Guess:
             own = _class_of(source.root)
@@ -122,7 +122,7 @@ def find_photos(
         listing.unpacked += archives.plain_bytes(found["size"].to_pylist()) if source.compressed else 0
         listing.layouts.append("; ".join(dict.fromkeys(sorter.layouts)))
     listing.photos = pa.concat_tables(tables).combine_chunks()
-    places = ", ".join(inputs)
+    places = ", ".join(source.address for source in sources)
     if not listing.photos.num_rows:
         raise ConfigurationError(f"--input: there are no photos in {places}{also(listing.ignored)}")
     for flag, column in (("--image-column", image_column), ("--label-column", label_column)):

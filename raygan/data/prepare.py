@@ -18,13 +18,18 @@ run ends with the same bytes as an undisturbed one, and existing chunks are used
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from raygan import tracking
+from raygan.addresses import is_remote
 from raygan.data import chunks, faces, outliers, report
 from raygan.data.chunks import PixelSettings
 from raygan.data.filters import Rules
@@ -33,6 +38,7 @@ from raygan.data.passes import Passes
 from raygan.data.settings import PrepareSettings
 from raygan.data.shards import MANIFEST
 from raygan.errors import ConfigurationError, RayganError
+from raygan.machine import cache_folder
 from raygan.runtime import cluster, storage
 from raygan.runtime.room import check_room
 from raygan.runtime.runs import recorded
@@ -52,8 +58,15 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: there are no photos or no labels, or the output holds a different data set.
-        RayganError: files can't be read or written.
+        RayganError: files can't be read or written, or another job is writing to the output.
     """
+    if settings.dry_run:
+        return _prepare(settings)
+    with _alone(settings.output):
+        return _prepare(settings)
+
+
+def _prepare(settings: PrepareSettings) -> dict[str, Any]:
     if "outlier" not in settings.skip:
         network = feature_network(settings, settings.outlier_network, "--outlier-network")
         settings = settings.model_copy(update={"outlier_network": network})
@@ -62,7 +75,7 @@ def prepare(settings: PrepareSettings) -> dict[str, Any]:
     if settings.crop_faces:
         faces.check_detector(settings.detector, set(listing.photos["label"].unique().to_pylist()))
     inputs = _fingerprint(listing)
-    configuration = _configuration(settings, pixel_settings.rules)
+    configuration = configuration_of(settings, pixel_settings)
     if not settings.dry_run:
         known = _known_report(settings, inputs, configuration)
         unrecorded = storage.join(settings.output, UNRECORDED)
@@ -112,13 +125,26 @@ def list_photos(settings: PrepareSettings) -> Listing:
 
 def pixel_settings_of(settings: PrepareSettings) -> PixelSettings:
     """The settings that chunks depend on. Raises ConfigurationError if a filter can't be imported."""
+    network = None if "outlier" in settings.skip else settings.outlier_network
     return PixelSettings(
         size=settings.image_size,
         fit=settings.fit,
         rules=Rules.choose(settings, settings.skip),
-        network=None if "outlier" in settings.skip else settings.outlier_network,
+        network=network,
+        network_digest=_digest_of(network) if network else "",
         detector=faces.detector(settings.detector) if settings.crop_faces else None,
     )
+
+
+def _digest_of(network: str) -> str:
+    """SHA-256, in hex, of the files of a feature network that is named by its folder or file; else empty."""
+    place = Path(storage.local_folder(network))
+    files = sorted(place.iterdir()) if place.is_dir() else [Path(network.rpartition(":")[2])]
+    digest = hashlib.sha256()
+    found = [file for file in files if file.is_file()]
+    for file in found:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if found else ""
 
 
 def _fingerprint(listing: Listing) -> str:
@@ -127,10 +153,40 @@ def _fingerprint(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def _configuration(settings: PrepareSettings, rules: Rules) -> dict[str, Any]:
-    """For the manifest: the settings, and any filters from packages, that the content of the shards depends on."""
+def configuration_of(settings: PrepareSettings, pixel_settings: PixelSettings) -> dict[str, Any]:
+    """For the manifest: the settings, and whatever else the content of the shards depends on."""
     values = {name: value for name, value in recorded(settings).items() if name not in _CIRCUMSTANCES}
-    return values | ({"offered_filters": rules.offered} if rules.offered else {})
+    if offered := pixel_settings.rules.offered:
+        values["offered_filters"] = offered
+    if pixel_settings.detector and pixel_settings.detector.digest:
+        values["detector_digest"] = pixel_settings.detector.digest
+    if pixel_settings.network_digest:
+        values["network_digest"] = pixel_settings.network_digest
+    return values
+
+
+@contextmanager
+def _alone(output: str) -> Iterator[None]:
+    """A block in which no other job on this machine prepares the same output.
+
+    Two would mix their shards, and the first to finish would delete the other's chunks.
+    """
+    place = storage.absolute(output) if is_remote(output) else os.path.realpath(storage.absolute(output))
+    name = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    lock = FileLock(cache_folder() / "prepare" / f"{name}.lock")
+    try:
+        os.makedirs(os.path.dirname(lock.lock_file), exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RayganError(
+            f"--output: another job is writing to {output}: wait for it, stop it, or give another folder"
+        ) from None
+    except (OSError, NotImplementedError):  # the cache's disk is full, or knows no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _known_report(settings: PrepareSettings, inputs: str, configuration: dict[str, Any]) -> dict[str, Any] | None:

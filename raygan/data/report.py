@@ -68,6 +68,11 @@ def in_words(summary: dict[str, Any]) -> str:
     lines = [", ".join(f"{summary[name]:,} {name}" for name in ("seen", "kept", "rejected", "ignored"))]
     if summary["reasons"]:
         lines.append(f"rejected: {reasons_in_words(summary)}")
+    if conflicts := summary["label_conflicts"]:
+        lines.append(f"note: {conflicts:,} repeated a photo of another label, which is kept; {REJECTED} names both")
+    gone = [label for label, count in summary["labels"].items() if not count["kept"]]
+    if gone:
+        lines.append(f"note: no photo of {some(gone)} is left")
     small = [label for label, note in summary["outliers"].items() if "skipped" in note]
     if small:
         lines.append(f"outliers: not looked for in {some(small)}, with too few photos for statistics")

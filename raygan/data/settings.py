@@ -131,7 +131,7 @@ class PrepareSettings(FilterOptions, StorageSettings):
     more_later: bool = option(
         False,
         "keep each photo's results in OUTPUT/.prepare (as large as the shards); once the input has grown, the same "
-        "command with --overwrite examines only the new photos (in a tar: all)",
+        "command with --overwrite examines only the new photos (all of a tar or Parquet file that has changed)",
     )
     overwrite: bool = option(False, "replace a different data set in the output folder")
     dry_run: bool = option(False, "judge the photos and report, but write nothing")

@@ -156,7 +156,7 @@ class Sorter:
 
         A competition's sample of answers is none: its labels are made up.
         """
-        csv = [path for path in paths if kinds.ending(path) in tables.ENDINGS]
+        csv = [path for path in paths if kinds.ending(path) in kinds.TABLES]
         content = {}
         for path in csv:
             if self.wanted == "auto" and "submission" not in path.lower():

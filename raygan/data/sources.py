@@ -1,8 +1,8 @@
 """Where photos are: files under folders, in archives, at globs and URIs, and rows of Parquet files.
 
-Each `--input` becomes a `Source`: a root and, for globs and single files, a pattern that its files must match.
-`files` walks it, and `Source.read` and `Source.parquet` open what was found, in any process. Nothing here decodes an
-image or needs Ray.
+Each `--input` becomes a `Source`: a root with, for globs, a pattern that its files must match and, for single files,
+their names. `files` walks it, and `Source.read` and `Source.parquet` open what was found, in any process. Nothing here
+decodes an image or needs Ray.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-import re
 import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from raygan import addresses
 from raygan.data import archives
 from raygan.data.files import File
-from raygan.data.kinds import is_archive_name
+from raygan.data.kinds import TABLES, ending, is_archive_name, is_image_name
 from raygan.errors import ConfigurationError, RayganError, first_line, reason
 from raygan.runtime.storage import FAILURES, entries, resolve
 
@@ -40,6 +39,7 @@ class Source:
         address: as the user gave it.
         root: a local folder, a local archive or a URI.
         pattern: what paths below the root must match, segment by segment; empty for all files.
+        names: of the only files that count, which lie in the root; empty for all.
         image_column: column of photos in Parquet files; empty to guess it.
         label_column: column of labels in Parquet files; empty to guess it.
         archive: the root is an archive.
@@ -51,6 +51,7 @@ class Source:
     pattern: tuple[str, ...] = ()
     image_column: str = ""
     label_column: str = ""
+    names: tuple[str, ...] = ()
     archive: bool = False
     plain: str = ""
 
@@ -170,13 +171,25 @@ def open_source(address: str, image_column: str, label_column: str) -> Source:
             raise ConfigurationError(f"--input: {address} is an archive: copy it to a disk, or unpack it there")
         return Source(address, root, (), image_column, label_column, archive=True)
     if kind == pafs.FileType.File:
-        root, pattern = addresses.parent(root), (_literal(posixpath.basename(path)),)
+        if ending(path) in TABLES:
+            raise ConfigurationError(f"--input: {address} is a table: give the folder of the photos that it names")
+        root = addresses.parent(root) or "/"
+        return Source(address, root, (), image_column, label_column, names=(posixpath.basename(path),))
     return Source(address, root or "/", pattern, image_column, label_column)
 
 
-def _literal(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
+def joined(sources: Sequence[Source]) -> list[Source]:
+    """The sources; photos of one folder that were named one by one, as a shell does for ``*.jpg``, are one source."""
+    groups: dict[object, list[Source]] = {}
+    for number, source in enumerate(sources):
+        alone = not source.names or not is_image_name(source.names[0])
+        groups.setdefault(number if alone else source.root, []).append(source)
+    return [
+        replace(group[0], address=group[0].root, names=tuple(dict.fromkeys(one.names[0] for one in group)))
+        if len(group) > 1
+        else group[0]
+        for group in groups.values()
+    ]
 
 
 def files(source: Source, exclude: str | None = None) -> Iterator[File]:
@@ -192,6 +205,9 @@ def files(source: Source, exclude: str | None = None) -> Iterator[File]:
     if source.archive:
         for member in archives.members(source.root):
             yield File(member.path, member.size, member.changed, member.regular)
+        return
+    if source.names:
+        yield from (file for file in source.look(source.names) if file)
         return
     walk = _walk_local(source, exclude) if source.local else _walk_remote(source, exclude)
     for file in walk:

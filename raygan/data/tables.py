@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import posixpath
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -21,10 +22,10 @@ from raygan.data.kinds import split_path, without_ending
 from raygan.data.labels import Guess
 from raygan.errors import ConfigurationError
 
-#: Endings of tables.
-ENDINGS = frozenset({".csv", ".tsv", ".jsonl"})
-
 _DELIMITERS = ",;\t|"
+
+#: A whole number of more digits than a float keeps.
+_LONG_NUMBER = r"^[-+]?\d{16,}$"
 
 
 def guess(paths: Sequence[str], tables: Mapping[str, bytes], label_column: str = "") -> tuple[Guess | None, list[str]]:
@@ -80,7 +81,7 @@ class _Photos:
         self._whole: dict[str, str] = {}
         self._short: dict[str, str | None] = {}
         for path in paths:
-            parts = split_path(path)
+            parts = split_path(_composed(path))
             whole, short = "/".join(parts), parts[-1] if parts else ""
             for key in (whole, without_ending(whole)):
                 self._whole.setdefault(key, path)
@@ -91,19 +92,27 @@ class _Photos:
         """The path of the photo that a table in a folder means; None for none, or for one of several."""
         if not value:
             return None
-        path = posixpath.normpath(value.replace("\\", "/"))
-        below = self._whole.get(posixpath.join(folder, path)) or self._whole.get(path)
+        path = posixpath.normpath(_composed(value).replace("\\", "/"))
+        below = self._whole.get(posixpath.join(_composed(folder), path)) or self._whole.get(path)
         return below or self._short.get(posixpath.basename(path))
 
 
+def _composed(name: str) -> str:
+    """One spelling of a name: macOS stores an accent apart from its letter, tables have them as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _naming(photos: _Photos, name: str, table: pa.Table) -> tuple[str, list[str | None]]:
-    """The column that names the most photos, and the path of the photo of each row."""
+    """The column that names the most photos, and the path of the photo of each row.
+
+    A photo counts once: classes 0 and 1 name ``0.jpg`` and ``1.jpg`` again and again.
+    """
     folder = posixpath.dirname(name)
     found = {}
     for column in table.column_names:
         values = pc.cast(table[column], pa.string()).to_pylist()
         found[column] = [photos.find(value, folder) for value in values]
-    best = max(found, key=lambda column: sum(path is not None for path in found[column]))
+    best = max(found, key=lambda column: len(set(found[column]) - {None}))
     return best, found[best]
 
 
@@ -178,7 +187,8 @@ def _columns(rows: Sequence[Sequence[str]]) -> Iterator[pa.Array]:
         try:
             whole = texts.cast(pa.int64())
         except pa.ArrowInvalid:
-            yield numbers
+            long = pc.any(pc.match_substring_regex(texts, _LONG_NUMBER)).as_py()
+            yield texts if long else numbers  # as floats, such numbers would become equal
             continue
         # 007 is the name of a file, or a code.
         yield whole if whole.cast(pa.string()).equals(texts) else texts

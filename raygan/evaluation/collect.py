@@ -75,8 +75,13 @@ class ImageSet:
         return len(self.pixels)
 
     def take(self, indices: Tensor) -> ImageSet:
-        """The real photos at some indices."""
-        return ImageSet(self.pixels[indices], {name: vectors[indices] for name, vectors in self.features.items()})
+        """The images at some indices."""
+        return ImageSet(
+            pixels=self.pixels[indices],
+            features={name: vectors[indices] for name, vectors in self.features.items()},
+            mass=None if self.mass is None else self.mass[indices],
+            probabilities=None if self.probabilities is None else self.probabilities[indices],
+        )
 
     def without_pixels(self) -> ImageSet:
         """The same set without pixels, for tasks that don't need them."""

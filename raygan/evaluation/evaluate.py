@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raygan import tracking
 from raygan.data.shards import DataSet
-from raygan.errors import ConfigurationError, RayganError
+from raygan.errors import RayganError
 from raygan.evaluation import report
 from raygan.evaluation.candidates import Candidate, find_candidates, with_baselines
 from raygan.evaluation.collect import ImageSet, Networks, classifier_at, draw_samples, find_networks, real_photos
@@ -63,8 +63,6 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     Raises:
         RayganError: something can't be evaluated. Nothing is written then.
     """
-    if settings.samples < LEAST:
-        raise ConfigurationError(f"--samples: {settings.samples} are too few, at least {LEAST}")
     dict(METRICS.items())  # a package's metric that can't be imported is reported before the work
     data = DataSet.open(settings.data)
     tracking.check_records(settings)
@@ -123,7 +121,8 @@ def _check_enough(reals: Mapping[str, ImageSet], counts: Mapping[str, int]) -> N
         for photos, purpose in ((len(real), "to compare with"), (counts[label], "as a baseline")):
             if photos < LEAST:
                 raise RayganError(
-                    f"--data: {photos} photos of {label} are left {purpose}; the metrics need at least {LEAST}"
+                    f"--data: {photos} photos of {label} are left {purpose}; the metrics need at least {LEAST}: "
+                    f"prepare more, or leave out the label or --baselines"
                 )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raygan import charts, pictures
-from raygan.evaluation.candidates import BASELINES
+from raygan.evaluation.candidates import BASELINES, REAL_PHOTOS
 from raygan.evaluation.collect import ImageSet
 from raygan.evaluation.verdict import Score, Verdict
 from raygan.metrics.distances import FID_STEADY
@@ -70,6 +70,11 @@ def flags(
     unknown = sorted({v.label for v in verdicts if v.confidence is None and v.label != ALL})
     if about is not None and unknown:
         found.append(f"the classifier doesn't know {', '.join(unknown)}: there is no agreement with it")
+    if about and about.get("real") and any(verdict.candidate == REAL_PHOTOS for verdict in verdicts):
+        found.append(
+            "the baseline is of training photos, from which the classifier may have learned: its agreement with them "
+            "says little about photos that are new to it"
+        )
     if about and about.get("generated"):
         found.append(
             f"the classifier learned from generated images ({about.get('generators', 'of unknown generators')}): "
@@ -176,7 +181,7 @@ def _row(title: str, row: Mapping[str, Mapping[str, Score]], networks: Sequence[
     """A metric's row, with the best of the generators in bold under each network."""
     better = METRICS.load(next(iter(next(iter(row.values())).values())).metric).better
     cells = "".join(
-        _cell(of_network.get(candidate), _best(of_network, better))
+        _cell(of_network.get(candidate), None if candidate in BASELINES else _best(of_network, better))
         for network in networks
         for of_network in [row.get(network, {})]
         for candidate in candidates

@@ -28,7 +28,8 @@ class EvaluateSettings(StorageSettings):
         "by default each label's champion",
         default_factory=list,
     )
-    samples: int = option(2000, "number of images of each label to draw from each generator", unit="images", ge=1)
+    # 6: `raygan.metrics.distances.LEAST`, which needs torch.
+    samples: int = option(2000, "number of images of each label to draw from each generator", unit="images", ge=6)
     real_images: int = option(
         5000, "maximum number of real (training) photos of each label to compare with", unit="photos", ge=1
     )

@@ -94,7 +94,7 @@ def measure_all(
         compared[ALL] = joined(list(reals.values()))
         for candidate in candidates:
             if set(candidate.sources) == set(reals):
-                sets[candidate.name, ALL] = joined([drawn[candidate.name, label] for label in reals])
+                sets[candidate.name, ALL] = mixed({label: drawn[candidate.name, label] for label in reals}, reals)
     held = {label: ray.put(real.without_pixels()) for label, real in compared.items()}
     task = ray.remote(measure)
     tasks = {
@@ -105,12 +105,23 @@ def measure_all(
     found = {key: cluster.fetch(measured) for key, measured in tasks.items()}
     for (name, label), (scores, _) in found.items():
         if label == ALL and ALL not in reals:
-            scores.extend(_mean_agreement([found[name, one][0] for one in reals], len(sets[name, ALL])))
+            count = sum(len(drawn[name, one]) for one in reals)
+            scores.extend(_mean_agreement([found[name, one][0] for one in reals], count))
     return [
         Verdict(name, label, samples, scores, nearest, _confidence(samples, label, classes))
         for (name, label), samples in sets.items()
         for scores, nearest in [found[name, label]]
     ]
+
+
+def mixed(samples: Mapping[str, ImageSet], reals: Mapping[str, ImageSet]) -> ImageSet:
+    """As many samples as there are in which the labels have the shares that they have among the real photos.
+
+    In equal parts, the best of generators would differ from photos of which most are cats.
+    """
+    scale = min(len(samples[label]) / len(real) for label, real in reals.items())
+    counts = {label: max(1, round(scale * len(real))) for label, real in reals.items()}
+    return joined([samples[label].take(torch.arange(count)) for label, count in counts.items()])
 
 
 def measure(samples: ImageSet, reals: ImageSet, label: str, classes: Sequence[str]) -> tuple[list[Score], Tensor]:

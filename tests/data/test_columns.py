@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
@@ -24,6 +25,8 @@ def found(values, names=None):
         (pa.array([0, 1, -1]), None, ["0", "1", None]),
         (pa.array([3, 7], pa.uint8()), None, ["3", "7"]),
         (pa.array([1.0], pa.float16()), None, ["1"]),
+        (pa.array([10**30, 10**30 + 1], pa.decimal128(38)), None, [str(10**30), str(10**30 + 1)]),
+        (pa.array([Decimal("1.00"), None], pa.decimal32(5, 2)), None, ["1", None]),
         (pa.array(["Cats", "", "nan", None]), None, ["cat", None, None, None]),
         (pa.array(["NA", "N/A", "n/a", "NULL", "None", "<NA>", " NaN "]), None, [None] * 7),
         (pa.array(["none", "na", "No"]), None, ["none", "na", "no"]),

@@ -67,3 +67,13 @@ def test_small_jpegs_and_other_formats_are_decoded_whole():
         buffer = io.BytesIO()
         Image.new("RGB", size, (9, 99, 199)).save(buffer, kind)
         assert decode(read_header(buffer.getvalue()), 256).size == size
+
+
+@pytest.mark.parametrize("side", [511, 512, 600, 1100])
+def test_a_photo_has_one_hash_at_every_size_and_with_its_face_cut_out(side):
+    """Else it would be held out at 128 px, and trained on at 256 px by a run that begins from the other."""
+    data = messy.encoded(messy.picture(9, side), "JPEG")
+    photos = [look(data, size, "crop", RULES, large=large) for size in (32, 128, 256) for large in (None, 128)]
+    photos.append(look(data, 64, "crop", RULES, cut_face=lambda photo: photo.crop((40, 40, 140, 140))))
+    assert len({photo.hash for photo in photos}) == 1
+    assert (photos[-1].width, photos[0].width) == (100, side)

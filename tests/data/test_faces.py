@@ -100,7 +100,7 @@ def test_a_detector_in_the_home_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "dogs.xml").touch()
     settings = PrepareSettings(input=["x"], output="y", detector="~/dogs.xml")
-    assert faces.detector(settings.detector) == str(tmp_path / "dogs.xml")
+    assert faces.detector(settings.detector).path == str(tmp_path / "dogs.xml")
 
 
 def test_opencvs_own_cascade_loads_and_finds_no_face_in_noise():

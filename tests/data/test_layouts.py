@@ -209,7 +209,10 @@ def test_a_name_for_each_photo_gives_no_labels():
         found(["rex_1.jpg", "bella_2.jpg", "tom_3.jpg"])
 
 
-@pytest.mark.parametrize("folder", ["img_align_celeba", "faces", "my_dataset", "JPEGImages", "2019"])
+@pytest.mark.parametrize(
+    "folder",
+    ["img_align_celeba", "faces", "my_dataset", "JPEGImages", "2019", "VOCdevkit/VOC2012/JPEGImages", "coco/val2017"],
+)
 def test_one_folder_whose_name_says_no_class_is_asked_about(folder):
     with pytest.raises(ConfigurationError, match="--label"):
         found(several(f"{folder}/{{:06}}.jpg"))

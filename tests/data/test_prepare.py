@@ -197,6 +197,18 @@ def _kill_half_way(settings: PrepareSettings) -> None:
     job.wait()
 
 
+def test_a_second_job_for_the_same_output_is_refused(tmp_path, settings):
+    photos = photo_folder(tmp_path / "photos", 60)
+    first = settings(photos, chunk_images=4)
+    job = start_job("prepare", settings=first, address=ray.get_runtime_context().gcs_address)
+    wait_until(lambda: list(Path(first.output, ".prepare").glob("chunk-*")), "a chunk is written", alive=job)
+    (tmp_path / "same").symlink_to(first.output)
+    with pytest.raises(RayganError, match=r"another job is writing to .*: wait for it"):
+        prepare(settings(photos, output=str(tmp_path / "same"), hash_distance=3))
+    assert job.wait() == 0
+    assert DataSet.open(first.output).manifest.configuration["hash_distance"] == 6
+
+
 def test_a_grown_input_is_examined_only_where_it_is_new(tmp_path, settings, capfd):
     photos = photo_folder(tmp_path / "photos", 30)
     grown = settings(photos, output=str(tmp_path / "grown"), chunk_images=8, more_later=True)

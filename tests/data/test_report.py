@@ -23,12 +23,26 @@ def test_conflicts_of_labels_are_counted_whatever_the_photos_are_called():
     summary = report.summarize(verdicts.table(np.empty((0, 3), int), 0.0), Listing([], SCHEMA.empty_table()))
     assert summary["reasons"] == {"duplicate": 2}
     assert summary["label_conflicts"] == 1
+    said = report.in_words(summary | {"outliers": {}, "variation": {}})
+    assert "note: 1 repeated a photo of another label, which is kept; rejected.parquet names both" in said
+    assert "is left" not in said
+
+
+def test_a_label_without_a_photo_is_named():
+    rows = [
+        {"path": f"{label}.jpg", "label": label, "hash": pixels, "width": 64, "height": 64, "ignored": False}
+        | {"reason": None if pixels else "no_face", "phash": bytes(8) if pixels else b""}
+        for label, pixels in (("cat", "0" * 8), ("dog", ""))
+    ]
+    records = Verdicts(pa.Table.from_pylist(rows, chunks.RECORD)).table(np.empty((0, 3), int), 0.0)
+    summary = report.summarize(records, Listing([], SCHEMA.empty_table())) | {"outliers": {}, "variation": {}}
+    assert report.in_words(summary).splitlines()[-1] == "note: no photo of dog is left"
 
 
 def test_thousands_of_labels_are_said_in_a_few_lines():
     labels = [f"person_{number:04}" for number in range(5_000)]
     summary = {
-        **{"seen": 500_000, "kept": 500_000, "rejected": 0, "ignored": 0, "reasons": {}},
+        **{"seen": 500_000, "kept": 500_000, "rejected": 0, "ignored": 0, "reasons": {}, "label_conflicts": 0},
         "labels": {label: {"kept": 100} for label in labels},
         "outliers": {label: {"skipped": "too few"} for label in labels[1:]},
         "variation": dict.fromkeys(labels, 0.98),

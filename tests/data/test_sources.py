@@ -73,6 +73,26 @@ def test_folders_of_one_class_need_a_label(tmp_path, names):
     assert set(labels(tmp_path, label="Dogs").values()) == {"dog"}
 
 
+def test_photos_that_a_shell_names_one_by_one_are_one_input(tmp_path, monkeypatch):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(40):
+            (tmp_path / label / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
+    photos = sorted(map(str, tmp_path.glob("*/*.jpg")))
+    monkeypatch.setattr("raygan.data.sources._walk_local", None)  # walking the folder for each takes minutes
+    listing = find_photos([*photos, photos[0]])
+    assert [source.root for source in listing.sources] == [str(tmp_path / "cat"), str(tmp_path / "dog")]
+    assert listing.photos["label"].to_pylist() == ["cat"] * 40 + ["dog"] * 40
+    assert len(listing.describe().splitlines()) == 2
+    assert len(find_photos(photos[3:30], label="cat").photos) == 27
+
+
+def test_a_table_is_no_input(tmp_path):
+    (tmp_path / "labels.csv").write_text("id,breed")
+    with pytest.raises(ConfigurationError, match="is a table: give the folder of the photos that it names"):
+        find_photos([str(tmp_path / "labels.csv")])
+
+
 def test_several_inputs_globs_and_single_files_are_listed(tmp_path):
     make(tmp_path, "a/cats/1.jpg", "b/cats/2.jpg", "b/dogs/3.jpg", "c/dog.1.jpg")
     assert set(labels(tmp_path / "*" / "cats", label="cat")) == {"a/cats/1.jpg", "b/cats/2.jpg"}

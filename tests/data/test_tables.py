@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 
 import pytest
@@ -99,6 +100,30 @@ def test_folders_and_file_names_come_before_tables(tmp_path):
         write(tmp_path / "train" / f"cat.{i}.jpg")
     write(tmp_path / "labels.csv", breeds(f"cat.{i}" for i in range(8)).encode())
     assert set(labels(tmp_path).values()) == {"cat"}
+
+
+def test_classes_by_number_do_not_pass_for_names_of_photos(tmp_path):
+    for i in range(8):
+        write(tmp_path / f"{i}.jpg")
+    write(tmp_path / "labels.csv", b"label,id\n" + b"".join(b"%d,%d\n" % (i % 2, i) for i in range(8)))
+    assert labels(tmp_path) == {f"{i}.jpg": str(i % 2) for i in range(8)}
+
+
+def test_accents_are_the_same_however_they_are_stored(tmp_path):
+    names = [f"ét/chât{i}x.jpg" for i in range(8)]
+    for name in names:
+        write(tmp_path / unicodedata.normalize("NFD", name))
+    write(tmp_path / "labels.csv", breeds(unicodedata.normalize("NFC", name) for name in names).encode())
+    assert len(labels(tmp_path)) == 8
+
+
+@pytest.mark.parametrize("number", ["1234567890123456789{}", "99999999999999999999999{}"])
+def test_long_numbers_stay_different_classes(tmp_path, number):
+    for i in range(8):
+        write(tmp_path / f"{i}x.jpg")
+    rows = "".join(f"{i}x.jpg,{number.format(i % 2)}\n" for i in range(8))
+    write(tmp_path / "labels.csv", f"file,label\n{rows}".encode())
+    assert labels(tmp_path) == {f"{i}x.jpg": number.format(i % 2) for i in range(8)}
 
 
 def test_a_name_that_two_photos_share_stands_for_neither(tmp_path):

@@ -9,12 +9,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from raygan import tracking
 from raygan.errors import ConfigurationError, RayganError
 from raygan.evaluation.collect import find_networks, network_digest
 from raygan.evaluation.evaluate import evaluate
 from raygan.evaluation.settings import EvaluateSettings
+from raygan.metrics.distances import LEAST
 from raygan.metrics.registry import METRICS
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.models.googlenet import build_googlenet, save_classifier
@@ -128,7 +130,6 @@ def test_a_generator_of_one_label_is_evaluated_beside_one_of_all(settings_of, ge
         ({"label": ["fox"]}, "has no label 'fox'; it has cat, dog"),
         ({"label": ["Cats"]}, "has no label 'Cats'; it spells it 'cat'"),
         ({"model": ["nobody"]}, "neither a folder"),
-        ({"model": "generators", "samples": 3}, "3 are too few"),
         ({"model": "generators", "network": ["googlenet"]}, "no classifier is registered"),
         ({"model": "generators", "network": ["resnet"]}, "not a feature network"),
         ({"model": "generators", "classifier": "/nowhere"}, "classifier.json is missing"),
@@ -142,6 +143,12 @@ def test_what_cannot_be_evaluated_is_one_line_and_nothing_is_written(settings_of
         evaluate(settings)
     assert "\n" not in str(raised.value)
     assert not os.path.exists(os.path.join(settings.storage, "reports"))
+
+
+def test_as_many_samples_as_the_metrics_need(settings_of):
+    assert settings_of(data="shards", samples=LEAST).samples == LEAST
+    with pytest.raises(ValidationError, match=f"greater than or equal to {LEAST}"):
+        settings_of(data="shards", samples=LEAST - 1)
 
 
 def test_a_failed_download_of_inception_is_reported(settings_of, monkeypatch):

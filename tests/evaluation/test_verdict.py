@@ -9,8 +9,8 @@ import torch
 from raygan.data.synthetic import draw_face
 from raygan.errors import RayganError
 from raygan.evaluation.candidates import Noise, RealPhotos, untrained_generator
-from raygan.evaluation.collect import ImageSet
-from raygan.evaluation.verdict import measure
+from raygan.evaluation.collect import ImageSet, joined
+from raygan.evaluation.verdict import measure, mixed
 from raygan.metrics.registry import METRICS, Metric
 from raygan.models.features import load_features
 from raygan.models.gan import NetworkSettings, build_generator
@@ -57,6 +57,24 @@ def test_worse_images_come_out_worse_on_every_metric(one_thread):
         values = [sign * found[name][metric] for name in sets]
         assert values == sorted(values), (metric, values)
         assert values[0] < values[-1]
+
+
+def test_over_all_labels_a_perfect_generator_of_each_is_perfect(one_thread):
+    """Photos of four cats to a dog, and generators of each label that draw from the very distribution of its photos."""
+    random = torch.Generator().manual_seed(0)
+
+    def draw(label, count):
+        return of_features(torch.randn(count, 8, generator=random) + {"cat": 2, "dog": -2}[label])
+
+    reals = {"cat": draw("cat", 400), "dog": draw("dog", 100)}
+    samples = {label: draw(label, 200) for label in reals}
+    found = {}
+    for name, images in (("in proportion", mixed(samples, reals)), ("in equal parts", joined(list(samples.values())))):
+        scores, _ = measure(images, joined(list(reals.values())), "all", ())
+        found[name] = next(score for score in scores if score.metric == "kid")
+    assert found["in proportion"].name == "kid250_net"
+    assert abs(found["in proportion"].value) < 3 * found["in proportion"].error
+    assert found["in equal parts"].value > 3 * found["in equal parts"].error
 
 
 def test_features_that_are_not_finite_are_refused(one_thread):

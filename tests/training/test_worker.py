@@ -1,5 +1,6 @@
 """A worker's loop with a clock that stands still but for what its work takes, and nobody to report to."""
 
+import tempfile
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -46,6 +47,7 @@ def train(monkeypatch, tmp_path):
 
     def run(ready_after_s=0.0, on_gpu=False, **changes):
         clock, told, reports = Clock(), [], []
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of checkpoints, which Ray would delete
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
         monkeypatch.setattr(worker.Snapshots, "png", clock.takes(PICTURE, b"picture"))
         monkeypatch.setattr(worker, "save_training", clock.takes(CHECKPOINT))

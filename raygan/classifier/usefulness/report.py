@@ -13,7 +13,7 @@ from raygan.runtime import storage
 
 
 def publish(
-    rows: Sequence[Row], diverged: Sequence[str], folder: str, log: tracking.Run, photos: int, step: int
+    rows: Sequence[Row], diverged: Sequence[str], folder: str, log: tracking.Run, photos: str, step: int
 ) -> None:
     """Print the table, and write it and the chart to storage and MLflow.
 
@@ -22,7 +22,7 @@ def publish(
         diverged: see `raygan.classifier.usefulness.statistics.diverged_kinds`.
         folder: the study's, in storage.
         log: the study's run in MLflow.
-        photos: number of validation photos.
+        photos: number of validation photos, in words: it may differ by the size of the real set.
         step: of the metrics. It must grow from one publication to the next; the number of trainings may not, since
             the grid can change.
     """
@@ -39,7 +39,7 @@ def publish(
     log.log_metrics({_metric(row): row.accuracy for row in rows}, step)
 
 
-def format_table(rows: Sequence[Row], photos: int, diverged: Sequence[str] = ()) -> str:
+def format_table(rows: Sequence[Row], photos: str, diverged: Sequence[str] = ()) -> str:
     """The table for a terminal, followed by the effect of generated images at each size."""
     width = max(len(row.mixture) for row in rows)
     lines = [f"{'training set':{width}}   real  generated  passes  accuracy"]
@@ -52,7 +52,7 @@ def format_table(rows: Sequence[Row], photos: int, diverged: Sequence[str] = ())
     lines += diverged
     most = max(row.trainings for row in rows)
     lines.append(
-        f"on {photos:,} photos that neither classifier nor generator saw; "
+        f"on {photos} photos that neither classifier nor generator saw; "
         f"± is the standard deviation over up to {most} trainings"
     )
     for row in rows:
@@ -77,7 +77,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return table.getvalue()
 
 
-def _chart(rows: Sequence[Row], photos: int) -> bytes:
+def _chart(rows: Sequence[Row], photos: str) -> bytes:
     lines: dict[str, list[tuple[int, float, float]]] = {}
     level = {}
     for row in rows:
@@ -85,7 +85,7 @@ def _chart(rows: Sequence[Row], photos: int) -> bytes:
             lines.setdefault(row.mixture, []).append((row.real, row.accuracy, row.deviation))
         else:
             level[row.mixture] = row.accuracy, row.deviation
-    return charts.study(lines, level, f"accuracy on {photos:,} unseen real photos")
+    return charts.study(lines, level, f"accuracy on {photos} unseen real photos")
 
 
 def _metric(row: Row) -> str:

@@ -87,7 +87,7 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
     if not generators:
         generator_settings(settings, data)  # an unknown preset is reported before the work
     names = [one.name for one in generators]
-    trials = plan(settings, data.manifest.count("train"))
+    trials = plan(settings, data.manifest.count("train"), len(data.manifest.classes))
     name = settings.name or time.strftime("usefulness-%Y%m%d-%H%M%S")
     folder = storage.join(settings.storage, "studies", name)
     results = load_results(folder, trials)
@@ -113,33 +113,42 @@ def study(settings: UsefulnessSettings) -> UsefulnessResult:
         rows = summarize(results, _length(settings))
         if rows:
             run.save(publications=run.publications + 1)
-            photos = max((len(r["right"]) - r["right"].count("-") for r in results.values() if "right" in r), default=0)
-            photos = photos or data.manifest.count("validation")
+            counts = {len(r["right"]) - r["right"].count("-") for r in results.values() if "right" in r}
+            counts = counts or {data.manifest.count("validation")}
+            photos = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
             publish(rows, diverged_kinds(results), run.folder, log, photos, run.publications)
         _check_done(results, trials, rows)
         run.save(state="finished")
     return UsefulnessResult(log.id, run.folder, rows)
 
 
-def plan(settings: UsefulnessSettings, photos: int) -> list[Trial]:
+def plan(settings: UsefulnessSettings, photos: int, labels: int) -> list[Trial]:
     """Every training of the grid, generated images only first.
 
     Args:
         settings: of the study.
         photos: real photos to train on.
+        labels: of the photos.
 
     Raises:
-        ConfigurationError: a training set would be smaller than a batch, or larger than `photos`.
+        ConfigurationError: a training set would be smaller than a batch or larger than `photos`, or would leave the
+            generator that is trained on it without a photo of some label.
     """
     usual = [*(size for size in DEFAULT_SIZES if size < photos), photos]
     if not settings.from_elsewhere:
-        usual = [min(size, photos) for size in OWN_SIZES]
+        usual = [min(max(size, labels), photos) for size in OWN_SIZES]
     sizes = sorted(set(settings.real_sizes or usual))
     if sizes[-1] > photos:
         raise ConfigurationError(f"--real-sizes: {sizes[-1]} is more than the {photos} photos to train on")
     if sizes[0] < settings.batch_size:
         raise ConfigurationError(
             f"--real-sizes: {sizes[0]} photos are fewer than one batch of {settings.batch_size}: lower --batch-size"
+        )
+    trains_generators = not settings.from_elsewhere and min(settings.real_fractions) < 1
+    if trains_generators and sizes[0] < labels:
+        raise ConfigurationError(
+            f"--real-sizes: with {sizes[0]} photos, a generator never sees some of the {labels} labels that it has to "
+            f"draw: give {labels} or more"
         )
     # Shows what a generator from elsewhere has learned of the labels; one of few photos is judged by what it adds.
     kinds = [(0, photos, 0.0)] if settings.from_elsewhere else []

@@ -27,7 +27,7 @@ def test_the_table_says_what_helps_and_what_hurts():
     assert rows[0].accuracy == pytest.approx(0.82)
     assert rows[0].deviation == pytest.approx(0.02)
     assert [row.passes for row in rows] == [20, 10, 5, 2.5, 1, 2]
-    text = format_table(rows, photos=155)
+    text = format_table(rows, photos="155 to 455")
     # Student's t with 2 degrees of freedom is 4.303 at 97.5 %. Without photos' errors, the bootstrap's error is
     # nearly the exact one: 4.303 * 1 / sqrt(3) points, and so on.
     intervals = [row.interval for row in rows if row.interval]
@@ -38,7 +38,7 @@ def test_the_table_says_what_helps_and_what_hurts():
     assert lines["400 generated beside 400 real"].endswith(")")  # no verdict
     assert lines["1,600 generated beside 400 real"].endswith("), hurts")
     assert "generated only (CAS)" in text
-    assert "on 155 photos that neither classifier nor generator saw" in text
+    assert "on 155 to 455 photos that neither classifier nor generator saw" in text
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -67,11 +67,11 @@ def test_diverged_trainings_are_counted_and_left_out_of_means():
     results = {Trial(100, 0, 1.0, 0): result(0.8), Trial(100, 0, 1.0, 1): {"diverged": True}}
     (row,) = summarize(results, images=100)
     assert (row.trainings, row.diverged, row.accuracy) == (1, 1, 0.8)
-    assert "80.0%, 1 diverged" in format_table([row], photos=10)
+    assert "80.0%, 1 diverged" in format_table([row], photos="10")
 
 
 def test_one_training_of_each_kind_gives_no_verdict():
     results = {Trial(100, 0, 1.0, 0): result(0.8), Trial(100, 100, 0.5, 0): result(0.9)}
-    text = format_table(summarize(results, images=100), photos=10)
+    text = format_table(summarize(results, images=100), photos="10")
     assert "+10.0%, from one training each" in text
     assert "80.0% ±" not in text

@@ -19,9 +19,9 @@ def settings_of(**changes):
 
 
 def test_the_grid_has_every_mixture_at_every_size_and_cas_once_per_seed():
-    own = plan(settings_of(seeds=2), photos=1000)
+    own = plan(settings_of(seeds=2), photos=1000, labels=2)
     assert [(t.real, t.generated) for t in own if t.seed == 0] == [(100, 0), (100, 100), (100, 400)]
-    trials = plan(settings_of(seeds=2, real_fractions=[1.0, 0.5], elsewhere=True), photos=1000)
+    trials = plan(settings_of(seeds=2, real_fractions=[1.0, 0.5], elsewhere=True), photos=1000, labels=2)
     first = [(t.real, t.generated) for t in trials if t.seed == 0]
     assert first == [(0, 1000), (100, 0), (400, 0), (1000, 0), (100, 100), (400, 400), (1000, 1000)]
     assert len(trials) == 14
@@ -34,7 +34,14 @@ def test_the_grid_has_every_mixture_at_every_size_and_cas_once_per_seed():
 )
 def test_impossible_sizes_are_refused(changes, says):
     with pytest.raises(ConfigurationError, match=says):
-        plan(settings_of(**changes), photos=1000)
+        plan(settings_of(**changes), photos=1000, labels=2)
+
+
+def test_a_generator_sees_photos_of_every_label():
+    assert {trial.real for trial in plan(settings_of(), photos=1000, labels=120)} == {120}
+    with pytest.raises(ConfigurationError, match=r"never sees some of the 120 labels .*: give 120 or more"):
+        plan(settings_of(real_sizes=[100]), photos=1000, labels=120)
+    plan(settings_of(real_sizes=[100], elsewhere=True), photos=1000, labels=120)  # it has seen others
 
 
 @pytest.mark.usefixtures("ray_cluster")
