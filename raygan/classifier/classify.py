@@ -183,8 +183,7 @@ def _register(
         _export(Path(folder), exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
         model = tracking.register_classifier(log, exported, task.labels, metrics=metrics | {"images": images})
     decision = promotion.decide(task.settings, classifier, measuring, log)
-    carry_out(log.client, model, decision)
-    return ClassifyResult(log.id, model, decision, metrics)
+    return ClassifyResult(log.id, model, carry_out(log.client, model, decision), metrics)
 
 
 def _export(checkpoint: Path, folder: Path, about: dict[str, Any]) -> None:

@@ -233,8 +233,7 @@ def _publish(training: Training, outcome: Outcome) -> Published:
         log.log_metrics(measured, int(outcome.chosen_metrics["images"]))
         metrics = outcome.chosen_metrics | measured
         model = tracking.register_generator(log, folder, label, labels=labels, metrics=metrics)
-        carry_out(log.client, model, decision)
-        return Published(model, measured, decision)
+        return Published(model, measured, carry_out(log.client, model, decision))
 
 
 def _export(checkpoint: Path, folder: Path) -> None:
