@@ -9,6 +9,7 @@ from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings
 from raygan.runtime import storage
+from raygan.runtime.runs import RunRecord
 from raygan.training.inherit import Inheritance
 from raygan.training.settings import TrainSettings
 
@@ -19,8 +20,8 @@ BEGUN_FROM = "begun_from"
 _FILES = ("training.safetensors", "training.json", "generator.safetensors", "generator.json")
 
 
-def keep_source(settings: TrainSettings, networks: NetworkSettings, run_folder: str) -> str | None:
-    """Copy the files that `begin_from` names into the run's folder, unless they are there.
+def keep_source(settings: TrainSettings, networks: NetworkSettings, run: RunRecord) -> str | None:
+    """Copy the files that `begin_from` names into the run's folder, unless a run that is resumed has them.
 
     Returns:
         What is taken from where, in words; None if nothing, or if an earlier session has done it.
@@ -31,12 +32,13 @@ def keep_source(settings: TrainSettings, networks: NetworkSettings, run_folder: 
     """
     if settings.begin_from is None:
         return None
-    kept = storage.join(run_folder, BEGUN_FROM)
-    if storage.is_file(storage.join(kept, _FILES[-1])):
+    kept = storage.join(run.folder, BEGUN_FROM)
+    if run.resumed and storage.is_file(storage.join(kept, _FILES[-1])):
         return None
     with tempfile.TemporaryDirectory() as scratch:
         name, folder = _find(settings, Path(scratch))
         said = _check(folder, networks, settings)
+        storage.delete(kept)  # left by a command that ended before its run began, perhaps from another source
         for file in _FILES:
             if (folder / file).exists():
                 storage.write_bytes(storage.join(kept, file), (folder / file).read_bytes())

@@ -116,7 +116,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
     networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
-    begins = keep_source(settings, networks, run.folder)
+    begins = keep_source(settings, networks, run)
     if not trial:
         check_room(settings, networks)
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)
