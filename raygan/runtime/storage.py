@@ -161,6 +161,8 @@ def read_text(address: str) -> str | None:
         return None
     try:
         return read_bytes(address).decode()
+    except FileNotFoundError:  # another job has just deleted it
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
@@ -226,11 +228,12 @@ def delete(address: str) -> None:
     filesystem, path = resolve(address)
     try:
         kind = filesystem.get_file_info(path).type
-        if kind == pafs.FileType.Directory:
-            with suppress(FileNotFoundError):  # Google's has emptied it, and finds no folder that was never created
+        # Another job may be faster; Google's empties a folder that was never created, and then finds none.
+        with suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
                 filesystem.delete_dir(path)
-        elif kind == pafs.FileType.File:
-            filesystem.delete_file(path)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(path)
     except FAILURES as error:
         raise RayganError(f"cannot delete {public(address)}: {first_line(error)}") from None
 

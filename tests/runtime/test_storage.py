@@ -39,6 +39,30 @@ def test_a_remote_folder_without_files_is_reported(tmp_path, monkeypatch):
     assert not (tmp_path / ".cache").exists()
 
 
+def test_a_file_that_another_job_deletes_first_is_deleted(tmp_path, monkeypatch):
+    """Two jobs that begin at once both probe whether the same folder can be written."""
+    kept = tmp_path / "kept"
+
+    class Raced:
+        """A filesystem in which a file vanishes after it was looked at."""
+
+        type_name = "local"
+
+        def get_file_info(self, path):
+            kept.write_text("x")
+            info = pafs.LocalFileSystem().get_file_info(path)
+            kept.unlink()
+            return info
+
+        def __getattr__(self, name):
+            return getattr(pafs.LocalFileSystem(), name)
+
+    monkeypatch.setattr(storage, "resolve", lambda address: (Raced(), address))
+    storage.delete(str(kept))
+    assert storage.read_text(str(kept)) is None
+    storage.check_writable(str(tmp_path))
+
+
 @pytest.mark.parametrize("error", [OSError, pa.ArrowException])  # Azure's without credentials is no OSError
 def test_a_storage_that_does_not_answer_is_reported_in_one_line(monkeypatch, error):
     address = "mock://here/folder"
