@@ -49,7 +49,7 @@ class RunRecord:
         fingerprint: str,
         *,
         may_change: Set[str],
-        allow_changes: bool = False,
+        allow_changes: bool | None = None,
         under: str = "runs",
         images: int | None = None,
         minutes: float | None = None,
@@ -65,7 +65,7 @@ class RunRecord:
             name: the run's name, which becomes a folder.
             fingerprint: of the shards.
             may_change: settings that may differ from those the run began with.
-            allow_changes: resume even if others differ.
+            allow_changes: resume even if others differ; None if this kind of run can't.
             under: folder in the storage.
             images: images that the run will have seen at its end.
             minutes: time limit of the run; None for no limit.
@@ -92,7 +92,7 @@ class RunRecord:
             raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
         differences = _differences(before, now, may_change, type(settings))
         if differences and not allow_changes:
-            advice = ", or resume it anyway with --allow-changes" if "allow_changes" in now["settings"] else ""
+            advice = "" if allow_changes is None else ", or resume it anyway with --allow-changes"
             raise ConfigurationError(
                 f"--name: {name} started with other settings or shards ({'; '.join(differences)}): "
                 f"give another --name{advice}"

@@ -15,7 +15,8 @@ import secrets
 import shutil
 import tempfile
 import urllib.parse
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,21 @@ def checkpoint_at(address: str) -> ray.train.Checkpoint:
 
     filesystem, path = resolve(address)
     return ray.train.Checkpoint(path, filesystem=filesystem)
+
+
+@contextmanager
+def files_of(checkpoint: ray.train.Checkpoint) -> Iterator[Path]:
+    """A checkpoint's folder on this machine, downloaded from remote storage while the block runs.
+
+    Raises:
+        RayganError: it can't be read.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(checkpoint.as_directory())
+        except FAILURES as error:
+            raise RayganError(f"cannot read the checkpoint {checkpoint.path}: {first_line(error)}") from None
+        yield Path(folder)
 
 
 def is_file(address: str) -> bool:

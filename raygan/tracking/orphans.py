@@ -108,7 +108,17 @@ def _running_children(parent: Run) -> list[MlflowRun]:
 
 
 def close_children(settings: StorageSettings, parent: Run) -> None:
-    """Close a parent's child runs that were ended from outside as KILLED, after sending what they left behind."""
+    """Close a parent's child runs that were ended from outside as KILLED, after sending what they left behind.
+
+    If MLflow doesn't answer, the next job closes them.
+    """
+    try:
+        _close_children(settings, parent)
+    except MlflowException as error:
+        print(f"warning: runs of stopped trials stay open for now: {first_line(error)}", file=sys.stderr)
+
+
+def _close_children(settings: StorageSettings, parent: Run) -> None:
     client, outbox, kept = parent.client, outbox_of(settings), kept_outbox_of(settings)
     for child in _running_children(parent):
         run_id = child.info.run_id

@@ -113,6 +113,9 @@ class Run:
             digest: tells it from others of the same name.
             profile: JSON-ready facts, such as counts.
             context: what for, "training" or "evaluation".
+
+        Raises:
+            RayganError: MLflow doesn't answer.
         """
         dataset = Dataset(
             name=posixpath.basename(address.rstrip("/")) or "data",
@@ -122,7 +125,10 @@ class Run:
             profile=json.dumps(dict(profile)),
         )
         tags = [InputTag("mlflow.data.context", context)]
-        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+        try:
+            self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+        except MlflowException as error:
+            raise RayganError(f"MLflow can't record the data set: {first_line(error)}") from None
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED once everything is sent, or report where the rest waits."""
@@ -232,7 +238,7 @@ def _check_alone(folder: Path, kept: str | None, name: str) -> None:
         return
     if not owner.is_here:
         waiting = f"waiting for up to {ALIVE_WITHIN_S:.0f} s to see whether it still is"
-        print(f"{name} was in use on {owner.host}: {waiting}", flush=True)
+        print(f"{name} was in use on {owner.host} lately: {waiting}", flush=True)
     if owner.is_here or owner.beats():
         where = f"process {owner.pid}" + ("" if owner.is_here else f" on {owner.host}")
         raise RayganError(f"{name} is in use by {where}: wait for it, stop it, or give another --name")

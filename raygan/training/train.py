@@ -210,13 +210,13 @@ def _publish(training: Training, outcome: Outcome) -> Published:
     settings, log = training.settings, training.log
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "generator")
-        with outcome.chosen.as_directory() as checkpoint:
-            _export(Path(checkpoint), folder)
+        with storage.files_of(outcome.chosen) as checkpoint:
+            _export(checkpoint, folder)
         _draw(training, folder)
         if settings.log_checkpoints != "none":
             logged = outcome.chosen if settings.log_checkpoints == "best" else outcome.last
-            with logged.as_directory() as checkpoint:
-                log.log_folder(Path(checkpoint), f"checkpoints/{settings.log_checkpoints}")
+            with storage.files_of(logged) as checkpoint:
+                log.log_folder(checkpoint, f"checkpoints/{settings.log_checkpoints}")
         if training.trial:
             return Published()
         generator, _ = load_generator(folder)

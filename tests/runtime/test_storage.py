@@ -6,6 +6,7 @@ import os
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from ray.train import Checkpoint
 
 from raygan.errors import RayganError
 from raygan.runtime import storage
@@ -61,6 +62,16 @@ def test_a_file_that_another_job_deletes_first_is_deleted(tmp_path, monkeypatch)
     storage.delete(str(kept))
     assert storage.read_text(str(kept)) is None
     storage.check_writable(str(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_downloaded_is_reported(tmp_path):
+    """Hours of work end with it: the result, a search's winner, a report card."""
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    with (
+        pytest.raises(RayganError, match="cannot read the checkpoint run/checkpoint_1"),
+        storage.files_of(Checkpoint("run/checkpoint_1", filesystem=bucket)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("error", [OSError, pa.ArrowException])  # Azure's without credentials is no OSError

@@ -57,16 +57,18 @@ def test_another_hosts_run_is_closed_once_its_heart_has_stopped(settings, age_s,
     assert steps(client, run_id, "loss") == ([1] if status == "KILLED" else [])
 
 
-@pytest.mark.parametrize("beats", [True, False])
+@pytest.mark.parametrize("beats", [2, 1, 0])
 def test_a_run_that_another_host_works_on_is_not_resumed(settings, monkeypatch, beats):
-    """A pod that is gone looks the same until its next heartbeat is due."""
+    """A pod that is gone looks the same until its next heartbeat is due; one that is being ended may beat once more."""
     with tracking.start_run(settings, "r", job="test", params={}) as run:
         folder = str(run.spool.folder)
     of_another_host(20).write(folder)
-    monkeypatch.setattr(heartbeat, "ALIVE_WITHIN_S", 10 if beats else 0.1)
+    monkeypatch.setattr(heartbeat, "ALIVE_WITHIN_S", 30 if beats == 2 else 2.5)
     resumed = tracking.start_run(settings, "r", job="test", params={}, run_id=run.id)
-    if beats:
-        threading.Timer(0.5, lambda: of_another_host(0).write(folder)).start()
+    later = [threading.Timer(0.1 + 2 * n, of_another_host(-n).write, [folder]) for n in range(beats)]
+    for each in later:
+        each.start()
+    if beats == 2:
         with pytest.raises(RayganError, match="r is in use by process 1 on pod-7"), resumed:
             pass
     else:

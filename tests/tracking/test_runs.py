@@ -134,6 +134,21 @@ def test_a_server_that_fails_for_a_moment_gets_no_second_run(settings, monkeypat
         pass
 
 
+def test_a_search_ends_although_mlflow_is_away(settings, monkeypatch, capsys):
+    """Its trials took hours. What is open is closed with the next job."""
+
+    def fails(*given, **options):
+        raise MlflowException("API request failed with error code 503")
+
+    with tracking.start_run(settings, "search", job="test", params={}) as search:
+        monkeypatch.setattr(search.client.__class__, "search_runs", fails)
+        tracking.close_children(settings, search)
+        monkeypatch.setattr(search.client.__class__, "log_inputs", fails)
+        with pytest.raises(RayganError, match="MLflow can't record the data set: API request failed"):
+            search.log_data("/shards", "digest", {})
+    assert "warning: runs of stopped trials stay open for now: API request failed" in capsys.readouterr().err
+
+
 @pytest.fixture
 def another_job(settings, monkeypatch):
     """Starts and ends a job when a run is about to get its first owner."""
