@@ -37,7 +37,7 @@ class Decision:
     Attributes:
         promote: whether it does.
         reason: in words that begin after a colon.
-        beaten: the champion's version when this was decided, empty if there was none; None if any champion may go.
+        beaten: the champion's version when this was decided, empty if there was none; None if it makes no difference.
     """
 
     promote: bool
@@ -84,7 +84,9 @@ def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) 
     champion = find_model(client, model.name)
     expected = (decision.beaten, model.version)
     if decision.promote and decision.beaten is not None and champion and champion.version not in expected:
-        meanwhile = f"version {champion.version} became the {SERVING_ALIAS} in the meantime, and was not compared"
+        meanwhile = (
+            f"version {champion.version} became the {SERVING_ALIAS} in the meantime, and the two were not compared"
+        )
         decision = Decision(False, meanwhile)
     try:
         if decision.promote:

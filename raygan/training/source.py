@@ -58,7 +58,8 @@ def _find(settings: TrainSettings, scratch: Path) -> tuple[str, Path]:
         run = storage.join(settings.storage, "runs", given)
         checkpoints = storage.list_folders(run, "checkpoint_*") if "/" not in given else []
         for address in [given, *checkpoints[::-1]]:
-            if storage.is_file(storage.join(address, _FILES[-1])):
+            wanted = _FILES if address in checkpoints else _FILES[-1:]  # a full disk leaves parts of a checkpoint
+            if all(storage.is_file(storage.join(address, file)) for file in wanted):
                 return storage.public(address), Path(storage.local_folder(storage.absolute(address)))
     client = tracking.connect(settings)
     model = tracking.find_model(client, given)

@@ -54,7 +54,7 @@ def test_a_version_that_was_compared_with_an_earlier_champion_is_not_promoted(cl
     assert carry_out(client, version(1), first) == first
     done = carry_out(client, version(2), second)
     assert (done.promote, champion(client)) == (False, 1)
-    assert done.reason == "version 1 became the champion in the meantime, and was not compared"
+    assert done.reason == "version 1 became the champion in the meantime, and the two were not compared"
     assert tags(client, 2)["raygan.not_promoted"].endswith(done.reason)
     assert carry_out(client, version(3), Decision(True, "its KID is better", beaten="1")).promote
     assert carry_out(client, version(2), Decision(True, "by the setting promote always")).promote

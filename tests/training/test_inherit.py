@@ -1,6 +1,7 @@
 """Fine-tuning: what a training takes over from another one's networks, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,8 @@ def test_a_source_is_a_run_a_model_or_a_folder(train_settings, tmp_path):
     run = Path(settings.storage, "runs", "earlier")
     run.mkdir(parents=True)
     source = trained_folder(run / "checkpoint_1")
+    shutil.copytree(run / "checkpoint_1", run / "checkpoint_2")
+    (run / "checkpoint_2" / "training.safetensors").unlink()  # as a full disk leaves it
     said = keep("earlier")
     assert "checkpoint_1: takes the generator and its EMA and the critic" in said
     assert kept() == {"generator.json", "generator.safetensors", "training.json", "training.safetensors"}
