@@ -176,15 +176,14 @@ def _register(
     log: tracking.Run,
 ) -> ClassifyResult:
     """Register the checkpoint's classifier."""
-    with checkpoint.as_directory() as folder, tempfile.TemporaryDirectory() as scratch:
-        classifier = load_classifier(Path(folder))
+    with storage.files_of(checkpoint) as folder, tempfile.TemporaryDirectory() as scratch:
+        classifier = load_classifier(folder)
         metrics = log_validation(classifier, measuring, log, images)
         exported = Path(scratch, "classifier")
-        _export(Path(folder), exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
+        _export(folder, exported, origin | {f"validation_{name}": value for name, value in metrics.items()})
         model = tracking.register_classifier(log, exported, task.labels, metrics=metrics | {"images": images})
     decision = promotion.decide(task.settings, classifier, measuring, log)
-    carry_out(log.client, model, decision)
-    return ClassifyResult(log.id, model, decision, metrics)
+    return ClassifyResult(log.id, model, carry_out(log.client, model, decision), metrics)
 
 
 def _export(checkpoint: Path, folder: Path, about: dict[str, Any]) -> None:

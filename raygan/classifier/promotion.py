@@ -51,6 +51,7 @@ def _by_accuracy(new: Tensor, old: Tensor, version: str) -> Decision:
         better,
         f"its accuracy of {float(new.mean()):.2%} against {float(old.mean()):.2%} of version {version} on "
         f"{len(new)} photos is {compared} (difference {lead:+.2%}, standard error {error:.2%})",
+        beaten=version,
     )
 
 

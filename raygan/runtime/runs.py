@@ -13,12 +13,15 @@ from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 from raygan.addresses import public_value
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 
 if TYPE_CHECKING:
     import ray.train
+
+#: Longest name of a run, in characters.
+_LONGEST = 120
 
 
 class RunRecord:
@@ -26,7 +29,7 @@ class RunRecord:
 
     def __init__(self, name: str, folder: str, values: dict[str, Any], *, resumed: bool):
         self.name, self.folder, self.resumed = name, folder, resumed
-        self._values = values
+        self._values, self._is_there = values, resumed
 
     @property
     def mlflow_run_id(self) -> str | None:
@@ -46,11 +49,12 @@ class RunRecord:
         fingerprint: str,
         *,
         may_change: Set[str],
-        allow_changes: bool = False,
+        allow_changes: bool | None = None,
         under: str = "runs",
         images: int | None = None,
         minutes: float | None = None,
         unfinished: bool = False,
+        extension: int = 0,
     ) -> RunRecord:
         """The run of this name, new or resumed.
 
@@ -61,19 +65,21 @@ class RunRecord:
             name: the run's name, which becomes a folder.
             fingerprint: of the shards.
             may_change: settings that may differ from those the run began with.
-            allow_changes: resume even if others differ.
+            allow_changes: resume even if others differ; None if this kind of run can't.
             under: folder in the storage.
             images: images that the run will have seen at its end.
             minutes: time limit of the run; None for no limit.
             unfinished: a finished run still has work to do.
+            extension: characters that the names of its own runs add to this one.
 
         Raises:
             ConfigurationError: the run is finished, or it began with other settings or shards.
         """
-        if not re.fullmatch(r"(?!\.+$)[\w.-]{1,120}", name, re.ASCII):  # Ray encodes the name in ASCII
+        most = _LONGEST - extension
+        if not re.fullmatch(rf"(?!\.+$)[\w.-]{{1,{most}}}", name, re.ASCII):  # Ray encodes the name in ASCII
             raise ConfigurationError(
-                f"--name: {name!r} must have 1 to 120 letters (a to z, A to Z), digits, '.', '_' and '-', and not only "
-                f"dots"
+                f"--name: {name!r} must have 1 to {most} letters (a to z, A to Z), digits, '.', '_' and '-', and not "
+                f"only dots"
             )
         folder = storage.join(settings.storage, under, name)
         now: dict[str, Any] = {"settings": recorded(settings), "fingerprint": fingerprint}
@@ -86,7 +92,7 @@ class RunRecord:
             raise ConfigurationError(f"--name: {name} is finished: {further}give another --name")
         differences = _differences(before, now, may_change, type(settings))
         if differences and not allow_changes:
-            advice = ", or resume it anyway with --allow-changes" if "allow_changes" in now["settings"] else ""
+            advice = "" if allow_changes is None else ", or resume it anyway with --allow-changes"
             raise ConfigurationError(
                 f"--name: {name} started with other settings or shards ({'; '.join(differences)}): "
                 f"give another --name{advice}"
@@ -98,9 +104,13 @@ class RunRecord:
         return cls(name, folder, {**before, **now}, resumed=True)
 
     def save(self, **changes: str | float) -> None:
-        """Write changed values to ``run.json``."""
+        """Write changed values to ``run.json``. Raises RayganError if another job has begun the run meanwhile."""
+        path = storage.join(self.folder, "run.json")
+        if not self._is_there and storage.is_file(path):
+            raise RayganError(f"--name: another job has just begun {self.name}: wait for it, or give another --name")
         self._values |= changes
-        storage.write_json(storage.join(self.folder, "run.json"), self._values)
+        storage.write_json(path, self._values)
+        self._is_there = True
 
 
 def is_finished(settings: StorageSettings, name: str) -> bool:

@@ -15,7 +15,8 @@ import secrets
 import shutil
 import tempfile
 import urllib.parse
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,21 @@ def checkpoint_at(address: str) -> ray.train.Checkpoint:
 
     filesystem, path = resolve(address)
     return ray.train.Checkpoint(path, filesystem=filesystem)
+
+
+@contextmanager
+def files_of(checkpoint: ray.train.Checkpoint) -> Iterator[Path]:
+    """A checkpoint's folder on this machine, downloaded from remote storage while the block runs.
+
+    Raises:
+        RayganError: it can't be read.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(checkpoint.as_directory())
+        except FAILURES as error:
+            raise RayganError(f"cannot read the checkpoint {checkpoint.path}: {first_line(error)}") from None
+        yield Path(folder)
 
 
 def is_file(address: str) -> bool:
@@ -161,6 +177,8 @@ def read_text(address: str) -> str | None:
         return None
     try:
         return read_bytes(address).decode()
+    except FileNotFoundError:  # another job has just deleted it
+        return None
     except (OSError, UnicodeDecodeError) as error:
         raise RayganError(f"cannot read {public(address)}: {first_line(error)}") from None
 
@@ -226,11 +244,12 @@ def delete(address: str) -> None:
     filesystem, path = resolve(address)
     try:
         kind = filesystem.get_file_info(path).type
-        if kind == pafs.FileType.Directory:
-            with suppress(FileNotFoundError):  # Google's has emptied it, and finds no folder that was never created
+        # Another job may be faster; Google's empties a folder that was never created, and then finds none.
+        with suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
                 filesystem.delete_dir(path)
-        elif kind == pafs.FileType.File:
-            filesystem.delete_file(path)
+            elif kind == pafs.FileType.File:
+                filesystem.delete_file(path)
     except FAILURES as error:
         raise RayganError(f"cannot delete {public(address)}: {first_line(error)}") from None
 

@@ -170,8 +170,8 @@ def _load(address: str) -> NamedGenerator:
     name = storage.name(address)
     if name == "generator":
         name = storage.name(storage.parent(address))
-    with storage.checkpoint_at(address).as_directory() as folder:
-        return _named(name, *load_generator(Path(folder)))
+    with storage.files_of(storage.checkpoint_at(address)) as folder:
+        return _named(name, *load_generator(folder))
 
 
 def _registered(settings: StorageSettings, name: str) -> NamedGenerator:

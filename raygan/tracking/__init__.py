@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygan.tracking.connection import check_records, connect, tracking_uri, ui_command
+    from raygan.tracking.connection import await_server, check_records, connect, tracking_uri, ui_command
     from raygan.tracking.models import (
         CLASSIFIER_NAME,
         MODELS,
@@ -40,6 +40,7 @@ __all__ = [
     "SERVING_ALIAS",
     "RegisteredModel",
     "Run",
+    "await_server",
     "check_labels",
     "check_records",
     "close_children",

@@ -10,7 +10,9 @@ import importlib.util
 import logging
 import os
 import shlex
+import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -217,6 +219,18 @@ def _check_server(uri: str) -> None:
         # Otherwise it answers; a server behind a proxy of its own may not have /health.
     except (OSError, ValueError, http.client.HTTPException) as error:  # the last where another protocol is spoken
         raise _no_answer(uri, getattr(error, "reason", str(error).strip())) from None
+
+
+def await_server(settings: StorageSettings, patience_s: float) -> None:
+    """Return once MLflow's server answers, or after this time in any case; at once if there is none but a database."""
+    uri, deadline = tracking_uri(settings), time.monotonic() + patience_s
+    while uri.startswith(("http://", "https://")) and time.monotonic() < deadline:
+        try:
+            _check_server(uri)
+            return
+        except RayganError as error:
+            print(f"waiting for {patience_s / 60:.0f} minutes at most: {error}", file=sys.stderr, flush=True)
+            time.sleep(5)
 
 
 def _no_answer(uri: str, reason: object) -> RayganError:

@@ -2,6 +2,7 @@
 
 A run's outbox has an *owner* file: host, process, and the time of the last heartbeat. On its own host the process is
 looked up; on another host only the heartbeat counts, and after `DEAD_AFTER_S` without one the process counts as dead.
+Whoever resumes a run doesn't wait that long, but watches for further heartbeats.
 
 Clocks may be set while processes run. So a process is identified by its age since the machine's start, and a heartbeat
 that seems old is checked against the storage's own clock, which dates all files there.
@@ -33,6 +34,10 @@ from raygan.tracking.spool import Spool
 #: Seconds between two heartbeats, and without one until a process on another host counts as dead. Clocks of hosts may
 #: differ by minutes.
 BEAT_S, DEAD_AFTER_S = 30.0, 600.0
+
+#: Seconds within which a process on another host shows that it is alive to whoever watches: two beats and some delay.
+#: One beat may be the last of a pod that is being ended.
+ALIVE_WITHIN_S = 75.0
 
 #: File in an outbox that names the process that sends its records.
 OWNER = "owner"
@@ -101,6 +106,17 @@ class Owner:
             return here and bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
+
+    def beats(self) -> bool:
+        """Whether the process writes heartbeats while we watch. Raises RayganError if the storage doesn't answer."""
+        deadline, seen = time.monotonic() + ALIVE_WITHIN_S, {self.beat}
+        while len(seen) < 3 and time.monotonic() < deadline:
+            time.sleep(1)
+            now = Owner.read(self.folder)
+            if now is None:  # it has just ended
+                return False
+            seen.add(now.beat)
+        return len(seen) == 3
 
     def _age_s(self) -> float:
         """Seconds since the file was written, by the storage's clock. Raises RayganError if that can't be told."""
@@ -214,9 +230,10 @@ class Heartbeat:
 def fetch_kept(kept: str, spool: Spool) -> None:
     """Copy records that the storage keeps of a dead process's outbox into a spool of this machine.
 
-    Raises RayganError if the storage can't be read.
+    Raises RayganError if the storage can't be read, or the disk can't be written.
     """
     for address in storage.list_files(kept, "*"):
         name = storage.name(address)
         if name != OWNER and not (spool.folder / name).exists():
-            Path(spool.folder / name).write_bytes(storage.read_bytes(address))
+            # Whole or not at all: what is there already isn't fetched again.
+            storage.write_bytes(str(spool.folder / name), storage.read_bytes(address))

@@ -57,9 +57,11 @@ def finish_orphans(client: MlflowClient, outbox: Path, kept: str | None, but: st
     try:
         there = {storage.name(folder) for folder in storage.list_folders(kept, "*")} if kept else set()
         for run_id in sorted((here | there) - {but}):
-            folder = str(outbox / run_id) if run_id in here else storage.join(str(kept), run_id)
-            owner = Owner.read(folder)
-            if not (owner and owner.lives()):
+            places = [str(outbox / run_id)] if run_id in here else []
+            if run_id in there:  # whose owner is another one if the run went on elsewhere
+                places.append(storage.join(str(kept), run_id))
+            owners = map(Owner.read, places)
+            if not any(owner.lives() for owner in owners if owner):
                 _finish_orphan(client, outbox, kept, run_id)
     except RayganError as error:
         print(f"warning: runs of dead jobs may stay open: {error}", file=sys.stderr)
@@ -72,6 +74,8 @@ def _finish_orphan(client: MlflowClient, outbox: Path, kept: str | None, run_id:
         if kept:
             fetch_kept(storage.join(kept, run_id), spool)
         try:
+            if client.get_run(run_id).info.status != "RUNNING":  # it went on elsewhere, and has ended there
+                spool.forget_end()
             send_records(client, spool, {})
             if client.get_run(run_id).info.status == "RUNNING":
                 client.set_terminated(run_id, "KILLED")
@@ -81,9 +85,9 @@ def _finish_orphan(client: MlflowClient, outbox: Path, kept: str | None, run_id:
         shutil.rmtree(spool.folder, ignore_errors=True)
         if kept:
             storage.delete(storage.join(kept, run_id))
-    except OSError:
+    except FileNotFoundError:
         return  # another job that is starting takes care of them
-    except MlflowException as error:
+    except Exception as error:  # whatever the artifacts' storage raises; a dead job's records must not end this one
         print(f"warning: records in {spool.folder} are still waiting: {first_line(error)}", file=sys.stderr)
 
 
@@ -104,7 +108,17 @@ def _running_children(parent: Run) -> list[MlflowRun]:
 
 
 def close_children(settings: StorageSettings, parent: Run) -> None:
-    """Close a parent's child runs that were ended from outside as KILLED, after sending what they left behind."""
+    """Close a parent's child runs that were ended from outside as KILLED, after sending what they left behind.
+
+    If MLflow doesn't answer, the next job closes them.
+    """
+    try:
+        _close_children(settings, parent)
+    except MlflowException as error:
+        print(f"warning: runs of stopped trials stay open for now: {first_line(error)}", file=sys.stderr)
+
+
+def _close_children(settings: StorageSettings, parent: Run) -> None:
     client, outbox, kept = parent.client, outbox_of(settings), kept_outbox_of(settings)
     for child in _running_children(parent):
         run_id = child.info.run_id

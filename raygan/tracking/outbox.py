@@ -19,7 +19,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from raygan.errors import first_line
@@ -85,8 +85,8 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
     """Send every record of a spool, and delete each once the server has it.
 
     A metric is not sent again for a step that it has passed: a training that went back to a checkpoint passes the same
-    steps twice. A record that the server refuses, for example because of a name, is reported and dropped. Raises what
-    the client raises.
+    steps twice. A record that the server refuses, for example because of a name, is reported and dropped; likewise one
+    that is damaged, as after a loss of power. Raises what the client raises.
 
     Args:
         client: of the server.
@@ -102,7 +102,7 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
         # killed while the server was down.
         steps = dict(last_steps)
         for path in records:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = _read(path)
             if "metrics" not in record:
                 break
             if taken and (alone or len(metrics) + len(record["metrics"]) > _BATCH):
@@ -118,7 +118,7 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
                 last_steps |= steps
             elif not taken:
                 taken = records[:1]
-                _send_other(client, spool, json.loads(taken[0].read_text(encoding="utf-8")))
+                _send_other(client, spool, _read(taken[0]))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -131,6 +131,14 @@ def send_records(client: MlflowClient, spool: Spool, last_steps: dict[str, int])
         for path in taken:
             path.unlink()
         records = records[len(taken) :]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record; empty if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _new_metrics(client: MlflowClient, run_id: str, record: dict[str, Any], last_steps: dict[str, int]) -> list[Metric]:
@@ -154,6 +162,12 @@ def _send_other(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> N
         _link_metrics(client, spool.run_id, record["model"], int(record["step"]))
     elif "status" in record:
         client.set_terminated(spool.run_id, record["status"], end_time=record["time"])
+    else:
+        _warn_of_damage("a record")
+
+
+def _warn_of_damage(what: str) -> None:
+    tqdm.write(f"warning: {what} is damaged and not sent to MLflow", file=sys.stderr)
 
 
 def _link_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
@@ -169,10 +183,20 @@ def _send_image(client: MlflowClient, spool: Spool, record: dict[str, Any]) -> N
     kept = spool.folder / record["content"]
     if not kept.exists():
         return  # already sent, by a process that was killed before it deleted the record
-    with Image.open(kept) as picture:
-        client.log_image(
-            spool.run_id, picture, key=record["image"], step=record["step"], timestamp=record["time"], synchronous=True
-        )
+    try:
+        picture = Image.open(kept)
+    except UnidentifiedImageError:
+        _warn_of_damage(f"picture {record['image']} at step {record['step']}")
+    else:
+        with picture:
+            client.log_image(
+                spool.run_id,
+                picture,
+                key=record["image"],
+                step=record["step"],
+                timestamp=record["time"],
+                synchronous=True,
+            )
     kept.unlink()
 
 

@@ -32,10 +32,17 @@ _TAG_LENGTH = 5000
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a version gets the serving alias, and why, in words that begin after a colon."""
+    """Whether a version gets the serving alias, and why.
+
+    Attributes:
+        promote: whether it does.
+        reason: in words that begin after a colon.
+        beaten: the champion's version when this was decided, empty if there was none; None if it makes no difference.
+    """
 
     promote: bool
     reason: str
+    beaten: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """For a job's last line."""
@@ -56,19 +63,31 @@ def beside_champion(
     try:
         champion = find_model(client, name)
         if champion is None:
-            return Decision(True, "there was none before")
+            return Decision(True, "there was none before", beaten="")
         with tempfile.TemporaryDirectory() as scratch:
             return compare(champion, download_model(client, champion, Path(scratch)))
     except RayganError as error:  # the model is registered; only the comparison is missing
         return Decision(False, f"it could not be compared with the champion: {error}")
 
 
-def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) -> None:
+def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) -> Decision:
     """Move the alias to a version or leave it, record the reason, and say so.
+
+    A comparison takes minutes, in which another job or a person may promote another version: it stays.
+
+    Returns:
+        What was done in the end, and why.
 
     Raises:
         RayganError: the registry refuses.
     """
+    champion = find_model(client, model.name)
+    expected = (decision.beaten, model.version)
+    if decision.promote and decision.beaten is not None and champion and champion.version not in expected:
+        meanwhile = (
+            f"version {champion.version} became the {SERVING_ALIAS} in the meantime, and the two were not compared"
+        )
+        decision = Decision(False, meanwhile)
     try:
         if decision.promote:
             _move(client, model, decision.reason)
@@ -81,6 +100,7 @@ def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) 
             )
     except MlflowException as error:
         raise _refused(model.name, error) from None
+    return decision
 
 
 def promote(settings: PromoteSettings) -> None:

@@ -31,7 +31,7 @@ from raygan.errors import RayganError, first_line, interruption
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
 from raygan.tracking.connection import check_records
-from raygan.tracking.heartbeat import Heartbeat, Owner, fetch_kept, take_over
+from raygan.tracking.heartbeat import ALIVE_WITHIN_S, Heartbeat, Owner, fetch_kept, take_over
 from raygan.tracking.orphans import finish_orphans, kept_outbox_of, outbox_of
 from raygan.tracking.outbox import Sender
 from raygan.tracking.spool import Spool
@@ -70,6 +70,7 @@ class Run:
         if kept is not None:
             fetch_kept(kept, self.spool)  # of the process whose run this one resumes
         self._heartbeat = Heartbeat(self.spool, kept)
+        self.spool.forget_end()
         self._sender = Sender(client, self.spool)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -112,6 +113,9 @@ class Run:
             digest: tells it from others of the same name.
             profile: JSON-ready facts, such as counts.
             context: what for, "training" or "evaluation".
+
+        Raises:
+            RayganError: MLflow doesn't answer.
         """
         dataset = Dataset(
             name=posixpath.basename(address.rstrip("/")) or "data",
@@ -121,7 +125,10 @@ class Run:
             profile=json.dumps(dict(profile)),
         )
         tags = [InputTag("mlflow.data.context", context)]
-        self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+        try:
+            self.client.log_inputs(self.id, datasets=[DatasetInput(dataset, tags)])
+        except MlflowException as error:
+            raise RayganError(f"MLflow can't record the data set: {first_line(error)}") from None
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED once everything is sent, or report where the rest waits."""
@@ -176,12 +183,12 @@ def start_run(
         run_id: resume this run if it still exists.
 
     Raises:
-        RayganError: MLflow doesn't answer, or another process of this machine works on the run.
+        RayganError: MLflow doesn't answer, or another process works on the run.
     """
     client, experiment = check_records(settings)
     outbox, kept = outbox_of(settings), kept_outbox_of(settings)
     if run_id is not None:
-        _check_alone(outbox / run_id, name)
+        _check_alone(outbox / run_id, kept and storage.join(kept, run_id), name)
         take_over(outbox / run_id, kept and storage.join(kept, run_id))
     finish_orphans(client, outbox, kept, but=run_id)
     try:
@@ -218,10 +225,23 @@ def _system_metrics(run: Run) -> Iterator[None]:
         monitor.finish()
 
 
-def _check_alone(folder: Path, name: str) -> None:
-    owner = Owner.read(str(folder))
-    if owner and owner.is_here and owner.pid != os.getpid() and owner.lives():
-        raise RayganError(f"{name} is in use by process {owner.pid}: wait for it, stop it, or give another --name")
+def _check_alone(folder: Path, kept: str | None, name: str) -> None:
+    """Raise RayganError if another process works on the run.
+
+    Args:
+        folder: the run's outbox on this machine's disk.
+        kept: where the storage keeps it, if it is not in the storage itself.
+        name: of the run.
+    """
+    owner = Owner.read(kept or str(folder))
+    if owner is None or (owner.is_here and owner.pid == os.getpid()) or not owner.lives():
+        return
+    if not owner.is_here:
+        waiting = f"waiting for up to {ALIVE_WITHIN_S:.0f} s to see whether it still is"
+        print(f"{name} was in use on {owner.host} lately: {waiting}", flush=True)
+    if owner.is_here or owner.beats():
+        where = f"process {owner.pid}" + ("" if owner.is_here else f" on {owner.host}")
+        raise RayganError(f"{name} is in use by {where}: wait for it, stop it, or give another --name")
 
 
 def _create(client: MlflowClient, experiment: str, name: str, job: str, tags: dict[str, str]) -> str:
@@ -235,7 +255,9 @@ def _resume(client: MlflowClient, run_id: str | None) -> str | None:
     try:
         client.get_run(run_id)
         client.update_run(run_id, status="RUNNING")
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise  # the server doesn't answer
         return None  # deleted, or on another server: a new run takes its place
     client.log_batch(run_id, tags=[RunTag("raygan.resumed", time.strftime("%Y-%m-%d %H:%M:%S"))])
     return run_id

@@ -62,6 +62,12 @@ class Spool:
         """Record the run's end: FINISHED, FAILED or KILLED."""
         self._put({"status": status, "time": int(time.time() * 1000)})
 
+    def forget_end(self) -> None:
+        """Drop an end that an earlier process has recorded and not sent: the run goes on, or has ended otherwise."""
+        for path in self.waiting():
+            if path.read_bytes().startswith(b'{"status"'):
+                path.unlink()
+
     def waiting(self) -> list[Path]:
         """The records not yet sent, oldest first."""
         return sorted(self.folder.glob("*.json"))

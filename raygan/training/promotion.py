@@ -129,4 +129,5 @@ def _by_kid(found: Fresh, champion: tracking.RegisteredModel, log: tracking.Run)
         better,
         f"its {found.metric} of {new:.3g} against {old:.3g} of version {champion.version} is {compared} "
         f"(difference {lead:+.2g}, standard error {error:.2g})",
+        beaten=champion.version,
     )

@@ -178,8 +178,9 @@ class TrainSettings(ReadOptions, WorkerOptions, LengthOptions, StepOptions, Netw
     label: str | None = option(None, "train on this label only; by default on all labels")
     begin_from: NameOrAddress | None = option(
         None,
-        "begin with another generator's weights (fine-tuning): a registered NAME or NAME/VERSION, or a run's name or a "
-        "checkpoint's folder (which also have a critic); of the same image size, or of half of it",
+        "begin with another generator's weights (fine-tuning): a registered NAME or NAME/VERSION, or a run's name (for "
+        "its latest checkpoint) or a checkpoint's folder, which also have a critic; of the same image size, or of half "
+        "of it",
     )
     name: str | None = option(
         None, "name of the run (by default a new one, which is printed); an interrupted run of the same name is resumed"

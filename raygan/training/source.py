@@ -9,6 +9,7 @@ from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings
 from raygan.runtime import storage
+from raygan.runtime.runs import RunRecord
 from raygan.training.inherit import Inheritance
 from raygan.training.settings import TrainSettings
 
@@ -19,8 +20,8 @@ BEGUN_FROM = "begun_from"
 _FILES = ("training.safetensors", "training.json", "generator.safetensors", "generator.json")
 
 
-def keep_source(settings: TrainSettings, networks: NetworkSettings, run_folder: str) -> str | None:
-    """Copy the files that `begin_from` names into the run's folder, unless they are there.
+def keep_source(settings: TrainSettings, networks: NetworkSettings, run: RunRecord) -> str | None:
+    """Copy the files that `begin_from` names into the run's folder, unless a run that is resumed has them.
 
     Returns:
         What is taken from where, in words; None if nothing, or if an earlier session has done it.
@@ -31,12 +32,13 @@ def keep_source(settings: TrainSettings, networks: NetworkSettings, run_folder: 
     """
     if settings.begin_from is None:
         return None
-    kept = storage.join(run_folder, BEGUN_FROM)
-    if storage.is_file(storage.join(kept, _FILES[-1])):
+    kept = storage.join(run.folder, BEGUN_FROM)
+    if run.resumed and storage.is_file(storage.join(kept, _FILES[-1])):
         return None
     with tempfile.TemporaryDirectory() as scratch:
         name, folder = _find(settings, Path(scratch))
         said = _check(folder, networks, settings)
+        storage.delete(kept)  # left by a command that ended before its run began, perhaps from another source
         for file in _FILES:
             if (folder / file).exists():
                 storage.write_bytes(storage.join(kept, file), (folder / file).read_bytes())
@@ -56,7 +58,8 @@ def _find(settings: TrainSettings, scratch: Path) -> tuple[str, Path]:
         run = storage.join(settings.storage, "runs", given)
         checkpoints = storage.list_folders(run, "checkpoint_*") if "/" not in given else []
         for address in [given, *checkpoints[::-1]]:
-            if storage.is_file(storage.join(address, _FILES[-1])):
+            wanted = _FILES if address in checkpoints else _FILES[-1:]  # a full disk leaves parts of a checkpoint
+            if all(storage.is_file(storage.join(address, file)) for file in wanted):
                 return storage.public(address), Path(storage.local_folder(storage.absolute(address)))
     client = tracking.connect(settings)
     model = tracking.find_model(client, given)

@@ -116,7 +116,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)
     networks = network_settings(settings, tuple(data.manifest.classes) if settings.conditional else ())
-    begins = keep_source(settings, networks, run.folder)
+    begins = keep_source(settings, networks, run)
     if not trial:
         check_room(settings, networks)
     photos = trial.shared.photos if trial else load_photos(data, "train", settings.label, settings.data_memory)
@@ -210,13 +210,13 @@ def _publish(training: Training, outcome: Outcome) -> Published:
     settings, log = training.settings, training.log
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "generator")
-        with outcome.chosen.as_directory() as checkpoint:
-            _export(Path(checkpoint), folder)
+        with storage.files_of(outcome.chosen) as checkpoint:
+            _export(checkpoint, folder)
         _draw(training, folder)
         if settings.log_checkpoints != "none":
             logged = outcome.chosen if settings.log_checkpoints == "best" else outcome.last
-            with logged.as_directory() as checkpoint:
-                log.log_folder(Path(checkpoint), f"checkpoints/{settings.log_checkpoints}")
+            with storage.files_of(logged) as checkpoint:
+                log.log_folder(checkpoint, f"checkpoints/{settings.log_checkpoints}")
         if training.trial:
             return Published()
         generator, _ = load_generator(folder)
@@ -233,8 +233,7 @@ def _publish(training: Training, outcome: Outcome) -> Published:
         log.log_metrics(measured, int(outcome.chosen_metrics["images"]))
         metrics = outcome.chosen_metrics | measured
         model = tracking.register_generator(log, folder, label, labels=labels, metrics=metrics)
-        carry_out(log.client, model, decision)
-        return Published(model, measured, decision)
+        return Published(model, measured, carry_out(log.client, model, decision))
 
 
 def _export(checkpoint: Path, folder: Path) -> None:

@@ -43,6 +43,9 @@ from raygan.training.worker import WorkerTask, train_worker
 #: Seconds that a worker waits for the others before it considers them dead.
 _COLLECTIVE_S = 600
 
+#: Where Ray Train lists a run's checkpoints, in the run's folder.
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
 #: Seconds between two checks whether an elastic training can have more workers.
 _RESIZE_S = 30.0
 
@@ -133,6 +136,7 @@ class Training:
             CollapsedError: the training collapsed.
             RayganError: it failed.
         """
+        check_snapshot(self.run)
         monitor, cores = self._monitor() if self.schedule.quality else (None, 0.0)
         cluster.poll_training_often()
         stopped = threading.Event()
@@ -242,6 +246,20 @@ class Training:
             f"run {self.run.name} has collapsed at {collapse.kimg:.3g} kimg: {collapse.reason}; {kept}; "
             f"try lower --generator-lr and --critic-lr, or --augment color translation, under another --name"
         )
+
+
+def check_snapshot(run: RunRecord) -> None:
+    """Raise RayganError if Ray Train's list of checkpoints is damaged.
+
+    Ray overwrites it in place: a full disk or a loss of power may leave half of it.
+    """
+    try:
+        storage.read_json(storage.join(run.folder, _SNAPSHOT))
+    except RayganError as error:
+        raise RayganError(
+            f"run {run.name} can't be resumed: {error}; a new run goes on from its last checkpoint with --begin-from "
+            f"{run.name} and another --name"
+        ) from None
 
 
 def outlive_controllers(

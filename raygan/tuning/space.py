@@ -5,7 +5,7 @@ Free of torch and Ray: parses a space, checks that every value makes a valid tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ def parse_space(texts: Sequence[str], base: TrainSettings) -> list[Axis]:
 
     Args:
         texts: such as ``z_dim=64,128``.
-        base: settings of all trials; each bound and choice is tried on them, so that no trial fails later.
+        base: settings of all trials; values are tried on them, so that no trial fails later.
 
     Raises:
         ConfigurationError: a text is malformed, or a value is impossible.
@@ -56,13 +56,29 @@ def parse_space(texts: Sequence[str], base: TrainSettings) -> list[Axis]:
         raise ConfigurationError(f"--space: a setting is named twice among {', '.join(names)}")
     if not axes:
         raise ConfigurationError("--space: nothing to search")
-    for axis in axes:
-        for value in axis.choices or (axis.low, axis.high):
-            try:
-                settings_of(base, {axis.name: value})
-            except ConfigurationError as error:
-                raise ConfigurationError(f"--space: {axis.name} can't be {value}: {error}") from None
+    try_values(axes, base, lambda settings: None)
     return axes
+
+
+def try_values(axes: Sequence[Axis], base: TrainSettings, attempt: Callable[[TrainSettings], object]) -> None:
+    """Attempt something with each bound and choice, and with the baseline's values, since it is a trial of any search.
+
+    Args:
+        axes: of the space.
+        base: settings of all trials.
+        attempt: raises ConfigurationError for settings that can't be trained.
+
+    Raises:
+        ConfigurationError: it names the value that can't be.
+    """
+    for axis in axes:
+        given = axis.choices or (axis.low, axis.high)
+        for value in (*given, BASELINE[axis.name]):
+            try:
+                attempt(settings_of(base, {axis.name: value}))
+            except ConfigurationError as error:
+                whose = "" if value in given else ", as in the baseline, which is the first trial"
+                raise ConfigurationError(f"--space: {axis.name} can't be {value}{whose}: {error}") from None
 
 
 def baseline_point(axes: Sequence[Axis]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.tune
 
+from raygan import tracking
 from raygan.models.gan import Generator, load_generator
 from raygan.runtime import storage
 from raygan.runtime.runs import is_finished
@@ -27,6 +28,12 @@ from raygan.tuning.space import settings_of
 
 #: KID of a collapsed trial: worse than any real one, but still a number for schedulers.
 COLLAPSED = 1e9
+
+#: Characters that a trial's run adds to the search's name: Tune's id and, in a population, the time.
+NAME_EXTENSION = 25
+
+#: Seconds for which a trial waits for an MLflow server that is away; if it failed, the search would go on without it.
+_PATIENCE_S = 600.0
 
 #: Key in a trial's point, set if the scheduler copies weights between trials.
 POPULATION = "population"
@@ -62,9 +69,9 @@ class TrialRecord:
         return bool(self.checkpoint) and storage.is_file(storage.join(self.checkpoint, "generator.json"))
 
     def generator(self) -> tuple[Generator, dict[str, Any]]:
-        """That checkpoint's generator, and the `about` it was saved with."""
-        with storage.checkpoint_at(self.checkpoint).as_directory() as folder:
-            return load_generator(Path(folder))
+        """That checkpoint's generator, and the `about` it was saved with. Raises RayganError if it can't be read."""
+        with storage.files_of(storage.checkpoint_at(self.checkpoint)) as folder:
+            return load_generator(folder)
 
 
 def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search: str, parent: str) -> None:
@@ -99,6 +106,7 @@ def run_trial(point: dict[str, Any], base: TrainSettings, shared: Shared, search
             ray.tune.report(reports[-1], checkpoint=checkpoint)
 
     if not is_finished(settings, name):
+        tracking.await_server(settings, _PATIENCE_S)
         try:
             train(settings, TrialTraining(shared, parent, report, begin_from=donor if population else None))
         except CollapsedError as error:

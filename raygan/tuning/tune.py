@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -27,27 +28,30 @@ from raygan.data.photos import open_photos
 from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
+from raygan.models.gan import NetworkSettings
 from raygan.runtime import capacity, cluster, reservations, storage
-from raygan.runtime.runs import RunRecord, recorded
+from raygan.runtime.runs import RunRecord, is_finished, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.training.build import network_settings
+from raygan.training.inherit import Inheritance
 from raygan.training.monitor import start_measuring, with_network
-from raygan.training.settings import TrainSettings
+from raygan.training.settings import NetworkOptions, TrainSettings
+from raygan.training.source import BEGUN_FROM, keep_source
 from raygan.training.train import check, check_room, train
 from raygan.training.trainer import Shared
 from raygan.tuning import report
 from raygan.tuning.progress import KEPT, SearchProgress
 from raygan.tuning.search import run_search
 from raygan.tuning.settings import SearchOptions, TuneSettings
-from raygan.tuning.space import Axis, baseline_point, parse_space, settings_of
-from raygan.tuning.trial import COLLAPSED, TrialRecord, run_trial
+from raygan.tuning.space import Axis, baseline_point, parse_space, settings_of, try_values
+from raygan.tuning.trial import COLLAPSED, NAME_EXTENSION, TrialRecord, run_trial
 from raygan.tuning.winner import measure_winner, rates_of
 
 #: Settings that may differ when a search is resumed.
 MAY_CHANGE = {
     *WorkerOptions.model_fields,
     *StorageSettings.model_fields,
-    *("concurrent", "train_best", "promote"),
+    *("data", "name", "promote", "allow_changes", "concurrent", "train_best"),
 }
 
 #: Settings that belong to this search or its user, and so don't go into ``best.yaml``.
@@ -96,6 +100,7 @@ def tune(settings: TuneSettings) -> TuneResult:
     base = trial_base(settings)
     axes = parse_space(settings.space, base)
     data = check(base)
+    try_values([axis for axis in axes if axis.name == "batch_size"], base, check)
     tracking.check_records(settings)
     cluster.connect(settings)
     base = with_network(base)
@@ -105,7 +110,17 @@ def tune(settings: TuneSettings) -> TuneResult:
     networks = network_settings(base, tuple(data.manifest.classes) if base.conditional else ())
     check_room(base, networks, runs=at_once + KEPT)
     name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60, ascii_only=True)}-%Y%m%d-%H%M%S")
-    record = RunRecord.open(settings, name, data.manifest.fingerprint, may_change=MAY_CHANGE, under="searches")
+    full_length = f"{name}-best"
+    record = RunRecord.open(
+        settings,
+        name,
+        data.manifest.fingerprint,
+        may_change=MAY_CHANGE,
+        under="searches",
+        unfinished=settings.train_best and not is_finished(settings, full_length),
+        extension=NAME_EXTENSION,
+    )
+    base, begins = _with_source(base, axes, networks, record)
     values = recorded(settings)
     with tracking.start_run(
         settings,
@@ -118,6 +133,8 @@ def tune(settings: TuneSettings) -> TuneResult:
         record.save(mlflow_run_id=log.id, state="running")
         log.log_data(storage.public(data.address), data.manifest.fingerprint, data.profile)
         print(f"search {name} in {record.folder}; --name {name} resumes it", flush=True)
+        if begins:
+            print(f"each trial {begins}", flush=True)
         try:
             with reservations.returned_cores():
                 trainable = _trainable(base, data, record, log, at_once)
@@ -130,7 +147,8 @@ def tune(settings: TuneSettings) -> TuneResult:
         record.save(state="finished")
     if settings.train_best:
         best = settings_of(_full_length(settings), result.best)
-        print(train(best.model_copy(update={"name": f"{name}-best"})).to_json(), flush=True)
+        own = {"name": full_length, "begin_from": base.begin_from}
+        print(train(best.model_copy(update=own)).to_json(), flush=True)
     return result
 
 
@@ -186,6 +204,8 @@ def conclude(
     kept = {name: value for name, value in chosen.items() if name not in _PERSONAL and value is not None}
     text = f"# The best of {len(trials)} trials of search {record.name}, chosen by its KID of {best.kid:.4g}.\n"
     text += "".join(f"# {line}\n" for line in winner.summary.splitlines())
+    if best.is_kept:
+        text += f"# Its weights, to train on from: --begin-from {best.checkpoint}\n"
     text += yaml.safe_dump(kept, sort_keys=False)
     path = storage.join(record.folder, "best.yaml")
     storage.write_bytes(path, text.encode())
@@ -196,6 +216,26 @@ def conclude(
     kid = winner.kid if winner.kid is not None else best.kid
     pictures = storage.join(record.folder, "pictures")
     return TuneResult(log.id, point, kid, best.kid, winner.better, len(trials), path, pictures)
+
+
+def _with_source(
+    base: TrainSettings, axes: Sequence[Axis], networks: NetworkSettings, record: RunRecord
+) -> tuple[TrainSettings, str | None]:
+    """The trials' settings, beginning with weights in the search's folder, and where these are from, in words.
+
+    A name may mean another version tomorrow, and trials are compared only if they begin alike.
+
+    Raises:
+        ConfigurationError: `begin_from` can't give weights to every trial's networks.
+    """
+    begins = keep_source(base, networks, record)
+    if base.begin_from is None:
+        return base, None
+    kept = storage.join(record.folder, BEGUN_FROM)
+    folder = Path(storage.local_folder(kept))
+    shapes = [axis for axis in axes if axis.name in NetworkOptions.model_fields]
+    try_values(shapes, base, lambda settings: Inheritance.of(folder, network_settings(settings, networks.labels)))
+    return base.model_copy(update={"begin_from": kept}), begins
 
 
 def _trainable(base: TrainSettings, data: DataSet, record: RunRecord, log: tracking.Run, at_once: int) -> Any:

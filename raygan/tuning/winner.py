@@ -55,7 +55,7 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
         found = measure_fresh(
             generators, photos, judges(base.quality_network), base.quality_samples, base.cpus_per_worker
         )
-    except (RayganError, FileNotFoundError) as error:
+    except RayganError as error:
         return Winner(f"the best trial could not be measured afresh: {error}")
     lines = [f"measured again on fresh samples and {found[0].photos} photos that chose no trial:"]
     lines += [_line(one, best, rival) if rival else _alone(one, baseline is best) for one in found]

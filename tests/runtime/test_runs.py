@@ -2,7 +2,7 @@
 
 import pytest
 
-from raygan.errors import ConfigurationError
+from raygan.errors import ConfigurationError, RayganError
 from raygan.runtime.runs import RunRecord
 from raygan.training.settings import TrainSettings
 from raygan.training.train import MAY_CHANGE
@@ -38,6 +38,15 @@ def test_changed_settings_are_refused_unless_allowed(opened):
     with pytest.raises(ConfigurationError, match="the shards have changed"):
         opened(fingerprint="g")
     assert opened(z_dim=9, allow_changes=True).resumed
+
+
+def test_of_two_jobs_that_begin_a_run_at_once_one_is_refused(opened):
+    """Reading the photos takes a while between a run's opening and its record."""
+    first, second = opened(), opened()
+    first.save(state="running")
+    with pytest.raises(RayganError, match="another job has just begun one"):
+        second.save(state="running")
+    first.save(state="finished")
 
 
 def test_another_number_of_workers_is_reported(opened, capsys):

@@ -6,6 +6,7 @@ import os
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from ray.train import Checkpoint
 
 from raygan.errors import RayganError
 from raygan.runtime import storage
@@ -37,6 +38,40 @@ def test_a_remote_folder_without_files_is_reported(tmp_path, monkeypatch):
     with pytest.raises(RayganError, match="mock://here/nowhere is not a folder with files"):
         storage.local_folder("mock://here/nowhere")
     assert not (tmp_path / ".cache").exists()
+
+
+def test_a_file_that_another_job_deletes_first_is_deleted(tmp_path, monkeypatch):
+    """Two jobs that begin at once both probe whether the same folder can be written."""
+    kept = tmp_path / "kept"
+
+    class Raced:
+        """A filesystem in which a file vanishes after it was looked at."""
+
+        type_name = "local"
+
+        def get_file_info(self, path):
+            kept.write_text("x")
+            info = pafs.LocalFileSystem().get_file_info(path)
+            kept.unlink()
+            return info
+
+        def __getattr__(self, name):
+            return getattr(pafs.LocalFileSystem(), name)
+
+    monkeypatch.setattr(storage, "resolve", lambda address: (Raced(), address))
+    storage.delete(str(kept))
+    assert storage.read_text(str(kept)) is None
+    storage.check_writable(str(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_downloaded_is_reported(tmp_path):
+    """Hours of work end with it: the result, a search's winner, a report card."""
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    with (
+        pytest.raises(RayganError, match="cannot read the checkpoint run/checkpoint_1"),
+        storage.files_of(Checkpoint("run/checkpoint_1", filesystem=bucket)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("error", [OSError, pa.ArrowException])  # Azure's without credentials is no OSError

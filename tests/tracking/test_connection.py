@@ -14,6 +14,7 @@ import pytest
 from raygan import tracking
 from raygan.errors import RayganError
 from raygan.runtime.settings import StorageSettings
+from raygan.tracking import connection
 from raygan.tracking.connection import artifact_location
 
 
@@ -63,6 +64,26 @@ def test_a_database_that_could_not_be_made_is_not_left_half_made(tmp_path, monke
         with pytest.raises(RayganError, match="its disk is full: make room"):
             tracking.connect(settings)
         assert database.exists()
+
+
+def test_a_trial_waits_for_a_server_that_comes_back(monkeypatch, capsys):
+    """It would fail at once, three times, and the search would end without it."""
+    answers, waited = [RayganError("MLflow does not answer"), RayganError("MLflow does not answer"), None], []
+
+    def check(uri):
+        answer = answers.pop(0)
+        if answer:
+            raise answer
+
+    monkeypatch.setattr(connection, "_check_server", check)
+    monkeypatch.setattr(connection.time, "sleep", waited.append)
+    tracking.await_server(StorageSettings(storage="/here", tracking_uri="http://mlflow:5000"), 600)
+    assert (len(waited), answers) == (2, [])
+    assert capsys.readouterr().err.count("waiting for 10 minutes at most: MLflow does not answer") == 2
+    answers.append(RayganError("MLflow does not answer"))
+    tracking.await_server(StorageSettings(storage="/here", tracking_uri="http://mlflow:5000"), 0)
+    tracking.await_server(StorageSettings(storage="/here", tracking_uri=None), 600)
+    assert len(answers) == 1
 
 
 def test_artifacts_use_the_endpoint_of_the_storage(settings, monkeypatch):

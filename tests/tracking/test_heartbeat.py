@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import threading
 import time
 
 import pyarrow.fs as pafs
@@ -12,9 +13,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from raygan import tracking
+from raygan.errors import RayganError
 from raygan.runtime import storage
 from raygan.runtime.settings import StorageSettings
-from raygan.tracking import heartbeat
+from raygan.tracking import heartbeat, orphans
 from raygan.tracking.heartbeat import DEAD_AFTER_S, Heartbeat, Owner
 from raygan.tracking.spool import Spool
 from tests.helpers import wait_until
@@ -55,6 +57,25 @@ def test_another_hosts_run_is_closed_once_its_heart_has_stopped(settings, age_s,
     assert steps(client, run_id, "loss") == ([1] if status == "KILLED" else [])
 
 
+@pytest.mark.parametrize("beats", [2, 1, 0])
+def test_a_run_that_another_host_works_on_is_not_resumed(settings, monkeypatch, beats):
+    """A pod that is gone looks the same until its next heartbeat is due; one that is being ended may beat once more."""
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        folder = str(run.spool.folder)
+    of_another_host(20).write(folder)
+    monkeypatch.setattr(heartbeat, "ALIVE_WITHIN_S", 30 if beats == 2 else 2.5)
+    resumed = tracking.start_run(settings, "r", job="test", params={}, run_id=run.id)
+    later = [threading.Timer(0.1 + 2 * n, of_another_host(-n).write, [folder]) for n in range(beats)]
+    for each in later:
+        each.start()
+    if beats == 2:
+        with pytest.raises(RayganError, match="r is in use by process 1 on pod-7"), resumed:
+            pass
+    else:
+        with resumed as again:
+            assert again.id == run.id
+
+
 def test_a_process_of_this_host_is_looked_up_whatever_its_last_beat(tmp_path):
     mine = Owner.here()
     dataclasses.replace(mine, beat=mine.beat - 10 * DEAD_AFTER_S).write(str(tmp_path))
@@ -74,15 +95,36 @@ def test_a_process_of_this_host_is_looked_up_whatever_its_last_beat(tmp_path):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket(monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
     pafs.S3FileSystem(region="us-east-1", endpoint_override=endpoint, allow_bucket_creation=True).create_dir("gone")
-    yield f"s3://gone/folder?region=us-east-1&endpoint_override={endpoint}"
+    yield f"s3://gone/{tmp_path.name}?region=us-east-1&endpoint_override={endpoint}"
     server.stop()
+
+
+def test_a_run_that_went_on_elsewhere_is_not_closed_for_its_first_process(bucket, settings, tmp_path, monkeypatch):
+    """Killed here with records on this machine's disk, resumed by another host: that one's end counts."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    remote = StorageSettings(storage=bucket, tracking_uri=f"sqlite:///{settings.storage}/mlflow.db")
+    client, run_id = running(remote)
+    spool = Spool(orphans.outbox_of(remote), run_id)
+    dataclasses.replace(Owner.here(), since=-1.0).write(str(spool.folder))
+    spool.put_metrics({"loss": 4.0}, 1)
+    spool.put_status("KILLED")
+    kept = storage.join(orphans.kept_outbox_of(remote), run_id)
+    of_another_host(5).write(kept)
+    with tracking.start_run(remote, "next", job="test", params={}):
+        assert client.get_run(run_id).info.status == "RUNNING"
+        assert Owner.read(kept).lives()
+    client.set_terminated(run_id, "FINISHED")
+    storage.delete(kept)
+    with tracking.start_run(remote, "later", job="test", params={}):
+        assert client.get_run(run_id).info.status == "FINISHED"
+    assert steps(client, run_id, "loss") == [1]
 
 
 def test_a_pod_that_is_gone_leaves_its_records_in_the_bucket(bucket, settings, tmp_path, monkeypatch):

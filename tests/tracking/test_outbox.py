@@ -85,6 +85,24 @@ def test_a_refused_record_blocks_nothing(settings, tmp_path, capsys):
     assert capsys.readouterr().err.count("refuses") == 2
 
 
+def test_damaged_records_block_nothing(settings, tmp_path, capsys):
+    """A loss of power may leave files empty, and the next job sends what is left of a dead one."""
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+    spool = Spool(tmp_path, run.id)
+    spool.put_tags({"first": "1"})
+    spool.put_image(b"", "samples", 1)
+    spool.put_metrics({"before": 1.0}, 1)
+    spool.put_metrics({"lost": 1.0}, 1)
+    spool.put_metrics({"loss": 1.0}, 1)
+    for number in (0, 3):
+        spool.waiting()[number].write_bytes(b"")
+    send_records(run.client, spool, {})
+    assert steps(run.client, run.id, "before") == steps(run.client, run.id, "loss") == [1]
+    assert not spool.waiting_files()
+    assert capsys.readouterr().err.count("damaged") == 3
+
+
 def test_records_stay_in_order_when_the_clock_is_set_back(tmp_path, monkeypatch):
     spool = Spool(tmp_path, "run")
     for number, now in enumerate((2000, 1000, 3000)):

@@ -48,6 +48,19 @@ def test_an_alias_moves_or_stays_for_a_reason(client, capsys):
     ]
 
 
+def test_a_version_that_was_compared_with_an_earlier_champion_is_not_promoted(client):
+    """Two trainings end together: what the second beat is no longer served."""
+    first, second = (Decision(True, "its KID is better", beaten="") for _ in range(2))
+    assert carry_out(client, version(1), first) == first
+    done = carry_out(client, version(2), second)
+    assert (done.promote, champion(client)) == (False, 1)
+    assert done.reason == "version 1 became the champion in the meantime, and the two were not compared"
+    assert tags(client, 2)["raygan.not_promoted"].endswith(done.reason)
+    assert carry_out(client, version(3), Decision(True, "its KID is better", beaten="1")).promote
+    assert carry_out(client, version(2), Decision(True, "by the setting promote always")).promote
+    assert champion(client) == 2
+
+
 def test_people_promote_and_roll_back(client, settings):
     def person(**values):
         promote(PromoteSettings(**settings.model_dump(), **values))

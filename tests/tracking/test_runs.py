@@ -9,12 +9,15 @@ import sys
 
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from raygan import tracking
 from raygan.errors import RayganError
+from raygan.tracking import orphans
 from raygan.tracking.heartbeat import Owner
 from raygan.tracking.runs import flatten
+from raygan.tracking.spool import Spool
 from tests.helpers import wait_until
 from tests.tracking.records import steps
 
@@ -87,6 +90,63 @@ def test_two_processes_cannot_use_one_run(settings):
     beside.wait()
     with tracking.start_run(settings, "r", job="test", params={}, run_id=run.id) as again:
         assert again.id == run.id
+
+
+def test_records_that_cannot_be_sent_end_no_other_job(settings, monkeypatch, capsys):
+    """The clients of artifacts' storages raise errors of their own."""
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+    spool = Spool(run.spool.folder.parent, run.id)
+    spool.put_artifact(b"1", "a.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(orphans, "send_records", lambda *given: 1 / 0)
+        with tracking.start_run(settings, "next", job="test", params={}):
+            pass
+    assert f"records in {spool.folder} are still waiting" in capsys.readouterr().err
+
+
+def test_a_resumed_run_does_not_end_as_it_ended_before(settings):
+    """Its first end waits on disk, since the server was down."""
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+    left = Spool(run.spool.folder.parent, run.id)
+    left.put_status("KILLED")
+    left.put_metrics({"loss": 1.0}, 1)
+    with tracking.start_run(settings, "r", job="test", params={}, run_id=run.id) as again:
+        wait_until(lambda: not again.spool.waiting(), "what was left is sent")
+        assert run.client.get_run(run.id).info.status == "RUNNING"
+    assert steps(run.client, run.id, "loss") == [1]
+    assert run.client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_a_server_that_fails_for_a_moment_gets_no_second_run(settings, monkeypatch):
+    with tracking.start_run(settings, "r", job="test", params={}) as run:
+        pass
+
+    def fails(*given, **options):
+        raise MlflowException("API request failed with error code 503")
+
+    monkeypatch.setattr(run.client.__class__, "update_run", fails)
+    with (
+        pytest.raises(RayganError, match="MLflow can't open a run"),
+        tracking.start_run(settings, "r", job="test", params={}, run_id=run.id),
+    ):
+        pass
+
+
+def test_a_search_ends_although_mlflow_is_away(settings, monkeypatch, capsys):
+    """Its trials took hours. What is open is closed with the next job."""
+
+    def fails(*given, **options):
+        raise MlflowException("API request failed with error code 503")
+
+    with tracking.start_run(settings, "search", job="test", params={}) as search:
+        monkeypatch.setattr(search.client.__class__, "search_runs", fails)
+        tracking.close_children(settings, search)
+        monkeypatch.setattr(search.client.__class__, "log_inputs", fails)
+        with pytest.raises(RayganError, match="MLflow can't record the data set: API request failed"):
+            search.log_data("/shards", "digest", {})
+    assert "warning: runs of stopped trials stay open for now: API request failed" in capsys.readouterr().err
 
 
 @pytest.fixture

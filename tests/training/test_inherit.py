@@ -1,6 +1,7 @@
 """Fine-tuning: what a training takes over from another one's networks, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from raygan import tracking
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, save_generator
 from raygan.models.registry import ARCHITECTURES
+from raygan.runtime.runs import RunRecord
 from raygan.training.build import network_settings
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.inherit import Inheritance
@@ -176,31 +178,33 @@ def test_a_size_that_growing_cannot_reach_is_refused(tmp_path):
 def test_a_source_is_a_run_a_model_or_a_folder(train_settings, tmp_path):
     settings = train_settings(label="cat", critic_norm="none", begin_from="nobody")
 
-    def keep(name, **changes):
-        target = tmp_path / f"run-{name.replace('/', '-').replace(':', '')}"
+    def keep(name, resumed=False, **changes):
         changed = settings.model_copy(update={"begin_from": name, **changes})
-        return keep_source(changed, network_settings(changed, ()), str(target)), target
+        run = RunRecord("run", str(tmp_path / "run"), {}, resumed=resumed)
+        return keep_source(changed, network_settings(changed, ()), run)
+
+    def kept():
+        return {path.name for path in (tmp_path / "run" / "begun_from").iterdir()}
 
     with pytest.raises(ConfigurationError, match="--begin-from: 'nobody' is neither a registered model"):
         keep("nobody")
     run = Path(settings.storage, "runs", "earlier")
     run.mkdir(parents=True)
     source = trained_folder(run / "checkpoint_1")
-    said, target = keep("earlier")
+    shutil.copytree(run / "checkpoint_1", run / "checkpoint_2")
+    (run / "checkpoint_2" / "training.safetensors").unlink()  # as a full disk leaves it
+    said = keep("earlier")
     assert "checkpoint_1: takes the generator and its EMA and the critic" in said
-    assert {path.name for path in target.joinpath("begun_from").iterdir()} == {
-        "generator.json",
-        "generator.safetensors",
-        "training.json",
-        "training.safetensors",
-    }
-    assert keep("earlier")[0] is None  # a resumed run has it
-    assert keep(str(run / "checkpoint_1"))[0] == said
+    assert kept() == {"generator.json", "generator.safetensors", "training.json", "training.safetensors"}
+    assert keep("earlier", resumed=True) is None
+    assert keep(str(run / "checkpoint_1")) == said
     save_generator(tmp_path / "g", source.ema.module, {"label": "dog"})
     with tracking.start_run(settings, "r", job="test", params={}) as log:
         tracking.register_generator(log, tmp_path / "g", "dog", labels=["dog"], promote=True)
     for name in ("raygan-generator-dog", "models:/raygan-generator-dog/1"):
-        assert "raygan-generator-dog/1: takes the generator and its EMA; re-initializes the critic" in keep(name)[0]
+        # What a command that ended before the run began took from elsewhere is gone, its critic included.
+        assert "raygan-generator-dog/1: takes the generator and its EMA; re-initializes the critic" in keep(name)
+        assert kept() == {"generator.json", "generator.safetensors"}
     with pytest.raises(ConfigurationError, match="--freeze-critic: a registered generator has no critic"):
         keep("raygan-generator-dog/1", freeze_critic=1)
 

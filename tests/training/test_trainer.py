@@ -4,8 +4,11 @@ import threading
 
 import pytest
 import ray.exceptions
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from raygan.training.trainer import outlive_controllers
+from raygan.errors import RayganError
+from raygan.runtime.runs import RunRecord
+from raygan.training.trainer import check_snapshot, outlive_controllers
 
 
 class Fit:
@@ -39,3 +42,14 @@ def test_a_controller_killed_by_ctrl_c_stays_dead(capsys):
     with pytest.raises(ray.exceptions.RayActorError):
         outlive_controllers(fit, 2, stopped)
     assert (fit.tries, capsys.readouterr().err) == (1, "")
+
+
+def test_a_damaged_list_of_checkpoints_is_reported_with_the_way_out(tmp_path):
+    run = RunRecord("r", str(tmp_path), {}, resumed=True)
+    check_snapshot(run)
+    snapshot = tmp_path / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    snapshot.write_text("{}")
+    check_snapshot(run)
+    snapshot.write_text("")
+    with pytest.raises(RayganError, match=r"run r can't be resumed: .* is damaged.* --begin-from r and another --name"):
+        check_snapshot(run)

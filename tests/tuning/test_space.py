@@ -62,3 +62,9 @@ def test_impossible_spaces_are_refused(space, says):
     with pytest.raises(ConfigurationError, match=says) as raised:
         parse_space(space, base())
     assert str(raised.value).startswith("--space")
+
+
+def test_a_baseline_that_cannot_be_trained_is_refused():
+    adaptive = base(objective="dcgan", augment=["color"], augment_target=0.6)
+    with pytest.raises(ConfigurationError, match="augment can't be none, as in the baseline, which is the first trial"):
+        parse_space(["augment=color,color+translation"], adaptive)

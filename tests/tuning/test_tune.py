@@ -3,12 +3,14 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 import yaml
 from PIL import Image
 from ray.tune.schedulers import PopulationBasedTraining
@@ -16,10 +18,14 @@ from ray.tune.schedulers import PopulationBasedTraining
 from raygan import tracking
 from raygan.cli import parse
 from raygan.errors import ConfigurationError
+from raygan.models.gan import NetworkSettings, build_generator, save_generator
+from raygan.runtime.runs import RunRecord
 from raygan.settings import validate
+from raygan.training.inherit import Inheritance
 from raygan.training.settings import TrainSettings
 from raygan.tuning.settings import TuneSettings
-from raygan.tuning.tune import trial_base, tune
+from raygan.tuning.space import parse_space
+from raygan.tuning.tune import MAY_CHANGE, _with_source, trial_base, tune
 from tests.conftest import takes_long
 from tests.helpers import CORES, outputs, start_job, wait_for_cores, wait_until
 
@@ -38,6 +44,43 @@ def test_a_search_needs_kid_and_a_length_in_images(changes, says):
 def test_trials_measure_kid_at_the_cadence_of_the_search():
     trial = trial_base(validate(TuneSettings, {"data": "x", "trial_kimg": 30, "judgements": 6, "epochs": 7}))
     assert (trial.kimg, trial.quality_every, trial.promote) == (30, 5, "never")
+
+
+def test_a_search_is_resumed_by_the_name_that_it_printed(search_settings):
+    first = search_settings(name=None)
+
+    def opened(**changes):
+        settings = first.model_copy(update=changes)
+        return RunRecord.open(settings, "search-all-1", "f", may_change=MAY_CHANGE, under="searches")
+
+    opened().save(state="running")
+    assert opened(name="search-all-1").resumed
+    with pytest.raises(ConfigurationError, match=r"\(trials was 2, now 3\): give another --name$"):
+        opened(trials=3)
+
+
+def test_all_trials_begin_with_the_weights_that_a_name_meant_when_the_search_began(search_settings, tmp_path):
+    """A training beside the search may promote another version meanwhile."""
+    networks = NetworkSettings(image_size=32, z_dim=8, width=4)
+    generators = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        generators.append(build_generator(networks))
+        save_generator(tmp_path / str(seed), generators[-1], {})
+    shutil.copytree(tmp_path / "0", tmp_path / "named")
+    settings = search_settings(begin_from=str(tmp_path / "named"))
+    base, folder = trial_base(settings), str(tmp_path / "search")
+    rates = parse_space(["generator_lr=1e-4..1e-3"], base)
+    first, said = _with_source(base, rates, networks, RunRecord("search", folder, {}, resumed=False))
+    assert said.startswith(f"begins with {tmp_path / 'named'}: takes the generator")
+    shutil.rmtree(tmp_path / "named")
+    shutil.copytree(tmp_path / "1", tmp_path / "named")
+    resumed, _ = _with_source(base, rates, networks, RunRecord("search", folder, {}, resumed=True))
+    assert first.begin_from == resumed.begin_from
+    kept = Inheritance.of(Path(resumed.begin_from), networks).generator
+    assert all(torch.equal(kept[name], value) for name, value in generators[0].state_dict().items())
+    with pytest.raises(ConfigurationError, match="--space: z_dim can't be 4: --begin-from: its networks have z_dim 8"):
+        _with_source(base, parse_space(["z_dim=8,4"], base), networks, RunRecord("search", folder, {}, resumed=True))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -108,12 +151,22 @@ def test_a_population_copies_weights_and_the_best_is_trained_to_full_length(
     # The settings file has the rates in force until the weights were copied, and those after it.
     lineage = read_json(best_checkpoint(new_storage) / "generator.json")["about"]["rates"]
     with open(result.settings_file) as file:
-        kept = yaml.safe_load(file)
+        text = file.read()
+    kept = yaml.safe_load(text)
+    assert f"--begin-from {best_checkpoint(new_storage)}\n" in text
     assert [kept["generator_lr"], kept["critic_lr"]] == lineage[0][1:]
     assert [each.split(":")[0] for each in kept["rate_changes"]] == [f"{each[0] / 1000:g}" for each in lineage[1:]]
     assert read_json(new_storage / "runs" / "search-best" / "run.json")["state"] == "finished"
     best = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert best["model"]["version"] == 1
+    # Stopped during that last training: the same command trains to its end. Once it has ended, nothing is left.
+    record = new_storage / "runs" / "search-best" / "run.json"
+    record.write_text(json.dumps({**read_json(record), "state": "running"}))
+    assert tune(settings).best == result.best
+    wait_for_cores()
+    assert read_json(record)["state"] == "finished"
+    with pytest.raises(ConfigurationError, match="search is finished"):
+        tune(settings)
 
 
 def best_checkpoint(storage):
