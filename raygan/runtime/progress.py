@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from tqdm import tqdm
 
 from raygan.errors import RayganError, is_full_disk, last_line
@@ -41,8 +41,9 @@ class InBackground(Generic[T]):
         except BaseException as error:
             self._outcome["error"] = error
 
-    def finished(self) -> bool:
-        """Whether the call has returned or raised."""
+    def finished(self, within_s: float = 0.0) -> bool:
+        """Whether the call has returned or raised, or does so while we wait."""
+        self._thread.join(within_s)
         return not self._thread.is_alive()
 
     def result(self, timeout_s: float | None = None) -> T:
@@ -81,12 +82,11 @@ def follow(
     ended = False
     while not ended:
         look()
-        ended = call.finished()  # checked before the queue is read, so that the call's last events are in it
-        try:
-            batch = [events.get(timeout=0.1 if ended else 0.5), *events.get_nowait_batch(events.qsize())]
-        except Empty:
-            continue
-        for event in batch:
+        ended = call.finished(within_s=0.5)  # checked before the queue is read, so that the last events are in it ...
+        if ended:
+            time.sleep(0.1)  # ... also those on their way
+        # Not `get`: if a signal ends the waiting, Ray prints a traceback of the call that found the queue empty.
+        for event in events.get_nowait_batch(events.qsize()):
             handle(event)
     return call.result()
 

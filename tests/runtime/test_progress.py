@@ -5,7 +5,6 @@ import os
 import threading
 
 import pytest
-from ray.util.queue import Empty
 
 from raygan.errors import RayganError
 from raygan.runtime.progress import ImageProgress, InBackground, Seen, follow
@@ -16,11 +15,6 @@ class Queue:
 
     def __init__(self, *events):
         self.events = list(events)
-
-    def get(self, timeout):
-        if not self.events:
-            raise Empty
-        return self.events.pop(0)
 
     def qsize(self):
         return len(self.events)
