@@ -8,6 +8,7 @@ import time
 
 from tqdm import tqdm
 
+from raygan.addresses import public
 from raygan.errors import RayganError
 from raygan.runtime import storage
 
@@ -20,10 +21,12 @@ class History:
     """
 
     def __init__(self, address: str):
-        """Read the records at an address, if there are any."""
+        """Read the records at an address, if there are any; what is damaged there is left out, with a warning."""
         self._address = address
-        text = storage.read_text(address) or ""
-        self.records: list[dict[str, float]] = [json.loads(line) for line in text.splitlines()]
+        lines = (storage.read_text(address) or "").splitlines()
+        self.records: list[dict[str, float]] = [record for line in lines if (record := _read(line))]
+        if damaged := len(lines) - len(self.records):
+            tqdm.write(f"warning: {damaged} of {len(lines)} records in {public(address)} are damaged", file=sys.stderr)
         self._dirty_since: float | None = None
         self._warned = False
 
@@ -64,3 +67,12 @@ class History:
             self._dirty_since = time.monotonic()  # don't retry at once
         else:
             self._dirty_since = None
+
+
+def _read(line: str) -> dict[str, float] | None:
+    """A record; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "images" in record else None

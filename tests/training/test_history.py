@@ -19,3 +19,10 @@ def test_records_that_could_not_be_written_are_written_with_the_next_ones(tmp_pa
     assert capsys.readouterr().err == "warning: cannot write there: slow down\n"
     history.save()
     assert [record["images"] for record in History(str(tmp_path / "metrics.jsonl")).records] == [8, 16]
+
+
+def test_damaged_records_are_left_out(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"images": 8, "loss": 1.0}\n{"images": 16, "lo\n[]\n{"images": 24}\n')
+    assert [record["images"] for record in History(str(path)).records] == [8, 24]
+    assert f"2 of 4 records in {path} are damaged" in capsys.readouterr().err
