@@ -25,8 +25,9 @@ from raygan.training.schedule import Schedule
 #: Pictures drawn again and again, by name and images seen.
 _SERIES = re.compile(r"pictures/(?P<name>\w+)-(?P<images>\d+)-images\.png")
 
-#: A training's threads wait for one another: if each lacks a core for this share of the time, it runs far slower.
-_CROWDED = 0.25
+#: A training's threads wait for one another: if each lacks a core for this share of the time, it runs far slower. Ray's
+#: processes and the training's own start take less, or not for so many minutes.
+_CROWDED, _CROWDED_MINUTES = 0.3, 1.0
 
 
 class MeasuringStuckError(RayganError):
@@ -67,7 +68,8 @@ class Progress:
         total = self._most if schedule.minutes == math.inf else None
         self._bar = ImageProgress(total, "training", hidden=told is not None)
         self._shown: dict[str, str] = {}
-        self._warned = self._told_of_crowd = False
+        self._warned = False
+        self._crowded_since: float | None = None  # minutes; infinite once the user knows
         self._patience_s = patience_s
         self._awaited: list[int] = []  # images of checkpoints that are to be measured, one after another
         self._over = False  # whether the last report has come
@@ -157,7 +159,7 @@ class Progress:
     def _report(self, metrics: dict[str, float]) -> None:
         self._over = metrics["images"] >= self._most or metrics["minutes"] >= self._minutes
         self._history.add(metrics)
-        self._look_for_crowd(metrics.get("without_core", 0.0))
+        self._look_for_crowd(metrics["minutes"], metrics.get("without_core", 0.0))
         total = None
         if self._minutes < math.inf:
             coming = 60 * max(0.0, self._minutes - metrics["minutes"]) * metrics["images_per_second"]
@@ -165,11 +167,16 @@ class Progress:
         self._shown |= {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith("loss")}
         self._show(int(metrics["images"]), total)
 
-    def _look_for_crowd(self, without_core: float) -> None:
+    def _look_for_crowd(self, minutes: float, without_core: float) -> None:
         """Tell, once, of other programs that take the training's cores; a search's trials share them anyway."""
-        if without_core < _CROWDED or self._told_of_crowd or self._told:
+        if without_core < _CROWDED and self._crowded_since != math.inf:
+            self._crowded_since = None
             return
-        self._told_of_crowd = True
+        if self._crowded_since is None:
+            self._crowded_since = minutes
+        if minutes - self._crowded_since < _CROWDED_MINUTES or self._told:
+            return
+        self._crowded_since = math.inf
         tqdm.write(
             f"warning: other programs keep the training's threads from a core for {without_core:.0%} of the time: end "
             f"them, or resume with a smaller --cpus-per-worker, which can be several times as fast",

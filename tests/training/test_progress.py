@@ -68,19 +68,20 @@ def test_reports_and_measurements_are_shown_and_kept(tmp_path, progress, logged,
     assert "critic_loss=1.5, kid=3 at 0 kimg" in shown
 
 
-def test_a_crowd_that_takes_the_cores_is_told_of_once(progress, capsys):
-    def told(shares, **given):
+def test_a_crowd_that_takes_the_cores_for_a_minute_is_told_of_once(progress, capsys):
+    def told(*shares, **given):
         with progress(**given) as follower:
             for number, share in enumerate(shares, start=1):
-                event = report(8 * number)
+                event = report(8 * number, minutes=number / 2)
                 follower.handle(Report({**event.metrics, "without_core": share}))
         return [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
 
-    assert told([0.1, 0.2]) == []
-    (line,) = told([0.1, 0.48, 0.5])
+    assert told(0.1, 0.2) == []
+    assert told(0.5, 0.5, 0.1, 0.5, 0.5) == []  # the start, or a measurement
+    (line,) = told(0.1, 0.5, 0.5, 0.48, 0.5, 0.1, 0.5, 0.5, 0.5)
     assert "48%" in line
     assert "--cpus-per-worker" in line
-    assert told([0.5], told=lambda quality: None) == []
+    assert told(0.5, 0.5, 0.5, told=lambda quality: None) == []
 
 
 def test_measurements_that_fail_or_never_come_are_shown_and_recorded(progress, logged, capsys):
