@@ -53,20 +53,21 @@ Cutter = Callable[[Image.Image], Image.Image | None]
 _Box = tuple[float, float, float, float]  # left, top, right, bottom, px
 
 
-def check_detector(path: str | None, labels: Collection[str]) -> None:
+def check_detector(chosen: Detector, labels: Collection[str]) -> None:
     """Fail early, with advice, if faces can't be found.
 
     Args:
-        path: the detector's file, absolute; None for the default.
+        chosen: the detector.
         labels: of the photos.
 
     Raises:
         ConfigurationError: the file can't be loaded here, or there is no default for these labels.
     """
-    if path is None and (dogs := sorted(_DOGS & set(labels))):
+    usual = chosen.path == CAT_CASCADE
+    if usual and (dogs := sorted(_DOGS & set(labels))):
         raise ConfigurationError(f"--crop-faces: OpenCV has no cascade for the label {dogs[0]}: {_FOR_DOGS}")
-    load_detector(detector(path))
-    if path is None:
+    load_detector(chosen)
+    if usual:
         print(f"faces are found with OpenCV's cascade for cats, {CAT_CASCADE}")
 
 

@@ -72,8 +72,8 @@ def _prepare(settings: PrepareSettings) -> dict[str, Any]:
         settings = settings.model_copy(update={"outlier_network": network})
     pixel_settings = pixel_settings_of(settings)
     listing = list_photos(settings)
-    if settings.crop_faces:
-        faces.check_detector(settings.detector, set(listing.photos["label"].unique().to_pylist()))
+    if pixel_settings.detector:
+        faces.check_detector(pixel_settings.detector, set(listing.photos["label"].unique().to_pylist()))
     inputs = _fingerprint(listing)
     configuration = configuration_of(settings, pixel_settings)
     if not settings.dry_run:

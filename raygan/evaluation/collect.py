@@ -7,7 +7,6 @@ A task takes at most 128 images, which keeps all cores of the cluster busy. The 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,7 @@ from raygan.evaluation.settings import EvaluateSettings
 from raygan.metrics.animals import animal_mass, knows
 from raygan.models.googlenet import Classifier, load_classifier
 from raygan.models.registry import INCEPTION, SECOND_FEATURES
+from raygan.models.weights import digest_of
 from raygan.runtime import capacity, cluster, storage
 from raygan.sampling.generators import ALL
 from raygan.tracking.networks import GOOGLENET, feature_network, load_network, registered_classifier
@@ -172,10 +172,7 @@ def _kept_features(pixels: Tensor, network: str, address: str, label: str) -> Te
 def network_digest(network: str) -> str:
     """Name and input size of a feature network, with the first digits of its weights' SHA-256."""
     features = load_network(network)
-    digest = hashlib.sha256()
-    for value in features.net.state_dict().values():
-        digest.update(value.contiguous().cpu().numpy().tobytes())
-    return f"{features.name}-{features.size}-{digest.hexdigest()[:12]}"
+    return f"{features.name}-{features.size}-{digest_of(features.net)[:12]}"
 
 
 def draw_samples(

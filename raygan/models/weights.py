@@ -6,6 +6,7 @@ read or written, so that networks can be trained where torch is all there is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,14 @@ from raygan.errors import RayganError
 
 #: Maximum size of a JSON file that describes a model, in bytes.
 _DESCRIPTION_BYTES = 2**20
+
+
+def digest_of(net: nn.Module) -> str:
+    """SHA-256, in hex, of a network's weights, on any device."""
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

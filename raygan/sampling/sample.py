@@ -12,7 +12,6 @@ Sample i is the image of seed + i (`raygan.models.latents`), the same image that
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 import time
@@ -29,6 +28,7 @@ from raygan import pictures, tracking
 from raygan.addresses import slug
 from raygan.errors import ConfigurationError, some
 from raygan.models.drawing import Drawing
+from raygan.models.weights import digest_of
 from raygan.runtime import capacity, cluster, storage
 from raygan.runtime.room import warn_of_room
 from raygan.sampling.generators import NamedGenerator, find_generators
@@ -66,7 +66,7 @@ def sample(settings: SampleSettings) -> SampleResult:
     label = _label(settings, named)
     record = {
         "model": named.name,
-        "weights": _fingerprint(named),  # folders of different models may share a name
+        "weights": digest_of(named.generator)[:16],  # folders of different models may share a name
         "label": label,
         **settings.model_dump(include={"n", "seed", "truncation", "format", "chunk_images"}),
     }
@@ -143,14 +143,6 @@ def _label(settings: SampleSettings, named: NamedGenerator) -> str:
         given = f"it doesn't draw {label}" if label else "say which"
         raise ConfigurationError(f"--label: {named.name} draws {some(named.labels)}: {given}")
     return label
-
-
-def _fingerprint(named: NamedGenerator) -> str:
-    """A digest of the generator's weights."""
-    digest = hashlib.sha256()
-    for weights in named.generator.state_dict().values():
-        digest.update(weights.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _claim(output: str, record: dict[str, Any]) -> None:

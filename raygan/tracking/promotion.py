@@ -81,13 +81,11 @@ def carry_out(client: MlflowClient, model: RegisteredModel, decision: Decision) 
     Raises:
         RayganError: the registry refuses.
     """
-    champion = find_model(client, model.name)
-    expected = (decision.beaten, model.version)
-    if decision.promote and decision.beaten is not None and champion and champion.version not in expected:
-        meanwhile = (
-            f"version {champion.version} became the {SERVING_ALIAS} in the meantime, and the two were not compared"
-        )
-        decision = Decision(False, meanwhile)
+    if decision.promote and decision.beaten is not None:
+        champion = find_model(client, model.name)
+        if champion and champion.version not in (decision.beaten, model.version):
+            meanwhile = f"version {champion.version} became the {SERVING_ALIAS} in the meantime"
+            decision = Decision(False, f"{meanwhile}, and the two were not compared")
     try:
         if decision.promote:
             _move(client, model, decision.reason)

@@ -54,7 +54,7 @@ def opencv(monkeypatch, **content):
 
 def test_cats_need_no_detector(monkeypatch, capsys):
     opencv(monkeypatch)
-    faces.check_detector(None, {"cat"})
+    faces.check_detector(faces.detector(None), {"cat"})
     assert faces.CAT_CASCADE in capsys.readouterr().out
     cut = faces.load_detector(faces.detector(None))
     photo = picture(1)
@@ -64,13 +64,13 @@ def test_cats_need_no_detector(monkeypatch, capsys):
 def test_dogs_need_a_detector(monkeypatch):
     opencv(monkeypatch)
     with pytest.raises(ConfigurationError, match=r"no cascade for the label dog: .*--detector"):
-        faces.check_detector(None, {"cat", "dog"})
+        faces.check_detector(faces.detector(None), {"cat", "dog"})
 
 
 def test_opencv_5_is_refused_because_it_has_no_cascades(monkeypatch):
     opencv(monkeypatch, CascadeClassifier=None, data=None, __version__="5.0")
     with pytest.raises(ConfigurationError, match=r"OpenCV 4 \(OpenCV 5.0 has no cascades\): pip install 'raygan\[f"):
-        faces.check_detector(None, {"cat"})
+        faces.check_detector(faces.detector(None), {"cat"})
 
 
 @pytest.mark.parametrize(("file", "package"), [(None, "cv2"), ("net.xml", "cv2"), ("net.onnx", "onnxruntime")])
@@ -79,19 +79,19 @@ def test_without_the_packages_it_says_what_to_install(tmp_path, monkeypatch, fil
     if file:
         (tmp_path / file).touch()
     with pytest.raises(ConfigurationError, match=rf"needs {package}: pip install 'raygan\[faces\]'"):
-        faces.check_detector(file and str(tmp_path / file), {"cat"})
+        faces.check_detector(faces.detector(file and str(tmp_path / file)), {"cat"})
 
 
 def test_a_file_that_is_no_detector_is_refused(tmp_path, monkeypatch):
     opencv(monkeypatch)
     with pytest.raises(ConfigurationError, match="does not exist"):
-        faces.check_detector(str(tmp_path / "none.xml"), {"cat"})
+        faces.check_detector(faces.detector(str(tmp_path / "none.xml")), {"cat"})
     (tmp_path / "net.bin").touch()
     with pytest.raises(ConfigurationError, match="neither"):
-        faces.check_detector(str(tmp_path / "net.bin"), {"cat"})
+        faces.check_detector(faces.detector(str(tmp_path / "net.bin")), {"cat"})
     (tmp_path / "other.xml").touch()
     with pytest.raises(ConfigurationError, match="not a cascade"):
-        faces.check_detector(str(tmp_path / "other.xml"), {"cat"})
+        faces.check_detector(faces.detector(str(tmp_path / "other.xml")), {"cat"})
 
 
 def test_a_detector_in_the_home_is_found(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_opencvs_own_cascade_loads_and_finds_no_face_in_noise():
     cv2 = pytest.importorskip("cv2")
     if not hasattr(cv2, "CascadeClassifier"):
         pytest.skip(f"OpenCV {cv2.__version__} has no cascades")
-    faces.check_detector(None, {"cat"})
+    faces.check_detector(faces.detector(None), {"cat"})
     assert faces.load_detector(faces.detector(None))(picture(1)) is None
 
 
