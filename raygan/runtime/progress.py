@@ -157,6 +157,7 @@ class ImageProgress:
                 # Neither start-up nor what an earlier session did counts as this session's speed.
                 bar.initial += event.images
                 bar.n += event.images
+                bar.last_print_n = bar.n
                 bar.start_t = bar.last_print_t = time.time()
             if event.says:
                 bar.set_postfix_str(event.says, refresh=False)

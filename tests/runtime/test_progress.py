@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import threading
+import time
 
 import pytest
 
@@ -64,6 +66,14 @@ def test_the_bar_goes_on_from_an_earlier_session(hidden, capsys):
     shown = capsys.readouterr().err
     assert ("50.0/200" in shown and "loss 1" in shown) != hidden
     assert bool(shown) != hidden
+
+
+def test_what_earlier_sessions_saw_is_not_this_sessions_speed(capsys):
+    with ImageProgress(1_000_000, "training") as progress:
+        progress.show(Seen(500_000))
+        time.sleep(0.2)
+        progress.show(Seen(500_010))
+    assert re.findall(r"[\d.]+(\w*)img/s", capsys.readouterr().err) == ["", ""]  # neither thousands nor millions
 
 
 def test_a_look_can_end_the_waiting_for_a_call_that_does_not_end():
