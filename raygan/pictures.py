@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # takes seconds to import, which processes that only read pho
 
 _GAP = 2
 _CAPTION = 22
-_PAPER, _INK = (255, 255, 255), (40, 40, 40)
+_PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (214, 214, 214)
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:
@@ -52,17 +52,22 @@ def _magnified(images: Tensor) -> Tensor:
     return images.repeat_interleave(times, 2).repeat_interleave(times, 3)
 
 
-def captioned(images: Tensor, captions: Sequence[str]) -> Image.Image:
-    """Images in rows of 8, resized to 96 px, each above its caption."""
-    font, line, columns, side = ImageFont.load_default(11), 16, 8, 96
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (min(columns, len(images)) * (side + 6), rows * (side + line + 4)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for number, (pixels, caption) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), captions, strict=True)):
+def captioned(images: Sequence[np.ndarray | None], captions: Sequence[str], columns: int) -> Image.Image:
+    """Images, uint8 (S, S, 3), in rows of `columns`, resized to 96 px, each above its caption of up to two lines.
+
+    A gray tile stands for None.
+    """
+    side, wide, high = 96, 102, 126
+    sheet = Image.new("RGB", (columns * wide, max(1, -(-len(images) // columns)) * high), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for number, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(number, columns)
-        left, top = column * (side + 6), row * (side + line + 4)
-        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
-        draw.text((left, top + side + 1), caption, fill=_INK, font=font)
+        left, top = column * wide, row * high
+        if pixels is None:
+            sheet.paste(_MISSING, (left, top, left + side, top + side))
+        else:
+            sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
+        draw.multiline_text((left, top + side + 1), caption, fill=_INK, font=font, spacing=1)
     return sheet
 
 
@@ -81,10 +86,10 @@ def animation(frames: Sequence[Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image, compress_level: int = 6) -> bytes:
     """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=6)
+    picture.save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()
 
 

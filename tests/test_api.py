@@ -153,17 +153,3 @@ def test_a_model_that_is_nowhere_is_named(place):
     for load in (raygan.load_generator, raygan.load_classifier):
         with pytest.raises(raygan.ConfigurationError, match="'nobody' is neither a folder"):
             load("nobody", **place)
-
-
-def test_photos_become_shards(ray_cluster, place, tmp_path):
-    """`raygan.train` is tested in tests/training/test_inherit.py."""
-    random = np.random.default_rng(0)
-    for label in LABELS:
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for number in range(8):
-            pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
-    report = raygan.prepare(
-        input=[str(tmp_path / "photos")], output=str(tmp_path / "shards"), image_size=32, skip=["outlier"], **place
-    )
-    assert report["kept"]

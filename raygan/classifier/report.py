@@ -57,5 +57,5 @@ def _mistakes(
     captions = [
         f"{labels[int(targets[i])]}? {labels[int(predicted[i])]} {float(probabilities[i].max()):.0%}" for i in wrong
     ]
-    photos = torch.from_numpy(validation.pixels(places[wrong.numpy()]))
-    return pictures.png(pictures.captioned(photos, captions))
+    photos = validation.pixels(places[wrong.numpy()]).transpose(0, 2, 3, 1)
+    return pictures.png(pictures.captioned(list(photos), captions, min(8, len(photos))))

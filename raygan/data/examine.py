@@ -34,19 +34,6 @@ HASHED = 32
 _VIEWS = 32
 
 
-def examine(
-    data: bytes,
-    size: int,
-    fit: Fit,
-    rules: Rules,
-    *,
-    large: int | None = None,
-    cut_face: Callable[[Image.Image], Image.Image | None] | None = None,
-) -> Photo:
-    """Everything about one file: `look`, then `judge`."""
-    return judge([look(data, size, fit, rules, large=large, cut_face=cut_face)], rules)[0]
-
-
 def look(
     data: bytes,
     size: int,

@@ -174,9 +174,7 @@ class Passes:
         found = {names[code]: variation.variation(totals[code], int(counts[code])) for code in there.tolist()}
         return dict(sorted(found.items()))
 
-    def write(
-        self, records: pa.Table, summary: dict[str, Any], configuration: dict[str, Any], inputs: str
-    ) -> dict[str, bytes]:
+    def write(self, records: pa.Table, summary: dict[str, Any], configuration: dict[str, Any], inputs: str) -> None:
         """Write the shards, the report, the rejected photos, the pictures and, last, the manifest.
 
         Args:
@@ -184,15 +182,12 @@ class Passes:
             summary: the report.
             configuration: of the manifest.
             inputs: of the manifest.
-
-        Returns:
-            The pictures: PNG files by name.
         """
         output = self.settings.output
         stale = _shards_in(output)
         storage.delete(storage.join(output, MANIFEST))
         with ThreadPoolExecutor(1) as painter:  # the driver draws while the workers write
-            drawn = painter.submit(sheets.pictures, records, self.where.pixels)
+            drawn = painter.submit(sheets.drawn, records, self.where.pixels)
             shards, fingerprint = self._write_shards(records)
             pictures = drawn.result()
         storage.delete(storage.join(output, report.PICTURES))
@@ -209,7 +204,6 @@ class Passes:
             inputs=inputs,
         )
         manifest.write(output)
-        return pictures
 
     def _part(self, photos: np.ndarray) -> pa.Table:
         """A block for Ray Data: photos of the listing, their keys, and the name of the chunk to make of them."""

@@ -6,29 +6,24 @@ stands for a file without pixels.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageDraw, ImageFont
 
-from raygan import charts
+from raygan import charts, pictures
 from raygan.data import filters
 from raygan.data.registry import FILTERS
 
-#: Photos on a sheet, its columns, and the side of a tile in px.
-TILES, COLUMNS, SIDE = 96, 12, 96
-
-_CAPTION, _GAP = 24, 6
-_PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (214, 214, 214)
+#: Photos on a sheet, and its columns.
+TILES, COLUMNS = 96, 12
 
 #: A function from indices of records to pixels, uint8 (S, S, 3), by index, for those that have any.
 PixelsOf = Callable[[np.ndarray], dict[int, np.ndarray]]
 
 
-def pictures(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
+def drawn(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
     """Draw all pictures.
 
     Args:
@@ -40,11 +35,10 @@ def pictures(records: pa.Table, pixels_of: PixelsOf) -> dict[str, bytes]:
     """
     reasons = records["reason"]
     kept = np.flatnonzero(pc.is_valid(records["split"]).to_numpy())
-    files = {"kept.png": _png(_sheet(records, _at_random(records, kept), pixels_of))}
+    files = {"kept.png": _sheet(records, _at_random(records, kept), pixels_of)}
     for reason in sorted(set(reasons.unique().to_pylist()) - {None}):
         rejected = np.flatnonzero(pc.equal(reasons, reason).fill_null(False).to_numpy())
-        chosen = _most_telling(records, rejected, reason)
-        files[f"rejected-{reason}.png"] = _png(_sheet(records, chosen, pixels_of))
+        files[f"rejected-{reason}.png"] = _sheet(records, _most_telling(records, rejected, reason), pixels_of)
     files["distributions.png"] = _distributions(records, kept)
     return files
 
@@ -68,27 +62,15 @@ def _most_telling(records: pa.Table, indices: np.ndarray, reason: str) -> np.nda
     return indices[order][: TILES // 2 if paired else TILES]
 
 
-def _sheet(records: pa.Table, indices: Sequence[int] | np.ndarray, pixels_of: PixelsOf) -> Image.Image:
+def _sheet(records: pa.Table, indices: np.ndarray, pixels_of: PixelsOf) -> bytes:
     partners = records["partner"].take(pa.array(indices)).to_pylist()
     tiles: list[int] = []
-    for index, partner in zip(np.asarray(indices).tolist(), partners, strict=True):
+    for index, partner in zip(indices.tolist(), partners, strict=True):
         tiles += [index] if partner is None else [index, partner]
     pixels = pixels_of(np.unique(np.array(tiles, np.int64)))
-    rows = max(1, -(-len(tiles) // COLUMNS))
-    sheet = Image.new("RGB", (COLUMNS * (SIDE + _GAP), rows * (SIDE + _CAPTION + _GAP)), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    for number, index in enumerate(tiles):
-        row, column = divmod(number, COLUMNS)
-        left, top = column * (SIDE + _GAP), row * (SIDE + _CAPTION + _GAP)
-        sheet.paste(_tile(pixels.get(index)), (left, top))
-        draw.multiline_text((left, top + SIDE + 1), _caption(records, index), fill=_INK, font=font, spacing=1)
-    return sheet
-
-
-def _tile(pixels: np.ndarray | None) -> Image.Image:
-    if pixels is None:
-        return Image.new("RGB", (SIDE, SIDE), _MISSING)
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    captions = [_caption(records, index) for index in tiles]
+    sheet = pictures.captioned([pixels.get(index) for index in tiles], captions, COLUMNS)
+    return pictures.png(sheet, compress_level=1)  # higher levels take five times as long and save little
 
 
 def _caption(records: pa.Table, index: int) -> str:
@@ -96,12 +78,6 @@ def _caption(records: pa.Table, index: int) -> str:
     path, score, reason = (records[name][index].as_py() for name in ("path", "score", "reason"))
     name = path if len(path) <= 16 else f"…{path[-15:]}"
     return f"{name}\n{score:.4g}" if reason and score is not None else name
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)  # higher levels take five times as long and save little
-    return buffer.getvalue()
 
 
 def _distributions(records: pa.Table, kept: np.ndarray) -> bytes:

@@ -30,6 +30,9 @@ PRECISION_NEIGHBORS, COVERAGE_NEIGHBORS = 3, 5
 #: Images that each set needs for every function here.
 LEAST = COVERAGE_NEIGHBORS + 1
 
+#: Images in a subset of KID, at most.
+_SUBSET = 500
+
 #: Random halves from which `kid_difference` gets its error.
 _HALVES = 400
 
@@ -37,7 +40,7 @@ _HALVES = 400
 _ROWS = 1000
 
 
-def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500) -> tuple[float, float]:
+def kid(real: Tensor, fake: Tensor, *, subsets: int = 50) -> tuple[float, float]:
     """Kernel Inception Distance (Binkowski et al. 2018, arXiv 1801.01401) and its standard error.
 
     The unbiased squared MMD with the kernel (x.y / d + 1)^3, averaged over random subsets. It can be below 0, which
@@ -50,14 +53,13 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 50, subset_size: int = 500
     Args:
         real: (n, d), n at least `KID_LEAST`.
         fake: (m, d), m at least `KID_LEAST`.
-        subsets: number of subsets.
-        subset_size: images in a subset; at most half of the smaller set is taken, so that subsets differ.
+        subsets: number of subsets, of at most half of the smaller set, so that they differ.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     _check(real, fake, KID_LEAST, "KID")
     smaller = min(len(real), len(fake))
-    size = min(subset_size, smaller // 2)
+    size = min(_SUBSET, smaller // 2)
     # float64: the distance is a small difference of large sums.
     found = kid_features_to_metric(
         fake.double(),

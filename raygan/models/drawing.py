@@ -31,16 +31,15 @@ class Drawing:
         device: where it computes.
     """
 
-    def __init__(self, generator: Generator, device: torch.device | str = "cpu", threads: int | None = None):
+    def __init__(self, generator: Generator, device: torch.device | str = "cpu"):
         """Make the fast form.
 
         Args:
             generator: on the CPU, in evaluation mode.
             device: where to compute.
-            threads: cores to compute on; by default as many as torch uses.
         """
         self.generator, self.device = generator, torch.device(device)
-        self._threads = (threads or torch.get_num_threads()) if self.device.type == "cpu" else 1
+        self._threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._network = fast_network(generator, self.example(BATCH), self.device)
 
     def example(self, count: int) -> list[Tensor]:

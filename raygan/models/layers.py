@@ -71,9 +71,9 @@ class UpConvolution(nn.Module):
 class DownConvolution(nn.Module):
     """A 3x3 convolution, then the mean of each 2x2 px, computed as one convolution with stride 2."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, bias: bool = True):
+    def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.learned = nn.Conv2d(channels_in, channels_out, 3, bias=bias)
+        self.learned = nn.Conv2d(channels_in, channels_out, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         return convolve(images, 0.25 * _boxed(self.learned.weight), self.learned.bias, stride=2, padding=1)

@@ -45,11 +45,6 @@ class Fresh:
     kids: tuple[Estimate, ...]
     leads: tuple[Estimate, ...]
 
-    def metrics(self, generator: int = -1) -> dict[str, float]:
-        """One generator's KID and its standard error by name, prefixed ``fresh_``."""
-        value, error = self.kids[generator]
-        return {f"fresh_{self.metric}": value, f"fresh_{self.metric}_error": error}
-
 
 def measure_fresh(
     generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int, cores: float = 1.0
@@ -83,11 +78,19 @@ def judges(network: str) -> list[str]:
     return [network, DEFAULT_FEATURES if network == SECOND_FEATURES else SECOND_FEATURES]
 
 
+def fresh_metrics(found: Sequence[Fresh]) -> dict[str, float]:
+    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``."""
+    metrics: dict[str, float] = {}
+    for one in found:
+        metrics[f"fresh_{one.metric}"], metrics[f"fresh_{one.metric}_error"] = one.kids[-1]
+    return metrics
+
+
 def fair_metrics(found: Sequence[Fresh]) -> dict[str, float]:
-    """The last generator's KIDs and their standard errors by name, prefixed ``fresh_``; also prints them."""
+    """`fresh_metrics`, which it also prints."""
     said = ", ".join(f"{one.metric} {one.kids[-1][0]:.3g} ± {one.kids[-1][1]:.2g}" for one in found)
     print(f"measured again on fresh samples and {found[0].photos} photos that did not choose it: {said}", flush=True)
-    return {name: value for one in found for name, value in one.metrics().items()}
+    return fresh_metrics(found)
 
 
 def _measure(generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int) -> list[Fresh]:

@@ -188,7 +188,7 @@ def draw(generator: Generator, count: int, *, seed: int, like: Tensor | None = N
     return images_of(generator, latents, classes)
 
 
-def measure_reference(train: Photos, validation: Photos, network: str, most: int = TRAIN_PHOTOS) -> Reference:
+def measure_reference(train: Photos, validation: Photos, network: str, most: int) -> Reference:
     """What generators are compared with: validation photos and up to `most` training photos."""
     capacity.use_own_cores()
     features = load_network(network)

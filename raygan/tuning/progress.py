@@ -26,10 +26,8 @@ _LATEST = 4
 class SearchProgress(ray.tune.Callback):
     """Shows a bar over the images of all trials, and deletes checkpoints of ended trials but the best and the baseline.
 
-    Ray Tune pickles it with the search, so its attributes must suit searches begun by older versions.
+    Ray Tune pickles it with the search.
     """
-
-    _baseline: Mapping[str, Any] | None = None  # older searches have none
 
     def __init__(self, settings: TuneSettings, search: str, baseline: Mapping[str, Any] | None = None):
         self._runs, self._search = storage.join(settings.storage, "runs"), search
@@ -56,7 +54,7 @@ class SearchProgress(ray.tune.Callback):
 
         A trial that takes over another one's holds it until it has saved its own: it may wait long for cores.
         """
-        copies = self.__dict__.setdefault("_copies", {}).setdefault(trial.trial_id, [])  # older searches have none
+        copies = self._copies.setdefault(trial.trial_id, [])
         copies.append(checkpoint)
         held = {each.checkpoint.path for each in trials if each.checkpoint}
         for old in [each for each in copies[:-_LATEST] if each.path not in held]:

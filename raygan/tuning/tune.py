@@ -40,7 +40,7 @@ from raygan.training.source import BEGUN_FROM, keep_source
 from raygan.training.train import check, check_room, train
 from raygan.training.trainer import Shared
 from raygan.tuning import report
-from raygan.tuning.progress import KEPT, SearchProgress
+from raygan.tuning.progress import KEPT
 from raygan.tuning.search import run_search
 from raygan.tuning.settings import SearchOptions, TuneSettings
 from raygan.tuning.space import Axis, baseline_point, parse_space, settings_of, try_values
@@ -56,9 +56,6 @@ MAY_CHANGE = {
 
 #: Settings that belong to this search or its user, and so don't go into ``best.yaml``.
 _PERSONAL = {*StorageSettings.model_fields, "data", "name", "allow_changes", "promote"}
-
-#: The class's name in the pickled state of searches begun before it moved.
-_Progress = SearchProgress
 
 
 @dataclass(frozen=True)

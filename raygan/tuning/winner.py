@@ -12,7 +12,7 @@ from typing import Any
 from raygan.data.photos import open_photos
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
-from raygan.training.fresh import Fresh, judges, measure_fresh
+from raygan.training.fresh import Fresh, fresh_metrics, judges, measure_fresh
 from raygan.training.monitor import can_hold_back
 from raygan.training.settings import TrainSettings
 from raygan.tuning.trial import TrialRecord
@@ -61,8 +61,7 @@ def measure_winner(base: TrainSettings, best: TrialRecord, baseline: TrialRecord
     lines += [_line(one, best, rival) if rival else _alone(one, baseline is best) for one in found]
     comparable = rival is not None and _trained_as_long(rival, best)
     better = all(one.leads[-1][0] < -one.leads[-1][1] for one in found) if comparable else None
-    metrics = {name: value for one in found for name, value in one.metrics().items()}
-    return Winner("\n".join(lines), found[0].kids[-1][0], better, metrics)
+    return Winner("\n".join(lines), found[0].kids[-1][0], better, fresh_metrics(found))
 
 
 def _alone(measured: Fresh, is_baseline: bool) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from raygan.data.examine import judge, look
+from raygan.data.filters import Photo, Rules
 
 
 def picture(seed: int, size: int = 160) -> Image.Image:
@@ -34,6 +38,11 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def examine(data: bytes, size: int, rules: Rules, **options: Any) -> Photo:
+    """Everything about one file, cropped: `look` with options, then `judge`."""
+    return judge([look(data, size, "crop", rules, **options)], rules)[0]
 
 
 def build(root: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from raygan.data.decode import decode, read_header
-from raygan.data.examine import examine, judge, look
+from raygan.data.examine import judge, look
 from raygan.data.filters import Rules
 from raygan.data.settings import Limits
 from tests.data import messy
@@ -28,7 +28,7 @@ def test_a_photo_is_measured_and_judged_the_same_alone_and_among_others():
     files = [*map(png, pictures), b"no photo", png(messy.picture(3, 8))]
     together = judge([look(data, 32, "crop", RULES) for data in files], RULES)
     for data, photo in zip(files, together, strict=True):
-        assert repr(examine(data, 32, "crop", RULES)) == repr(photo)
+        assert repr(messy.examine(data, 32, RULES)) == repr(photo)
     reasons = [photo.reason for photo in together]
     assert reasons[-4:] == ["flat", "blurry", "unreadable", "too_small"]
     assert not any(reasons[:70])
@@ -36,7 +36,7 @@ def test_a_photo_is_measured_and_judged_the_same_alone_and_among_others():
 
 def test_measures_equal_those_of_plain_numpy():
     gray = np.asarray(messy.picture(5, 64).convert("L"), np.float64)
-    photo = examine(png(messy.picture(5, 64)), 64, "crop", RULES)
+    photo = messy.examine(png(messy.picture(5, 64)), 64, RULES)
     laplacian = gray[1:-1, :-2] + gray[1:-1, 2:] + gray[:-2, 1:-1] + gray[2:, 1:-1] - 4 * gray[1:-1, 1:-1]
     np.testing.assert_allclose(photo.brightness, gray.mean(), rtol=1e-5)
     np.testing.assert_allclose(photo.contrast, gray.std(), rtol=1e-5)
@@ -53,7 +53,7 @@ def test_a_large_jpeg_decoded_at_a_smaller_scale_gives_nearly_the_same(size, ori
     exif[0x0112] = orientation
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", quality=90, exif=exif)
-    found = examine(buffer.getvalue(), size, "crop", RULES, large=128)
+    found = messy.examine(buffer.getvalue(), size, RULES, large=128)
     upright = photo if orientation == 1 else photo.rotate(-90, expand=True)
     assert (found.width, found.height) == upright.size
     whole = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)).astype(float)

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from raygan.data import faces
-from raygan.data.examine import examine
 from raygan.data.filters import Rules
 from raygan.data.settings import Limits, PrepareSettings
 from raygan.errors import ConfigurationError
-from tests.data.messy import encoded, picture
+from tests.data.messy import encoded, examine, picture
 
 ALL_PASS = Rules((), Limits())
 
@@ -134,8 +133,8 @@ def test_the_most_confident_box_is_found_in_both_export_formats():
 def test_the_face_is_kept_and_photos_without_one_are_rejected():
     photo = picture(1)
     data = encoded(photo, "PNG")
-    cut = examine(data, 32, "crop", ALL_PASS, cut_face=lambda image: image.crop((0, 0, 64, 64)))
+    cut = examine(data, 32, ALL_PASS, cut_face=lambda image: image.crop((0, 0, 64, 64)))
     face = photo.crop((0, 0, 64, 64)).resize((32, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(cut.pixels, np.asarray(face))
-    assert cut.hash == examine(data, 32, "crop", ALL_PASS).hash
-    assert examine(data, 32, "crop", ALL_PASS, cut_face=lambda image: None).reason == "no_face"
+    assert cut.hash == examine(data, 32, ALL_PASS).hash
+    assert examine(data, 32, ALL_PASS, cut_face=lambda image: None).reason == "no_face"

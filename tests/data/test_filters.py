@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from PIL import Image, ImageFilter
 
-from raygan.data.examine import examine
 from raygan.data.filters import Comparison, Rules, load
 from raygan.data.registry import FILTERS
 from raygan.data.settings import Limits, PrepareSettings
@@ -26,7 +25,7 @@ LIMITS = {"max_megapixels": 0.1, "min_side": 32}
 
 def reason(picture: Image.Image, skip: list[str], **limits: float) -> str | None:
     rules = Rules.choose(Limits(**{**LIMITS, **limits}), skip)
-    return examine(messy.encoded(picture, "PNG"), 32, "crop", rules).reason
+    return messy.examine(messy.encoded(picture, "PNG"), 32, rules).reason
 
 
 def test_there_is_a_photo_for_each_filter():
@@ -64,16 +63,14 @@ def test_by_default_no_photo_is_enlarged_more_than_twice(given, side):
     rules = Rules.choose(settings, [])
     for width, expected in ((side, None), (side - 1, "too_small")):
         photo = messy.encoded(messy.picture(7, width), "PNG")
-        assert examine(photo, settings.image_size, "crop", rules).reason == expected
+        assert messy.examine(photo, settings.image_size, rules).reason == expected
 
 
 def test_a_face_is_as_large_as_what_is_cut_out_not_as_the_photo():
     rules = Rules.choose(Limits(min_side=32), [])
     photo = messy.encoded(messy.picture(8, 400), "PNG")
     for side, expected in ((16, "too_small"), (32, None)):
-        cut = examine(
-            photo, 64, "crop", rules, cut_face=lambda image, side=side: image.crop((9, 9, 9 + side, 9 + side))
-        )
+        cut = messy.examine(photo, 64, rules, cut_face=lambda image, side=side: image.crop((9, 9, 9 + side, 9 + side)))
         assert (cut.reason, cut.width) == (expected, side)
 
 

@@ -17,6 +17,7 @@ import pytest
 import ray
 from PIL import Image, ImageOps
 
+import raygan
 from raygan import tracking
 from raygan.data import chunks, outliers, tasks
 from raygan.data import report as photo_report
@@ -97,6 +98,17 @@ def test_planted_faults_get_their_verdicts(tmp_path, settings):
     assert {"kept.png", "distributions.png"} <= pictures
     assert {f"rejected-{reason}.png" for reason in set(rejected(made.output).values())} <= pictures
     assert not Path(made.output, ".prepare").exists()
+    assert_pixels_equal_pillows(tmp_path / "messy", made.output)
+
+
+def assert_pixels_equal_pillows(photos: Path, output: str) -> None:
+    found = {row["path"]: np.frombuffer(row["image"], np.uint8).reshape(64, 64, 3) for row in rows(output)}
+    for name in ("cat/rotated.jpg", "cat/cmyk.jpg", "dog/gray.png", "dog/palette.gif", "dog/animated.gif"):
+        with Image.open(photos / name) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        np.testing.assert_array_equal(found[name], np.asarray(upright.resize((64, 64), Image.Resampling.BICUBIC)))
+    gray = np.asarray(messy.picture(501).convert("L").resize((64, 64), Image.Resampling.BICUBIC), float)
+    assert np.abs(found["dog/gray16.png"][..., 0] - gray).max() <= 1
 
 
 @pytest.mark.skipif(not REAL_MESSY.is_dir(), reason="the folder of real faulty photos is missing")
@@ -108,20 +120,6 @@ def test_real_photos_get_their_verdicts(settings, size):
         expected = {row["file"]: row["reason"] or row["verdict"] for row in csv.DictReader(file)}
     assert verdicts(made.output, list(expected)) == expected
     assert report["seen"] == sum(len(files) for _, _, files in os.walk(REAL_MESSY))
-
-
-def test_pixels_equal_pillows(tmp_path, settings):
-    expected = messy.build(tmp_path / "messy")
-    made = settings(tmp_path / "messy")
-    prepare(made)
-    found = {row["path"]: np.frombuffer(row["image"], np.uint8).reshape(64, 64, 3) for row in rows(made.output)}
-    assert len(found) == sum(verdict == "kept" for verdict in expected.values())
-    for name in ("cat/rotated.jpg", "cat/cmyk.jpg", "dog/gray.png", "dog/palette.gif", "dog/animated.gif"):
-        with Image.open(tmp_path / "messy" / name) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        np.testing.assert_array_equal(found[name], np.asarray(upright.resize((64, 64), Image.Resampling.BICUBIC)))
-    gray = np.asarray(messy.picture(501).convert("L").resize((64, 64), Image.Resampling.BICUBIC), float)
-    assert np.abs(found["dog/gray16.png"][..., 0] - gray).max() <= 1
 
 
 def test_png_shards_hold_the_same_pixels(tmp_path, settings):
@@ -171,12 +169,19 @@ def test_parquet_input_gives_the_same_as_a_folder(tmp_path, settings):
     assert content(of_table.output) == content(of_folder.output)
 
 
-def test_a_killed_and_resumed_job_writes_the_bytes_of_an_undisturbed_one(tmp_path, settings, capfd):
+def test_a_job_killed_beside_a_second_one_resumes_to_the_bytes_of_an_undisturbed_one(tmp_path, settings, capfd):
     photos = photo_folder(tmp_path / "photos", 60)
     calm = settings(photos, output=str(tmp_path / "calm"), chunk_images=4)
     prepare(calm)
     killed = settings(photos, output=str(tmp_path / "killed"), chunk_images=4)
-    _kill_half_way(killed)
+    job = start_job("prepare", settings=killed, address=ray.get_runtime_context().gcs_address)
+    work = Path(killed.output, ".prepare")
+    wait_until(lambda: len(list(work.glob("chunk-*.parquet"))) >= 2, "two chunks are written", alive=job)
+    (tmp_path / "same").symlink_to(killed.output)
+    with pytest.raises(RayganError, match=r"another job is writing to .*: wait for it"):
+        prepare(settings(photos, output=str(tmp_path / "same"), hash_distance=3))
+    job.kill()
+    job.wait()
     for name in (".prepare/chunk-0.parquet.part", "train-00000.parquet.part"):  # as a write leaves it that is cut off
         Path(killed.output, name).write_bytes(b"PAR1")
     assert not Path(killed.output, "manifest.json").exists()
@@ -186,27 +191,6 @@ def test_a_killed_and_resumed_job_writes_the_bytes_of_an_undisturbed_one(tmp_pat
     prepare(killed)
     assert "photos are known" in capfd.readouterr().out
     assert contents(killed.output) == contents(calm.output)
-
-
-def _kill_half_way(settings: PrepareSettings) -> None:
-    """Start the job on the tests' cluster and SIGKILL it once it has written some of its chunks."""
-    job = start_job("prepare", settings=settings, address=ray.get_runtime_context().gcs_address)
-    work = Path(settings.output, ".prepare")
-    wait_until(lambda: len(list(work.glob("chunk-*.parquet"))) >= 2, "two chunks are written", alive=job)
-    job.kill()
-    job.wait()
-
-
-def test_a_second_job_for_the_same_output_is_refused(tmp_path, settings):
-    photos = photo_folder(tmp_path / "photos", 60)
-    first = settings(photos, chunk_images=4)
-    job = start_job("prepare", settings=first, address=ray.get_runtime_context().gcs_address)
-    wait_until(lambda: list(Path(first.output, ".prepare").glob("chunk-*")), "a chunk is written", alive=job)
-    (tmp_path / "same").symlink_to(first.output)
-    with pytest.raises(RayganError, match=r"another job is writing to .*: wait for it"):
-        prepare(settings(photos, output=str(tmp_path / "same"), hash_distance=3))
-    assert job.wait() == 0
-    assert DataSet.open(first.output).manifest.configuration["hash_distance"] == 6
 
 
 def test_a_grown_input_is_examined_only_where_it_is_new(tmp_path, settings, capfd):
@@ -281,10 +265,12 @@ def test_output_is_replaced_only_with_overwrite(tmp_path, settings, capsys):
     assert DataSet.open(made.output).manifest.image_size == 32
 
 
-def test_dry_run_writes_nothing(tmp_path, settings):
+def test_a_notebooks_dry_run_writes_nothing(tmp_path, settings, monkeypatch):
+    for name in ("RAY_ENABLE_AUTO_CONNECT", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):  # `raygan.prepare` would set them
+        monkeypatch.setenv(name, "0")
     photos = photo_folder(tmp_path / "photos", 4)
     made = settings(photos, dry_run=True, storage=str(tmp_path / "storage"))
-    assert prepare(made)["kept"] == 8
+    assert raygan.prepare(**made.plain())["kept"] == 8
     assert not Path(made.output).exists()
     assert not Path(made.storage).exists()
 
@@ -308,14 +294,6 @@ def _class_with_one_outlier(root: Path) -> Path:
     return root
 
 
-def test_an_outlier_is_found_in_a_large_enough_class(tmp_path, settings):
-    photos = _class_with_one_outlier(tmp_path / "photos")
-    made = settings(photos, skip=["near_duplicate"], outlier_deviations=6)
-    report = prepare(made)
-    assert rejected(made.output) == {"cat/board.png": "outlier"}
-    assert report["outliers"]["cat"]["found"] == 1
-
-
 def test_a_failing_outlier_search_says_why_in_one_line(tmp_path, settings, monkeypatch):
     def fail(places: Any, others: Any, own: Any) -> None:
         raise RayganError("cannot read the chunk")
@@ -330,11 +308,15 @@ def test_a_failing_outlier_search_says_why_in_one_line(tmp_path, settings, monke
         passes.reject_outliers(verdicts)
 
 
-def test_a_job_that_died_while_writing_resumes_to_the_same_outliers_and_bytes(tmp_path, settings, monkeypatch):
+def test_a_job_that_died_while_writing_finds_the_same_outlier_and_leaves_the_same_bytes(
+    tmp_path, settings, monkeypatch
+):
     photos = _class_with_one_outlier(tmp_path / "photos")
     same = {"skip": ["near_duplicate"], "outlier_deviations": 6, "chunk_images": 16}
     calm = settings(photos, output=str(tmp_path / "calm"), **same)
-    prepare(calm)
+    report = prepare(calm)
+    assert rejected(calm.output) == {"cat/board.png": "outlier"}
+    assert report["outliers"]["cat"]["found"] == 1
     died = settings(photos, output=str(tmp_path / "died"), **same)
 
     def die(*args: Any) -> None:

@@ -38,12 +38,6 @@ def normal(count, dim, shift=0.0, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).normal(shift, 1, (count, dim))).float()
 
 
-def test_kid_averaged_over_subsets_is_its_definition():
-    real, fake = normal(80, 6, seed=1), normal(60, 6, shift=0.5, seed=2)
-    found, _ = kid(real, fake, subsets=2000, subset_size=20)
-    assert found == pytest.approx(plain_kid(real.double(), fake.double()), rel=0.02)
-
-
 def test_the_expected_kid_of_two_samples_of_one_distribution_is_zero():
     """Over 200 pairs of samples the mean is within 3 of its standard errors of 0."""
     values = [kid(normal(40, 5, seed=2 * i), normal(40, 5, seed=2 * i + 1), subsets=10)[0] for i in range(200)]
@@ -67,18 +61,6 @@ def test_kid_takes_four_images_and_refuses_fewer_and_nan():
     broken[2, 1] = float("nan")
     with pytest.raises(RayganError, match="1 of 9 real images are not finite"):
         kid(broken, normal(9, 3))
-
-
-def test_fid_of_gaussians_is_its_closed_form():
-    """|m1 - m2|^2 + tr(A + B - 2 sqrt(AB)), which for diagonal covariances is a sum over dimensions."""
-    random = np.random.default_rng(0)
-    means, scales = random.normal(0, 1, (2, 4)), random.uniform(0.5, 2, (2, 4))
-    rotation = np.linalg.qr(random.normal(size=(4, 4)))[0]  # correlates the features and keeps the distance
-    sets = [
-        torch.from_numpy((random.normal(m, s, (200_000, 4))) @ rotation) for m, s in zip(means, scales, strict=True)
-    ]
-    expected = np.square(means[0] - means[1]).sum() + np.square(scales[0] - scales[1]).sum()
-    assert fid(sets[0], sets[1]) == pytest.approx(expected, rel=0.01)
 
 
 def test_identical_sets_have_distance_0_and_overlap_1():
@@ -105,15 +87,6 @@ def test_precision_and_recall_of_sets_with_a_known_overlap():
     density, coverage = density_coverage(real, fake)
     assert coverage == pytest.approx(1 / 2)
     assert 0.25 < density < 0.5
-
-
-def test_density_and_coverage_match_their_definitions():
-    real, fake = (torch.nn.functional.normalize(normal(n, 3, 0.5, seed=n).double(), dim=1) for n in (40, 30))
-    within = np.zeros((40, 30), bool)
-    for i in range(40):
-        radius = sorted(np.linalg.norm(real[i] - real[j]) for j in range(40) if j != i)[4]
-        within[i] = [np.linalg.norm(real[i] - fake[j]) <= radius for j in range(30)]
-    assert density_coverage(real, fake) == pytest.approx((within.sum() / (5 * 30), within.any(1).mean()))
 
 
 def test_precision_recall_density_and_coverage_agree_with_the_authors_package():

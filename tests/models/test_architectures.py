@@ -56,7 +56,7 @@ def test_its_critic_learns_under_every_objective(architecture, objective):
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
 
 
-@pytest.mark.parametrize("architecture", NEW)
+@pytest.mark.parametrize("architecture", ARCHITECTURES.names())
 def test_its_conditional_networks_use_the_class_of_each_image(architecture):
     settings = networks(architecture, labels=("cat", "dog"))
     generator, critic = build_generator(settings).eval(), build_critic(settings)
@@ -72,9 +72,11 @@ def test_its_conditional_networks_use_the_class_of_each_image(architecture):
             network(argument)
 
 
-@pytest.mark.parametrize("architecture", NEW)
-def test_its_critic_scores_each_image_alone(architecture):
-    critic, images = build_critic(networks(architecture)), torch.randn(6, 3, 32, 32)
+@pytest.mark.parametrize(
+    ("architecture", "norm"), [("dcgan", "instance"), *((name, "none") for name in ARCHITECTURES.names())]
+)
+def test_its_critic_scores_each_image_alone(architecture, norm):
+    critic, images = build_critic(networks(architecture, critic_norm=norm)), torch.randn(6, 3, 32, 32)
     alone = torch.cat([critic(image[None]) for image in images])
     torch.testing.assert_close(critic(images), alone, rtol=1e-4, atol=1e-5)
 

@@ -75,28 +75,6 @@ def test_dcgan_64_parameter_counts_by_hand():
     assert sum(p.numel() for p in build_critic(settings).parameters()) == kernels + biases + norms
 
 
-def test_conditional_networks_use_the_class_of_each_image():
-    settings = NetworkSettings(image_size=32, z_dim=5, width=2, labels=("cat", "dog"))
-    generator, critic = build_generator(settings).eval(), build_critic(settings)
-    latents = torch.randn(4, 5)
-    cats, dogs = (generator(latents, torch.full((4,), number)) for number in (0, 1))
-    assert not torch.allclose(cats, dogs)
-    mixed = generator(latents, torch.tensor([0, 1, 1, 0]))
-    torch.testing.assert_close(mixed, torch.stack([cats[0], dogs[1], dogs[2], cats[3]]))
-    both = critic.exit(critic.blocks(cats)).flatten(1)
-    torch.testing.assert_close(critic(cats, torch.tensor([0, 1, 1, 0])), both[range(4), [0, 1, 1, 0]])
-    with pytest.raises(ValueError, match="classes"):
-        generator(latents)
-
-
-def test_a_critic_without_batch_norm_scores_each_image_alone():
-    images = torch.randn(6, 3, 32, 32)
-    for norm in ("instance", "none"):
-        critic = build_critic(NetworkSettings(image_size=32, width=4, critic_norm=norm))
-        alone = torch.cat([critic(image[None]) for image in images])
-        torch.testing.assert_close(critic(images), alone, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

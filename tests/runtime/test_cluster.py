@@ -81,14 +81,17 @@ run_job(StorageSettings, main, doc="A job that connects.")
 
 
 @pytest.mark.parametrize("given", ["127.0.0.1:9", "127.0.0.1:9 ", "auto"])
-def test_a_wrong_address_is_reported_at_once(given, tmp_path):
+def test_a_wrong_address_is_reported_at_once(monkeypatch, given, tmp_path):
     Path(tmp_path, "ray").mkdir()
     Path(tmp_path, "ray", "ray_current_cluster").write_text("127.0.0.1:9")  # of one that is gone
-    job = run_apart({"RAY_ADDRESS": given, "RAY_TMPDIR": str(tmp_path)})
-    assert job.returncode == 1
-    assert job.stderr == (
-        "error: the Ray cluster 127.0.0.1:9 does not answer (nothing listens there): "
-        "check RAY_ADDRESS, or unset it to run locally\n"
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(RayganError) as raised:
+        cluster.connect()
+    assert str(raised.value) == (
+        "the Ray cluster 127.0.0.1:9 does not answer (nothing listens there): "
+        "check RAY_ADDRESS, or unset it to run locally"
     )
 
 

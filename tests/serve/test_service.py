@@ -125,14 +125,10 @@ async def test_a_restarted_gateway_finds_the_stand_in_for_a_broken_champion():
     assert await restarted(Champions({"cat": CAT, "dog": DOG}, CLASSIFIER)) == Champions({"cat": CAT}, CLASSIFIER)
 
 
-async def test_a_label_registered_today_is_served_today(models):
-    local = await local_service(models, Champions({"cat": CAT}, None))
-    await local.service.refresh(Champions({"cat": CAT, "dog": DOG}, None))
+async def test_a_label_is_served_from_its_registration_until_it_loses_its_alias(models):
+    local = await local_service(models, Champions({"cat": CAT}, CLASSIFIER))
+    await local.service.refresh(Champions({"cat": CAT, "dog": DOG}, CLASSIFIER))
     assert (await local.service.sample("dog", 1, 5)).model == DOG
-
-
-async def test_a_label_without_its_alias_is_no_longer_served(models):
-    local = await local_service(models, Champions({"cat": CAT, "dog": DOG}, CLASSIFIER))
     await local.service.refresh(Champions({"dog": DOG}, None))
     assert local.service.champions == Champions({"dog": DOG}, None)
     assert list(local.service.described) == [DOG]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+from raygan.benchmarks.clients import HOST, Request
 from raygan.benchmarks.faults.harness import BATCH, Stage, kimg
 from raygan.benchmarks.faults.outcome import Outcome
 from raygan.benchmarks.faults.training import WORKER, as_undisturbed, at_work, resume, whole_records
 from raygan.benchmarks.faults.watched import WatchedRun
 from raygan.benchmarks.processes import find_processes
-from raygan.benchmarks.servers import free_port
-from raygan.errors import RayganError
+from raygan.benchmarks.servers import free_port, running
 
 
 def lose_mlflow(stage: Stage) -> Outcome:
@@ -26,7 +23,7 @@ def lose_mlflow(stage: Stage) -> Outcome:
     storage = stage.folder / "with-server"
     storage.mkdir()
     port = free_port()
-    uri = f"http://127.0.0.1:{port}"
+    uri = f"http://{HOST}:{port}"
     with stage.nodes(2) as nodes:
         with _mlflow(storage, port):
             more = ["--num-workers", "2", "--kimg", kimg(stage.length.long), "--tracking-uri", uri]
@@ -49,34 +46,11 @@ def lose_mlflow(stage: Stage) -> Outcome:
     )
 
 
-@contextmanager
-def _mlflow(folder: Path, port: int) -> Iterator[None]:
-    """MLflow's server for the length of a `with` block, whose end kills it."""
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(
-        [*command, *store], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while not _listens(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RayganError("MLflow's server did not start")
-            time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(server.pid, 9)
-        server.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _mlflow(folder: Path, port: int) -> AbstractContextManager[float]:
+    """MLflow's server for the length of a `with` block."""
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    return running("MLflow's server", [*command, *store], port, Request("/health"))
 
 
 def fill_storage(stage: Stage) -> Outcome:
