@@ -53,8 +53,8 @@ def _magnified(images: Tensor) -> Tensor:
 
 
 def captioned(images: Tensor, captions: Sequence[str]) -> Image.Image:
-    """Images in rows of 8, resized to 96 px, each above its caption."""
-    font, line, columns, side = ImageFont.load_default(11), 16, 8, 96
+    """Images in rows of 8, resized to 96 px, each above its caption: one or two lines, cut at its right edge."""
+    font, line, columns, side = ImageFont.load_default(11), 30, 8, 96
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (min(columns, len(images)) * (side + 6), rows * (side + line + 4)), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -62,8 +62,18 @@ def captioned(images: Tensor, captions: Sequence[str]) -> Image.Image:
         row, column = divmod(number, columns)
         left, top = column * (side + 6), row * (side + line + 4)
         sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
-        draw.text((left, top + side + 1), caption, fill=_INK, font=font)
+        short = "\n".join(_shortened(part, font, side) for part in caption.split("\n"))
+        draw.multiline_text((left, top + side + 1), short, fill=_INK, font=font, spacing=1)
     return sheet
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The start of a line that is at most `width` px long."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def animation(frames: Sequence[Image.Image]) -> bytes:
