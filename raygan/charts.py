@@ -94,7 +94,7 @@ def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> b
     colors = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(names)}
     figure, all_axes = row_of_axes(4.2 * len(panels), 3.1 + 0.16 * -(-len(names) // len(panels)), len(panels))
     edges = np.linspace(0, 1, 21)
-    lines = {}
+    lines: dict[str, Any] = {}
     for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
         for name, values in series.items():
             weights = np.full(len(values), 1 / max(1, len(values)))
