@@ -13,9 +13,15 @@ if TYPE_CHECKING:  # takes seconds to import, which the driver of prepare doesn'
 
 _BLUE, _GREY = "#3b6fb5", "#c9c9c9"
 
+#: Colors of lines, which color-blind people can tell apart (Okabe and Ito 2008, without yellow and black).
+_COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+
 #: Labels up to which the cells of a confusion matrix have numbers, and its rows names: dogs have 120 breeds, people
 #: thousands of names.
 _NUMBERED, _NAMED = 20, 150
+
+#: Letters of a name that fit below a cell of a confusion matrix; longer names stand upright.
+_FITS = 8
 
 #: Bins of confidence.
 _BINS = 15
@@ -32,7 +38,12 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
     """
     count = len(labels)
     side = 0.8 * min(count, _NUMBERED)
-    figure, (axes,) = row_of_axes(2.2 + side, 1.8 + side)
+    names = [_text(label) for label in labels] if count <= _NAMED else []
+    font = min(10.0, 0.8 * 72 * side / count)
+    longest = max(map(len, names), default=0)
+    room = 0.6 * font / 72 * max(0, longest - _FITS)
+    upright = longest > _FITS or count > _NUMBERED
+    figure, (axes,) = row_of_axes(2.2 + side + room, 1.8 + side + room * upright)
     counts = matrix.numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -40,10 +51,8 @@ def confusion(matrix: Tensor, labels: Sequence[str]) -> bytes:
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color)
     axes.set(xlabel="classified as", ylabel="label")
-    names = [_text(label) for label in labels] if count <= _NAMED else []
-    font = {"fontsize": min(10, 0.8 * 72 * side / count)}
-    axes.set_xticks(range(len(names)), names, rotation=0 if count <= _NUMBERED else 90, **font)
-    axes.set_yticks(range(len(names)), names, **font)
+    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=font)
+    axes.set_yticks(range(len(names)), names, fontsize=font)
     return to_png(figure)
 
 
@@ -64,9 +73,11 @@ def calibration(probabilities: Tensor, targets: Tensor) -> bytes:
     centers = (edges[:-1] + edges[1:]) / 2
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     axes.bar(centers[counts > 0], accuracy[counts > 0], 0.9 / _BINS, color=_BLUE)
-    for center, count in zip(centers, counts, strict=True):
+    for center, count, height in zip(centers, counts, accuracy, strict=True):
         if count:
-            axes.text(center, 0.02, f"{count:,}", ha="center", fontsize=6, rotation=90, color="white")
+            inside = height > 0.2
+            bottom, color = (0.02, "white") if inside else (height + 0.02, "black")
+            axes.text(center, bottom, f"{count:,}", ha="center", va="bottom", fontsize=6, rotation=90, color=color)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     return to_png(figure)
 
@@ -75,17 +86,25 @@ def histograms(panels: Mapping[str, Mapping[str, np.ndarray]], xlabel: str) -> b
     """Histograms over [0, 1], in panels side by side.
 
     Args:
-        panels: named values by the panel's title, at least one panel; each name gets a line.
+        panels: named values by the panel's title, at least one panel; each name gets a line, in every panel of the
+            same color.
         xlabel: of every panel.
     """
-    figure, all_axes = row_of_axes(4.2 * len(panels), 3.0, len(panels))
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    colors = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(names)}
+    figure, all_axes = row_of_axes(4.2 * len(panels), 3.1 + 0.16 * -(-len(names) // len(panels)), len(panels))
     edges = np.linspace(0, 1, 21)
+    lines: dict[str, Any] = {}
     for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
         for name, values in series.items():
             weights = np.full(len(values), 1 / max(1, len(values)))
-            axes.hist(values, edges, weights=weights, histtype="step", linewidth=1.4, label=_text(name))
-        axes.set(title=_text(title, 80), xlabel=xlabel, ylabel="share of images", xlim=(0, 1))
-        axes.legend(fontsize=7)
+            _, _, (lines[name],) = axes.hist(
+                values, edges, weights=weights, histtype="step", linewidth=1.4, color=colors[name]
+            )
+        axes.set_title(_text(title, 50), fontsize=9)
+        axes.set(xlabel=xlabel, ylabel="share of images", xlim=(0, 1))
+    known = [_text(name) for name in lines]
+    figure.legend(list(lines.values()), known, loc="outside lower center", ncols=len(panels), fontsize=7)
     return to_png(figure)
 
 
@@ -117,14 +136,17 @@ def study(
         ylabel: which accuracy.
     """
     figure, (axes,) = row_of_axes(6.4, 4.4)
-    for name, points in lines.items():
-        xs, means, spreads = zip(*points, strict=True)
-        axes.errorbar(xs, means, spreads, label=name, marker="o", markersize=4, capsize=3, linewidth=1.4)
+    for number, (name, points) in enumerate(lines.items()):
+        xs, means, spreads = np.array(points).T
+        beside = xs * 1.02 ** (number - (len(lines) - 1) / 2)  # else bars of the same size would cover each other
+        axes.errorbar(beside, means, spreads, label=name, marker="o", markersize=4, capsize=3, linewidth=1.4)
     for name, (mean, spread) in level.items():
         axes.axhline(mean, color="black", linestyle="--", linewidth=1, label=name)
         axes.axhspan(mean - spread, mean + spread, color=_GREY, alpha=0.4)
     sizes = sorted({point[0] for points in lines.values() for point in points})
     axes.set_xscale("log")
+    if sizes:
+        axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.2)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
     axes.minorticks_off()
     axes.set(xlabel="real photos in the training set (bars: standard deviation of single trainings)", ylabel=ylabel)
@@ -146,7 +168,10 @@ def row_of_axes(width: float, height: float, count: int = 1) -> tuple[Any, list[
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+    all_axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in all_axes:
+        axes.set_prop_cycle(color=_COLORS)
+    return figure, all_axes
 
 
 def to_png(figure: Any) -> bytes:

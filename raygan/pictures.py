@@ -53,9 +53,8 @@ def _magnified(images: Tensor) -> Tensor:
 
 
 def captioned(images: Sequence[np.ndarray | None], captions: Sequence[str], columns: int) -> Image.Image:
-    """Images, uint8 (S, S, 3), in rows of `columns`, resized to 96 px, each above its caption of up to two lines.
-
-    A gray tile stands for None.
+    """Images, uint8 (S, S, 3), in rows of `columns`, resized to 96 px, each above its caption: one or two lines,
+    cut at its right edge. A gray tile stands for None.
     """
     side, wide, high = 96, 102, 126
     sheet = Image.new("RGB", (columns * wide, max(1, -(-len(images) // columns)) * high), _PAPER)
@@ -67,8 +66,18 @@ def captioned(images: Sequence[np.ndarray | None], captions: Sequence[str], colu
             sheet.paste(_MISSING, (left, top, left + side, top + side))
         else:
             sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC), (left, top))
-        draw.multiline_text((left, top + side + 1), caption, fill=_INK, font=font, spacing=1)
+        short = "\n".join(_shortened(line, font, side) for line in caption.split("\n"))
+        draw.multiline_text((left, top + side + 1), short, fill=_INK, font=font, spacing=1)
     return sheet
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The start of a line that is at most `width` px long."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def animation(frames: Sequence[Image.Image]) -> bytes:

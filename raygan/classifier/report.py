@@ -55,7 +55,7 @@ def _mistakes(
     own = probabilities[wrong].gather(1, targets[wrong][:, None]).flatten()
     wrong = wrong[own.argsort()][:_SHOWN]
     captions = [
-        f"{labels[int(targets[i])]}? {labels[int(predicted[i])]} {float(probabilities[i].max()):.0%}" for i in wrong
+        f"{labels[int(targets[i])]}?\n{float(probabilities[i].max()):.0%} {labels[int(predicted[i])]}" for i in wrong
     ]
     photos = validation.pixels(places[wrong.numpy()]).transpose(0, 2, 3, 1)
     return pictures.png(pictures.captioned(list(photos), captions, min(8, len(photos))))

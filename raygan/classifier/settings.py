@@ -154,7 +154,9 @@ class UsefulnessSettings(ImageSources, ClassifierOptions, StorageSettings):
     @model_validator(mode="after")
     def _makes_sense(self) -> UsefulnessSettings:
         if any(not 0 < fraction <= 1 for fraction in self.real_fractions):
-            raise ValueError("real_fractions must be above 0 and at most 1; generated only is always measured, as CAS")
+            raise ValueError(
+                "real_fractions must be above 0 and at most 1; generated only is measured with --elsewhere, as CAS"
+            )
         if any(size < 2 for size in self.real_sizes):
             raise ValueError("real_sizes must be at least 2 photos each")
         return self

@@ -48,7 +48,7 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 50) -> tuple[float, float]
 
     The standard error is that of the delete-d jackknife (Shao and Wu 1989): over subsets of b out of n images the
     estimate spreads sqrt((n - b) / b) times as much as from one set of n images to another. It is right if the sets
-    differ, and too wide, by at most sqrt(n / b), if they don't.
+    differ, and too wide, by at most sqrt(1 + n / b), if they don't.
 
     Args:
         real: (n, d), n at least `KID_LEAST`.

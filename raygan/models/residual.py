@@ -5,8 +5,9 @@ convolution and a 1x1 convolution back, with LeakyReLU between. Between stages, 
 convolution changes the number of channels. Initialization keeps the variance through any number of stages: each
 bottleneck ends in zeros, and its other layers shrink as the network grows (Zhang et al. 2019, arXiv 1901.09321).
 
-Two things differ from the paper. The outermost stage works at half the image's side, where a CPU would spend most of
-its time, and the generator ends in Tanh, as all of raygan's do.
+Four things differ from the paper. A stage has one bottleneck, not two. The outermost stage works at half the image's
+side, since a CPU would spend most of its time at the whole. The critic halves by plain means. The generator ends in
+Tanh, as all of raygan's do.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ DRAWS_PER_IMAGE = 7
 def augment(images: Tensor, draws: Tensor, policies: Sequence[str], gates: Tensor | None = None) -> Tensor:
     """Changed images, differentiable with respect to the images given.
 
-    "color" shifts brightness by up to half the range and scales saturation by 0 to 2 and contrast by 0.5 to 1.5;
-    "translation" moves by up to an eighth of the side and fills with zero (mid-gray); "cutout" grays out a square of
-    half the side.
+    "color" shifts brightness by up to a quarter of the range, and scales saturation by 0 to 2 and contrast by 0.5 to
+    1.5; "translation" moves by up to an eighth of the side and fills with zero (mid-gray); "cutout" grays out a square
+    of half the side.
 
     Args:
         images: (N, 3, S, S) in [-1, 1].

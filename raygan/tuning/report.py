@@ -87,6 +87,7 @@ def _against_kid(axes: Sequence[Axis], ranked: Sequence[TrialRecord], baseline: 
             panel.legend(fontsize=8)
         if not axis.choices:
             panel.set_xscale("log")
+            panel.tick_params("x", which="both", labelrotation=45, labelsize=8)  # else they cover each other
         panel.set_xlabel(axis.name)
         panel.set_ylabel("best KID")
         panel.grid(alpha=0.3)
@@ -126,8 +127,8 @@ def _parallel(axes: Sequence[Axis], ranked: Sequence[TrialRecord], baseline: Tri
         width, style = (3, "--") if trial is baseline else (1.3, "-")
         panel.plot(heights, color=colormaps["viridis_r"](1 - shade), linewidth=width, linestyle=style)
     panel.set_xticks(range(len(axes) + 1), [*(axis.name for axis in axes), "KID"])
-    for place, axis in enumerate(axes):
-        ends = (axis.choices[0], axis.choices[-1]) if axis.choices else (axis.low, axis.high)
+    ranges = [(axis.choices[0], axis.choices[-1]) if axis.choices else (axis.low, axis.high) for axis in axes]
+    for place, ends in enumerate([*ranges, (float(kids.min()), float(kids.max()))]):
         for height, value in zip((0, 1), ends, strict=True):
             panel.annotate(
                 _short(value), (place, height), fontsize=7, ha="center", va="top" if height == 0 else "bottom"
@@ -156,9 +157,7 @@ def _plane(axes: Sequence[Axis], ranked: Sequence[TrialRecord], baseline: TrialR
     cells = np.stack(np.meshgrid(xs, ys), -1)
     distances = np.linalg.norm(cells[:, :, None] - points, axis=-1)
     weights = 1 / (distances**2 + 1e-3)  # inverse distance (Shepard 1968): smooth, and exact at the trials
-    heat = panel.pcolormesh(
-        10**xs, 10**ys, (weights * kids).sum(-1) / weights.sum(-1), cmap="viridis_r", shading="auto"
-    )
+    heat = panel.pcolormesh(10**xs, 10**ys, (weights * kids).sum(-1) / weights.sum(-1), cmap="viridis", shading="auto")
     figure.colorbar(heat, ax=panel, label="best KID, interpolated")
     panel.scatter(10 ** points[:, 0], 10 ** points[:, 1], c="white", edgecolors="black", s=25)
     if baseline is not None and baseline in ranked:
