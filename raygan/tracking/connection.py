@@ -223,13 +223,15 @@ def _check_server(uri: str) -> None:
 
 def await_server(settings: StorageSettings, patience_s: float) -> None:
     """Return once MLflow's server answers, or after this time in any case; at once if there is none but a database."""
-    uri, deadline = tracking_uri(settings), time.monotonic() + patience_s
+    uri, deadline, said = tracking_uri(settings), time.monotonic() + patience_s, False
     while uri.startswith(("http://", "https://")) and time.monotonic() < deadline:
         try:
             _check_server(uri)
             return
         except RayganError as error:
-            print(f"waiting for {patience_s / 60:.0f} minutes at most: {error}", file=sys.stderr, flush=True)
+            if not said:
+                print(f"waiting for {patience_s / 60:.0f} minutes at most: {error}", file=sys.stderr, flush=True)
+            said = True
             time.sleep(5)
 
 
