@@ -181,12 +181,9 @@ def guarded_output() -> Iterator[None]:
         if not (full or isinstance(error, BrokenPipeError)):
             raise
         if full and _takes_output():
-            file = getattr(error, "filename", None) or "a file"
-            print(
-                f"error: {file} can't be written: its disk is full: make room, in the temporary folder "
-                f"{tempfile.gettempdir()}, too",
-                file=sys.stderr,
-            )
+            file = getattr(error, "filename", None)
+            where = f"the disk of {file} is full" if file else f"a disk is full (that of {tempfile.gettempdir()}?)"
+            print(f"error: {where}: make room", file=sys.stderr)
             sys.exit(1)
         # What is still buffered can't be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -246,6 +243,9 @@ def configure_ray() -> None:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "300")
+    # Ray colors what its processes print, `serve`'s log among it, wherever it goes.
+    if os.environ.get("NO_COLOR") or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     # Serve's controller ends in the middle of the call that ends it, which Ray would report as a failure.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"Task ServeController\.graceful_shutdown failed")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
@@ -288,7 +288,7 @@ def _parser(settings_class: type[Settings], doc: str | None, program: str | None
     for name, field in settings_class.model_fields.items():
         heading = _home(settings_class, name).group
         group = groups.setdefault(heading, parser.add_argument_group(heading))
-        _add_flag(group, name, field)
+        _add_flag(group, name, field, listed=name not in settings_class.unlisted)
     parser._action_groups.sort(key=lambda group: group.title != settings_class.group)
     return parser
 
@@ -299,9 +299,9 @@ def _home(settings_class: type[Settings], name: str) -> type[Settings]:
     return typing.cast("type[Settings]", homes[-1])
 
 
-def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+def _add_flag(group: Any, name: str, field: FieldInfo, *, listed: bool) -> None:
     flag = "--" + name.replace("_", "-")
-    help_text = _help(field).replace("%", "%%")
+    help_text = _help(field).replace("%", "%%") if listed else argparse.SUPPRESS
     kind = _without_none(field.annotation)
     if kind is bool:
         group.add_argument(

@@ -322,8 +322,7 @@ def test_a_full_disk_is_not_blamed_on_standard_output(unbuffered):
     done = subprocess.run(job, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: a file can't be written: its disk is full: make room, in the temporary folder "
-        f"{tempfile.gettempdir()}, too\n",
+        f"error: a disk is full (that of {tempfile.gettempdir()}?): make room\n",
     )
 
 
@@ -331,6 +330,20 @@ def test_lines_of_both_streams_are_in_order_in_a_log():
     job = job_of("    import sys\n    print('first')\n    print('second', file=sys.stderr)")
     done = subprocess.run(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout == "first\nsecond\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "says"),
+    [(True, {}, "None"), (True, {"NO_COLOR": "1"}, "0"), (False, {}, "0"), (False, {"RAY_COLOR_PREFIX": "1"}, "1")],
+)
+def test_ray_colors_nothing_in_a_log_or_against_the_user_s_wish(terminal, variables, says):
+    job = job_of("    import os\n    print(os.environ.get('RAY_COLOR_PREFIX'))")
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "RAY_COLOR_PREFIX")}
+    reader, writer = os.openpty() if terminal else os.pipe()
+    subprocess.run(job, stdout=writer, stderr=writer, env=environment | variables, cwd=REPOSITORY, check=True)
+    os.close(writer)
+    assert os.read(reader, 100).split() == [says.encode()]
+    os.close(reader)
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
