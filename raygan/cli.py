@@ -8,11 +8,16 @@ follow the same rules.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import inspect
 import io
+import json
 import os
+import shutil
+import signal
 import sys
+import tempfile
 import textwrap
 import types
 import typing
@@ -54,7 +59,8 @@ class Job:
     def description(self, program: str) -> str:
         """What `--help` says above the flags."""
         examples = "\n".join(f"  {program} {example}".rstrip() for example in self.examples)
-        return "\n\n".join(part for part in (self.summary, examples, textwrap.fill(self.notes, 110)) if part)
+        width = min(110, shutil.get_terminal_size().columns - 2)  # argparse's own, but for wide terminals
+        return "\n\n".join(part for part in (self.summary, examples, textwrap.fill(self.notes, width)) if part)
 
     def run(self, program: str, argv: Sequence[str]) -> NoReturn:
         """Run the job and exit.
@@ -71,12 +77,17 @@ class Job:
         def work(settings: Settings) -> None:
             result = load(self.function)(settings, *command)
             if hasattr(result, "to_json"):
-                print(result.to_json())
+                print(strict_json(result.to_json()))
             elif isinstance(result, int):
                 sys.exit(result)
 
         usage = program.removeprefix("python jobs/")
         run_job(load(self.settings), work, doc=self.description(program), argv=argv, program=usage)
+
+
+def strict_json(text: str, indent: int | None = None) -> str:
+    """The same JSON with null for NaN and infinity, which Python writes and other parsers refuse."""
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=indent)
 
 
 def load(path: str) -> Any:
@@ -108,10 +119,11 @@ def run_job(
     farewell = "interrupted"
     _open_missing_streams()
     limit_threads()  # before flags are checked, for which an objective may be loaded, and torch with it
-    # Labels and paths may hold what a terminal can't show, or bytes that aren't text: neither is a reason to stop.
+    # Labels and paths may hold what a terminal can't show, or bytes that aren't text: neither is a reason to stop. A
+    # log gets each line at once, in order with those of standard error.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    with guarded_output():
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    with _quiet_end(), guarded_output():
         try:
             _check_current_folder()
             settings, dry_run = parse(settings_class, sys.argv[1:] if argv is None else argv, doc=doc, program=program)
@@ -139,20 +151,56 @@ def run_job(
 
 
 @contextmanager
+def _quiet_end() -> Iterator[None]:
+    """Once the block is over, a signal ends the process at once, without a traceback.
+
+    Only Ray's own end is left then, which takes seconds. What Ray has started ends with this process.
+    """
+
+    def end(number: int, _: object) -> None:
+        os._exit(128 + number)
+
+    def heed_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, end)
+
+    try:
+        yield
+    finally:
+        atexit.register(heed_signals)  # after Ray has registered its end, so this comes first
+
+
+@contextmanager
 def guarded_output() -> Iterator[None]:
-    """Exit with status 1, without a traceback, if what the block prints can't be written."""
+    """Exit with status 1, without a traceback, if a disk is full or nobody reads what the block prints."""
     try:
         yield
         sys.stdout.flush()
-    except OSError as error:
-        full = is_full_disk(error) and error.filename is None
+    except Exception as error:
+        full = is_full_disk(error)
         if not (full or isinstance(error, BrokenPipeError)):
             raise
+        if full and _takes_output():
+            file = getattr(error, "filename", None)
+            where = f"the disk of {file} is full" if file else f"a disk is full (that of {tempfile.gettempdir()}?)"
+            print(f"error: {where}: make room", file=sys.stderr)
+            sys.exit(1)
         # What is still buffered can't be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if full:  # else the reader of our output is gone (`| head`); nobody is left to tell
             print("error: standard output can't be written: its disk is full", file=sys.stderr)
         sys.exit(1)
+
+
+def _takes_output() -> bool:
+    """Whether standard output can be written. Without a buffer, only a line shows that."""
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.write_through:
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _open_missing_streams() -> None:
@@ -172,7 +220,7 @@ def _check_current_folder() -> None:
 def _way_on(settings: Settings) -> str:
     if not settings.resumes:
         return ""
-    named = "" if getattr(settings, "name", "") is not None else " with the --name shown above"
+    named = "" if getattr(settings, "name", "") is not None else ", with the --name printed above if there is one,"
     return f"; the same command{named} resumes it"
 
 
@@ -184,8 +232,9 @@ def _shown(settings: Settings) -> dict[str, Any]:
 def configure_ray() -> None:
     """Set Ray's environment variables for a job. Ray reads them on import, so call this before importing Ray.
 
-    A Ray cluster that the job starts for itself listens on loopback only, as Ray does outside Linux. No call connects
-    to a cluster implicitly: otherwise a search's thread would reconnect after the stopped job has disconnected.
+    A Ray cluster that the job starts for itself listens on loopback only, as Ray does outside Linux. Its dashboard has
+    five minutes to start: on a busy machine it takes more than Ray's one. No call connects to a cluster implicitly:
+    otherwise a search's thread would reconnect after the stopped job has disconnected.
     Workers of a local cluster are as nice as the job. By default they yield to all other processes of the session, and
     the threads of a training wait for the slowest: a busy program made one on two cores fifty times as slow.
     """
@@ -193,6 +242,10 @@ def configure_ray() -> None:
     place_caches()
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "300")
+    # Ray colors what its processes print, `serve`'s log among it, wherever it goes.
+    if os.environ.get("NO_COLOR") or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     # Serve's controller ends in the middle of the call that ends it, which Ray would report as a failure.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", r"Task ServeController\.graceful_shutdown failed")
     if os.environ.get("RAY_ADDRESS", "local") == "local":
@@ -235,7 +288,7 @@ def _parser(settings_class: type[Settings], doc: str | None, program: str | None
     for name, field in settings_class.model_fields.items():
         heading = _home(settings_class, name).group
         group = groups.setdefault(heading, parser.add_argument_group(heading))
-        _add_flag(group, name, field)
+        _add_flag(group, name, field, listed=name not in settings_class.unlisted)
     parser._action_groups.sort(key=lambda group: group.title != settings_class.group)
     return parser
 
@@ -246,9 +299,9 @@ def _home(settings_class: type[Settings], name: str) -> type[Settings]:
     return typing.cast("type[Settings]", homes[-1])
 
 
-def _add_flag(group: Any, name: str, field: FieldInfo) -> None:
+def _add_flag(group: Any, name: str, field: FieldInfo, *, listed: bool) -> None:
     flag = "--" + name.replace("_", "-")
-    help_text = _help(field).replace("%", "%%")
+    help_text = _help(field).replace("%", "%%") if listed else argparse.SUPPRESS
     kind = _without_none(field.annotation)
     if kind is bool:
         group.add_argument(

@@ -155,6 +155,9 @@ class Settings(BaseModel):
     #: Whether running the same command again resumes an interrupted job.
     resumes: ClassVar[bool] = False
 
+    #: Inherited settings that the job takes and doesn't need; `--help` leaves them out.
+    unlisted: ClassVar[frozenset[str]] = frozenset()
+
     def plain(self) -> dict[str, Any]:
         """The settings as JSON-ready values, for YAML files and MLflow."""
         return self.model_dump(mode="json")

@@ -1,13 +1,17 @@
 """The edge: command lines and YAML files, and what a mistake is answered with."""
 
+import json
+import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
-from raygan.cli import parse, run_job
+from raygan.cli import Job, parse, run_job
 from raygan.data.settings import PrepareSettings
 from raygan.errors import ConfigurationError, RayganError, Terminated
 from raygan.evaluation.settings import EvaluateSettings
@@ -203,7 +207,7 @@ def test_a_job_exits_with_2_and_one_line_for_a_wrong_command_line():
     ("kind", "values", "way_on"),
     [
         (TrainSettings, ["--name", "a"], "; the same command resumes it"),
-        (TrainSettings, [], "; the same command with the --name shown above resumes it"),
+        (TrainSettings, [], "; the same command, with the --name printed above if there is one, resumes it"),
         (EvaluateSettings, ["--name", "a"], ""),
     ],
 )
@@ -302,6 +306,72 @@ def test_streams_that_take_nothing_are_no_traceback(shell, status, says):
     job = f"exec '{sys.executable}' '{REPOSITORY}/jobs/train.py' --dry-run --data x {shell}"
     done = subprocess.run(["/bin/bash", "-c", job], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, says)
+
+
+def job_of(main):
+    """A process that runs a job with this body, indented by four spaces."""
+    program = "from raygan.cli import run_job\nfrom raygan.evaluation.settings import EvaluateSettings\n"
+    program += f"def main(settings):\n{main}\nrun_job(EvaluateSettings, main, doc='', argv=['--data', 'x'])"
+    return [sys.executable, "-c", program]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_not_blamed_on_standard_output(unbuffered):
+    job = job_of("    open('/dev/full', 'w').write('x' * 100_000)")
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(job, capture_output=True, text=True, env=environment, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: a disk is full (that of {tempfile.gettempdir()}?): make room\n",
+    )
+
+
+def test_lines_of_both_streams_are_in_order_in_a_log():
+    job = job_of("    import sys\n    print('first')\n    print('second', file=sys.stderr)")
+    done = subprocess.run(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout == "first\nsecond\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "says"),
+    [(True, {}, "None"), (True, {"NO_COLOR": "1"}, "0"), (False, {}, "0"), (False, {"RAY_COLOR_PREFIX": "1"}, "1")],
+)
+def test_ray_colors_nothing_in_a_log_or_against_the_user_s_wish(terminal, variables, says):
+    job = job_of("    import os\n    print(os.environ.get('RAY_COLOR_PREFIX'))")
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "RAY_COLOR_PREFIX")}
+    reader, writer = os.openpty() if terminal else os.pipe()
+    subprocess.run(job, stdout=writer, stderr=writer, env=environment | variables, cwd=REPOSITORY, check=True)
+    os.close(writer)
+    assert os.read(reader, 100).split() == [says.encode()]
+    os.close(reader)
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_the_very_end_is_no_traceback(sent, status):
+    """Ray ends in such a function, for seconds."""
+    slow = "    import atexit, time\n    atexit.register(lambda: (print('ending', flush=True), time.sleep(60)))"
+    job = subprocess.Popen(job_of(slow), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert job.stdout.readline() == "ending\n"
+    job.send_signal(sent)
+    assert (*job.communicate(), job.returncode) == ("", "", status)
+
+
+class Undefined:
+    """A result with numbers that JSON lacks."""
+
+    def __init__(self, settings):
+        pass
+
+    def to_json(self):
+        return json.dumps({"a": math.nan, "b": [math.inf, 1.5]})
+
+
+def test_the_last_line_is_json_for_every_parser(capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    settings = "raygan.evaluation.settings:EvaluateSettings"
+    with pytest.raises(SystemExit):
+        Job("", settings, "tests.test_cli:Undefined").run("job", ["--data", "x"])
+    assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5]}\n'
 
 
 def test_a_current_folder_that_is_gone_is_named(tmp_path):

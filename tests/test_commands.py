@@ -15,7 +15,7 @@ import pytest
 
 from raygan import tracking
 from raygan.benchmarks.registry import BENCHMARKS
-from raygan.cli import load
+from raygan.cli import load, parse
 from raygan.commands import JOBS, main
 from raygan.models.gan import NetworkSettings, build_generator, save_generator
 from raygan.runtime.settings import StorageSettings
@@ -71,6 +71,17 @@ def test_both_give_the_same_help(words, monkeypatch, capsys):
     assert one.startswith(f"usage: raygan {' '.join(words)} ")
     shown = one.replace(f"raygan {job}", "X")
     assert shown.split() == other.replace(f"python jobs/{job}.py", "X").replace(f"{job}.py", "X", 1).split()
+
+
+@pytest.mark.parametrize(("job", "listed"), [("promote", False), ("export", False), ("serve", False), ("train", True)])
+def test_a_job_without_a_run_takes_a_run_s_settings_and_lists_none(job, listed, monkeypatch, capsys):
+    shown = help_of(main, ["raygan", job], monkeypatch, capsys)
+    assert "--tracking-uri" in shown
+    for flag in ("--experiment", "--system-metrics"):
+        assert (flag in shown) == listed
+    given = {"promote": ["--model", "x"], "export": ["--model", "x", "--output", "y"], "train": ["--data", "x"]}
+    settings, _ = parse(load(JOBS[job].settings), [*given.get(job, []), "--experiment", "e"], doc="")
+    assert settings.experiment == "e"
 
 
 @pytest.mark.parametrize("job", [*JOBS.values(), *BENCHMARKS.values()], ids=lambda job: job.function)

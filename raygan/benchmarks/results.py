@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import raygan
+from raygan.cli import strict_json
 from raygan.errors import ConfigurationError
 from raygan.machine import cores
 
@@ -52,5 +53,4 @@ def _processor() -> str:
 def write_json(path: str | None, result: dict[str, Any]) -> None:
     """Write the numbers, if a path is given; null for NaN, which JSON lacks."""
     if path:
-        plain = json.loads(json.dumps(result), parse_constant=lambda _: None)
-        Path(path).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(strict_json(json.dumps(result), indent=2) + "\n", encoding="utf-8")

@@ -129,6 +129,7 @@ class TrainBenchmarkSettings(NumbersFile, TrainSettings):
     """Settings of `jobs/benchmark.py train`."""
 
     group: ClassVar[str] = "benchmark"
+    resumes: ClassVar[bool] = False
 
     measure_kimg: float = option(6.0, "length of each training", unit="thousands of images", gt=0)
     workers: list[int] = option(
@@ -164,6 +165,8 @@ class QualityBenchmarkSettings(NumbersFile, StorageSettings):
 
 class TuneBenchmarkSettings(NumbersFile, TuneSettings):
     """Settings of `jobs/benchmark.py tune`."""
+
+    resumes: ClassVar[bool] = False
 
 
 #: What `scale --photos` measures, see `raygan.benchmarks.reading`.

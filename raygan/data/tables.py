@@ -1,7 +1,8 @@
 """Labels from tables beside photos, such as a competition's ``labels.csv`` or a hub's ``metadata.jsonl``.
 
 A table counts only where neither several folders nor file names tell the labels. It names photos by their paths, their
-names, or their names without endings; a name that several photos share stands for none of them.
+names, or their names without endings. A name that several photos share stands for none of them; whether an ending has
+capitals makes no difference.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygan.data import columns
-from raygan.data.kinds import split_path, without_ending
+from raygan.data.kinds import ending, split_path, without_ending
 from raygan.data.labels import Guess
 from raygan.errors import ConfigurationError
 
@@ -93,6 +94,13 @@ class _Photos:
         if not value:
             return None
         path = posixpath.normpath(_composed(value).replace("\\", "/"))
+        found = self._find(path, folder)
+        if found is None:  # 1.jpg in the table may be 1.JPG on the disk
+            other = self._find(without_ending(path), folder)
+            found = other if other and ending(other) == ending(path) else None
+        return found
+
+    def _find(self, path: str, folder: str) -> str | None:
         below = self._whole.get(posixpath.join(_composed(folder), path)) or self._whole.get(path)
         return below or self._short.get(posixpath.basename(path))
 

@@ -25,6 +25,7 @@ import importlib
 import io
 import os
 import re
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -179,8 +180,10 @@ def inception_v3(path: str | None = None) -> Features:
     Raises:
         ConfigurationError: the file does not hold Inception's weights, or the download fails.
     """
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
+    if not (path or Path(torch.hub.get_dir(), "checkpoints", os.path.basename(URL_INCEPTION_V3)).exists()):
+        print(f"downloading Inception's weights (91 MB) from {URL_INCEPTION_V3}", file=sys.stderr, flush=True)
     try:
         if path:
             read_tensors(path)  # refuses code, which the library would run

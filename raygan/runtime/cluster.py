@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -61,9 +62,9 @@ def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = Fa
             include_dashboard=True,
             **options,
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises a bare one if a process of its own takes too long
         if options:
-            raise RayganError(f"Ray can't start on this machine: {first_line(error)}") from None
+            raise RayganError(f"Ray can't start on this machine: {_why_not_started(error)}") from None
         raise _refusal(address or "of this machine", error) from None
     if options:
         local.say_where_store_is(min(node.get("object_store_memory", 0.0) for node in nodes()))
@@ -123,6 +124,14 @@ def _refusal(address: str, error: BaseException) -> RayganError:
             f"install the cluster's version here"
         )
     return _no_answer(address, first_line(error))
+
+
+def _why_not_started(error: BaseException) -> str:
+    """Why a cluster on this machine did not start."""
+    log = re.search(r"\S+/dashboard\.(log|err)\b", str(error))  # Ray quotes pages of it
+    if log is None:
+        return first_line(error)
+    return f"its dashboard did not: run the command again if the machine was busy; otherwise see {log[0]}"
 
 
 def _no_answer(address: str, reason: str) -> RayganError:

@@ -45,6 +45,11 @@ def is_removed(group: Any) -> bool:
     return bool(group.state == PlacementGroupTableData.REMOVED)
 
 
+def is_waiting(group: Any) -> bool:
+    """Whether a group of `placement_groups` has not got its resources yet, or has lost them with a node."""
+    return group.state in (PlacementGroupTableData.PENDING, PlacementGroupTableData.RESCHEDULING)
+
+
 def kill(actor: bytes) -> None:
     """Kill an actor that this process has started, by its id.
 

@@ -1,4 +1,4 @@
-"""Returning cores that a dead training still holds.
+"""Returning cores that a dead training still holds, and telling of a training that waits for cores.
 
 Ray Train reserves a training's cores in a placement group. Its controller, an actor, creates the group and removes it
 when the training ends. If the controller is killed (a stopped trial, a population's exploit), the group stays until
@@ -14,19 +14,25 @@ replace it if it told a group's creator and whether the creator is alive.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from tqdm import tqdm
 
 from raygan.runtime import private
 
 #: Seconds between two looks at the table.
 _EVERY_S = 1.0
+
+#: Seconds after which a training that waits for its resources is no longer just starting.
+_LATE_S = 15.0
 
 #: Seconds to wait for controllers to die at the end of a training or search.
 _END_S = 10.0
@@ -38,17 +44,20 @@ _ADDRESS = "RAY_ADDRESS"
 def returned_cores() -> Iterator[None]:
     """Remove the placement groups of this job's dead trainings while the block runs, and at its end.
 
+    If a training waits for resources meanwhile, that is said once.
+
     The end waits at most 10 s until the groups that the block's trainings made are gone. If the block raises, for
     example at Ctrl-C in a notebook, the controllers that this process started are killed first.
     """
     before = {group.placement_group_id for group in _groups_of_actors()}
-    ended = threading.Event()
+    ended, waiting = threading.Event(), _Waiting()
 
     def sweep() -> None:
         while not ended.wait(_EVERY_S):
             # A head that doesn't answer for a moment must not end the sweeping, or cores stay taken again.
             with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):
                 remove_orphans()
+                waiting.look(_groups_of_actors())
 
     sweeper = threading.Thread(target=sweep, name="returned-cores", daemon=True)
     sweeper.start()
@@ -62,6 +71,33 @@ def returned_cores() -> Iterator[None]:
         sweeper.join()
         if ray.is_initialized():
             _remove_all_but(before, kill=failed)
+
+
+class _Waiting:
+    """Says, once, that a training waits for resources, which looks like one that hangs."""
+
+    def __init__(self) -> None:
+        self._since: dict[bytes, float] = {}
+        self._said = False
+
+    def look(self, groups: Sequence[Any]) -> None:
+        """Look at this job's placement groups; called once in a while."""
+        now = time.monotonic()
+        waiting = {group.placement_group_id: group for group in groups if private.is_waiting(group)}
+        self._since = {number: self._since.get(number, now) for number in waiting}
+        late = next((number for number, since in self._since.items() if now - since >= _LATE_S), None)
+        if late is None or self._said:
+            return
+        self._said = True
+        wanted: Counter[str] = Counter()
+        for bundle in waiting[late].bundles:
+            wanted.update(bundle.unit_resources)
+        listed = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        tqdm.write(
+            f"waiting for {listed}, which the cluster doesn't have free (see `ray status`): the training starts once "
+            f"other jobs end or nodes are added",
+            file=sys.stderr,
+        )
 
 
 def _remove_all_but(before: set[bytes], kill: bool) -> None:

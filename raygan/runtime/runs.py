@@ -119,6 +119,12 @@ def is_finished(settings: StorageSettings, name: str) -> bool:
     return record is not None and record.get("state") == "finished"
 
 
+def begun_with(settings: StorageSettings, name: str | None, under: str = "runs") -> dict[str, Any]:
+    """The settings that a run of this name began with; empty for a new run."""
+    record = storage.read_json(storage.join(settings.storage, under, name, "run.json")) if name else None
+    return dict((record or {}).get("settings", {}))
+
+
 def recorded(settings: StorageSettings) -> dict[str, Any]:
     """The settings without passwords, fit to be shown to everyone."""
     values = settings.model_dump(mode="json", exclude={"tracking_uri"})

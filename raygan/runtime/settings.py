@@ -63,6 +63,9 @@ class StorageSettings(Settings):
     )
 
 
+#: Settings of `StorageSettings` that only a job with a run of its own needs.
+OF_RUNS = frozenset({"experiment", "system_metrics"})
+
 #: When a new version gets the serving alias of its registered model.
 Promotion = Annotated[Literal["better", "always", "never"], Switch(on="always", off="never")]
 
@@ -164,6 +167,7 @@ class PromoteSettings(StorageSettings):
     """The settings of `raygan promote`."""
 
     group: ClassVar[str] = "promotion"
+    unlisted: ClassVar[frozenset[str]] = OF_RUNS
 
     model: str = option(..., "registered version to serve, as NAME/VERSION; with --rollback, only NAME")
     rollback: bool = option(False, "serve the previously served version again")

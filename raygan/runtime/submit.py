@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +27,12 @@ _TALKATIVE = ("ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 
 #: Ray replaces this by the path of the unpacked checkout on each node.
 _CHECKOUT = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+
+#: Seconds after which a job that has not started is worth a word.
+_PENDING_S = 10.0
+
+#: What the client raises if the cluster doesn't answer.
+_LOST = (RuntimeError, OSError, aiohttp.ClientError, ray.exceptions.RayError)
 
 _WANTED_ADDRESS = "the address of the cluster's dashboard, such as http://HEAD:8265"
 
@@ -59,7 +66,7 @@ def submit(settings: SubmitSettings, command: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\njob {name} keeps running", file=sys.stderr)
         return 130
-    except (RuntimeError, OSError, aiohttp.ClientError, ray.exceptions.RayError) as error:
+    except _LOST as error:
         raise RayganError(f"lost contact with job {name}, which may still run: {first_line(error)}") from None
     if not info.status.is_terminal():  # a proxy ended the connection
         raise RayganError(
@@ -133,5 +140,23 @@ def _reason(info: JobDetails) -> str:
 
 
 async def _follow(client: JobSubmissionClient, name: str) -> None:
-    async for lines in client.tail_job_logs(name):
-        print(lines, end="", flush=True)
+    waiting = asyncio.create_task(_say_if_pending(client, name))
+    try:
+        async for lines in client.tail_job_logs(name):
+            waiting.cancel()
+            print(lines, end="", flush=True)
+    finally:
+        waiting.cancel()
+
+
+async def _say_if_pending(client: JobSubmissionClient, name: str) -> None:
+    """Say why nothing is to be seen, if the job has not started after a while."""
+    await asyncio.sleep(_PENDING_S)
+    with suppress(*_LOST):
+        info = await asyncio.to_thread(client.get_job_info, name)
+        if info.status == JobStatus.PENDING:
+            print(
+                f"job {name}: {info.message or 'it has not started yet.'} Installing the checkout on a node takes "
+                f"minutes the first time; Ctrl-C leaves the job running",
+                file=sys.stderr,
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from raygan.runtime.settings import StorageSettings
+from raygan.runtime.settings import OF_RUNS, StorageSettings
 from raygan.settings import Address, NameOrAddress, option
 
 
@@ -38,6 +38,7 @@ class ExportSettings(StorageSettings):
     """All settings of `jobs/export.py`."""
 
     group: ClassVar[str] = "export"
+    unlisted: ClassVar[frozenset[str]] = OF_RUNS
 
     model: NameOrAddress = option(
         ...,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from raygan.runtime.settings import StorageSettings
+from raygan.runtime.settings import OF_RUNS, StorageSettings
 from raygan.settings import option
 
 
@@ -61,6 +61,7 @@ class ServeJobSettings(StorageSettings):
     """The flags of `jobs/serve.py`; the service's own arguments are in its file."""
 
     group: ClassVar[str] = "service"
+    unlisted: ClassVar[frozenset[str]] = OF_RUNS
 
     service: str = option(
         "serve_config.yaml", "Ray Serve's configuration file: host, port, replicas, the service's arguments"

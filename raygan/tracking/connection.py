@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -83,6 +83,11 @@ def connect(settings: StorageSettings) -> MlflowClient:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = client.get_experiment_by_name(settings.experiment)
             _tidy(uri)
+    except Timeout:
+        raise RayganError(
+            f"another job has been working on the tables of {public(uri)} for {_TABLES_S:.0f} s: run the command again "
+            f"once it is done"
+        ) from None
     except Exception as error:
         # Stores raise whatever their drivers raise. In any case, what users can change is the address.
         reason = first_line(error).replace(uri, public(uri))
@@ -223,13 +228,15 @@ def _check_server(uri: str) -> None:
 
 def await_server(settings: StorageSettings, patience_s: float) -> None:
     """Return once MLflow's server answers, or after this time in any case; at once if there is none but a database."""
-    uri, deadline = tracking_uri(settings), time.monotonic() + patience_s
+    uri, deadline, said = tracking_uri(settings), time.monotonic() + patience_s, False
     while uri.startswith(("http://", "https://")) and time.monotonic() < deadline:
         try:
             _check_server(uri)
             return
         except RayganError as error:
-            print(f"waiting for {patience_s / 60:.0f} minutes at most: {error}", file=sys.stderr, flush=True)
+            if not said:
+                print(f"waiting for {patience_s / 60:.0f} minutes at most: {error}", file=sys.stderr, flush=True)
+            said = True
             time.sleep(5)
 
 

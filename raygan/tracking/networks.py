@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raygan import tracking
+from raygan.addresses import parent
 from raygan.errors import ConfigurationError
 from raygan.models.registry import DEFAULT_FEATURES, FEATURES, SECOND_FEATURES
 from raygan.runtime import storage
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 #: The name of the registered classifier where a feature network is named.
 GOOGLENET = "googlenet"
+
+#: Folder in the storage of the registered classifier's versions.
+_CLASSIFIERS = "classifiers"
 
 #: A classifier folder's files, in the order in which they are written: the JSON file marks the folder as complete.
 _FILES = ("classifier.safetensors", "classifier.json")
@@ -37,7 +41,7 @@ def registered_classifier(settings: StorageSettings, name: str | None = None) ->
     if model is None:
         return None
     # Versions begin at 1 in every registry; run ids are unique everywhere.
-    folder = storage.join(settings.storage, "classifiers", f"v{model.version}-{str(model.run_id)[:8]}")
+    folder = storage.join(settings.storage, _CLASSIFIERS, f"v{model.version}-{str(model.run_id)[:8]}")
     if not storage.is_file(storage.join(folder, _FILES[-1])):
         with tempfile.TemporaryDirectory() as scratch:
             fetched = tracking.download_model(client, model, Path(scratch))
@@ -62,12 +66,20 @@ def find_classifier(settings: StorageSettings, name: str) -> str:
     return folder
 
 
-def feature_network(settings: StorageSettings, name: str, flag: str) -> str:
+def feature_network(settings: StorageSettings, name: str, flag: str, before: str | None = None) -> str:
     """What `load_network` takes for a feature network as users name it: ``googlenet`` is the registered classifier.
+
+    Args:
+        settings: the storage, and where MLflow is.
+        name: of the network.
+        flag: that names it, for messages.
+        before: what a run that is resumed has used. A version of the classifier stays, whatever the champion is now.
 
     Raises:
         ConfigurationError: the network can't be loaded. It names the flag, before any worker asks for the network.
     """
+    if name == GOOGLENET and before and parent(before) == storage.join(settings.storage, _CLASSIFIERS):
+        name = before
     if name == GOOGLENET:
         folder = registered_classifier(settings)
         if folder is None:

@@ -14,9 +14,10 @@ A few hundred samples are enough to watch a training; `jobs/evaluate.py` makes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -266,11 +267,20 @@ def can_hold_back(validation: int) -> bool:
     return can_measure(validation // 2)
 
 
-def with_network(settings: TrainSettings) -> TrainSettings:
-    """The settings, with the feature network as workers load it. Raises ConfigurationError if it isn't available."""
+def with_network(settings: TrainSettings, begun: Mapping[str, Any] = MappingProxyType({})) -> TrainSettings:
+    """The settings, with the feature network as workers load it.
+
+    Args:
+        settings: of the training.
+        begun: those that it began with, if it is resumed: it keeps its classifier.
+
+    Raises:
+        ConfigurationError: the network isn't available.
+    """
     if settings.quality_every == 0:
         return settings
-    network = feature_network(settings, settings.quality_network, "--quality-network")
+    before = begun.get("quality_network")
+    network = feature_network(settings, settings.quality_network, "--quality-network", before)
     return settings.model_copy(update={"quality_network": network})
 
 

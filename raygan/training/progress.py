@@ -30,6 +30,10 @@ _SERIES = re.compile(r"pictures/(?P<name>\w+)-(?P<images>\d+)-images\.png")
 _CROWDED, _CROWDED_MINUTES = 0.3, 1.0
 
 
+#: Seconds after the end of a training from which a measurement that is still to come is worth a word.
+_MEASURING_S = 5.0
+
+
 class MeasuringStuckError(RayganError):
     """The training is over, but the measurements that Ray Train still waits for don't end."""
 
@@ -72,6 +76,7 @@ class Progress:
         self._crowded_since: float | None = None  # minutes; infinite once the user knows
         self._patience_s = patience_s
         self._awaited: list[int] = []  # images of checkpoints that are to be measured, one after another
+        self._said_measuring = False
         self._over = False  # whether the last report has come
         self._moved = 0.0  # when a measurement last ended, or the first of those was asked for
 
@@ -104,12 +109,18 @@ class Progress:
         self._history.save(at_least_every_s=5)
 
     def look(self) -> None:
-        """Tell of a measurement that should have come by now: its task was killed, or found no room.
+        """Tell of a measurement that is all that is left to do, or that should have come by now.
+
+        The latter's task was killed, or found no room.
 
         Raises:
             MeasuringStuckError: nothing else is left to do.
         """
-        if self._awaited and time.monotonic() - self._moved >= self._patience_s:
+        waited = time.monotonic() - self._moved
+        if self._awaited and self._over and waited >= _MEASURING_S and not (self._told or self._said_measuring):
+            self._said_measuring = True
+            tqdm.write("the training is done; its last checkpoint is still being measured", file=sys.stderr)
+        if self._awaited and waited >= self._patience_s:
             reason = "its task did not end in time, or found no room in the cluster"
             over = self._over or self.collapse is not None
             for images in list(self._awaited) if over else self._awaited[:1]:

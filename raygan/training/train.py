@@ -29,7 +29,7 @@ from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, load_generator
 from raygan.runtime import capacity, cluster, reservations, storage
 from raygan.runtime.room import warn_of_room
-from raygan.runtime.runs import RunRecord, address_of, recorded
+from raygan.runtime.runs import RunRecord, address_of, begun_with, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.tracking.promotion import Decision, carry_out
 from raygan.training import monitor, plots, promotion
@@ -111,7 +111,7 @@ def train(settings: TrainSettings, trial: TrialTraining | None = None) -> TrainR
     data = check(settings)
     tracking.check_records(settings)
     cluster.connect(settings)
-    settings = monitor.with_network(settings)
+    settings = monitor.with_network(settings, begun_with(settings, settings.name))
     resources = capacity.place(settings, quiet=trial is not None)
     schedule = Schedule.of(settings, data.manifest.count("train", settings.label), settings.batch_size)
     run = _open_run(settings, schedule, data)

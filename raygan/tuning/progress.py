@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import ray.tune
 from tqdm import tqdm
@@ -26,8 +26,11 @@ _LATEST = 4
 class SearchProgress(ray.tune.Callback):
     """Shows a bar over the images of all trials, and deletes checkpoints of ended trials but the best and the baseline.
 
-    Ray Tune pickles it with the search.
+    Ray Tune pickles it with the search. A resumed search has another instance than the one that was made for it: the
+    bar is the class's, of which a process needs one.
     """
+
+    _shown: ClassVar[tqdm | None] = None
 
     def __init__(self, settings: TuneSettings, search: str, baseline: Mapping[str, Any] | None = None):
         self._runs, self._search = storage.join(settings.storage, "runs"), search
@@ -36,9 +39,22 @@ class SearchProgress(ray.tune.Callback):
         self._kids: dict[str, float] = {}
         self._images: dict[str, int] = {}
         self._ended: dict[str, str] = {}
-        self._bar: tqdm | None = None
         self._trials = settings.trials
         self._copies: dict[str, list[Any]] = {}
+        SearchProgress._shown = None  # an earlier search's, which is closed
+
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed search has to know, in Tune's record of the search."""
+        return {"kids": self._kids, "images": self._images, "ended": self._ended}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from an earlier session's state."""
+        self._kids, self._images, self._ended = state["kids"], state["images"], state["ended"]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial starts, perhaps again."""
+        self._ended.pop(trial.trial_id, None)
+        self._show(trials, starting=1)  # Tune has not set its state yet
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -70,11 +86,14 @@ class SearchProgress(ray.tune.Callback):
         """A trial has failed for good."""
         self._end(trial, "failed", trials)
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """The search is over."""
+        self._show([])
+
     def close(self) -> None:
-        """Close the bar, leaving its last line on screen."""
-        if self._bar is not None:
-            self._show([])
-            self._bar.close()
+        """Close the bar, leaving its last line on screen. It shows nothing from a search that is being stopped."""
+        if SearchProgress._shown is not None:
+            SearchProgress._shown.close()
 
     def _end(self, trial: Any, how: str, trials: list[Any]) -> None:
         self._ended[trial.trial_id] = how
@@ -89,16 +108,21 @@ class SearchProgress(ray.tune.Callback):
             except RayganError as error:  # they only take space
                 tqdm.write(f"warning: {error}", file=sys.stderr)
 
-    def _show(self, trials: list[Any]) -> None:
-        if self._bar is None:
-            self._bar = tqdm(total=self._trials * self._length, desc="search", unit="img", unit_scale=True)
+    def _show(self, trials: list[Any], starting: int = 0) -> None:
+        seen = sum(self._images.values())
         # For the time left, images that a stopped trial will not train count as done.
         skipped = sum(self._length - self._images.get(number, 0) for number in self._ended)
-        self._bar.total = self._trials * self._length - skipped
-        running = sum(trial.status == "RUNNING" for trial in trials)
+        total = self._trials * self._length - skipped
+        if SearchProgress._shown is None:
+            # What an earlier session trained doesn't count as this one's speed.
+            SearchProgress._shown = tqdm(initial=seen, total=total, desc="search", unit="img", unit_scale=True)
+        bar = SearchProgress._shown
+        bar.total = total
+        running = starting + sum(trial.status == "RUNNING" for trial in trials)
         failed = sum(how == "failed" for how in self._ended.values())
-        best = min(self._kids.values(), default=math.inf)
-        self._bar.set_postfix_str(
-            f"{len(self._ended) - failed} done, {running} running, {failed} failed, best KID {best:.3g}", refresh=False
+        known = f", best KID {min(self._kids.values()):.3g}" if self._kids else ""
+        bar.set_postfix_str(
+            f"{len(self._ended) - failed} done, {running} running, {failed} failed{known}", refresh=False
         )
-        self._bar.update(sum(self._images.values()) - self._bar.n)
+        bar.update(seen - bar.n)
+        bar.refresh()

@@ -30,7 +30,7 @@ from raygan.data.shards import DataSet
 from raygan.errors import ConfigurationError, RayganError
 from raygan.models.gan import NetworkSettings
 from raygan.runtime import capacity, cluster, reservations, storage
-from raygan.runtime.runs import RunRecord, is_finished, recorded
+from raygan.runtime.runs import RunRecord, begun_with, is_finished, recorded
 from raygan.runtime.settings import StorageSettings, WorkerOptions
 from raygan.training.build import network_settings
 from raygan.training.inherit import Inheritance
@@ -100,16 +100,21 @@ def tune(settings: TuneSettings) -> TuneResult:
     try_values([axis for axis in axes if axis.name == "batch_size"], base, check)
     tracking.check_records(settings)
     cluster.connect(settings)
-    base = with_network(base)
+    begun = begun_with(settings, settings.name, "searches")
+    base = with_network(base, begun)
     resources = capacity.place(base)
     room = capacity.room(resources) // base.fewest_workers
-    at_once = min(settings.trials, settings.concurrent or max(1, room))  # no room yet: a cluster may add nodes
+    concurrent = begun.get("concurrent", settings.concurrent)
+    if settings.concurrent not in (None, concurrent):
+        print("--concurrent has no effect: a resumed search runs as many trials at a time as it began with")
+    at_once = min(settings.trials, concurrent or max(1, room))  # no room yet: a cluster may add nodes
     networks = network_settings(base, tuple(data.manifest.classes) if base.conditional else ())
     check_room(base, networks, runs=at_once + KEPT)
     name = settings.name or time.strftime(f"search-{slug(settings.label or 'all', 60, ascii_only=True)}-%Y%m%d-%H%M%S")
     full_length = f"{name}-best"
     record = RunRecord.open(
-        settings,
+        # With the classifier pinned: all trials are judged by the same network.
+        settings.model_copy(update={"quality_network": base.quality_network, "concurrent": concurrent}),
         name,
         data.manifest.fingerprint,
         may_change=MAY_CHANGE,

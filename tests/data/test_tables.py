@@ -52,6 +52,18 @@ def test_photos_by_any_name_get_their_labels(tmp_path, content):
     assert "of labels.csv, photos by its column" in listing.describe()
 
 
+def test_capitals_of_an_ending_make_no_difference(tmp_path):
+    for i in range(8):
+        write(tmp_path / "photos" / f"{i:03}.{('JPG', 'jpg')[i % 2]}")
+    write(tmp_path / "photos" / "twice.jpg")
+    write(tmp_path / "photos" / "twice.JPG")
+    write(tmp_path / "photos" / "other.PNG")
+    named = [*(f"{i:03}.jpg" for i in range(8)), "twice.JPG", "twice.jpg", "other.jpg"]
+    write(tmp_path / "labels.csv", breeds(named).encode())
+    known = {f"photos/{i:03}.{('JPG', 'jpg')[i % 2]}": ("dog", "cat")[i % 2] for i in range(8)}
+    assert labels(tmp_path) == known | {"photos/twice.JPG": "dog", "photos/twice.jpg": "cat"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

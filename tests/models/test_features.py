@@ -8,7 +8,7 @@ from torchvision.models import GoogLeNet, resnet18
 from torchvision.transforms.functional import normalize
 
 from raygan.errors import ConfigurationError
-from raygan.models.features import load_features
+from raygan.models.features import inception_v3, load_features
 
 
 def test_an_images_features_do_not_depend_on_the_images_beside_it():
@@ -76,3 +76,19 @@ def test_files_and_names_of_no_network_are_refused(tmp_path, content):
         ConfigurationError, match="give efficientnet_lite0, efficientnet_lite2, inception_v3, a classifier"
     ):
         load_features("resnet")
+
+
+def test_a_download_of_inception_s_weights_is_announced_unless_they_are_there(tmp_path, monkeypatch, capsys):
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    def unreachable(*args, **options):
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(fidelity, "FeatureExtractorInceptionV3", unreachable)
+    for said in (f"downloading Inception's weights (91 MB) from {fidelity.URL_INCEPTION_V3}\n", ""):
+        with pytest.raises(ConfigurationError, match=r"can't be downloaded \(unreachable\)"):
+            inception_v3()
+        assert capsys.readouterr().err == said
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth").touch()

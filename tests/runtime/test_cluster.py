@@ -141,6 +141,31 @@ def test_another_version_is_reported(refused):
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "\nThe last 20 lines of /tmp/ray/s/logs/dashboard.log (it contains the error message): \nINFO a\nINFO b",
+            "its dashboard did not: run the command again if the machine was busy; otherwise see "
+            "/tmp/ray/s/logs/dashboard.log",
+        ),
+        ("The current node timed out during startup. GCS may be overloaded.\n", None),
+    ],
+)
+def test_a_machine_too_busy_to_start_ray_is_reported(said, why, monkeypatch):
+    """Ray raises bare exceptions, worded like this."""
+
+    def fail(**_):
+        raise Exception(said)
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RayganError) as raised:
+        cluster.connect()
+    assert str(raised.value) == f"Ray can't start on this machine: {why or said.strip()}"
+
+
 @pytest.mark.cluster
 def test_a_cluster_that_is_gone_is_replaced_by_a_local_one_on_loopback_whose_workers_dont_starve():
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # short: Ray's sockets are below it

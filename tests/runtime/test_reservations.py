@@ -83,6 +83,30 @@ def quietly(call, *arguments):
         call(*arguments)
 
 
+def test_a_training_that_waits_for_cores_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reservations, "_LATE_S", 1.0)
+    taken = ray.util.placement_group([{"CPU": 1}])
+    ray.get(taken.ready())
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        wait_and_interrupt(tmp_path, said, capsys)
+    ray.util.remove_placement_group(taken)
+    assert "".join(said) == (
+        f"waiting for {CORES:g} CPU, which the cluster doesn't have free (see `ray status`): the training starts once "
+        "other jobs end or nodes are added\n"
+    )
+    wait_for_cores()
+
+
+def wait_and_interrupt(folder, said, capsys):
+    with reservations.returned_cores():
+        threading.Thread(target=quietly, args=(train, str(folder)), daemon=True).start()
+        wait_until(lambda: said.append(capsys.readouterr().err) or "waiting" in "".join(said), "it says so")
+        time.sleep(3)
+        said.append(capsys.readouterr().err)
+        raise KeyboardInterrupt
+
+
 def test_other_placement_groups_stay():
     group = ray.util.placement_group([{"CPU": 1}])
 

@@ -1,5 +1,6 @@
 """Submitted jobs, on a real cluster and without one."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -149,6 +150,27 @@ def test_a_job_that_did_not_run_has_its_reason_reported(submitted, capsys, statu
     submitted(lambda client, name: info)
     assert submit(settings(), ["train.py"]) == (exit_code or 1)
     assert capsys.readouterr().err == says
+
+
+def test_a_job_that_has_not_started_says_why_once(submitted, capsys, monkeypatch):
+    monkeypatch.setattr("raygan.runtime.submit._PENDING_S", 0.01)
+    states = [JobStatus.PENDING, JobStatus.SUCCEEDED]
+
+    def info(client, name):
+        return JobDetails(type="SUBMISSION", entrypoint="x", status=states.pop(0), runtime_env={"pip": ["x"]})
+
+    async def tail(client, name):
+        await asyncio.sleep(0.5)
+        yield "working\n"
+
+    submitted(info, tail)
+    assert submit(settings(), ["train.py"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1:] == ["working"]
+    assert err == (
+        "job x: Job has not started yet. It may be waiting for the runtime environment to be set up. Installing the "
+        "checkout on a node takes minutes the first time; Ctrl-C leaves the job running\n"
+    )
 
 
 @pytest.mark.parametrize("error", [aiohttp.ClientConnectionError("gone"), RuntimeError("gone"), OSError("gone")])

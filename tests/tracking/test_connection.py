@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from raygan import tracking
 from raygan.errors import RayganError
@@ -79,11 +80,18 @@ def test_a_trial_waits_for_a_server_that_comes_back(monkeypatch, capsys):
     monkeypatch.setattr(connection.time, "sleep", waited.append)
     tracking.await_server(StorageSettings(storage="/here", tracking_uri="http://mlflow:5000"), 600)
     assert (len(waited), answers) == (2, [])
-    assert capsys.readouterr().err.count("waiting for 10 minutes at most: MLflow does not answer") == 2
+    assert capsys.readouterr().err.count("waiting for 10 minutes at most: MLflow does not answer") == 1
     answers.append(RayganError("MLflow does not answer"))
     tracking.await_server(StorageSettings(storage="/here", tracking_uri="http://mlflow:5000"), 0)
     tracking.await_server(StorageSettings(storage="/here", tracking_uri=None), 600)
     assert len(answers) == 1
+
+
+def test_a_database_that_another_job_works_on_is_not_a_wrong_address(tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "_TABLES_S", 0.1)
+    records = tmp_path / "mlflow.db"
+    with FileLock(f"{records}.lock"), pytest.raises(RayganError, match="another job has been working on the tables"):
+        tracking.connect(StorageSettings(storage=str(tmp_path), tracking_uri=None))
 
 
 def test_artifacts_use_the_endpoint_of_the_storage(settings, monkeypatch):

@@ -36,6 +36,9 @@ def test_googlenet_is_the_promoted_version(settings, tmp_path):
     assert folders[0] != folders[1]
     chosen = TrainSettings(data="x", quality_network="googlenet", **settings.plain())
     assert with_network(chosen).quality_network == folders[1]
+    # A run goes on with the classifier that it began with, unless that is another kind of network.
+    assert with_network(chosen, {"quality_network": folders[0]}).quality_network == folders[0]
+    assert with_network(chosen, {"quality_network": "efficientnet_lite0"}).quality_network == folders[1]
     assert with_network(chosen.model_copy(update={"quality_every": 0})).quality_network == "googlenet"
 
 

@@ -109,6 +109,20 @@ def test_measurements_that_fail_or_never_come_are_shown_and_recorded(progress, l
     assert len(warnings) == 5
 
 
+def test_what_a_finished_training_still_waits_for_is_said_once(progress, monkeypatch, capsys):
+    monkeypatch.setattr("raygan.training.progress._MEASURING_S", 0.0)
+    with progress() as follower:
+        follower.handle(Report(report(24).metrics, measured=True))
+        follower.look()  # the training goes on
+        assert "measured" not in capsys.readouterr().err
+        follower.handle(Report(report(80).metrics, measured=True))
+        follower.look()
+        follower.look()
+        follower.handle(Quality({"kid16_net": 3.0}, 24, 3.0, "somewhere"))
+        follower.handle(Quality({"kid16_net": 3.0}, 80, 3.0, "somewhere"))
+    assert capsys.readouterr().err.count("the training is done; its last checkpoint is still being measured") == 1
+
+
 def test_a_run_by_the_clock_shows_what_its_minutes_are_expected_to_bring(progress, capsys):
     with progress(minutes=5.0) as follower:
         follower.handle(report(24, minutes=1.0))  # four more minutes at 0.1 images/s

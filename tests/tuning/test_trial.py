@@ -1,6 +1,7 @@
 """Trials that are resumed, of whose every KID Tune must hear, and the checkpoints that they take over."""
 
 import json
+import pickle
 from types import SimpleNamespace
 
 import pyarrow.fs as pafs
@@ -133,6 +134,31 @@ def test_checkpoints_of_the_best_trials_and_of_the_baseline_stay(search_settings
     progress.close()
     left = sorted(folder.parent.name[-1] for folder in new_storage.glob("runs/*/checkpoint_1"))
     assert left == ["a", "c", "e", "f"]
+
+
+def test_a_resumed_search_shows_what_earlier_sessions_have_done(search_settings, capsys):
+    """Ray Tune keeps the state, and gives it to another instance."""
+    settings = search_settings(trials=3, trial_kimg=0.04)
+    ended, stopped, failed = (SimpleNamespace(trial_id=name, status="PENDING", config={}) for name in "abc")
+    first = SearchProgress(settings, "search")
+    for each in (ended, stopped, failed):
+        first.on_trial_start(1, [], each)
+        first.on_trial_result(1, [], each, {"kid": 0.5, "images": 16})
+    first.on_trial_result(1, [], ended, {"kid": 0.25, "images": 40})
+    first.on_trial_complete(1, [], ended)
+    first.on_trial_error(1, [], failed)
+    first.close()
+    capsys.readouterr()
+    made = SearchProgress(settings, "search")
+    resumed = pickle.loads(pickle.dumps(made))  # noqa: S301
+    resumed.set_state(json.loads(json.dumps(first.get_state())))
+    resumed.on_trial_start(2, [], failed)
+    resumed.on_trial_result(2, [], failed, {"kid": 0.75, "images": 20})
+    made.close()
+    resumed.on_experiment_end([])  # by a search that is being stopped
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "76.0/120" in last
+    assert "1 done, 0 running, 0 failed, best KID 0.25" in last
 
 
 @pytest.mark.parametrize(

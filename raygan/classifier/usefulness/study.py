@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import ray.tune
+from tqdm import tqdm
 
 from raygan import tracking
 from raygan.classifier.mixture import check_data, mixture_sizes
@@ -223,4 +224,4 @@ def _tune(task: SharedTask, sets: Sequence[tuple[Trial, TrialImages]]) -> None:
     )
     errors = tuner.fit().errors
     if errors:
-        print(f"{len(errors)} of {len(sets)} trainings failed: {last_line(errors[0])}", file=sys.stderr)
+        tqdm.write(f"{len(errors)} of {len(sets)} trainings failed: {last_line(errors[0])}", file=sys.stderr)
