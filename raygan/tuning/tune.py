@@ -13,6 +13,7 @@ A search lives in ``<storage>/searches/<name>``; the same command resumes it.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +107,10 @@ def tune(settings: TuneSettings) -> TuneResult:
     room = capacity.room(resources) // base.fewest_workers
     concurrent = begun.get("concurrent", settings.concurrent)
     if settings.concurrent not in (None, concurrent):
-        print("--concurrent has no effect: a resumed search runs as many trials at a time as it began with")
+        print(
+            "--concurrent has no effect: a resumed search runs as many trials at a time as it began with",
+            file=sys.stderr,
+        )
     at_once = min(settings.trials, concurrent or max(1, room))  # no room yet: a cluster may add nodes
     networks = network_settings(base, tuple(data.manifest.classes) if base.conditional else ())
     check_room(base, networks, runs=at_once + KEPT)
