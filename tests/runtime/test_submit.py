@@ -157,7 +157,8 @@ def test_a_job_that_has_not_started_says_why_once(submitted, capsys, monkeypatch
     states = [JobStatus.PENDING, JobStatus.SUCCEEDED]
 
     def info(client, name):
-        return JobDetails(type="SUBMISSION", entrypoint="x", status=states.pop(0), runtime_env={"pip": ["x"]})
+        message = "Job has not started yet. It may be waiting for the runtime environment to be set up."
+        return JobDetails(type="SUBMISSION", entrypoint="x", status=states.pop(0), message=message)
 
     async def tail(client, name):
         await asyncio.sleep(0.5)
