@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Ray Train gives its workers a minute to start, and Ray a process: too little for a slow machine.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+    os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # as on a cluster that raygan starts
     # A worker's next report waits for the controller's next look, and trainings of seconds report often.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
