@@ -30,7 +30,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from raygan.addresses import public_value
-from raygan.errors import ConfigurationError, RayganError, Terminated, interruption, is_full_disk
+from raygan.errors import ConfigurationError, RayganError, Terminated, first_line, interruption, is_full_disk
 from raygan.machine import limit_threads, place_caches
 from raygan.settings import OneOf, S, Settings, Switch, allowed_range, closest, preset_names, resolve
 
@@ -180,10 +180,11 @@ def guarded_output() -> Iterator[None]:
         full = is_full_disk(error)
         if not (full or isinstance(error, BrokenPipeError)):
             raise
-        if full and _takes_output():
+        if _takes_output():
             file = getattr(error, "filename", None)
             where = f"the disk of {file} is full" if file else f"a disk is full (that of {tempfile.gettempdir()}?)"
-            print(f"error: {where}: make room", file=sys.stderr)
+            lost = f"a connection was lost ({first_line(error)}): run the command again"
+            print(f"error: {f'{where}: make room' if full else lost}", file=sys.stderr)
             sys.exit(1)
         # What is still buffered can't be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -326,6 +326,14 @@ def test_a_full_disk_is_not_blamed_on_standard_output(unbuffered):
     )
 
 
+def test_a_connection_that_breaks_is_not_taken_for_a_reader_that_is_gone():
+    job = job_of("    import socket\n    near, far = socket.socketpair()\n    far.close()\n    near.send(b'x')")
+    done = subprocess.run(job, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a connection was lost (")
+    assert done.stderr.count("\n") == 1
+
+
 def test_lines_of_both_streams_are_in_order_in_a_log():
     job = job_of("    import sys\n    print('first')\n    print('second', file=sys.stderr)")
     done = subprocess.run(job, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, check=True)
