@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import raygan
-from raygan.cli import strict_json
 from raygan.errors import ConfigurationError
 from raygan.machine import cores
 
@@ -53,4 +52,6 @@ def _processor() -> str:
 def write_json(path: str | None, result: dict[str, Any]) -> None:
     """Write the numbers, if a path is given; null for NaN, which JSON lacks."""
     if path:
+        from raygan.cli import strict_json  # not above: a machine that is lent for its GPU may have torch alone
+
         Path(path).write_text(strict_json(json.dumps(result), indent=2) + "\n", encoding="utf-8")
