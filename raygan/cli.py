@@ -181,10 +181,13 @@ def guarded_output() -> Iterator[None]:
         if not (full or isinstance(error, BrokenPipeError)):
             raise
         if _takes_output():
-            file = getattr(error, "filename", None)
-            where = f"the disk of {file} is full" if file else f"a disk is full (that of {tempfile.gettempdir()}?)"
-            lost = f"a connection was lost ({first_line(error)}): run the command again"
-            print(f"error: {f'{where}: make room' if full else lost}", file=sys.stderr)
+            if not full:
+                problem = f"a connection was lost ({first_line(error)}): run the command again"
+            elif file := getattr(error, "filename", None):
+                problem = f"the disk of {file} is full: make room"
+            else:
+                problem = f"a disk is full (that of {tempfile.gettempdir()}?): make room"
+            print(f"error: {problem}", file=sys.stderr)
             sys.exit(1)
         # What is still buffered can't be written at the end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

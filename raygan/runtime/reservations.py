@@ -56,8 +56,7 @@ def returned_cores() -> Iterator[None]:
         while not ended.wait(_EVERY_S):
             # A head that doesn't answer for a moment must not end the sweeping, or cores stay taken again.
             with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):
-                remove_orphans()
-                waiting.look(_groups_of_actors())
+                waiting.look(remove_orphans())
 
     sweeper = threading.Thread(target=sweep, name="returned-cores", daemon=True)
     sweeper.start()
@@ -113,11 +112,13 @@ def _remove_all_but(before: set[bytes], kill: bool) -> None:
         time.sleep(0.2)
 
 
-def remove_orphans() -> None:
-    """Remove this job's placement groups whose creating actor is dead."""
-    for group in _groups_of_actors():
+def remove_orphans() -> list[Any]:
+    """Remove this job's placement groups whose creating actor is dead, and return the others."""
+    groups = _groups_of_actors()
+    for group in groups:
         if group.creator_actor_dead:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return [group for group in groups if not group.creator_actor_dead]
 
 
 def _groups_of_actors() -> list[Any]:

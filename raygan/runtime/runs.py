@@ -115,14 +115,17 @@ class RunRecord:
 
 def is_finished(settings: StorageSettings, name: str) -> bool:
     """Whether a training of this name is finished."""
-    record = storage.read_json(storage.join(settings.storage, "runs", name, "run.json"))
-    return record is not None and record.get("state") == "finished"
+    return _record(settings, name, "runs").get("state") == "finished"
 
 
 def begun_with(settings: StorageSettings, name: str | None, under: str = "runs") -> dict[str, Any]:
     """The settings that a run of this name began with; empty for a new run."""
-    record = storage.read_json(storage.join(settings.storage, under, name, "run.json")) if name else None
-    return dict((record or {}).get("settings", {}))
+    return dict(_record(settings, name, under).get("settings", {})) if name else {}
+
+
+def _record(settings: StorageSettings, name: str, under: str) -> dict[str, Any]:
+    """The record of a run, or of a search; empty for a new one."""
+    return storage.read_json(storage.join(settings.storage, under, name, "run.json")) or {}
 
 
 def recorded(settings: StorageSettings) -> dict[str, Any]:
