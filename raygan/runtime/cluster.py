@@ -55,13 +55,14 @@ def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = Fa
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # Ray Train asks the dashboard whether a controller is alive, and frees the cores of a dead one's workers.
-        ray.init(
-            address=address,
-            log_to_driver=log_to_driver,
-            logging_level=logging.ERROR,
-            include_dashboard=True,
-            **options,
-        )
+        with _kept_from_sigterm():
+            ray.init(
+                address=address,
+                log_to_driver=log_to_driver,
+                logging_level=logging.ERROR,
+                include_dashboard=True,
+                **options,
+            )
     except Exception as error:  # Ray raises a bare one if a process of its own takes too long
         if options:
             raise RayganError(f"Ray can't start on this machine: {_why_not_started(error)}") from None
@@ -71,8 +72,24 @@ def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = Fa
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack trace and ends the process before anything is cleaned up.
         signal.signal(signal.SIGTERM, _terminate)
+        # Blocked if this job was submitted to a cluster that another job started.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if settings is not None:
         check_shared(settings)
+
+
+@contextmanager
+def _kept_from_sigterm() -> Iterator[None]:
+    """Processes started in the block get no SIGTERM, as Ray's own get no SIGINT: the job is the one to stop them.
+
+    `timeout`, systemd and batch systems send SIGTERM to all of a job's processes at once. Without its cluster, a job
+    could neither stop its workers nor record how it ended. (The dashboard unblocks its signals, and may go.)
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cluster_address() -> str | None:

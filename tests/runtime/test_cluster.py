@@ -57,6 +57,9 @@ def test_a_stopped_job_closes_its_run_and_says_so(ray_cluster, new_storage, sent
 
 
 CONNECT = """
+import os
+import signal
+import time
 import psutil
 from raygan.cli import run_job
 from raygan.runtime.settings import StorageSettings
@@ -65,16 +68,24 @@ def main(settings):
     from raygan.runtime import cluster
     cluster.connect()
     here = psutil.Process()
-    for process in (here, *here.children(recursive=True)):
+    started = here.children(recursive=True)
+    for process in (here, *started):
         for connection in process.net_connections("inet"):
             if connection.status == psutil.CONN_LISTEN:
                 host = connection.laddr.ip.removeprefix("::ffff:")
                 if host not in ("127.0.0.1", "::1"):
                     print(process.name(), "listens on", host)
-    import os
     import ray
     nicer = ray.get(ray.remote(lambda: os.nice(0)).remote()) - os.nice(0)
     print("connected, workers are nicer by", nicer)
+    needed = [p for p in started if {"raylet", "gcs_server"} & {p.name(), p.parent().name()}]
+    assert len(needed) > 3
+    try:
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(60)
+    finally:
+        ended, _ = psutil.wait_procs(needed, timeout=2)
+        print(len(ended), "of its processes have ended")
 
 run_job(StorageSettings, main, doc="A job that connects.")
 """
@@ -167,16 +178,17 @@ def test_a_machine_too_busy_to_start_ray_is_reported(said, why, monkeypatch):
 
 
 @pytest.mark.cluster
-def test_a_cluster_that_is_gone_is_replaced_by_a_local_one_on_loopback_whose_workers_dont_starve():
+def test_a_cluster_that_is_gone_is_replaced_by_one_on_loopback_whose_workers_dont_starve_and_that_outlives_sigterm():
     with tempfile.TemporaryDirectory(prefix="r") as folder:  # short: Ray's sockets are below it
         Path(folder, "ray").mkdir()
         Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:9")
         job = run_apart({"RAY_TMPDIR": folder}, "RAY_ADDRESS", "RAY_worker_niceness")
-    assert (job.returncode, job.stdout) == (0, "connected, workers are nicer by 0\n"), job.stderr
-    assert job.stderr == "the Ray cluster at 127.0.0.1:9 is gone; running on this machine alone\n"
+    assert job.returncode == 143, job.stderr
+    assert job.stdout == "connected, workers are nicer by 0\n0 of its processes have ended\n"
+    assert job.stderr == "the Ray cluster at 127.0.0.1:9 is gone; running on this machine alone\ninterrupted\n"
 
 
 def run_apart(changes, *without):
     environment = {key: value for key, value in {**os.environ, **changes}.items() if key not in without}
     command = [sys.executable, "-c", CONNECT]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, start_new_session=True)
