@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from raygan.data.photos import Photos
 from raygan.errors import RayganError
+from raygan.machine import cores as machine_cores
 from raygan.metrics.distances import kid, kid_difference
 from raygan.models.features import Features
 from raygan.models.gan import Generator
 from raygan.models.registry import DEFAULT_FEATURES, SECOND_FEATURES
-from raygan.runtime import capacity, cluster
+from raygan.runtime import cluster
 from raygan.tracking.networks import load_network
 from raygan.training.monitor import can_hold_back, draw, features_of, held_back, patience_s
 
@@ -51,17 +53,21 @@ def measure_fresh(
 ) -> list[Fresh]:
     """Measure generators in a Ray task, by each network.
 
+    The task reserves nothing. A job that waits for cores takes those of a training as soon as it ends, and keeps them
+    for hours; the result's promotion must not depend on that.
+
     Args:
         generators: on the CPU, in evaluation mode.
         photos: the validation photos.
         networks: feature networks, as workers load them.
         samples: to draw from each generator.
-        cores: that the task reserves.
+        cores: threads that the task computes with.
 
     Raises:
         RayganError: the measurement failed, or took too long.
     """
-    task = ray.remote(_measure).options(num_cpus=cores).remote(list(generators), photos, networks, samples)
+    measuring = ray.remote(_measure).options(num_cpus=0)
+    task = measuring.remote(list(generators), photos, networks, samples, threads=int(cores))
     patience = patience_s((samples * len(generators) + len(photos)) * len(networks))
     try:
         found: list[Fresh] = ray.get(task, timeout=patience)
@@ -93,8 +99,10 @@ def fair_metrics(found: Sequence[Fresh]) -> dict[str, float]:
     return fresh_metrics(found)
 
 
-def _measure(generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int) -> list[Fresh]:
-    capacity.use_own_cores()
+def _measure(
+    generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int, *, threads: int
+) -> list[Fresh]:
+    torch.set_num_threads(max(1, min(threads, machine_cores())))
     return [_measured_by(load_network(network), generators, photos, samples) for network in networks]
 
 

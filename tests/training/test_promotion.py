@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from raygan import tracking
 from raygan.data import synthetic
@@ -17,6 +18,7 @@ from raygan.serve.settings import ServeSettings
 from raygan.training.promotion import judge
 from raygan.training.train import train
 from tests.conftest import takes_long
+from tests.helpers import CORES
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
 
@@ -35,7 +37,16 @@ def register(run, folder, generator, **about):
     return tracking.register_generator(run, folder, "cat", labels=["cat"])
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.fixture
+def no_core_is_free(ray_cluster):
+    """Another training waited for the cores, and has them now."""
+    group = placement_group([{"CPU": CORES}])
+    assert group.wait(60)
+    yield
+    remove_placement_group(group)
+
+
+@pytest.mark.usefixtures("no_core_is_free")
 def test_the_better_generator_is_the_champion(train_settings, write_shards, tmp_path):
     settings = train_settings(
         label="cat", data=str(write_shards(held_out=12, brightest=40)), quality_samples=32, promote="better"
