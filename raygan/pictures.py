@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:  # takes seconds to import, which processes that only read photos don't need
     from torch import Tensor
 
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _GAP = 2
 _CAPTION = 22
 _PAPER, _INK, _MISSING = (255, 255, 255), (40, 40, 40), (214, 214, 214)
@@ -41,7 +43,7 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], columns: int) -> Image.Im
     draw = ImageDraw.Draw(canvas)
     left = 0
     for caption, picture in grids:
-        draw.text((left + 2, 2), caption, fill=_INK, font=ImageFont.load_default(14))
+        draw.text((left + 2, 2), caption, fill=_INK, font=_font(caption, 14))
         canvas.paste(picture, (left, _CAPTION))
         left += picture.width + gap
     return canvas
@@ -58,7 +60,7 @@ def captioned(images: Sequence[np.ndarray | None], captions: Sequence[str], colu
     """
     side, wide, high = 96, 102, 126
     sheet = Image.new("RGB", (columns * wide, max(1, -(-len(images) // columns)) * high), _PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    draw, font = ImageDraw.Draw(sheet), _font("".join(captions), 10)
     for number, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(number, columns)
         left, top = column * wide, row * high
@@ -71,7 +73,16 @@ def captioned(images: Sequence[np.ndarray | None], captions: Sequence[str], colu
     return sheet
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _font(text: str, size: int) -> _Font:
+    """Pillow's font; for letters that aren't ASCII, which it shows as boxes, that of the charts, which is wider."""
+    if text.replace("…", "").isascii():
+        return ImageFont.load_default(size)
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _shortened(text: str, font: _Font, width: int) -> str:
     """The start of a line that is at most `width` px long."""
     if font.getlength(text) <= width:
         return text

@@ -88,3 +88,15 @@ def test_a_long_caption_ends_below_its_own_picture():
     )
     assert not np.array_equal(alone, beside)
     assert np.array_equal(alone[:, 96:], beside[:, 96:])
+
+
+@pytest.mark.parametrize("letters", [("é", "ñ"), ("к", "ш"), ("γ", "τ")])
+def test_captions_in_other_alphabets_are_legible(letters):
+    """A font without these letters shows the same box for each."""
+    black = [np.zeros((64, 64, 3), np.uint8)]
+    one, other = (np.asarray(pictures.captioned(black, [letter], 1)) for letter in letters)
+    assert not np.array_equal(one, other)
+    one, other = (
+        np.asarray(pictures.side_by_side([(letter, torch.zeros(1, 3, 64, 64).byte())], 1)) for letter in letters
+    )
+    assert not np.array_equal(one, other)
