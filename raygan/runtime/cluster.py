@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from raygan.errors import RayganError, Terminated, first_line, last_line
 from raygan.machine import cores
-from raygan.runtime import local, private
+from raygan.runtime import local, private, waiting
 from raygan.runtime.settings import StorageSettings
 from raygan.runtime.shared import check_shared
 
@@ -69,6 +69,8 @@ def connect(settings: StorageSettings | None = None, *, log_to_driver: bool = Fa
         raise _refusal(address or "of this machine", error) from None
     if options:
         local.say_where_store_is(min(node.get("object_store_memory", 0.0) for node in nodes()))
+    else:
+        waiting.watch_tasks()
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler prints a stack trace and ends the process before anything is cleaned up.
         signal.signal(signal.SIGTERM, _terminate)
@@ -232,10 +234,10 @@ def wait_for(tasks: Sequence[ray.ObjectRef], doing: str, *, unit: str = "task", 
         unit: what the bar counts.
         leave: keep the bar on the screen at the end.
     """
-    waiting = list(tasks)
-    with tqdm(total=len(waiting), desc=doing, unit=unit, leave=leave) as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1)
+    left = list(tasks)
+    with tqdm(total=len(left), desc=doing, unit=unit, leave=leave) as bar:
+        while left:
+            done, left = ray.wait(left, num_returns=1)
             bar.update(len(done))
 
 

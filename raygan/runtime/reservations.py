@@ -14,7 +14,6 @@ replace it if it told a group's creator and whether the creator is alive.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,15 +23,11 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from tqdm import tqdm
 
-from raygan.runtime import private
+from raygan.runtime import private, waiting
 
 #: Seconds between two looks at the table.
 _EVERY_S = 1.0
-
-#: Seconds after which a training that waits for its resources is no longer just starting.
-_LATE_S = 15.0
 
 #: Seconds to wait for controllers to die at the end of a training or search.
 _END_S = 10.0
@@ -50,13 +45,13 @@ def returned_cores() -> Iterator[None]:
     example at Ctrl-C in a notebook, the controllers that this process started are killed first.
     """
     before = {group.placement_group_id for group in _groups_of_actors()}
-    ended, waiting = threading.Event(), _Waiting()
+    ended, late = threading.Event(), _Waiting()
 
     def sweep() -> None:
         while not ended.wait(_EVERY_S):
             # A head that doesn't answer for a moment must not end the sweeping, or cores stay taken again.
             with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):
-                waiting.look(remove_orphans())
+                late.look(remove_orphans())
 
     sweeper = threading.Thread(target=sweep, name="returned-cores", daemon=True)
     sweeper.start()
@@ -82,21 +77,16 @@ class _Waiting:
     def look(self, groups: Sequence[Any]) -> None:
         """Look at this job's placement groups; called once in a while."""
         now = time.monotonic()
-        waiting = {group.placement_group_id: group for group in groups if private.is_waiting(group)}
-        self._since = {number: self._since.get(number, now) for number in waiting}
-        late = next((number for number, since in self._since.items() if now - since >= _LATE_S), None)
+        pending = {group.placement_group_id: group for group in groups if private.is_waiting(group)}
+        self._since = {number: self._since.get(number, now) for number in pending}
+        late = next((number for number, since in self._since.items() if now - since >= waiting.LATE_S), None)
         if late is None or self._said:
             return
         self._said = True
         wanted: Counter[str] = Counter()
-        for bundle in waiting[late].bundles:
+        for bundle in pending[late].bundles:
             wanted.update(bundle.unit_resources)
-        listed = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-        tqdm.write(
-            f"waiting for {listed}, which the cluster doesn't have free (see `ray status`): the training starts once "
-            f"other jobs end or nodes are added",
-            file=sys.stderr,
-        )
+        waiting.say(wanted, "the training")
 
 
 def _remove_all_but(before: set[bytes], kill: bool) -> None:

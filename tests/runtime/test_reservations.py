@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,8 +14,9 @@ import ray.train
 # Ray Train's trainer without torch, which workers take seconds to import.
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from raygan.runtime import reservations
+from raygan.runtime import reservations, waiting
 from tests.helpers import CORES, wait_for_cores, wait_until
+from tests.runtime.nodes import gcs_address
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -84,7 +87,7 @@ def quietly(call, *arguments):
 
 
 def test_a_training_that_waits_for_cores_says_so_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reservations, "_LATE_S", 1.0)
+    monkeypatch.setattr(waiting, "LATE_S", 1.0)
     taken = ray.util.placement_group([{"CPU": 1}])
     ray.get(taken.ready())
     said = []
@@ -96,6 +99,37 @@ def test_a_training_that_waits_for_cores_says_so_once(tmp_path, monkeypatch, cap
         "other jobs end or nodes are added\n"
     )
     wait_for_cores()
+
+
+WAIT = """
+import ray
+from raygan.runtime import cluster, waiting
+
+waiting.LATE_S = 0.5
+cluster.connect()
+print(ray.get(ray.remote(num_cpus=0.5)(lambda: "done").remote()))
+"""
+
+
+def test_a_job_whose_tasks_wait_for_cores_says_so_once():
+    taken = ray.util.placement_group([{"CPU": CORES}])
+    assert taken.wait(60)
+    job = subprocess.Popen(
+        [sys.executable, "-c", WAIT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": gcs_address()},
+    )
+    with job:
+        said = next(line for line in job.stderr if "waiting" in line)
+        time.sleep(2)
+        ray.util.remove_placement_group(taken)
+        assert job.communicate() == ("done\n", "")
+    assert said == (
+        "waiting for 0.5 CPU, which the cluster doesn't have free (see `ray status`): the work starts once other jobs "
+        "end or nodes are added\n"
+    )
 
 
 def wait_and_interrupt(folder, said, capsys):
