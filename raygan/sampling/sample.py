@@ -77,7 +77,8 @@ def sample(settings: SampleSettings) -> SampleResult:
         print(f"{done} samples are there already")
     name = time.strftime(f"sample-{slug(label)}-%Y%m%d-%H%M%S")
     tags = {"raygan.label": label}
-    cluster.connect(settings)
+    if missing:
+        cluster.connect(settings)
     left = settings.n - done
     of_each = 3 * named.generator.settings.image_size**2
     warn_of_room("--output", settings.output, left * of_each, f"{left:,} samples of {of_each:,} bytes or less")

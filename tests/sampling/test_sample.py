@@ -13,7 +13,7 @@ from PIL import Image
 from raygan.errors import ConfigurationError
 from raygan.models.gan import NetworkSettings, build_generator, load_generator, save_generator, to_uint8
 from raygan.models.latents import latents_of
-from raygan.runtime import room
+from raygan.runtime import cluster, room
 from raygan.sampling.sample import sample
 from raygan.sampling.settings import SampleSettings
 
@@ -65,6 +65,10 @@ def test_samples_are_the_images_of_their_seeds_and_a_killed_job_resumes(
     assert "has room" not in capsys.readouterr().err
     assert sorted(output.glob("*.png")) == files
     assert (files[0].stat().st_mtime_ns, files[22].stat().st_mtime_ns) == untouched
+    with monkeypatch.context() as no_ray:
+        no_ray.setattr(cluster, "connect", None)
+        sample(settings(new_storage, folder, output))
+    assert "23 samples are there already" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match=r"other samples \(seed 5\)"):
         sample(settings(new_storage, folder, output, seed=6))
     other = build_generator(NetworkSettings(image_size=32, z_dim=8, width=4, labels=("cat", "dog"))).eval()
