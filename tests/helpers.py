@@ -23,6 +23,19 @@ REPOSITORY = Path(__file__).parent.parent
 CORES = 3
 
 
+@contextmanager
+def taken_cores(count: int) -> Iterator[None]:
+    """Hold cores of the tests' cluster in the block, as another job does."""
+    import ray
+
+    group = ray.util.placement_group([{"CPU": count}])
+    try:
+        assert group.wait(60)
+        yield
+    finally:
+        ray.util.remove_placement_group(group)
+
+
 def wait_until(
     condition: Callable[[], Any], what: str, timeout_s: float = 240.0, *, alive: subprocess.Popen[Any] | None = None
 ) -> Any:

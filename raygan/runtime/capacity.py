@@ -91,8 +91,12 @@ def _say_unusable() -> None:
 
 def use_own_cores() -> None:
     """Give torch a thread for each core that this task or actor has reserved, up to those of the machine."""
-    reserved = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
-    torch.set_num_threads(max(1, min(reserved, cores())))
+    use_cores(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+
+
+def use_cores(count: float) -> None:
+    """Give torch this many threads: at least one, at most the machine's cores."""
+    torch.set_num_threads(max(1, min(int(count), cores())))
 
 
 def room(resources: Resources) -> int:

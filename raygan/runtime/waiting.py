@@ -42,14 +42,14 @@ def _watch() -> None:
     while not pause.wait(LATE_S) and ray.is_initialized():
         # A cluster without a dashboard doesn't tell, and one that ends raises whatever it likes.
         with suppress(Exception):
-            wanted = wanted_by_tasks()
+            wanted = _wanted_by_tasks()
             if wanted and before:
                 say(wanted, "the work")
                 return
             before = bool(wanted)
 
 
-def wanted_by_tasks() -> dict[str, float]:
+def _wanted_by_tasks() -> dict[str, float]:
     """What a task of this job waits for; empty if none waits, or if any runs."""
     from ray.util.state import list_tasks  # takes a third of a second to import
 

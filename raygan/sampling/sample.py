@@ -79,9 +79,9 @@ def sample(settings: SampleSettings) -> SampleResult:
     tags = {"raygan.label": label}
     if missing:
         cluster.connect(settings)
-    left = settings.n - done
-    of_each = 3 * named.generator.settings.image_size**2
-    warn_of_room("--output", settings.output, left * of_each, f"{left:,} samples of {of_each:,} bytes or less")
+        left = settings.n - done
+        of_each = 3 * named.generator.settings.image_size**2
+        warn_of_room("--output", settings.output, left * of_each, f"{left:,} samples of {of_each:,} bytes or less")
     with tracking.start_run(settings, name, job="sample", params=record, tags=tags) as log:
         _write_chunks(settings, named, label, missing, done)
         few = _draw(Drawing(named.generator), settings, label, 0, min(_SHOWN, settings.n))

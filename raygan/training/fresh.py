@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from raygan.data.photos import Photos
 from raygan.errors import RayganError
-from raygan.machine import cores as machine_cores
 from raygan.metrics.distances import kid, kid_difference
 from raygan.models.features import Features
 from raygan.models.gan import Generator
 from raygan.models.registry import DEFAULT_FEATURES, SECOND_FEATURES
-from raygan.runtime import cluster
+from raygan.runtime import capacity, cluster
 from raygan.tracking.networks import load_network
 from raygan.training.monitor import can_hold_back, draw, features_of, held_back, patience_s
 
@@ -61,13 +59,13 @@ def measure_fresh(
         photos: the validation photos.
         networks: feature networks, as workers load them.
         samples: to draw from each generator.
-        cores: threads that the task computes with.
+        cores: that the task computes on.
 
     Raises:
         RayganError: the measurement failed, or took too long.
     """
     measuring = ray.remote(_measure).options(num_cpus=0)
-    task = measuring.remote(list(generators), photos, networks, samples, threads=int(cores))
+    task = measuring.remote(list(generators), photos, networks, samples, cores)
     patience = patience_s((samples * len(generators) + len(photos)) * len(networks))
     try:
         found: list[Fresh] = ray.get(task, timeout=patience)
@@ -100,9 +98,9 @@ def fair_metrics(found: Sequence[Fresh]) -> dict[str, float]:
 
 
 def _measure(
-    generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int, *, threads: int
+    generators: Sequence[Generator], photos: Photos, networks: Sequence[str], samples: int, cores: float
 ) -> list[Fresh]:
-    torch.set_num_threads(max(1, min(threads, machine_cores())))
+    capacity.use_cores(cores)
     return [_measured_by(load_network(network), generators, photos, samples) for network in networks]
 
 

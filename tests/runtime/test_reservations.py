@@ -15,7 +15,7 @@ import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raygan.runtime import reservations, waiting
-from tests.helpers import CORES, wait_for_cores, wait_until
+from tests.helpers import CORES, outputs, taken_cores, wait_for_cores, wait_until
 from tests.runtime.nodes import gcs_address
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -88,12 +88,9 @@ def quietly(call, *arguments):
 
 def test_a_training_that_waits_for_cores_says_so_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(waiting, "LATE_S", 1.0)
-    taken = ray.util.placement_group([{"CPU": 1}])
-    ray.get(taken.ready())
     said = []
-    with pytest.raises(KeyboardInterrupt):
+    with taken_cores(1), pytest.raises(KeyboardInterrupt):
         wait_and_interrupt(tmp_path, said, capsys)
-    ray.util.remove_placement_group(taken)
     assert "".join(said) == (
         f"waiting for {CORES:g} CPU, which the cluster doesn't have free (see `ray status`): the training starts once "
         "other jobs end or nodes are added\n"
@@ -112,20 +109,17 @@ print(ray.get(ray.remote(num_cpus=0.5)(lambda: "done").remote()))
 
 
 def test_a_job_whose_tasks_wait_for_cores_says_so_once():
-    taken = ray.util.placement_group([{"CPU": CORES}])
-    assert taken.wait(60)
-    job = subprocess.Popen(
-        [sys.executable, "-c", WAIT],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "RAY_ADDRESS": gcs_address()},
-    )
-    with job:
+    with taken_cores(CORES):
+        job = subprocess.Popen(
+            [sys.executable, "-c", WAIT],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RAY_ADDRESS": gcs_address()},
+        )
         said = next(line for line in job.stderr if "waiting" in line)
         time.sleep(2)
-        ray.util.remove_placement_group(taken)
-        assert job.communicate() == ("done\n", "")
+    assert outputs(job) == ("done\n", "")
     assert said == (
         "waiting for 0.5 CPU, which the cluster doesn't have free (see `ray status`): the work starts once other jobs "
         "end or nodes are added\n"

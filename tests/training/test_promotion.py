@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from raygan import tracking
 from raygan.data import synthetic
@@ -18,7 +17,7 @@ from raygan.serve.settings import ServeSettings
 from raygan.training.promotion import judge
 from raygan.training.train import train
 from tests.conftest import takes_long
-from tests.helpers import CORES
+from tests.helpers import CORES, taken_cores
 
 NETWORKS = NetworkSettings(image_size=32, z_dim=8, width=4)
 
@@ -40,10 +39,8 @@ def register(run, folder, generator, **about):
 @pytest.fixture
 def no_core_is_free(ray_cluster):
     """Another training waited for the cores, and has them now."""
-    group = placement_group([{"CPU": CORES}])
-    assert group.wait(60)
-    yield
-    remove_placement_group(group)
+    with taken_cores(CORES):
+        yield
 
 
 @pytest.mark.usefixtures("no_core_is_free")
