@@ -99,6 +99,11 @@ def use_cores(count: float) -> None:
     torch.set_num_threads(max(1, min(int(count), cores())))
 
 
+def free_cores() -> float:
+    """Cores of the cluster that nothing has reserved now."""
+    return float(ray.available_resources().get("CPU", 0.0))
+
+
 def room(resources: Resources) -> int:
     """How many workers with these resources fit the cluster's current nodes if nothing else runs."""
     return int(_room(resources, could=False))

@@ -2,9 +2,9 @@
 
 1. Once per run, a Ray task computes features of the validation photos that may choose a checkpoint, and of the training
    photos (`Reference`). The other half of the validation photos is held back for `raygan.training.fresh`.
-2. Where the cluster has room beside the workers, Ray Train calls the `Monitor` with each checkpoint that is due, in a
-   task of its own. Otherwise the first worker calls it, and the training waits: it would lose the cores anyway, and a
-   task that shares them comes minutes late, when a search can't stop a bad trial any more.
+2. Where the cluster has cores free beside the workers, Ray Train calls the `Monitor` with each checkpoint that is due,
+   in a task of its own. Otherwise the first worker calls it, and the training waits: it would lose the cores anyway,
+   and a task that shares them, or waits for another job's, comes too late for a search to stop a bad trial.
 3. The monitor draws samples and compares their features with the reference. The driver is told, and Ray Train gets
    the number by which it picks the best checkpoint. A measurement that fails or takes too long is reported, and the
    training goes on.
@@ -245,7 +245,7 @@ def start_measuring(
     """
     nodes = [node.get("CPU", 0.0) for node in cluster.nodes()]
     cores = cores_beside(nodes, at_once * settings.most_workers, settings.cpus_per_worker)
-    measuring = ray.remote(measure_reference).options(num_cpus=cores)
+    measuring = ray.remote(measure_reference).options(num_cpus=cores if capacity.free_cores() >= cores else 0)
     most = train_photos(settings.minutes)
     return measuring.remote(train, validation, settings.quality_network, most), cores
 

@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import ray.train
@@ -175,7 +175,7 @@ class Training:
             validation = ValidationConfig(fn=monitor, task_config=given_up, ray_remote_kwargs=place)
         return TorchTrainer(
             train_worker,
-            train_loop_config={"task": self._task(None if validation else monitor)},
+            train_loop_config={"task": self._task(monitor, monitor_cores)},
             torch_config=TorchConfig(timeout_s=_COLLECTIVE_S),
             scaling_config=ScalingConfig(
                 num_workers=settings.num_workers,
@@ -200,7 +200,10 @@ class Training:
             validation_config=validation,
         )
 
-    def _task(self, monitor: Monitor | None) -> WorkerTask:
+    def _task(self, monitor: Monitor | None, monitor_cores: float) -> WorkerTask:
+        if monitor and self.settings.most_workers > 1:
+            # The others wait for the first worker as long as for any.
+            monitor = replace(monitor, patience_s=min(monitor.patience_s, 0.8 * _COLLECTIVE_S))
         return WorkerTask(
             settings=self.settings,
             schedule=self.schedule,
@@ -214,6 +217,7 @@ class Training:
             begin_from=self.trial.begin_from if self.trial else None,
             weights=storage.join(self.run.folder, BEGUN_FROM) if self.settings.begin_from else None,
             monitor=monitor,
+            monitor_cores=monitor_cores,
         )
 
     def _monitor(self) -> tuple[Monitor, float]:
@@ -231,7 +235,7 @@ class Training:
             label=settings.label,
             events=self.events,
             folder=self.run.folder,
-            patience_s=monitor_patience_s(settings, len(self.photos), len(self.held_out), cores),
+            patience_s=monitor_patience_s(settings, len(self.photos), len(self.held_out)),
         )
         return monitor, cores
 
@@ -282,19 +286,16 @@ def outlive_controllers(
             tqdm.write("the training's controller has died; resuming from the last checkpoint", file=sys.stderr)
 
 
-def monitor_patience_s(settings: TrainSettings, photos: int, held_out: int, cores: float) -> float:
+def monitor_patience_s(settings: TrainSettings, photos: int, held_out: int) -> float:
     """Seconds after which a measurement is given up: enough for the first one, which waits for the reference.
 
     Args:
         settings: of the training.
         photos: training photos.
         held_out: validation photos.
-        cores: that measurements reserve beside the workers. If 0, the first worker measures, and the others wait for it
-            as long as they wait for any worker.
     """
     reference = min(train_photos(settings.minutes), photos) + min(VALIDATION_PHOTOS, held_out)
-    patience = patience_s(settings.quality_samples + reference)
-    return patience if cores or settings.most_workers == 1 else min(patience, 0.8 * _COLLECTIVE_S)
+    return patience_s(settings.quality_samples + reference)
 
 
 def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, int]:

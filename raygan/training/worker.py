@@ -25,7 +25,7 @@ from raygan.data.batches import BatchStream
 from raygan.data.photos import Photos
 from raygan.models.gan import Generator
 from raygan.models.hardware import on_device, peak_resident_bytes, seconds_without_core
-from raygan.runtime import storage
+from raygan.runtime import capacity, storage
 from raygan.training.build import new_step, this_rank
 from raygan.training.checkpoints import load_training, save_training
 from raygan.training.events import Collapse, Notice, Picture, Tick
@@ -75,7 +75,8 @@ class WorkerTask:
         folder: the run's folder.
         begin_from: another run's checkpoint, from which a run without its own starts.
         weights: address of a folder whose weights a run without a checkpoint begins with.
-        monitor: measures quality in the first worker, where the cluster has no room for it beside the workers.
+        monitor: measures quality.
+        monitor_cores: cores that a measurement beside the workers reserves; 0 if the first worker measures.
     """
 
     settings: TrainSettings
@@ -90,6 +91,7 @@ class WorkerTask:
     begin_from: ray.train.Checkpoint | None = None
     weights: str | None = None
     monitor: Monitor | None = None
+    monitor_cores: float = 0.0
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -167,7 +169,8 @@ class TrainLoop:
         """
         if self.step.batches % self.look_every:
             return False
-        measurable = self.task.monitor is None or (self.first_rank and self.task.monitor.ready)
+        monitor = self.task.monitor
+        measurable = not monitor or self.task.monitor_cores > 0 or (self.first_rank and monitor.ready)
         known = (time.monotonic() - self.began, float(measurable), *self.costs.values())
         seconds, measurable_there, *costs = self._first_ranks(known)
         self.agenda.learn(dict(zip(self.costs, costs, strict=True)), measurable=measurable_there > 0)
@@ -272,7 +275,7 @@ class TrainLoop:
         with self._paying("checkpoint"):
             save_training(Path(folder), self.step, about)
         reported: dict[str, Any] = {**metrics}
-        monitor = self.task.monitor if measure else None
+        monitor = self.task.monitor if measure and self._measures_here() else None
         if monitor:
             generator = cast(Generator, copy.deepcopy(self.step.ema.module))
             with self._paying("quality"):
@@ -287,6 +290,12 @@ class TrainLoop:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             validation=measure and not monitor,
         )
+
+    def _measures_here(self) -> bool:
+        """Whether to measure in this worker: beside the workers, the measurement would wait for another job's cores."""
+        monitor, cores = self.task.monitor, self.task.monitor_cores
+        # A measurement that waits for the reference may as well wait for cores, but the training can't.
+        return not cores or (monitor is not None and monitor.ready and capacity.free_cores() < cores)
 
     def _snapshot(self) -> None:
         """Write a picture of how far the training is, and tell the driver."""

@@ -69,15 +69,12 @@ def test_a_short_run_is_compared_with_fewer_training_photos():
 
 
 def test_the_patience_is_for_the_images_that_are_measured():
-    def patience(cores=1.0, **changes):
+    def patience(**changes):
         settings = validate(TrainSettings, {"data": "x", "quality_samples": 500, **changes})
-        return monitor_patience_s(settings, 20_000, 1000, cores)
+        return monitor_patience_s(settings, 20_000, 1000)
 
     assert patience() == 300 + 0.5 * (500 + 10_000 + 1000)
     assert patience(minutes=20) == 300 + 0.5 * (500 + 5000 + 1000)
-    # Where the first of several workers measures, the others take it for dead after 600 s.
-    assert patience(cores=0.0) == patience()
-    assert patience(cores=0.0, num_workers=2) < 600
 
 
 def opened(gate):

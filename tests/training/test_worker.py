@@ -1,5 +1,6 @@
 """A worker's loop with a clock that stands still but for what its work takes, and nobody to report to."""
 
+import math
 import tempfile
 from itertools import pairwise
 from types import SimpleNamespace
@@ -41,11 +42,13 @@ def train(monkeypatch, tmp_path):
     """Runs a training of ten minutes by the clock; returns what happened, and how many minutes it took.
 
     ready_after_s: seconds after which the reference is there.
+    cores: what a measurement beside the worker reserves.
+    free_cores: of the cluster.
     on_gpu: steps return at once, and what they have queued takes its time until one waits for it.
     changes: to the settings.
     """
 
-    def run(ready_after_s=0.0, on_gpu=False, **changes):
+    def run(ready_after_s=0.0, on_gpu=False, cores=0.0, free_cores=0.0, **changes):
         clock, told, reports = Clock(), [], []
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of checkpoints, which Ray would delete
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
@@ -98,13 +101,16 @@ def train(monkeypatch, tmp_path):
             monkeypatch.setattr(worker.torch.cuda, "synchronize", work_off)
             monkeypatch.setattr(worker.Snapshots, "samples", lambda self, count: torch.rand(count, 3, 32, 32))
         events = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=told.append)))
-        task = WorkerTask(settings, schedule, photos, photos, "f", (), ("cat",), events, str(tmp_path), monitor=monitor)
+        monkeypatch.setattr(worker.capacity, "free_cores", lambda: free_cores)
+        measuring = {"monitor": monitor, "monitor_cores": cores}
+        task = WorkerTask(settings, schedule, photos, photos, "f", (), ("cat",), events, str(tmp_path), **measuring)
         TrainLoop(task, step, BatchStream(photos, 2, 0, Share()), {}).run()
         pictures = sum(isinstance(event, Picture) for event in told)
         checkpoints = sum("checkpoint" in given for _, given in reports)
         return SimpleNamespace(
             minutes=clock.seconds / 60,
             measured=monitor.measured,
+            beside=sum(given.get("validation", False) for _, given in reports),
             pictures=pictures,
             checkpoints=checkpoints,
             steps=step.batches,
@@ -127,6 +133,20 @@ def test_a_run_by_the_clock_spends_its_minutes_on_steps(train):
 def test_a_run_by_the_clock_goes_on_until_the_reference_is_there(train):
     first, *_ = train(ready_after_s=400.0).measured
     assert 400 <= first <= 420
+
+
+@pytest.mark.parametrize(
+    ("free_cores", "ready_after_s", "in_worker"),
+    [
+        (1.5, 0.0, False),
+        (1.0, 0.0, True),  # another job has taken the cores
+        (1.0, math.inf, False),  # the measurement waits for the reference anyway, and the training must not
+    ],
+)
+def test_a_measurement_doesnt_wait_for_cores_of_other_jobs(train, free_cores, ready_after_s, in_worker):
+    found = train(ready_after_s, cores=1.5, free_cores=free_cores, minutes=None, kimg=1, quality_every=0.2)
+    counts = (5, 0) if in_worker else (0, 5)
+    assert (len(found.measured), found.beside) == counts
 
 
 def test_the_rate_counts_the_pauses_between_two_logs_once(train):
