@@ -50,21 +50,20 @@ def benchmark(settings: GpuBenchmarkSettings) -> dict[str, Any]:
         return _write_plan(settings, folder)
     if not (folder / gpu.PLAN).exists():
         raise ConfigurationError(f"--folder: {folder} has no {gpu.PLAN}: write it with --data SHARDS")
+    plan = json.loads((folder / gpu.PLAN).read_text(encoding="utf-8"))
+    page = Path(settings.page) if settings.page else checkout() / "raygan" / "benchmarks" / "README.md"
+    _around(page, plan["image_size"])  # it must be there before the minutes that follow
     if torch.cuda.is_available():
         gpu.finish(folder, _SECONDS, "cuda")
     results = folder / gpu.RESULTS
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-    plan = json.loads((folder / gpu.PLAN).read_text(encoding="utf-8"))
     if any(name.startswith("training ") for name in found):
         found["kid"] = _judge(folder, plan, found)
     text = tables(plan, found)
     print(text)
     write_json(settings.json_file, found)
-    fill(
-        Path(settings.page) if settings.page else checkout() / "raygan" / "benchmarks" / "README.md",
-        text,
-        plan["image_size"],
-    )
+    before, after = _around(page, plan["image_size"])
+    page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
     return found
 
 
@@ -234,16 +233,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def fill(page: Path, text: str, size: int) -> None:
-    """Write the tables of images of `size` px between the page's marks.
+def _around(page: Path, size: int) -> tuple[str, str]:
+    """What the page has before and after the tables of images of `size` px, marks included.
 
     Raises:
         ConfigurationError: the page is missing or has no marks.
     """
-    begin, end = _BEGIN.format(size=size), _END.format(size=size)
+    begin, end = _BEGIN.format(size=size) + "\n", _END.format(size=size)
     try:
-        before, rest = page.read_text(encoding="utf-8").split(begin + "\n")
+        before, rest = page.read_text(encoding="utf-8").split(begin)
         _, after = rest.split(end)
     except (OSError, ValueError):
-        raise ConfigurationError(f"--page: {page} has no lines {begin} and {end} to write between") from None
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        raise ConfigurationError(f"--page: {page} has no lines {begin.strip()} and {end} to write between") from None
+    return before + begin, end + after

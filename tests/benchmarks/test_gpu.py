@@ -12,7 +12,7 @@ import torch
 
 from raygan.benchmarks.candidates import TEXTBOOK
 from raygan.benchmarks.gpu import Session, finish
-from raygan.benchmarks.gpu_report import benchmark, fill
+from raygan.benchmarks.gpu_report import benchmark
 from raygan.benchmarks.gpu_timeline import short
 from raygan.benchmarks.gpu_training import Training
 from raygan.benchmarks.settings import GpuBenchmarkSettings
@@ -177,11 +177,11 @@ def test_a_kernels_name_says_what_it_does(name, shown):
     assert short(name) == shown
 
 
-def test_a_page_without_marks_is_named(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("# Page\n")
+def test_a_page_without_marks_is_named_before_anything_is_measured_or_judged(tiny, tmp_path):
+    (tmp_path / "page.md").write_text("# Page\n")
+    (tmp_path / "gpu" / "results.json").write_text('{"training best-64": [{}]}')  # its generator is missing
     with pytest.raises(ConfigurationError, match=r"page\.md has no lines <!-- gpu 32 px --> and <!-- /gpu 32 px -->"):
-        fill(page, "text", 32)
+        benchmark(tiny)
 
 
 def test_results_are_not_taken_for_those_of_another_plan(tmp_path, write_shards):
