@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 import ray.train
 import torch
+from ray.train import CheckpointConsistencyMode, ReportedCheckpointStatus
 from ray.util.queue import Queue
 
 from raygan.data.batches import BatchStream
@@ -54,6 +55,9 @@ _FIRST_RANKS = (
 
 #: Seconds, about, between two looks at the clock, and whether one of the training's nodes is about to be taken away.
 LOOK_S = 5.0
+
+#: Seconds, at most, in which Ray Train says how earlier measurements stand: it stores the last report first.
+STORED_S = 10.0
 
 #: Samples from which each log tells whether samples still differ.
 SPREAD_IMAGES = 16
@@ -294,8 +298,14 @@ class TrainLoop:
     def _measures_here(self) -> bool:
         """Whether to measure in this worker: beside the workers, the measurement would wait for another job's cores."""
         monitor, cores = self.task.monitor, self.task.monitor_cores
+        if not (monitor and cores):
+            return True
         # A measurement that waits for the reference may as well wait for cores, but the training can't.
-        return not cores or (monitor is not None and monitor.ready and capacity.free_cores() < cores)
+        if not monitor.ready or capacity.free_cores() >= cores:
+            return False
+        # This training's earlier measurement may have the cores. Measurements come one after another.
+        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, STORED_S)
+        return all(each.status is not ReportedCheckpointStatus.PENDING_VALIDATION for each in reported)
 
     def _snapshot(self) -> None:
         """Write a picture of how far the training is, and tell the driver."""

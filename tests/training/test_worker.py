@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ray.train import ReportedCheckpointStatus
 
 from raygan.data.batches import BatchStream
 from raygan.data.photos import InMemory, Photos
@@ -44,11 +45,12 @@ def train(monkeypatch, tmp_path):
     ready_after_s: seconds after which the reference is there.
     cores: what a measurement beside the worker reserves.
     free_cores: of the cluster.
+    status: Ray Train's of the measurement before.
     on_gpu: steps return at once, and what they have queued takes its time until one waits for it.
     changes: to the settings.
     """
 
-    def run(ready_after_s=0.0, on_gpu=False, cores=0.0, free_cores=0.0, **changes):
+    def run(ready_after_s=0.0, on_gpu=False, cores=0.0, free_cores=0.0, status="VALIDATED", **changes):
         clock, told, reports = Clock(), [], []
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of checkpoints, which Ray would delete
         monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
@@ -102,6 +104,8 @@ def train(monkeypatch, tmp_path):
             monkeypatch.setattr(worker.Snapshots, "samples", lambda self, count: torch.rand(count, 3, 32, 32))
         events = SimpleNamespace(actor=SimpleNamespace(put_nowait=SimpleNamespace(remote=told.append)))
         monkeypatch.setattr(worker.capacity, "free_cores", lambda: free_cores)
+        reported = [SimpleNamespace(status=ReportedCheckpointStatus[status])]
+        monkeypatch.setattr(worker.ray.train, "get_all_reported_checkpoints", lambda *how: reported)
         measuring = {"monitor": monitor, "monitor_cores": cores}
         task = WorkerTask(settings, schedule, photos, photos, "f", (), ("cat",), events, str(tmp_path), **measuring)
         TrainLoop(task, step, BatchStream(photos, 2, 0, Share()), {}).run()
@@ -136,15 +140,17 @@ def test_a_run_by_the_clock_goes_on_until_the_reference_is_there(train):
 
 
 @pytest.mark.parametrize(
-    ("free_cores", "ready_after_s", "in_worker"),
+    ("free_cores", "ready_after_s", "status", "in_worker"),
     [
-        (1.5, 0.0, False),
-        (1.0, 0.0, True),  # another job has taken the cores
-        (1.0, math.inf, False),  # the measurement waits for the reference anyway, and the training must not
+        (1.5, 0.0, "VALIDATED", False),
+        (1.0, 0.0, "VALIDATED", True),  # another job has taken the cores
+        (1.0, 0.0, "PENDING_VALIDATION", False),  # the training's own measurement has: they come in order
+        (1.0, math.inf, "VALIDATED", False),  # it waits for the reference anyway, and the training must not
     ],
 )
-def test_a_measurement_doesnt_wait_for_cores_of_other_jobs(train, free_cores, ready_after_s, in_worker):
-    found = train(ready_after_s, cores=1.5, free_cores=free_cores, minutes=None, kimg=1, quality_every=0.2)
+def test_a_measurement_doesnt_wait_for_cores_of_other_jobs(train, free_cores, ready_after_s, status, in_worker):
+    measuring = {"cores": 1.5, "free_cores": free_cores, "status": status}
+    found = train(ready_after_s, **measuring, minutes=None, kimg=1, quality_every=0.2)
     counts = (5, 0) if in_worker else (0, 5)
     assert (len(found.measured), found.beside) == counts
 
