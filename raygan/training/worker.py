@@ -57,7 +57,7 @@ _FIRST_RANKS = (
 LOOK_S = 5.0
 
 #: Seconds, at most, in which Ray Train says how earlier measurements stand: it stores the last report first.
-STORED_S = 10.0
+_STORED_S = 10.0
 
 #: Samples from which each log tells whether samples still differ.
 SPREAD_IMAGES = 16
@@ -304,7 +304,7 @@ class TrainLoop:
         if not monitor.ready or capacity.free_cores() >= cores:
             return False
         # This training's earlier measurement may have the cores. Measurements come one after another.
-        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, STORED_S)
+        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, _STORED_S)
         return all(each.status is not ReportedCheckpointStatus.PENDING_VALIDATION for each in reported)
 
     def _snapshot(self) -> None:
