@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raygan import tracking
+from raygan.cli import strict_json
 from raygan.data.shards import DataSet
 from raygan.errors import RayganError
 from raygan.evaluation import report
@@ -85,8 +86,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     record = _record(settings, data, candidates, networks, reals, verdicts)
     page = report.page(name, record, verdicts, reals)
     storage.write_bytes(storage.join(folder, report.PAGE), page.encode())
-    storage.write_json(storage.join(folder, REPORT), record)
-    return EvaluateResult(_log(settings, name, data, record, page), folder, record["metrics"])
+    text = (strict_json(json.dumps(record), indent=2) + "\n").encode()
+    storage.write_bytes(storage.join(folder, REPORT), text)
+    return EvaluateResult(_log(settings, name, data, record, page, text), folder, record["metrics"])
 
 
 def _folder(settings: EvaluateSettings, name: str) -> str:
@@ -152,7 +154,9 @@ def _record(
     }
 
 
-def _log(settings: EvaluateSettings, name: str, data: DataSet, record: Mapping[str, Any], page: str) -> str:
+def _log(
+    settings: EvaluateSettings, name: str, data: DataSet, record: Mapping[str, Any], page: str, text: bytes
+) -> str:
     """Log the report to MLflow; the run's id."""
     params = {**record["settings"], "fingerprint": record["fingerprint"]}
     with tracking.start_run(settings, name, job="evaluate", params=params) as log:
@@ -163,5 +167,5 @@ def _log(settings: EvaluateSettings, name: str, data: DataSet, record: Mapping[s
                 named = {f"{place}/{key}": value for key, value in metrics.items()}
                 log.log_metrics(named, step=0)
         log.log_bytes(page.encode(), report.PAGE)
-        log.log_bytes(json.dumps(record, indent=2).encode(), REPORT)
+        log.log_bytes(text, REPORT)
     return log.id

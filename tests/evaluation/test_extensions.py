@@ -17,11 +17,12 @@ def move(sets):
     return float((sets.fake.mean(0) - sets.real.mean(0)).norm()), float(deviation.norm())
 
 SHIFT = Metric(move, "lower", "distance <between> the means")
+LOST = Metric(lambda sets: float("nan"), None, "nothing")
 '''
 
 
 def test_a_packages_metric_is_in_the_record_and_on_the_page(packages, installed, new_storage, write_shards, tmp_path):
-    make_package(packages, "toy", TOY, "[raygan.metrics]\nshift = toy:SHIFT")
+    make_package(packages, "toy", TOY, "[raygan.metrics]\nshift = toy:SHIFT\nlost = toy:LOST")
     save_generator(
         tmp_path / "cats", build_generator(NetworkSettings(image_size=32, z_dim=4, width=2)), {"label": "cat"}
     )
@@ -32,7 +33,10 @@ def test_a_packages_metric_is_in_the_record_and_on_the_page(packages, installed,
     scores = json.loads(job.stdout.splitlines()[-1])["metrics"]["cats"]["cat"]
     assert scores["shift6_efficientnet_lite0"] > scores["shift6_efficientnet_lite0_error"] > 0
     folder = Path(new_storage, "reports", "card")
-    assert json.loads((folder / "report.json").read_text())["metrics"]["cats"]["cat"] == scores
+    record = (folder / "report.json").read_text()
+    assert json.loads(record)["metrics"]["cats"]["cat"] == scores
+    assert "NaN" not in record  # which most parsers of JSON refuse
+    assert scores["lost6_efficientnet_lite0"] is None
     page = (folder / "report.html").read_text()
     assert "<td>shift6 ↓</td>" in page
     assert "<dt>shift</dt><dd>distance &lt;between&gt; the means</dd>" in page
