@@ -9,6 +9,7 @@ import time
 from tqdm import tqdm
 
 from raygan.addresses import public
+from raygan.cli import strict_json
 from raygan.errors import RayganError
 from raygan.runtime import storage
 
@@ -57,7 +58,7 @@ class History:
         """
         if self._dirty_since is None or time.monotonic() - self._dirty_since < at_least_every_s:
             return
-        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        lines = "".join(strict_json(json.dumps(record)) + "\n" for record in self.records)
         try:
             storage.write_bytes(self._address, lines.encode())
         except RayganError as error:
@@ -75,4 +76,6 @@ def _read(line: str) -> dict[str, float] | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "images" in record else None
+    if not (isinstance(record, dict) and "images" in record):
+        return None
+    return {name: value for name, value in record.items() if value is not None}  # null was NaN

@@ -21,6 +21,15 @@ def test_records_that_could_not_be_written_are_written_with_the_next_ones(tmp_pa
     assert [record["images"] for record in History(str(tmp_path / "metrics.jsonl")).records] == [8, 16]
 
 
+def test_a_record_of_a_collapse_is_json_that_other_programs_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    history = History(str(path))
+    history.add({"images": 8, "loss": float("nan")})
+    history.save()
+    assert path.read_text() == '{"images": 8, "loss": null}\n'
+    assert History(str(path)).records == [{"images": 8}]
+
+
 def test_damaged_records_are_left_out(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"images": 8, "loss": 1.0}\n{"images": 16, "lo\n[]\n{"images": 24}\n')
