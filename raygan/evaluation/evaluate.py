@@ -84,11 +84,11 @@ def evaluate(settings: EvaluateSettings) -> EvaluateResult:
     drawn = draw_samples(candidates, counts, networks, settings.seed)
     verdicts = measure_all(candidates, drawn, reals, networks.classes)
     record = _record(settings, data, candidates, networks, reals, verdicts)
-    page = report.page(name, record, verdicts, reals)
-    storage.write_bytes(storage.join(folder, report.PAGE), page.encode())
-    text = (strict_json(json.dumps(record), indent=2) + "\n").encode()
-    storage.write_bytes(storage.join(folder, REPORT), text)
-    return EvaluateResult(_log(settings, name, data, record, page, text), folder, record["metrics"])
+    page, text = report.page(name, record, verdicts, reals), strict_json(json.dumps(record), indent=2) + "\n"
+    files = {report.PAGE: page.encode(), REPORT: text.encode()}
+    for file, content in files.items():
+        storage.write_bytes(storage.join(folder, file), content)
+    return EvaluateResult(_log(settings, name, data, record, files), folder, record["metrics"])
 
 
 def _folder(settings: EvaluateSettings, name: str) -> str:
@@ -155,7 +155,7 @@ def _record(
 
 
 def _log(
-    settings: EvaluateSettings, name: str, data: DataSet, record: Mapping[str, Any], page: str, text: bytes
+    settings: EvaluateSettings, name: str, data: DataSet, record: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> str:
     """Log the report to MLflow; the run's id."""
     params = {**record["settings"], "fingerprint": record["fingerprint"]}
@@ -166,6 +166,6 @@ def _log(
                 place = f"{candidate}/{label.replace('/', '_')}"
                 named = {f"{place}/{key}": value for key, value in metrics.items()}
                 log.log_metrics(named, step=0)
-        log.log_bytes(page.encode(), report.PAGE)
-        log.log_bytes(text, REPORT)
+        for file, content in files.items():
+            log.log_bytes(content, file)
     return log.id

@@ -201,9 +201,6 @@ class Training:
         )
 
     def _task(self, monitor: Monitor | None, monitor_cores: float) -> WorkerTask:
-        if monitor and self.settings.most_workers > 1:
-            # The others wait for the first worker as long as for any.
-            monitor = replace(monitor, patience_s=min(monitor.patience_s, 0.8 * _COLLECTIVE_S))
         return WorkerTask(
             settings=self.settings,
             schedule=self.schedule,
@@ -216,7 +213,7 @@ class Training:
             folder=self.run.folder,
             begin_from=self.trial.begin_from if self.trial else None,
             weights=storage.join(self.run.folder, BEGUN_FROM) if self.settings.begin_from else None,
-            monitor=monitor,
+            monitor=monitor and in_first_worker(monitor, self.settings.most_workers),
             monitor_cores=monitor_cores,
         )
 
@@ -296,6 +293,11 @@ def monitor_patience_s(settings: TrainSettings, photos: int, held_out: int) -> f
     """
     reference = min(train_photos(settings.minutes), photos) + min(VALIDATION_PHOTOS, held_out)
     return patience_s(settings.quality_samples + reference)
+
+
+def in_first_worker(monitor: Monitor, workers: int) -> Monitor:
+    """The monitor, less patient where other workers wait for the first one: they take it for dead after a while."""
+    return replace(monitor, patience_s=min(monitor.patience_s, 0.8 * _COLLECTIVE_S)) if workers > 1 else monitor
 
 
 def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, int]:

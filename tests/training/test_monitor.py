@@ -16,10 +16,18 @@ from raygan.models.registry import DEFAULT_FEATURES
 from raygan.settings import validate
 from raygan.training import fresh
 from raygan.training.events import Picture, Unmeasured
-from raygan.training.monitor import TRAIN_PHOTOS, Monitor, Reference, cores_beside, held_back, train_photos
+from raygan.training.monitor import (
+    TRAIN_PHOTOS,
+    Monitor,
+    Reference,
+    cores_beside,
+    held_back,
+    start_measuring,
+    train_photos,
+)
 from raygan.training.settings import TrainSettings
-from raygan.training.trainer import monitor_patience_s
-from tests.helpers import wait_for_cores, wait_until
+from raygan.training.trainer import in_first_worker, monitor_patience_s
+from tests.helpers import CORES, taken_cores, wait_for_cores, wait_until
 
 
 @pytest.mark.parametrize(
@@ -75,6 +83,13 @@ def test_the_patience_is_for_the_images_that_are_measured():
 
     assert patience() == 300 + 0.5 * (500 + 10_000 + 1000)
     assert patience(minutes=20) == 300 + 0.5 * (500 + 5000 + 1000)
+
+
+def test_the_first_of_several_workers_gives_up_before_the_others_take_it_for_dead():
+    monitor = monitor_of(None, patience_s=6050.0)
+    assert in_first_worker(monitor, 1).patience_s == 6050
+    assert in_first_worker(monitor, 2).patience_s < 600
+    assert in_first_worker(monitor_of(None, patience_s=2.0), 2).patience_s == 2
 
 
 def opened(gate):
@@ -147,6 +162,17 @@ def test_a_fresh_measurement_that_hangs_is_given_up(monkeypatch):
     with pytest.raises(RayganError, match="measuring fresh samples took more than 0 minutes"):
         fresh.measure_fresh([], Endless(), [DEFAULT_FEATURES], samples=16)
     wait_for_cores()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_reference_doesnt_wait_for_cores_of_other_jobs(train_settings):
+    settings = train_settings(num_workers=1)
+    data = DataSet.open(settings.data)
+    train, validation = (open_photos(data, split, None) for split in ("train", "validation"))
+    with taken_cores(CORES):
+        reference, cores = start_measuring(settings, train, validation)
+        assert cores == 1.5  # once they are free
+        assert len(ray.get(reference, timeout=100).train) == len(train)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -20,6 +20,7 @@ from raygan.data.photos import Photos, open_photos
 from raygan.data.reader import load_photos
 from raygan.data.shards import DataSet, Manifest, ShardFile, write_shard
 from raygan.models.distributed import Share
+from raygan.runtime import capacity
 
 #: Shards, and bytes of pixels in each: 126 MB in all.
 _SHARDS, _BYTES = 32, 320 * 3 * 64**2
@@ -69,7 +70,7 @@ def _read(nodes: Nodes, data: DataSet, fault: int) -> Outcome:
     for batch in range(_BATCHES):
         began = time.monotonic()
         if batch == fault:
-            taken = ray.available_resources().get("CPU", 0) == 0
+            taken = capacity.free_cores() == 0
             nodes.kill_last()
             ray.kill(workers[0])
             workers = [_place(photos, Share(), batch, nodes.ids[0], cores=1)]
